@@ -1,0 +1,28 @@
+"""Triton kernels and their launchers: torch and triton only, never tunable_ops.
+
+The folder installs as `tunable_ops.triton_kernels`. This module answers whether its kernels can run at all;
+importing it needs neither triton nor a GPU.
+"""
+
+import importlib.metadata
+
+REQUIRED_TRITON = (3, 6)
+
+
+def unavailable_reason() -> str | None:
+    """Says why Triton kernels cannot run here, or returns None if they can.
+
+    Returns:
+        A clause that completes "backend 'triton' cannot run: ...", or None.
+    """
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return f"triton is not installed (pip install 'triton>={_dotted(REQUIRED_TRITON)}')"
+    if tuple(int(part) for part in version.split(".")[:2]) < REQUIRED_TRITON:
+        return f"triton {version} is older than {_dotted(REQUIRED_TRITON)} (pip install -U triton)"
+    return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,67 @@
+"""Tunable convolutions: layers that hold P kernels and blend them with weights that are set at inference.
+
+layer = tunable_ops.TunableConv2d(64, 64, 3, padding=1, num_params=2)
+y = layer(x, lam)                                  # lam: [p] or [B, p]
+net = tunable_ops.convert(plain_net, num_params=2)
+y = net(x, lam)
+plain = tunable_ops.fold(net, lam)
+"""
+
+from tunable_ops import losses, reference
+from tunable_ops.functional import (
+    tunable_conv1d,
+    tunable_conv2d,
+    tunable_conv3d,
+    tunable_conv_transpose2d,
+    tunable_linear,
+    tunable_parameter,
+)
+from tunable_ops.modules import (
+    LambdaSpec,
+    LiveFold,
+    TunableConv1d,
+    TunableConv2d,
+    TunableConv3d,
+    TunableConvTranspose2d,
+    TunableLinear,
+    TunableModel,
+    TunableParameter,
+    checkpoint,
+    convert,
+    fold,
+    freeze_base,
+    load_plain,
+    merge_base,
+    optimizer_groups,
+    split_base,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LambdaSpec",
+    "LiveFold",
+    "TunableConv1d",
+    "TunableConv2d",
+    "TunableConv3d",
+    "TunableConvTranspose2d",
+    "TunableLinear",
+    "TunableModel",
+    "TunableParameter",
+    "checkpoint",
+    "convert",
+    "fold",
+    "freeze_base",
+    "load_plain",
+    "losses",
+    "merge_base",
+    "optimizer_groups",
+    "reference",
+    "split_base",
+    "tunable_conv1d",
+    "tunable_conv2d",
+    "tunable_conv3d",
+    "tunable_conv_transpose2d",
+    "tunable_linear",
+    "tunable_parameter",
+]

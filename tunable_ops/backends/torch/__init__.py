@@ -1,0 +1,1 @@
+"""The backend made of PyTorch's own operators: blend once, then the library's convolution."""

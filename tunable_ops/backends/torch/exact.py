@@ -1,0 +1,29 @@
+"""Matrix products that keep fp32 whatever the process allows for its own (TF32, bf16 passes)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def exact_matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Left [M, K] or [K] times right [K, N] with fp32 (or wider) products and sums."""
+    if left.dtype == torch.float64 or _library_is_exact(left.device.type):
+        return left @ right
+    # The settings are the process's; changing them here would race with other threads. Small K or N: loop over it.
+    if right.shape[0] <= right.shape[1]:
+        result = left[..., 0, None] * right[0]
+        for k in range(1, right.shape[0]):
+            result.addcmul_(left[..., k, None], right[k])
+        return result
+    columns = [(left * right[:, n]).sum(-1) for n in range(right.shape[1])]
+    return torch.stack(columns, -1)
+
+
+def _library_is_exact(device_type: str) -> bool:
+    backends: Any = torch.backends
+    settings = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
+    precision = settings.fp32_precision
+    if precision == "none":
+        precision = backends.fp32_precision
+    return precision in ("none", "ieee")

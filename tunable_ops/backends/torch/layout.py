@@ -1,0 +1,60 @@
+"""Memory formats: what an output has, and kernels as rows of a matrix without a copy."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def kernels_are_channels_last(stack: Tensor) -> bool:
+    """True where each kernel of [P, O, C, *k] lies as [O, *k, C]."""
+    if stack.dim() not in (5, 6) or stack.is_contiguous():
+        return False
+    return _channels_to_end(stack).is_contiguous()
+
+
+def output_format(input: Tensor, weight: Tensor) -> torch.memory_format:
+    """The memory format of the output: the input's.
+
+    Where the input's strides fit both formats (one channel, say), the kernels' format decides.
+    """
+    channels_last = _CHANNELS_LAST.get(input.dim())
+    if channels_last is None:
+        return torch.contiguous_format
+    if suggest_memory_format(input) == channels_last:
+        return channels_last
+    if kernels_are_channels_last(weight) and input.is_contiguous(memory_format=channels_last):
+        return channels_last
+    return torch.contiguous_format
+
+
+def as_matrix(stack: Tensor, like: Tensor | None = None) -> Tensor:
+    """[P, *shape] as [P, N], each row in the order in which the kernels of `like` (default `stack`) lie in memory."""
+    if kernels_are_channels_last(stack if like is None else like):
+        stack = _channels_to_end(stack)
+    return stack.reshape(stack.shape[0], math.prod(stack.shape[1:]))
+
+
+def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
+    """[*rows, N] as [*rows, *shape] with the kernels' layout of `like` [P, *shape]: a view."""
+    shape = like.shape[1:]
+    rows = matrix.shape[:-1]
+    if not kernels_are_channels_last(like):
+        return matrix.view(*rows, *shape)
+    outputs, channels, *taps = shape
+    ndim = len(taps)
+    laid = matrix.view(*rows, outputs, *taps, channels)
+    start = len(rows) + 1
+    return laid.permute(*range(start), start + ndim, *range(start, start + ndim))
+
+
+def empty_stack_like(stack: Tensor) -> Tensor:
+    """An uninitialised stack of the shape and kernels' layout of `stack`: what every gradient of a stack looks like."""
+    return from_matrix(stack.new_empty(stack.shape[0], math.prod(stack.shape[1:])), stack)
+
+
+def _channels_to_end(stack: Tensor) -> Tensor:
+    return stack.permute(0, 1, *range(3, stack.dim()), 2)

@@ -1,0 +1,188 @@
+"""tunable_conv2d out of PyTorch's own operators: the blend first, then as few library convolutions as the case allows.
+
+Shared alpha: one blend, one convolution. Per-sample alpha: the algorithm that `choose_algorithm` names. A map: one
+convolution with P*O outputs, then the sum. The backward forms one weight gradient G per sample (one in all for a
+shared alpha) and contracts it: grad_weight[p] = sum_b alpha[b,p] G[b], grad_alpha[b,p] = <G[b], weight[p]> + bias term.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunable_ops.backends.torch import per_sample
+from tunable_ops.backends.torch import tunable_parameter as blend
+from tunable_ops.backends.torch.choose_algorithm import choose_algorithm
+from tunable_ops.backends.torch.layout import empty_stack_like, output_format
+from tunable_ops.reference.activation import activation_backward, apply_activation
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    algorithm: str | None = None,
+) -> Tensor:
+    """The operator of the schema; `algorithm` overrides the choice for a per-sample alpha (for measurements)."""
+    geometry: Any = (stride, padding, dilation)
+    if alpha.dim() == 4:
+        products = _map_products(input, weight, bias, geometry, groups)
+        accumulate = torch.promote_types(input.dtype, torch.float32)
+        output = torch.einsum("bphw,bpohw->bohw", alpha.to(accumulate), products.to(accumulate)).to(input.dtype)
+    elif alpha.dim() == 1:
+        kernel, shift = blend.forward(weight, alpha), None if bias is None else blend.forward(bias, alpha)
+        output = per_sample.conv2d(input, kernel, shift, *geometry, groups)
+    elif input.shape[0] == 0:
+        output = per_sample.conv2d(input, weight[0], None, *geometry, groups)
+    else:
+        algorithm = algorithm or choose_algorithm(input, weight, geometry, groups)
+        output = per_sample.FORWARD[algorithm](input, weight, bias, alpha, geometry, groups)
+    return apply_activation(output, activation).contiguous(memory_format=output_format(input, weight))
+
+
+def backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    mask: Sequence[bool],
+    algorithm: str | None = None,
+) -> Gradients:
+    """Gradients of input, weight, bias and alpha, each only where `mask` asks for it."""
+    geometry: Any = (stride, padding, dilation)
+    if saved is not None:
+        grad_output = activation_backward(grad_output, saved, activation)
+    grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
+    if alpha.dim() == 4:
+        return _map_backward(grad_output, input, weight, bias, alpha, geometry, groups, mask)
+    wanted = [mask[0], mask[1] or mask[3], bias is not None and (mask[2] or mask[3])]
+    if alpha.dim() == 1:
+        kernel = blend.forward(weight, alpha)
+        grad_input, gradient, grad_sum = per_sample.conv_backward(grad_output, input, kernel, geometry, groups, wanted)
+        pieces = iter([(alpha[None], _stacked(gradient), _stacked(grad_sum))])
+    else:
+        grad_input = torch.empty_like(input, memory_format=output_format(input, weight)) if mask[0] else None
+        algorithm = algorithm or choose_algorithm(input, weight, geometry, groups, backward=True)
+        pieces = per_sample.BACKWARD[algorithm](grad_output, input, weight, alpha, geometry, groups, wanted, grad_input)
+    grad_weight, grad_bias, grad_alpha = _contract(pieces, weight, bias, alpha, mask)
+    if grad_input is not None:
+        grad_input = grad_input.contiguous(memory_format=output_format(input, weight))
+    return grad_input, grad_weight, grad_bias, grad_alpha
+
+
+def _stacked(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient[None]
+
+
+def _contract(
+    pieces: Iterator[tuple[Tensor, Tensor | None, Tensor | None]],
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Contracts (alpha [n, P], G [n, O, C/g, kh, kw], grad of the bias [n, O]) chunk by chunk, in a fixed order."""
+    accumulate = torch.promote_types(weight.dtype, torch.float32)
+    grad_weight: Tensor | None = None
+    grad_bias: Tensor | None = None
+    grad_alpha: list[Tensor] = []
+    for part, gradient, grad_sum in pieces:
+        row = torch.zeros_like(part, dtype=accumulate)
+        for stack, grad, is_weight in ((weight, gradient, True), (bias, grad_sum, False)):
+            if stack is None or grad is None:
+                continue
+            need_stack = mask[1] if is_weight else mask[2]
+            grad_stack, grad_part = blend.contract(grad, stack, part, need_stack, mask[3])
+            row = row if grad_part is None else row + grad_part
+            if is_weight and grad_stack is not None:
+                grad_weight = grad_stack if grad_weight is None else grad_weight.add_(grad_stack)
+            elif grad_stack is not None:
+                grad_bias = grad_stack if grad_bias is None else grad_bias.add_(grad_stack)
+        grad_alpha.append(row)
+    if not grad_alpha:  # an empty batch
+        grad_alpha = [torch.zeros_like(alpha, dtype=accumulate)]
+        grad_weight = empty_stack_like(weight).zero_()
+        grad_bias = None if bias is None else empty_stack_like(bias).zero_()
+    alphas = torch.cat(grad_alpha).reshape(alpha.shape).to(alpha.dtype) if mask[3] else None
+    return (
+        grad_weight.to(weight.dtype) if grad_weight is not None and mask[1] else None,
+        grad_bias.to(weight.dtype) if grad_bias is not None and mask[2] else None,
+        alphas,
+    )
+
+
+def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, groups: int) -> Tensor:
+    """conv_p(x) + bias_p of all kernels, [B, P, O, OH, OW], from one convolution."""
+    kernels, outputs = weight.shape[:2]
+    merged_bias = None if bias is None else _merge_groups(bias, groups)
+    products = per_sample.conv2d(input, _merge_groups(weight, groups), merged_bias, *geometry, groups)
+    return _split_groups(products, kernels, outputs, groups)
+
+
+def _merge_groups(stack: Tensor, groups: int) -> Tensor:
+    """[P, O, *] as [P*O, *], with the outputs of a group side by side."""
+    kernels, outputs, *rest = stack.shape
+    grouped = stack.reshape(kernels, groups, outputs // groups, *rest).transpose(0, 1)
+    return grouped.reshape(kernels * outputs, *rest)
+
+
+def _split_groups(products: Tensor, kernels: int, outputs: int, groups: int) -> Tensor:
+    """[B, P*O, OH, OW] as [B, P, O, OH, OW], undoing `_merge_groups`."""
+    batch, _, *size = products.shape
+    split = products.reshape(batch, groups, kernels, outputs // groups, *size).transpose(1, 2)
+    return split.reshape(batch, kernels, outputs, *size)
+
+
+def _map_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    geometry: Any,
+    groups: int,
+    mask: Sequence[bool],
+) -> Gradients:
+    """A map cannot be blended beforehand: the gradients of the convolution with P*O outputs."""
+    batch, outputs, *size = grad_output.shape
+    kernels = weight.shape[0]
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    grad_alpha = None
+    if mask[3]:
+        products = _map_products(input, weight, bias, geometry, groups).to(accumulate)
+        grad_alpha = torch.einsum("bohw,bpohw->bphw", grad_output.to(accumulate), products).to(alpha.dtype)
+    spread = (alpha[:, :, None].to(accumulate) * grad_output[:, None].to(accumulate)).to(input.dtype)
+    spread = spread.reshape(batch, kernels, groups, outputs // groups, *size).transpose(1, 2)
+    spread = spread.reshape(batch, kernels * outputs, *size)
+    wanted = [mask[0], mask[1], mask[2]]
+    grad_input, grad_weight, grad_bias = per_sample.conv_backward(
+        spread, input, _merge_groups(weight, groups), geometry, groups, wanted
+    )
+    if grad_input is not None:
+        grad_input = grad_input.contiguous(memory_format=output_format(input, weight))
+    if grad_weight is not None:
+        grad_weight = empty_stack_like(weight).copy_(_unmerge_groups(grad_weight, weight.shape, groups))
+    if grad_bias is not None and bias is not None:
+        grad_bias = _unmerge_groups(grad_bias, bias.shape, groups).contiguous()
+    return grad_input, grad_weight, grad_bias, grad_alpha
+
+
+def _unmerge_groups(merged: Tensor, shape: Sequence[int], groups: int) -> Tensor:
+    kernels, outputs, *rest = shape
+    return merged.reshape(groups, kernels, outputs // groups, *rest).transpose(0, 1).reshape(shape)

@@ -1,0 +1,18 @@
+"""The operators as functions, as torch.nn.functional has its own."""
+
+from tunable_ops.ops import flops as _flops  # registers the formulas
+from tunable_ops.ops.tunable_conv1d import tunable_conv1d
+from tunable_ops.ops.tunable_conv2d import tunable_conv2d
+from tunable_ops.ops.tunable_conv3d import tunable_conv3d
+from tunable_ops.ops.tunable_conv_transpose2d import tunable_conv_transpose2d
+from tunable_ops.ops.tunable_linear import tunable_linear
+from tunable_ops.ops.tunable_parameter import tunable_parameter
+
+__all__ = [
+    "tunable_conv1d",
+    "tunable_conv2d",
+    "tunable_conv3d",
+    "tunable_conv_transpose2d",
+    "tunable_linear",
+    "tunable_parameter",
+]

@@ -1,0 +1,116 @@
+"""Losses that compare pixel by pixel, and total variation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tunable_ops.losses.reduction import at_least_float32, check_image, check_pair, mean_per_sample
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample: ``mean((output - target)**2)``.
+
+    Args:
+        output: [B, ...], floating point; half types are computed in float32.
+        target: the same shape and device.
+
+    Returns:
+        [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
+
+    Raises:
+        TypeError: an input is not a floating point Tensor.
+        ValueError: shapes or devices differ, or a sample has no elements.
+
+    Example:
+        >>> mse(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.zeros(2, 2))
+        tensor([2., 1.])
+    """
+    output, target = check_pair("mse", output, target)
+    difference = output - target
+    return mean_per_sample(difference * difference)
+
+
+def l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of each sample: ``mean(|output - target|)``.
+
+    Args:
+        output: [B, ...], floating point; half types are computed in float32.
+        target: the same shape and device.
+
+    Returns:
+        [B], float32 (float64 if either input is). An empty batch gives [0]. The derivative at 0 is taken as 0.
+
+    Raises:
+        TypeError: an input is not a floating point Tensor.
+        ValueError: shapes or devices differ, or a sample has no elements.
+
+    Example:
+        >>> l1(torch.tensor([[0.0, -2.0], [1.0, 1.0]]), torch.zeros(2, 2))
+        tensor([1., 1.])
+    """
+    output, target = check_pair("l1", output, target)
+    return mean_per_sample((output - target).abs())
+
+
+def charbonnier(output: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
+    """Smooth form of `l1`: ``mean(sqrt((output - target)**2 + eps**2))``.
+
+    Equal pictures give ``eps``, not 0: the form used for restoration (Lai et al., LapSRN, CVPR 2017).
+
+    Args:
+        output: [B, ...], floating point; half types are computed in float32.
+        target: the same shape and device.
+        eps: where the square turns into the absolute value, in units of the inputs; at least 1e-9, below which
+            the derivatives leave float32's range.
+
+    Returns:
+        [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
+
+    Raises:
+        TypeError: an input is not a floating point Tensor.
+        ValueError: shapes or devices differ, a sample has no elements, or eps is out of range.
+
+    Example:
+        >>> charbonnier(torch.tensor([[3.0, -3.0]]), torch.zeros(1, 2), eps=4.0)
+        tensor([5.])
+    """
+    if not 1e-9 <= eps < math.inf:
+        raise ValueError(f"charbonnier: eps must be finite and at least 1e-9; got {eps}; use l1 for eps = 0")
+    output, target = check_pair("charbonnier", output, target)
+    difference = output - target
+    return mean_per_sample(torch.sqrt(difference * difference + eps * eps))
+
+
+def tv(output: Tensor, target: Tensor | None = None) -> Tensor:
+    """Anisotropic total variation of each sample, as a mean per direction.
+
+    ``mean(|x[..., 1:, :] - x[..., :-1, :]|) + mean(|x[..., :, 1:] - x[..., :, :-1]|)``, each mean over all neighbouring
+    pairs of that direction, so the value depends neither on the size of the picture nor on its number of channels.
+    A direction of size 1 has no pairs and adds 0.
+
+    Args:
+        output: [B, ..., H, W], floating point; half types are computed in float32.
+        target: ignored; there so that tv can be an objective of `MultiLoss`.
+
+    Returns:
+        [B], float32 (float64 for float64). An empty batch gives [0]. The derivative between equal neighbours is taken
+        as 0.
+
+    Raises:
+        TypeError: output is not a floating point Tensor.
+        ValueError: output has fewer than three dimensions, or a sample has no elements.
+
+    Example:
+        >>> tv(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))  # down: mean(0, 2); across: mean(1, 3)
+        tensor([3.])
+    """
+    check_image("tv", "output", output)
+    if output.ndim < 3:
+        raise ValueError(f"tv: output must be [B, ..., H, W]; got {list(output.shape)}")
+    output = output.to(at_least_float32(output))
+    total = output.new_zeros(output.shape[0])
+    for dim in (-2, -1):
+        if output.shape[dim] > 1:
+            total = total + mean_per_sample(output.diff(dim=dim).abs())
+    return total

@@ -1,0 +1,77 @@
+"""What every loss shares: the checks of its inputs, its arithmetic type, and the mean over everything but the batch."""
+
+import torch
+from torch import Tensor
+
+
+def check_image(loss: str, name: str, value: Tensor) -> None:
+    """Refuse what is not a real floating point tensor [B, ...] with at least one element per sample.
+
+    Args:
+        loss: name of the loss, for the message.
+        name: name of the argument, for the message.
+        value: the argument.
+
+    Raises:
+        TypeError: not a Tensor, or not floating point.
+        ValueError: no batch dimension, or no elements in a sample.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{loss}: {name} must be a Tensor; got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{loss}: {name} must be floating point; got {value.dtype}; convert it, for pictures in 0..255 with "
+            f"{name}.float() / 255"
+        )
+    if value.ndim == 0:
+        raise ValueError(f"{loss}: {name} must have a batch dimension, [B, ...]; got a scalar; use {name}.unsqueeze(0)")
+    if 0 in value.shape[1:]:
+        raise ValueError(
+            f"{loss}: {name} must hold at least one element per sample; got {list(value.shape)}; "
+            f"only the batch may be empty"
+        )
+
+
+def check_pair(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Check an output and its target and bring both to the type in which the loss is computed.
+
+    That is the wider of the two types, and at least float32: squares of fp16 overflow from 256 on.
+
+    Args:
+        loss: name of the loss, for the message.
+        output: [B, ...], floating point.
+        target: the same shape and device, floating point.
+
+    Returns:
+        Output and target in float32 or float64.
+
+    Raises:
+        TypeError: not a Tensor, or not floating point.
+        ValueError: shapes or devices differ, or samples are empty.
+    """
+    check_image(loss, "output", output)
+    check_image(loss, "target", target)
+    if target.shape != output.shape:
+        raise ValueError(
+            f"{loss}: target must have output's shape {list(output.shape)}; got {list(target.shape)}; "
+            f"nothing is broadcast"
+        )
+    if target.device != output.device:
+        raise ValueError(
+            f"{loss}: target must be on output's device {output.device}; got {target.device}; move it with "
+            f"target.to(output.device)"
+        )
+    dtype = torch.promote_types(at_least_float32(output), target.dtype)
+    return output.to(dtype), target.to(dtype)
+
+
+def at_least_float32(value: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for every narrower type."""
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def mean_per_sample(value: Tensor) -> Tensor:
+    """Mean over everything but the batch: [B, ...] -> [B]. An empty batch gives an empty tensor."""
+    if value.ndim == 1:  # torch takes an empty list of dimensions for "all of them"
+        return value
+    return value.mean(dim=tuple(range(1, value.ndim)))

@@ -1,0 +1,161 @@
+"""Samplers: the lambda of every training step, drawn from the domain that the network is to cover."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Ranges = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws lambda; made by `sampler`, which describes the arguments.
+
+    Attributes:
+        kind: "uniform" or "simplex".
+        num_params: p, the number of tuning parameters.
+        corners: probability that a sample is replaced with a corner of the domain.
+        ranges: (lowest, highest) of every parameter.
+    """
+
+    kind: str
+    num_params: int
+    corners: float
+    ranges: tuple[tuple[float, float], ...]
+
+    def __call__(
+        self,
+        batch: int | None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw one lambda for every sample, or one for the whole batch.
+
+        Args:
+            batch: B, or None for one lambda that the batch shares.
+            generator: source of the randomness, the only one; None takes torch's global generator. The same state
+                gives the same lambda wherever it is wanted: numbers are drawn on the generator's device, then moved.
+            device: of the result; None is the generator's device, or torch's default device without one.
+            dtype: of the result, floating point. The types narrower than float32 are rounded from its draw; float64
+                draws other numbers.
+
+        Returns:
+            [B, p], or [p] for batch None. Inside the ranges, and on the simplex with sum 1, to rounding of dtype.
+
+        Raises:
+            TypeError: batch is not an integer, or dtype is not floating point.
+            ValueError: batch is negative.
+        """
+        if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool)):
+            raise TypeError(f"sampler: batch must be an integer or None; got {batch!r}")
+        if batch is not None and batch < 0:
+            raise ValueError(f"sampler: batch must be 0 or more; got {batch}")
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"sampler: dtype must be a floating point type; got {dtype}")
+        drawn_on = device if generator is None else generator.device
+        wide = torch.promote_types(dtype, torch.float32)
+        like = torch.empty(1 if batch is None else batch, self.num_params, device=drawn_on, dtype=wide)
+        lam = _KINDS[self.kind](self, like, generator).to(dtype)
+        if device is not None:
+            lam = lam.to(device)
+        return lam[0] if batch is None else lam
+
+
+def sampler(kind: str, num_params: int, corners: float = 0.0, ranges: Ranges | None = None) -> Sampler:
+    """A callable ``draw(batch, generator=None, device=None, dtype=torch.float32) -> lambda`` over a domain.
+
+    Random points inside a domain almost never lie at its corners, the ends of the sliders, where one objective has all
+    the weight (simplex) or each parameter is at an end (box): ``corners`` replaces that share of the samples with a
+    corner, all corners alike.
+
+    Args:
+        kind: "uniform": every parameter by itself, uniform between the ends of its range; the corners are the 2**p
+            vertices. "simplex": uniform on lambda >= 0, sum lambda = 1, which is Dirichlet(1, ..., 1); the corners are
+            the p unit vectors.
+        num_params: p >= 1, the number of tuning parameters.
+        corners: probability in [0, 1].
+        ranges: p pairs (lowest, highest) for "uniform"; None is [0, 1] for all. The simplex has no other range.
+
+    Returns:
+        The `Sampler`.
+
+    Raises:
+        TypeError: num_params is not an integer, corners not a number, or ranges not pairs of numbers.
+        ValueError: an unknown kind, a value out of range, or ranges that do not fit.
+
+    Example:
+        >>> draw = sampler("simplex", 3, corners=0.1)
+        >>> lam = draw(8, generator=torch.Generator().manual_seed(0))
+        >>> lam.shape, bool((lam.sum(1) == 1).all())
+        (torch.Size([8, 3]), True)
+        >>> draw(None).shape
+        torch.Size([3])
+    """
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"sampler: kind must be one of {', '.join(sorted(_KINDS))}; got {kind!r}")
+    if not isinstance(num_params, int) or isinstance(num_params, bool):
+        raise TypeError(f"sampler: num_params must be an integer; got {num_params!r}")
+    if num_params < 1:
+        raise ValueError(f"sampler: num_params must be at least 1; got {num_params}")
+    if not isinstance(corners, (int, float)) or isinstance(corners, bool):
+        raise TypeError(f"sampler: corners must be a number; got {corners!r}")
+    if not 0 <= corners <= 1:
+        raise ValueError(f"sampler: corners must be a probability in [0, 1]; got {corners}")
+    checked = _check_ranges(kind, num_params, ranges)
+    return Sampler(kind, num_params, float(corners), checked)
+
+
+def _check_ranges(kind: str, num_params: int, ranges: Ranges | None) -> tuple[tuple[float, float], ...]:
+    if ranges is None:
+        return ((0.0, 1.0),) * num_params
+    try:
+        checked = tuple((float(low), float(high)) for low, high in ranges)
+    except (TypeError, ValueError):
+        raise TypeError(f"sampler: ranges must be {num_params} pairs of numbers (low, high); got {ranges!r}") from None
+    if len(checked) != num_params:
+        raise ValueError(
+            f"sampler: ranges must have a pair for each of the {num_params} parameters; got {len(checked)}"
+        )
+    for low, high in checked:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"sampler: ranges must be finite with low < high; got ({low}, {high})")
+    if kind == "simplex" and set(checked) != {(0.0, 1.0)}:
+        raise ValueError(f"sampler: ranges must be (0, 1) for the simplex; got {ranges!r}; leave them out")
+    return checked
+
+
+def _draw_uniform(spec: Sampler, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    low, high = torch.tensor(spec.ranges, device=like.device, dtype=like.dtype).unbind(1)  # [p] each
+    # cannot round past high: the largest uniform is one rounding unit below 1, which takes back what high - low gained
+    inside = low + (high - low) * _rand(like, generator)
+    return _mix_corners(spec, inside, torch.where(_rand(like, generator) < 0.5, low, high), generator)
+
+
+def _draw_simplex(spec: Sampler, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    # The gaps between p - 1 sorted uniforms are Dirichlet(1, ..., 1). No division, so p = 1 and a draw of 0 are safe;
+    # where uniforms are multiples of 2**-24 (CPU) the gaps are exact and sum to exactly 1.
+    cuts = _rand(like[:, 1:], generator).sort(dim=1).values
+    inside = F.pad(cuts, (0, 1), value=1.0) - F.pad(cuts, (1, 0), value=0.0)
+    index = torch.randint(spec.num_params, like.shape[:1], generator=generator, device=like.device)
+    return _mix_corners(spec, inside, F.one_hot(index, spec.num_params).to(like.dtype), generator)
+
+
+def _mix_corners(spec: Sampler, inside: Tensor, corner: Tensor, generator: torch.Generator | None) -> Tensor:
+    # uniforms lie in [0, 1): probability 0 takes none, probability 1 all
+    chosen = _rand(inside[:, :1], generator) < spec.corners
+    return torch.where(chosen, corner, inside)
+
+
+def _rand(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+_KINDS: dict[str, Callable[[Sampler, Tensor, torch.Generator | None], Tensor]] = {
+    "uniform": _draw_uniform,
+    "simplex": _draw_simplex,
+}

@@ -1,0 +1,35 @@
+"""Layers, conversion and folding."""
+
+from tunable_ops.modules.convert import convert
+from tunable_ops.modules.finetune import freeze_base, load_plain, merge_base, optimizer_groups, split_base
+from tunable_ops.modules.fold import LiveFold, fold
+from tunable_ops.modules.frame import checkpoint
+from tunable_ops.modules.layer import TunableLayer
+from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.spec import LambdaSpec
+from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
+from tunable_ops.modules.tunable_linear import TunableLinear
+from tunable_ops.modules.tunable_parameter import TunableParameter
+from tunable_ops.modules.tuning import Tuning
+
+__all__ = [
+    "LambdaSpec",
+    "LiveFold",
+    "TunableConv1d",
+    "TunableConv2d",
+    "TunableConv3d",
+    "TunableConvTranspose2d",
+    "TunableLayer",
+    "TunableLinear",
+    "TunableModel",
+    "TunableParameter",
+    "Tuning",
+    "checkpoint",
+    "convert",
+    "fold",
+    "freeze_base",
+    "load_plain",
+    "merge_base",
+    "optimizer_groups",
+    "split_base",
+]

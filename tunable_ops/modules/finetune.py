@@ -1,0 +1,203 @@
+"""Starting from a plain network: its checkpoint, its base kernels, and groups for the optimiser."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tunable_ops.modules.layer import StackedLayer, stack_parts
+from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.tunable_parameter import (
+    BaseAndNew,
+    ParameterBlend,
+    register_blend,
+    stack_plain,
+    unregister_blend,
+)
+
+
+def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
+    """Loads a plain network's state dict into its conversion, as if `convert` had been given that network.
+
+    phi is not touched: in a fresh conversion the network then computes what the plain one did.
+
+    Args:
+        net: A conversion of the plain network's architecture.
+        state: The plain network's state dict.
+
+    Raises:
+        ValueError: Names or shapes that do not fit; the first ones are named and nothing is loaded.
+    """
+    targets = dict(_plain_targets(net))
+    missing = sorted(set(targets) - set(state))
+    unexpected = sorted(set(state) - set(targets))
+    shapes = [n for n in targets if n in state and targets[n][1] != tuple(state[n].shape)]
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+        if names:
+            raise ValueError(
+                f"load_plain: state must fit the plain network; got {len(names)} {problem}: {', '.join(names[:4])}"
+            )
+    with torch.no_grad():
+        for name, (tensors, _, stacked) in targets.items():
+            value = state[name].to(tensors[0].device, tensors[0].dtype)
+            if stacked is not None:
+                count = sum(len(t) for t in tensors)
+                value = stack_plain(value, count, stacked.tuning.constant).view(count, *tensors[0].shape[1:])
+            for tensor, part in zip(
+                tensors, value.split([len(t) for t in tensors]) if stacked else [value], strict=True
+            ):
+                tensor.copy_(part)
+
+
+def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
+    """Every name of the plain network's state dict, with the tensors it goes to, its shape and its tunable layer."""
+    hidden: set[int] = set()
+    for prefix, owner, attribute, layer in _stacks(net):
+        shape = layer.shape if isinstance(layer, ParameterBlend) else tuple(getattr(owner, attribute).shape[1:])
+        tensors = stack_parts(owner, attribute)
+        hidden.update(map(id, tensors))
+        yield (f"{prefix}.{attribute}" if prefix else attribute), (tensors, shape, layer)
+    for layer in net.layers:
+        hidden.update(id(t) for t in layer.tuning.state_dict(keep_vars=True).values())
+    for name, tensor in net.network.state_dict(keep_vars=True).items():
+        if id(tensor) not in hidden:
+            yield name, ([tensor], tuple(tensor.shape), None)
+
+
+def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """(name of the owner, owner, attribute, tunable layer) of every stack, under each of its names."""
+    for prefix, module in net.network.named_modules(remove_duplicate=False):
+        if isinstance(module, StackedLayer):
+            for attribute in ("weight", "bias"):
+                if getattr(module, attribute) is not None:
+                    yield prefix, module, attribute, module
+        elif parametrize.is_parametrized(module):
+            for attribute, blends in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                if isinstance(blends[0], ParameterBlend):
+                    yield prefix, module, attribute, blends[0]
+
+
+def split_base(net: TunableModel) -> None:
+    """Keeps the base kernels (the plain ones, box domain) as parameters of their own, apart from the new ones.
+
+    Costs one copy of the kernels per call; `merge_base` undoes it. State dicts keep their names and shapes.
+
+    Raises:
+        ValueError: A model on the simplex: there every kernel starts as the plain one and none is the base.
+    """
+    if net.spec.domain != "box":
+        raise ValueError(f"split_base: net must be on the box; got domain {net.spec.domain!r}")
+    for _, owner, attribute, layer in list(_stacks(net)):
+        if len(stack_parts(owner, attribute)) > 1:
+            continue
+        if isinstance(layer, ParameterBlend):
+            _replace_blend(owner, attribute, layer, split=True)
+        else:
+            parametrize.register_parametrization(owner, attribute, BaseAndNew(), unsafe=True)
+    if not hasattr(net, "_state_hooks"):
+        net._state_hooks = (  # type: ignore[assignment]
+            net.register_state_dict_post_hook(_merge_state),
+            net.register_load_state_dict_pre_hook(_split_state),
+        )
+
+
+def merge_base(net: TunableModel) -> None:
+    """Undoes `split_base`: one stack per layer again, every part trainable."""
+    for _, owner, attribute, layer in list(_stacks(net)):
+        if len(stack_parts(owner, attribute)) < 2:
+            continue
+        if isinstance(layer, ParameterBlend):
+            _replace_blend(owner, attribute, layer, split=False)
+        else:
+            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+            getattr(owner, attribute).requires_grad_(True)
+
+
+def _replace_blend(owner: nn.Module, attribute: str, blend: ParameterBlend, split: bool) -> None:
+    trainable = any(part.requires_grad for part in stack_parts(owner, attribute))
+    stack = unregister_blend(owner, attribute).detach()
+    blend.split = split
+    register_blend(owner, attribute, stack, blend, trainable)
+
+
+def freeze_base(net: TunableModel, frozen: bool = True) -> None:
+    """Stops (or resumes) training of the base kernels; splits them off first.
+
+    Raises:
+        ValueError: As `split_base`.
+    """
+    split_base(net)
+    for _, owner, attribute, _ in _stacks(net):
+        stack_parts(owner, attribute)[0].requires_grad_(not frozen)
+
+
+def optimizer_groups(
+    net: TunableModel,
+    *,
+    base: Mapping[str, Any] | None = None,
+    new: Mapping[str, Any] | None = None,
+    phi: Mapping[str, Any] | None = None,
+    rest: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimiser: base kernels, new kernels, phi, and everything else.
+
+    On the box the base kernels are the plain ones (`split_base` is called where `base` is given options); on the
+    simplex every kernel is a new one. Frozen parameters are left out, empty groups too.
+
+    Args:
+        net: The model.
+        base: Options of the group, e.g. {"lr": 1e-5}.
+        new: The same for the new kernels.
+        phi: The same for phi.
+        rest: The same for what is not tunable (norms, embeddings).
+
+    Returns:
+        Groups with the keys "name", "params" and the options.
+
+    Raises:
+        ValueError: Options for base kernels on the simplex.
+    """
+    if base is not None:
+        split_base(net)
+    groups: dict[str, dict[int, Tensor]] = {"base": {}, "new": {}, "phi": {}, "rest": {}}
+    for _, owner, attribute, _ in _stacks(net):
+        parts = stack_parts(owner, attribute)
+        for name, part in zip(("base", "new") if len(parts) > 1 else ("new",), parts, strict=True):
+            groups[name][id(part)] = part
+    for layer in net.layers:
+        groups["phi"].update((id(t), t) for t in layer.tuning.parameters())
+    grouped = {key for group in groups.values() for key in group}
+    groups["rest"].update((id(t), t) for t in net.parameters() if id(t) not in grouped)
+    options = {"base": base, "new": new, "phi": phi, "rest": rest}
+    result = []
+    for name, group in groups.items():
+        params = [t for t in group.values() if t.requires_grad]
+        if params:
+            result.append({"name": name, "params": params, **(options[name] or {})})
+    return result
+
+
+def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(whole, base, new) names in the state dict of every stack that is split."""
+    for name, owner, attribute, layer in _stacks(net):
+        if len(stack_parts(owner, attribute)) < 2:
+            continue
+        start = f"{prefix}network.{name}." if name else f"{prefix}network."
+        inner = f"{start}parametrizations.{attribute}."
+        whole = f"{inner}original" if isinstance(layer, ParameterBlend) else f"{start}{attribute}"
+        yield whole, f"{inner}original0", f"{inner}original1"
+
+
+def _merge_state(net: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    for whole, base, new in _state_names(net, prefix):
+        if base in state:
+            state[whole] = torch.cat([state.pop(base), state.pop(new)])
+
+
+def _split_state(net: Any, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    for whole, base, new in _state_names(net, prefix):
+        if whole in state:
+            stack = state.pop(whole)
+            state[base], state[new] = stack[:1], stack[1:]

@@ -1,0 +1,128 @@
+"""How lambda reaches the layers: a stack of frames, one stack per thread.
+
+`TunableModel.forward` pushes a frame and pops it at the end; a layer that is called without lambda looks at the top.
+(A ContextVar breaks torch.compile and strict export; an attribute on modules breaks threads and deepcopy.)
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from tunable_ops.modules.tuning import Tuning, blend_weights
+
+if TYPE_CHECKING:
+    from tunable_ops.modules.layer import TunableLayer
+
+ON_MAP = ("raise", "mean")
+_POOL: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+
+
+class Frame:
+    """One lambda and, for the layers of one model, their alphas.
+
+    Args:
+        lam: [p], [B, p] or a map [B, p, *grid].
+        layers: The model's layers; layer i has `slot` i. Their alphas come from one matrix product.
+        on_map: What layers without a grid do with a map: "raise", or take its "mean".
+    """
+
+    __slots__ = ("alphas", "lam", "layers", "on_map", "parent")
+
+    def __init__(self, lam: Tensor, layers: Sequence["TunableLayer"] = (), on_map: str = "raise") -> None:
+        self.lam = lam
+        self.layers = layers
+        self.on_map = on_map
+        self.alphas = blend_weights([layer.tuning for layer in layers], lam) if layers and lam.dim() <= 2 else ()
+        self.parent: Frame | None = None
+
+    def alpha(self, layer: "TunableLayer", grid: Sequence[int]) -> Tensor:
+        """The layer's blend: [P], [B, P], or for a map [B, P, *grid]."""
+        if self.lam.dim() > 2:
+            return map_alpha(layer, self.lam, grid, self.on_map)
+        slot = layer.slot
+        if slot is not None and slot < len(self.layers) and self.layers[slot] is layer:
+            return self.alphas[slot]
+        return layer.tuning(self.lam)
+
+
+class _Stack(threading.local):
+    top: Frame | None = None
+
+
+_STACK = _Stack()
+
+
+def push(frame: Frame) -> None:
+    """Makes `frame` the one that layers see."""
+    frame.parent = _STACK.top
+    _STACK.top = frame
+
+
+def pop(frame: Frame) -> None:
+    """Takes `frame` off again."""
+    _STACK.top = frame.parent
+
+
+def current() -> Frame | None:
+    """The frame that layers see, or None outside every TunableModel."""
+    return _STACK.top
+
+
+def map_alpha(layer: nn.Module, lam: Tensor, grid: Sequence[int], on_map: str) -> Tensor:
+    """A map of lambda [B, p, *size], averaged down to the layer's output grid and sent through phi: [B, P, *grid]."""
+    name = type(layer).__name__
+    tuning: Tuning = layer.tuning  # type: ignore[assignment]
+    if len(grid) != lam.dim() - 2:
+        if on_map == "mean":
+            return tuning(lam.flatten(2).mean(-1))
+        raise ValueError(
+            f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
+            f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
+        )
+    pooled = _POOL[len(grid)](lam, tuple(grid))
+    return tuning(pooled.movedim(1, -1)).movedim(-1, 1)
+
+
+def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
+    """torch.utils.checkpoint.checkpoint that carries lambda along to the recomputation.
+
+    The recomputation runs in the backward pass, after `TunableModel.forward` has returned; with torch's own function
+    the layers would find no lambda there, and raise.
+
+    Args:
+        function: What is computed, and computed again in the backward pass.
+        args: Its arguments.
+        use_reentrant: Must be False: the reentrant form cannot carry gradients of lambda.
+        kwargs: As torch.utils.checkpoint.checkpoint, then those of `function`.
+    """
+    if use_reentrant:
+        raise ValueError("checkpoint: use_reentrant must be False; got True")
+    frame = current()
+    if frame is None:
+        return torch_checkpoint(function, *args, use_reentrant=False, **kwargs)
+
+    def carried(*inner: Any, **named: Any) -> Any:
+        again = _share(frame)
+        push(again)
+        try:
+            return function(*inner, **named)
+        finally:
+            pop(again)
+
+    return torch_checkpoint(carried, *args, use_reentrant=False, **kwargs)
+
+
+def _share(frame: Frame) -> Frame:
+    """The same lambda and alphas in a frame of its own: `parent` differs where it is pushed again."""
+    again = Frame.__new__(Frame)
+    again.lam, again.layers, again.on_map, again.alphas = frame.lam, frame.layers, frame.on_map, frame.alphas
+    again.parent = None
+    return again

@@ -1,0 +1,118 @@
+"""What every tunable layer has: phi, a place in its model, and how it comes by its alpha."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tunable_ops.modules import frame as frames
+from tunable_ops.modules.spec import read_lambda
+from tunable_ops.modules.tuning import Tuning
+
+
+class TunableLayer(nn.Module):
+    """A layer with P kernels; subclasses hold `weight` [P, *] and call the operator with `self.alpha(...)`."""
+
+    tuning: Tuning
+    slot: int | None  # the layer's place in its TunableModel's list
+
+    def __init__(
+        self,
+        num_params: int,
+        num_kernels: int | None,
+        tuning: str,
+        domain: str,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.tuning = Tuning(num_params, num_kernels, tuning, domain, device, dtype)
+        self.slot = None
+
+    def alpha(self, lam: Tensor | Sequence[float] | None, batch: int | None, grid: Sequence[int]) -> Tensor:
+        """The blend for a call: from `lam`, or from the TunableModel around it.
+
+        Args:
+            lam: [p], [B, p], a map [B, p, *size], or None inside a TunableModel.
+            batch: The input's leading size, None where it is unbatched. n*B stands for n rows per sample (windows,
+                heads), sample-major: alpha is repeated n times.
+            grid: The output's spatial size; empty where the layer has no grid.
+
+        Returns:
+            [P], [batch, P] or [batch, P, *grid].
+
+        Raises:
+            RuntimeError: No lambda.
+            ValueError: A lambda of the wrong length, or for another batch.
+        """
+        if lam is not None:
+            name = type(self).__name__
+            lam = read_lambda(name, lam, self.tuning.num_params, self._device())
+            alpha = frames.map_alpha(self, lam, grid, "raise") if lam.dim() > 2 else self.tuning(lam)
+        else:
+            frame = frames.current()
+            if frame is None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: lam must be given outside a TunableModel's forward; got None. In "
+                    "activation checkpointing use tunable_ops.checkpoint, which carries lambda to the recomputation"
+                )
+            alpha = frame.alpha(self, grid)
+        if alpha.dim() == 1:
+            return alpha
+        if alpha.shape[0] == 1 and alpha.dim() == 2:
+            return alpha[0]
+        if batch is None or alpha.shape[0] == batch:
+            return alpha
+        if alpha.shape[0] == 0 or batch % alpha.shape[0]:
+            raise ValueError(
+                f"{type(self).__name__}: lam must fit the input's leading size {batch}: [p], B = {batch}, or a "
+                f"divisor B (windows of a sample side by side); got B = {alpha.shape[0]}"
+            )
+        return alpha.repeat_interleave(batch // alpha.shape[0], 0)
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class StackedLayer(TunableLayer):
+    """A layer whose `weight` [P, *kernel] is a stack of kernels of a plain layer's rank `kernel_dim`."""
+
+    kernel_dim: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def reset_parameters(self) -> None:
+        """Initialises every kernel by itself, as torch's plain layer does (fan-in of one kernel, not of the stack)."""
+        plain: Any = self.plain(meta=True)
+        with torch.no_grad():
+            for p in range(self.weight.shape[0]):
+                plain.weight = nn.Parameter(self.weight[p])
+                plain.bias = None if self.bias is None else nn.Parameter(self.bias[p])
+                plain.reset_parameters()
+        self.tuning.reset_parameters()
+
+    def plain(self, meta: bool = False) -> nn.Module:
+        """Torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # torch refuses channels_last for a 5-D weight: `fn` sees the kernels side by side, [P*O, C, kh, kw], and
+        # gives each that format (physical [P, O, kh, kw, C]).
+        stack_dim = self.kernel_dim + 1
+
+        def per_kernel(tensor: Tensor) -> Tensor:
+            if tensor.dim() != stack_dim or stack_dim < 4:
+                return fn(tensor)
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+
+        return super()._apply(per_kernel, recurse)
+
+
+def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
+    """The parameters that hold a stack: one, or base and new after `split_base`."""
+    if parametrize.is_parametrized(owner, attribute):
+        blends: Any = owner.parametrizations[attribute]  # type: ignore[index]
+        return list(blends.parameters(recurse=False))
+    return [getattr(owner, attribute)]

@@ -1,0 +1,119 @@
+"""TunableModel: a network with tunable layers, called with lambda."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunable_ops.modules import frame as frames
+from tunable_ops.modules.layer import TunableLayer
+from tunable_ops.modules.spec import LambdaSpec
+
+
+class TunableModel(nn.Module):
+    """A network whose tunable layers take lambda from the call: ``y = net(x, lam)``.
+
+    lambda reaches the layers through a stack of frames, an ordinary input of the graph; the alphas of all layers come
+    from one matrix product. `convert` makes one of a plain network; a network written with tunable layers is wrapped
+    by hand: ``TunableModel(network, num_params=2)``.
+
+    Args:
+        network: Holds at least one tunable layer; layers inside a nested TunableModel are that one's own.
+        num_params: p; every layer's must be the same.
+        domain: "simplex" or "box".
+        names: One name per tuning parameter; default lambda0, lambda1, ...
+        ranges: (low, high) of each; default (0, 1).
+        defaults: Where a slider starts; default the centre of the simplex, 0 on the box.
+        on_map: What layers without a spatial grid do with a map of lambda: "raise" or take its "mean".
+
+    Attributes:
+        network: The network.
+        spec: Names, ranges, defaults and domain of lambda (`LambdaSpec`).
+        conversion: The keyword arguments of the `convert` call that made the model, else None.
+        notes: Free, JSON-able remarks that travel with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_params: int,
+        *,
+        domain: str = "simplex",
+        names: Sequence[str] | None = None,
+        ranges: Sequence[Sequence[float]] | None = None,
+        defaults: Sequence[float] | None = None,
+        on_map: str = "raise",
+    ) -> None:
+        super().__init__()
+        if on_map not in frames.ON_MAP:
+            raise ValueError(f"TunableModel: on_map must be one of {frames.ON_MAP}; got {on_map!r}")
+        self.network = network
+        self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults)
+        self.on_map = on_map
+        self.conversion: Mapping[str, Any] | None = None
+        self.notes: dict[str, Any] = {}
+        self._layers = [layer for _, layer in tunable_layers(network)]
+        if not self._layers:
+            raise ValueError(f"TunableModel: network must have a tunable layer; got {type(network).__name__}")
+        for name, layer in tunable_layers(network):
+            if layer.tuning.num_params != num_params:
+                raise ValueError(
+                    f"TunableModel: network must have layers of num_params = {num_params}; got "
+                    f"{layer.tuning.num_params} in {name!r}"
+                )
+        for slot, layer in enumerate(self._layers):
+            layer.slot = slot
+
+    @property
+    def layers(self) -> tuple[TunableLayer, ...]:
+        """The model's tunable layers, in the order of the network's modules."""
+        return tuple(self._layers)
+
+    def forward(self, input: Any, lam: Tensor | Sequence[float], *args: Any, **kwargs: Any) -> Any:
+        """Runs the network at lambda.
+
+        Args:
+            input: The network's first argument.
+            lam: [p], [B, p] or a map [B, p, H, W]; numbers or a tensor.
+            args: Further arguments of the network.
+            kwargs: The same, by name.
+
+        Returns:
+            What the network returns.
+
+        Raises:
+            TypeError: lam is neither numbers nor a floating-point tensor.
+            ValueError: lam has a wrong length or a value that is not finite (tensors on a GPU are not looked at).
+        """
+        frame = frames.Frame(self.spec.check(lam, self._device()), self._layers, self.on_map)
+        frames.push(frame)
+        try:
+            return self.network(input, *args, **kwargs)
+        finally:
+            frames.pop(frame)
+
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def extra_repr(self) -> str:
+        """Names of lambda and its domain."""
+        return f"lam={list(self.spec.names)}, domain={self.spec.domain!r}"
+
+
+def tunable_layers(network: nn.Module) -> list[tuple[str, TunableLayer]]:
+    """Names and tunable layers of a network, each once; those inside a nested TunableModel are that one's own."""
+    found: list[tuple[str, TunableLayer]] = []
+    seen: set[int] = set()
+
+    def walk(module: nn.Module, name: str) -> None:
+        if id(module) in seen or isinstance(module, TunableModel):
+            return
+        seen.add(id(module))
+        if isinstance(module, TunableLayer):
+            found.append((name, module))
+        for child, inner in module.named_children():
+            walk(inner, f"{name}.{child}" if name else child)
+
+    walk(network, "")
+    return found

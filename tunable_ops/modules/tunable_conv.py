@@ -1,0 +1,332 @@
+"""TunableConv1d, 2d, 3d and TunableConvTranspose2d: torch's layers with P kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunable_ops import checks, functional
+from tunable_ops.modules.layer import StackedLayer
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class _TunableConvNd(StackedLayer):
+    """Arguments, parameters and folding that the four layers share."""
+
+    ndim: int
+    transposed = False
+    plain_type: type[nn.Module]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        output_padding: int | Sequence[int],
+        num_params: int,
+        num_kernels: int | None,
+        tuning: str,
+        domain: str,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(num_params, num_kernels, tuning, domain, device, dtype)
+        name, ndim = type(self).__name__, self.ndim
+        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}: {argument} must be a positive int; got {value!r}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups must divide in_channels and out_channels; got {groups} for {in_channels} and "
+                f"{out_channels}"
+            )
+        if padding_mode not in _PADDING_MODES or (self.transposed and padding_mode != "zeros"):
+            allowed = ("zeros",) if self.transposed else _PADDING_MODES
+            raise ValueError(f"{name}: padding_mode must be one of {allowed}; got {padding_mode!r}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = checks.to_ints(name, "kernel_size", kernel_size, ndim, 1)
+        self.stride = checks.to_ints(name, "stride", stride, ndim, 1)
+        self.dilation = checks.to_ints(name, "dilation", dilation, ndim, 1)
+        self.output_padding = checks.to_ints(name, "output_padding", output_padding, ndim, 0)
+        self.padding_mode = padding_mode
+        self.start, extra = checks.resolve_padding(name, padding, self.kernel_size, self.stride, self.dilation)
+        self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else self.start
+        # Last dimension first, as torch.nn.functional.pad takes it.
+        self._edges = [v for s, e in zip(reversed(self.start), reversed(extra), strict=True) for v in (s, s + e)]
+        if self.transposed:
+            shape = (in_channels, out_channels // groups, *self.kernel_size)
+        else:
+            shape = (out_channels, in_channels // groups, *self.kernel_size)
+        kernels = self.tuning.num_kernels
+        self.kernel_dim = ndim + 2
+        self.weight = nn.Parameter(torch.empty(kernels, *shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(kernels, out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def plain(self, meta: bool = False) -> nn.Module:
+        """Torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
+        arguments: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "bias": self.bias is not None,
+            "padding_mode": self.padding_mode,
+        }
+        if self.transposed:
+            arguments["output_padding"] = self.output_padding
+        device = torch.device("meta") if meta else self._device()
+        return nn.utils.skip_init(
+            self.plain_type,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            **arguments,
+            device=device,
+            dtype=self.weight.dtype,
+        )
+
+    def _blend(self, lam: Tensor | Sequence[float] | None, input: Tensor, grid: Sequence[int]) -> Tensor:
+        batch = input.shape[0] if input.dim() == self.ndim + 2 else None
+        return self.alpha(lam, batch, grid)
+
+    def _output_grid(self, input: Tensor, padding: Sequence[int], pads: int = 1) -> tuple[int, ...]:
+        """The output's spatial size; sizes that do not fit are the operator's to refuse."""
+        return tuple(
+            (n + p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(
+                input.shape[-self.ndim :], padding, self.dilation, self.kernel_size, self.stride, strict=True
+            )
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their defaults, as torch's layers print them."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding not in ((0,) * self.ndim, "valid"):
+            text += f", padding={self.padding!r}"
+        if any(self.output_padding):
+            text += f", output_padding={self.output_padding}"
+        if self.dilation != (1,) * self.ndim:
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.bias is None:
+            text += ", bias=False"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode!r}"
+        return text + f", num_kernels={self.tuning.num_kernels}"
+
+
+class _TunableConv(_TunableConvNd):
+    """The three plain convolutions: they differ in rank alone."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_params: int,
+        num_kernels: int | None = None,
+        tuning: str = "affine",
+        domain: str = "simplex",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            0,
+            num_params,
+            num_kernels,
+            tuning,
+            domain,
+            device,
+            dtype,
+        )
+
+    def forward(self, input: Tensor, lam: Tensor | Sequence[float] | None = None) -> Tensor:
+        """Convolves with the blend that `lam` (or the TunableModel around the layer) asks for.
+
+        Args:
+            input: [B, C, *size], or unbatched [C, *size] with lam [p].
+            lam: [p], [B, p] or a map [B, p, *any size]; None inside a TunableModel.
+
+        Returns:
+            [B, O, *grid] or [O, *grid].
+        """
+        edges = self._edges
+        total = [edges[2 * i] + edges[2 * i + 1] for i in reversed(range(self.ndim))]
+        alpha = self._blend(lam, input, self._output_grid(input, total))
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, edges, mode=self.padding_mode), 0
+        operator = _OPERATORS[self.ndim]
+        return operator(input, self.weight, self.bias, alpha, self.stride, padding, self.dilation, self.groups)
+
+
+_OPERATORS: dict[int, Any] = {
+    1: functional.tunable_conv1d,
+    2: functional.tunable_conv2d,
+    3: functional.tunable_conv3d,
+}
+
+
+class TunableConv2d(_TunableConv):
+    """nn.Conv2d with P kernels, blended by lambda: ``layer(x, lam)``.
+
+    Formula: ``alpha = phi(lam)``, ``y[b] = conv2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p])``.
+
+    Args: nn.Conv2d's first, then by name
+
+        num_params: p, the length of lambda.
+        num_kernels: P; default p on the simplex, p + 1 on the box.
+        tuning: "affine" (phi is trained) or "identity" (alpha = lambda).
+        domain: "simplex" (lambda sums to 1) or "box" (each in its range; the first kernel's weight is the constant 1).
+
+    State: weight [P, O, C/groups, *k], bias [P, O], tuning.weight, tuning.bias.
+
+    Source: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR 2023.
+    """
+
+    ndim = 2
+    plain_type = nn.Conv2d
+
+
+class TunableConv1d(_TunableConv):
+    """nn.Conv1d with P kernels, blended by lambda: ``layer(x, lam)``.
+
+    Formula: ``alpha = phi(lam)``, ``y[b] = conv1d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p])``.
+    Arguments: nn.Conv1d's first, then those of `TunableConv2d`.
+    """
+
+    ndim = 1
+    plain_type = nn.Conv1d
+
+
+class TunableConv3d(_TunableConv):
+    """nn.Conv3d with P kernels, blended by lambda: ``layer(x, lam)``.
+
+    Formula: ``alpha = phi(lam)``, ``y[b] = conv3d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p])``.
+    Arguments: nn.Conv3d's first, then those of `TunableConv2d`.
+    """
+
+    ndim = 3
+    plain_type = nn.Conv3d
+
+
+class TunableConvTranspose2d(_TunableConvNd):
+    """nn.ConvTranspose2d with P kernels, blended by lambda: ``layer(x, lam)``.
+
+    Formula: ``alpha = phi(lam)``, ``y[b] = conv_transpose2d(x[b], sum_p alpha[b,p] weight[p], ...)``.
+    Arguments: nn.ConvTranspose2d's first, then those of `TunableConv2d`. State: weight [P, C, O/groups, kh, kw].
+    """
+
+    ndim = 2
+    transposed = True
+    plain_type = nn.ConvTranspose2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_params: int,
+        num_kernels: int | None = None,
+        tuning: str = "affine",
+        domain: str = "simplex",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            output_padding,
+            num_params,
+            num_kernels,
+            tuning,
+            domain,
+            device,
+            dtype,
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        lam: Tensor | Sequence[float] | None = None,
+        output_size: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Applies the blend that `lam` asks for.
+
+        Args:
+            input: [B, C, H, W], or [C, H, W] with lam [p].
+            lam: [p], [B, p] or a map [B, p, *any size]; None inside a TunableModel.
+            output_size: (OH, OW) to reach by output_padding, as nn.ConvTranspose2d takes it. Inside a TunableModel
+                networks pass it by name.
+
+        Returns:
+            [B, O, OH, OW] or [O, OH, OW].
+        """
+        smallest = checks.transposed_output_size(
+            type(self).__name__, input.shape[-2:], self.kernel_size, self.stride, self.start, (0, 0), self.dilation
+        )
+        extra = self.output_padding
+        if output_size is not None:
+            wanted = tuple(output_size)[-2:]
+            extra = tuple(w - n for w, n in zip(wanted, smallest, strict=True))
+            if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)):
+                raise ValueError(
+                    f"TunableConvTranspose2d: output_size must be between {smallest} and stride - 1 more; got {wanted}"
+                )
+        grid = [n + e for n, e in zip(smallest, extra, strict=True)]
+        return functional.tunable_conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self._blend(lam, input, grid),
+            self.stride,
+            self.start,
+            extra,
+            self.groups,
+            self.dilation,
+        )

@@ -1,0 +1,174 @@
+"""TunableParameter: any tensor with P copies; and the same under an attribute of a network nobody changes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tunable_ops import functional
+from tunable_ops.modules.layer import StackedLayer, TunableLayer
+
+
+def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
+    """Blends [P, *shape]; per sample, a leading 1 of the shape gives way to the batch, else the batch comes before it.
+
+    Raises:
+        ValueError: A per-sample blend of a tensor of fewer than two dimensions: whatever it is multiplied with, the
+            batch would meet the wrong dimension.
+    """
+    blended = functional.tunable_parameter(stack, alpha)
+    if alpha.dim() == 1:
+        return blended
+    if stack.dim() < 3:
+        raise ValueError(
+            f"{name}: lam must be [p] for a tensor of shape {list(stack.shape[1:])}; got one lambda per sample. Give "
+            "the tensor a leading 1, as [1, C, 1, 1]"
+        )
+    return blended.squeeze(1) if stack.shape[1] == 1 else blended
+
+
+class TunableParameter(StackedLayer):
+    """P copies of a tensor, blended by lambda: ``scale(lam)`` is ``sum_p alpha[p] * weight[p]``.
+
+    A per-sample lambda gives [B, *rest] for a tensor [1, *rest], and [B, *shape] for any other of two dimensions or
+    more (a table, indexed as ``table[..., index, :]``).
+
+    Args:
+        value: The tensor every copy starts as; on the box the first copy, the others start at zero.
+        num_params: p; the rest as `TunableConv2d`.
+    """
+
+    bias = None
+
+    def __init__(
+        self,
+        value: Tensor,
+        *,
+        num_params: int,
+        num_kernels: int | None = None,
+        tuning: str = "affine",
+        domain: str = "simplex",
+    ) -> None:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"TunableParameter: value must be a floating-point Tensor; got {type(value).__name__}")
+        super().__init__(num_params, num_kernels, tuning, domain, value.device, value.dtype)
+        self.kernel_dim = value.dim()
+        self.weight = nn.Parameter(stack_plain(value.detach(), self.tuning.num_kernels, self.tuning.constant))
+
+    def plain(self, meta: bool = False) -> nn.Module:
+        """A module that holds one tensor and returns it: called as this one is, without lambda."""
+        return PlainParameter(self.weight[0])
+
+    def forward(self, lam: Tensor | Sequence[float] | None = None) -> Tensor:
+        """The blended tensor, [*shape] or per sample as the class says."""
+        alpha = self.alpha(lam, None, ())
+        return blend_parameter(self.weight, alpha, "TunableParameter")
+
+    def extra_repr(self) -> str:
+        """Shape of one copy, and how many."""
+        return f"shape={list(self.weight.shape[1:])}, num_kernels={self.tuning.num_kernels}"
+
+
+class PlainParameter(nn.Module):
+    """What a TunableParameter folds into: one tensor, returned by the call.
+
+    Args:
+        value: The tensor.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(value.detach().clone())
+
+    def forward(self) -> Tensor:
+        """The tensor."""
+        return self.weight
+
+
+class BaseAndNew(nn.Module):
+    """A parametrisation that keeps a stack [P, *] as two parameters, the base [1, *] and the new ones [P - 1, *]."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """The stack."""
+        return torch.cat(parts)
+
+    def right_inverse(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts."""
+        return stack[:1].clone(), stack[1:].clone()
+
+
+class ParameterBlend(TunableLayer):
+    """The parametrisation behind a network's own attribute: `module.beta` reads as the blended tensor.
+
+    torch keeps the stack as `module.parametrizations.beta.original`, here [P, numel]: a format such as channels_last
+    then leaves it alone. After `split_base` it is original0 [1, numel] and original1 [P - 1, numel].
+    """
+
+    def __init__(
+        self, value: Tensor, num_params: int, num_kernels: int | None, tuning: str, domain: str, name: str
+    ) -> None:
+        super().__init__(num_params, num_kernels, tuning, domain, value.device, value.dtype)
+        self.shape = tuple(value.shape)
+        self.name = name
+        self.split = False
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """[P, numel], whole or in parts -> the blended tensor."""
+        stack = torch.cat(parts) if len(parts) > 1 else parts[0]
+        alpha = self.alpha(None, None, ())
+        return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)
+
+    def right_inverse(self, stack: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The stack as torch is to keep it."""
+        return (stack[:1].clone(), stack[1:].clone()) if self.split else stack
+
+    def extra_repr(self) -> str:
+        """Name and shape."""
+        return f"{self.name!r}, shape={list(self.shape)}, num_kernels={self.tuning.num_kernels}"
+
+
+def register_blend(owner: nn.Module, attribute: str, stack: Tensor, blend: ParameterBlend, trainable: bool) -> None:
+    """Puts `blend` behind `owner.attribute`, over the stack [P, numel]."""
+    owner._parameters.pop(attribute, None)
+    owner.register_parameter(attribute, nn.Parameter(stack, requires_grad=trainable))
+    parametrize.register_parametrization(owner, attribute, blend, unsafe=True)
+
+
+def unregister_blend(owner: nn.Module, attribute: str) -> Tensor:
+    """Takes the blend away; `owner.attribute` is gone and the stack [P, numel] is returned."""
+    _unshare_class(owner)
+    _parametrization(owner, attribute)[0] = BaseAndNew()
+    parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+    stack = getattr(owner, attribute)
+    delattr(owner, attribute)
+    return stack
+
+
+def blend_stack(owner: nn.Module, attribute: str) -> Tensor:
+    """The stack [P, numel] behind `owner.attribute`, whole."""
+    parts = list(_parametrization(owner, attribute).parameters(recurse=False))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parametrization(owner: nn.Module, attribute: str) -> Any:
+    return owner.parametrizations[attribute]  # type: ignore[index]
+
+
+def _unshare_class(owner: nn.Module) -> None:
+    # deepcopy gives a copy the class that torch made for the original, and removing a parametrisation deletes the
+    # property from that class: without a class of its own, the original would lose its attribute too.
+    shared = type(owner)
+    body = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(shared.__name__, shared.__bases__, body)
+
+
+def stack_plain(value: Tensor, num_kernels: int, constant: bool) -> Tensor:
+    """[P, *shape] that blends to `value` for every lambda of the domain.
+
+    Simplex: P copies (the alphas sum to 1). Box: `value` once, under the constant weight, and zeros.
+    """
+    stack = value.new_zeros(num_kernels, *value.shape) if constant else value.new_empty(num_kernels, *value.shape)
+    stack[: 1 if constant else num_kernels] = value
+    return stack

@@ -1,0 +1,109 @@
+"""phi: from the tuning parameters lambda to the blend alpha."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunable_ops.modules.spec import DOMAINS
+
+MODES = ("affine", "identity")
+
+
+class Tuning(nn.Module):
+    """alpha = phi(lambda): one affine map or the identity, no activation.
+
+    Formula: ``alpha = weight @ lam + bias``; on the box the first kernel's alpha is the constant 1, and `weight` and
+    `bias` hold the other rows only. Starts as the identity where that fits, else with columns that sum to 1 (so that
+    the alphas of a point of the simplex sum to 1), and bias 0.
+
+    Args:
+        num_params: p.
+        num_kernels: P; default p on the simplex, p + 1 on the box.
+        tuning: "affine" or "identity" (P = p, simplex only: it has no constant).
+        domain: "simplex" or "box".
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_params: int,
+        num_kernels: int | None = None,
+        tuning: str = "affine",
+        domain: str = "simplex",
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if type(num_params) is not int or num_params < 1:
+            raise ValueError(f"tuning: num_params must be a positive int; got {num_params!r}")
+        if tuning not in MODES:
+            raise ValueError(f"tuning: tuning must be one of {MODES}; got {tuning!r}")
+        if domain not in DOMAINS:
+            raise ValueError(f"tuning: domain must be one of {DOMAINS}; got {domain!r}")
+        self.constant = domain == "box" and tuning == "affine"
+        kernels = num_params + self.constant if num_kernels is None else num_kernels
+        if type(kernels) is not int or kernels < 1 + self.constant:
+            raise ValueError(f"tuning: num_kernels must be an int >= {1 + self.constant}; got {kernels!r}")
+        if tuning == "identity" and kernels != num_params:
+            raise ValueError(f"tuning: num_kernels must equal num_params with tuning='identity'; got {kernels}")
+        self.num_params, self.num_kernels, self.tuning, self.domain = num_params, kernels, tuning, domain
+        if tuning == "identity":
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
+        else:
+            rows = kernels - self.constant
+            self.weight = nn.Parameter(torch.empty(rows, num_params, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(rows, device=device, dtype=dtype))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Identity where the rows are as many as the parameters, else random columns that sum to 1."""
+        if self.weight is None or self.bias is None:
+            return
+        with torch.no_grad():
+            rows = self.weight.shape[0]
+            if rows == self.num_params:
+                self.weight.copy_(torch.eye(rows))
+            else:
+                # Random, not equal shares: kernels that start alike must not stay alike.
+                self.weight.copy_(torch.rand(rows, self.num_params).add_(0.1))
+                self.weight.div_(self.weight.sum(0, keepdim=True))
+            self.bias.zero_()
+
+    def pieces(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows [n, p] and biases [n] that stack up to the P rows of phi, the constant one included."""
+        assert self.weight is not None and self.bias is not None
+        if not self.constant:
+            return [self.weight], [self.bias]
+        return [self.weight.new_zeros(1, self.num_params), self.weight], [self.bias.new_ones(1), self.bias]
+
+    def forward(self, lam: Tensor) -> Tensor:
+        """[*, p] -> [*, P], in fp32 (fp64 for fp64) whatever autocast says."""
+        return blend_weights([self], lam)[0]
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.num_params}, {self.num_kernels}, tuning={self.tuning!r}, domain={self.domain!r}"
+
+
+def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> list[Tensor]:
+    """Alphas of many layers from lambda [*, p] in one matrix product: a list of [*, P_i]."""
+    affine = [t for t in tunings if t.weight is not None]
+    if not affine:
+        return [lam.to(torch.promote_types(lam.dtype, torch.float32))] * len(tunings)
+    weights, biases = zip(*(t.pieces() for t in affine), strict=True)
+    weight = torch.cat([w for rows in weights for w in rows])
+    bias = torch.cat([b for rows in biases for b in rows])
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    lam = lam.to(dtype)
+    if torch.is_autocast_enabled(lam.device.type):
+        with torch.autocast(lam.device.type, enabled=False):
+            alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
+    else:
+        alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
+    parts = iter(alphas.split([t.num_kernels for t in affine], dim=-1))
+    return [lam if t.weight is None else next(parts) for t in tunings]

@@ -1,0 +1,71 @@
+"""FLOP formulas for torch.utils.flop_counter.FlopCounterMode: convolution plus blend, 2 per multiply-add.
+
+Importing torch.utils.flop_counter costs little and needs no device. The operators that premix are counted through
+the library's convolutions and the formula of the blend.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from tunable_ops.ops import tunable_conv2d, tunable_parameter  # noqa: F401  (importing them defines the operators)
+
+_OPS = torch.ops.tunable_ops
+Shape = Sequence[int]
+
+
+def _blend(weight: Shape, bias: Shape | None, alpha: Shape) -> int:
+    """Multiply-adds of the blend, times 2: P times the elements, once or per sample."""
+    elements = math.prod(weight) + (math.prod(bias) if bias is not None else 0)
+    return 2 * elements * (alpha[0] if len(alpha) == 2 else 1)
+
+
+def _convolution(weight: Shape, output: Shape) -> int:
+    """One convolution of the library: every output value takes C/groups * kh * kw multiply-adds."""
+    return 2 * math.prod(output) * math.prod(weight[2:])
+
+
+@register_flop_formula(_OPS.tunable_parameter)
+def _parameter_flops(parameter: Shape, alpha: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return _blend(parameter, None, alpha)
+
+
+@register_flop_formula(_OPS.tunable_parameter_backward)
+def _parameter_backward_flops(
+    grad_output: Shape, parameter: Shape, alpha: Shape, backend: str, mask: Sequence[bool], **kwargs: Any
+) -> int:
+    return sum(mask) * _blend(parameter, None, alpha)
+
+
+@register_flop_formula(_OPS.tunable_conv2d)
+def _conv2d_flops(
+    input: Shape, weight: Shape, bias: Shape | None, alpha: Shape, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    if len(alpha) == 4:  # P convolutions and their weighted sum
+        return weight[0] * (_convolution(weight, out_shape) + 2 * math.prod(out_shape))
+    return _convolution(weight, out_shape) + _blend(weight, bias, alpha)
+
+
+@register_flop_formula(_OPS.tunable_conv2d_backward)
+def _conv2d_backward_flops(
+    grad_output: Shape,
+    saved: Shape | None,
+    input: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    alpha: Shape,
+    *options: Any,
+    out_shape: Any = None,
+    **kwargs: Any,
+) -> int:
+    mask = options[-1]
+    convolution = _convolution(weight, grad_output)
+    if len(alpha) == 4:
+        passes = mask[0] + mask[1] + mask[3]
+        return weight[0] * (passes * convolution + 2 * math.prod(grad_output))
+    blend = _blend(weight, bias, alpha)
+    passes = mask[0] + (mask[1] or mask[3])
+    return passes * convolution + (mask[0] + mask[1] + mask[3]) * blend

@@ -1,0 +1,32 @@
+"""What the operators share that blend first and leave the rest to the library's convolution."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tunable_ops.ops import registration
+from tunable_ops.ops.tunable_parameter import tunable_parameter
+from tunable_ops.reference import tunable_parameter as reference_parameter
+from tunable_ops.reference.tunable_conv2d import blend_and_convolve
+
+
+def premix(
+    conv: Callable[[Any, Any, Any], Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    """Blends with the operator `tunable_parameter` ("reference": with its definition), then calls `conv` and autograd.
+
+    One convolution for a shared alpha, one per sample for [B, P], one per kernel for a map.
+    """
+    blend = reference_parameter if backend == "reference" else tunable_parameter
+
+    def run(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor) -> Tensor:
+        return blend_and_convolve(conv, x, w, b, a, activation, blend)
+
+    return registration.run_composite(run, (input, weight, bias, alpha), 3)

@@ -1,0 +1,208 @@
+"""tunable_conv2d: the Python wrapper and the registered operator behind it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunable_ops import backends, checks, reference
+from tunable_ops.backends.torch import layout
+from tunable_ops.backends.torch import tunable_conv2d as torch_backend
+from tunable_ops.ops import registration
+from tunable_ops.reference.activation import SAVES_OUTPUT
+
+NAME = "tunable_conv2d"
+
+
+def tunable_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Blends P kernels and convolves.
+
+    Formula: ``y[b] = act(conv2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``. With a map the blend
+    differs from pixel to pixel: ``y[b] = act(sum_p alpha[b,p] * (conv2d(x[b], weight[p]) + bias[p]))``. The blend
+    accumulates in fp32 and rounds once to the compute dtype; so does the convolution. Gradients of input, weight,
+    bias and alpha, to any order in eager mode (first order under torch.compile).
+
+    Args:
+        input: [B, C, H, W] (contiguous or channels_last; the output keeps the format), or [C, H, W] with alpha [P].
+        weight: [P, O, C/groups, kh, kw].
+        bias: [P, O] or None.
+        alpha: [P], one blend for the batch; [B, P], one per sample ([1, P] broadcasts); or [B, P, OH, OW], a map.
+        stride: Pixels; int or pair.
+        padding: Pixels; int or pair, "same" (stride 1) or "valid".
+        dilation: Pixels; int or pair.
+        groups: Blocked connections from inputs to outputs.
+        activation: None, "relu", "gelu" (erf form), "silu" or "leaky_relu" (slope 0.01).
+        backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton", "cuda".
+
+    Returns:
+        [B, O, OH, OW] or [O, OH, OW], of the input's dtype.
+
+    dtypes: float32, float16, bfloat16, float64; input, weight and bias share one, alpha has it or float32. Under
+    autocast input, weight and bias are cast to its dtype; alpha never is.
+
+    Raises:
+        TypeError: Not tensors, or dtypes other than these.
+        ValueError: Ranks, sizes, devices or options that do not fit; an unknown backend.
+        RuntimeError: A backend that cannot run here.
+
+    Source: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR 2023.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 2, 2), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
+        >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
+        tensor([2., 2., 2., 2.])
+    """
+    chosen = backends.select(NAME, backend)
+    checks.check_tensors(NAME, input, weight, bias, alpha)
+    checks.check_kernels(NAME, input, weight, bias, groups, ndim=2)
+    stride = checks.to_ints(NAME, "stride", stride, 2, 1)
+    dilation = checks.to_ints(NAME, "dilation", dilation, 2, 1)
+    taps = weight.shape[3:]
+    padding, extra = checks.resolve_padding(NAME, padding, taps, stride, dilation)
+    if any(extra):
+        input = F.pad(input, (0, extra[1], 0, extra[0]))
+    size = checks.conv_output_size(NAME, input.shape[-2:], taps, stride, padding, dilation)
+    batched = input.dim() == 4
+    checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if batched else None, size)
+    name = checks.check_activation(NAME, activation)
+    if not batched:
+        input = input[None]
+    if alpha.dim() == 2 and alpha.shape[0] == 1:
+        alpha = alpha[0]
+    if chosen == "reference" or registration.needs_composite():
+        options = (stride, padding, dilation, groups, name)
+        output = registration.run_composite(reference.tunable_conv2d, (input, weight, bias, alpha), 3, *options)
+    else:
+        output = _forward_op(input, weight, bias, alpha, stride, padding, dilation, groups, name, chosen)
+    return output if batched else output[0]
+
+
+def _kernel(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
+    return torch_backend.forward(input, weight, bias, alpha, *options[:-1])
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], stride, padding, dilation, strict=True)
+    ]
+    output = input.new_empty(input.shape[0], weight.shape[1], *size)
+    return output.to(memory_format=layout.output_format(input, weight))
+
+
+def _backward_kernel(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *geometry, activation, _, mask = options
+    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *geometry, activation, mask)
+    return tuple(grad_output.new_empty(0) if g is None else g for g in grads)
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    mask = options[-1]
+    empty = grad_output.new_empty(0)
+    return (
+        torch.empty_like(input, memory_format=layout.output_format(input, weight)) if mask[0] else empty,
+        layout.empty_stack_like(weight) if mask[1] else grad_output.new_empty(0),
+        bias.new_empty(bias.shape) if mask[2] and bias is not None else grad_output.new_empty(0),
+        alpha.new_empty(alpha.shape) if mask[3] else grad_output.new_empty(0),
+    )
+
+
+_OPTIONS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str activation, str backend"
+_TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
+_forward_op = registration.define(NAME, f"{_TENSORS}, {_OPTIONS}", "Tensor", _kernel, _fake)
+# `saved` is the output (relu, leaky_relu), the value before the activation (gelu, silu) or None (no activation).
+_backward_op = registration.define(
+    f"{NAME}_backward",
+    f"Tensor grad_output, Tensor? saved, {_TENSORS}, {_OPTIONS}, bool[4] mask",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)
+
+
+class _TunableConv2d(torch.autograd.Function):
+    """First order runs the backward operator; under create_graph that operator differentiates the definition."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
+        *geometry, activation, backend = options
+        tensors = (input, weight, bias, alpha)
+        if activation == "none" or activation in SAVES_OUTPUT:
+            output = saved = registration.below_autograd(_forward_op, *tensors, *options)
+        else:
+            saved = registration.below_autograd(_forward_op, *tensors, *geometry, "none", backend)
+            output = reference.apply_activation(saved, activation)
+        ctx.save_for_backward(*tensors, None if activation == "none" else saved)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+        *tensors, saved = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:4])
+        grads = _backward_op(grad_output, saved, *tensors, *ctx.options, mask)
+        return (*(g if m else None for g, m in zip(grads, mask, strict=True)), *(None for _ in ctx.options))
+
+
+def _differentiable_backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *definition_options, _, mask = options
+
+    def definition(*tensors: Any) -> Tensor:
+        return reference.tunable_conv2d(*tensors, *definition_options)
+
+    return registration.composite_gradients(definition, grad_output, (input, weight, bias, alpha), mask)
+
+
+registration.define_autograd(_forward_op, _TunableConv2d.apply, tensors=4)
+registration.define_autograd(_backward_op, _differentiable_backward, tensors=6)
+registration.define_autocast(_forward_op, cast=(0, 1, 2))
+registration.define_autocast(_backward_op, cast=())
