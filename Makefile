@@ -2,45 +2,52 @@
 #   make demo   sets up, trains a small tunable denoiser on photographs, writes runs/demo/
 #   make test   sets up and runs the tests
 PYTHON ?= python3
-# A machine with a GPU takes the CUDA build: make TORCH=torch TRITON=
+# A machine with a GPU takes the CUDA build, which brings its own Triton: make TORCH=torch TRITON=
 TORCH ?= torch==2.13.0
-# e.g. PyTorch's own CPU index, where the default index serves CUDA builds only
+# PyTorch's CPU index, for machines whose default index has CUDA builds only
 TORCH_INDEX ?=
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 
 BIN := .venv/bin
-STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: all setup test test-all demo lint format clean
 
 all: test
 
-setup: $(STAMP)
+setup: .venv/.dev
 
 # torch first, so that the package finds it and pulls in no second one
-$(STAMP): pyproject.toml setup.py Makefile
+.venv/.torch:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel ninja pybind11
-	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(if $(TRITON),$(BIN)/python -m pip install -q "$(TRITON)")
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	$(PIP) --upgrade pip "setuptools>=77" wheel ninja pybind11
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(if $(TRITON),$(PIP) "$(TRITON)")
 	touch $@
 
-test: setup
+.venv/.train: .venv/.torch pyproject.toml setup.py
+	$(PIP) --no-build-isolation --editable ".[train]"
+	touch $@
+
+.venv/.dev: .venv/.train
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	touch $@
+
+test: .venv/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: setup
+test-all: .venv/.dev
 	$(BIN)/python -m pytest -q
 
-demo: setup
+demo: .venv/.train
 	$(BIN)/tunable-ops demo --out runs/demo
 
-lint: setup
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -110,32 +110,39 @@ def check_bias(op: str, weight: Tensor, bias: Tensor | None, outputs: int) -> No
 
 
 def check_alpha(op: str, alpha: Tensor, num_kernels: int, batch: int | None, output_size: Sequence[int] = ()) -> None:
-    """alpha is [P], [B, P] or, where `output_size` is given, a map [B, P, *output_size].
+    """Alpha is [P], [B, P] or, where `output_size` is given, a map [B, P, *output_size].
 
     `batch` is None for an unbatched input, which takes a shared alpha only.
     """
-    allowed = "[P] or [B, P]" if not output_size else f"[P], [B, P] or a map [B, P, {', '.join(map(str, output_size))}]"
-    if alpha.dim() not in ((1, 2, 2 + len(output_size)) if output_size else (1, 2)):
-        raise ValueError(f"{op}: alpha must be {allowed}; got shape {shape_of(alpha)}")
-    kernels = alpha.shape[0] if alpha.dim() == 1 else alpha.shape[1]
+    rank = alpha.dim()
+    if rank not in (1, 2) and not (output_size and rank == 2 + len(output_size)):
+        raise ValueError(f"{op}: alpha must be {_alpha_layout(output_size)}; got shape {shape_of(alpha)}")
+    kernels = alpha.shape[0] if rank == 1 else alpha.shape[1]
     if kernels != num_kernels:
         raise ValueError(
             f"{op}: alpha must hold one value per kernel, P = {num_kernels} as the weight has it; got P = {kernels} "
             f"(shape {shape_of(alpha)})"
         )
-    if alpha.dim() == 1:
+    if rank == 1:
         return
     if batch is None:
         raise ValueError(f"{op}: alpha must be [P] for an unbatched input; got shape {shape_of(alpha)}")
-    if alpha.shape[0] != batch and not (alpha.dim() == 2 and alpha.shape[0] == 1):
+    if alpha.shape[0] != batch and not (rank == 2 and alpha.shape[0] == 1):
         raise ValueError(
-            f"{op}: alpha must be {allowed} with B = {batch}, as the input has it; got shape {shape_of(alpha)}"
+            f"{op}: alpha must be {_alpha_layout(output_size)} with B = {batch}, as the input has it; got shape "
+            f"{shape_of(alpha)}"
         )
-    if alpha.dim() > 2 and tuple(alpha.shape[2:]) != tuple(output_size):
+    if rank > 2 and tuple(alpha.shape[2:]) != tuple(output_size):
         raise ValueError(
             f"{op}: alpha must have the output's size {list(output_size)} where it is a map; got shape "
             f"{shape_of(alpha)}"
         )
+
+
+def _alpha_layout(output_size: Sequence[int]) -> str:
+    if not output_size:
+        return "[P] or [B, P]"
+    return f"[P], [B, P] or a map [B, P, {', '.join(map(str, output_size))}]"
 
 
 def conv_output_size(

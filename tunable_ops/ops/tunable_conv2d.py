@@ -124,8 +124,8 @@ def _backward_kernel(
     alpha: Tensor,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    *geometry, activation, _, mask = options
-    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *geometry, activation, mask)
+    *arguments, _, mask = options
+    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *arguments, mask=mask)
     return tuple(grad_output.new_empty(0) if g is None else g for g in grads)
 
 

@@ -43,7 +43,7 @@ def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
     shape = like.shape[1:]
     rows = matrix.shape[:-1]
     if not kernels_are_channels_last(like):
-        return matrix.view(*rows, *shape)
+        return matrix.view((*rows, *shape))
     outputs, channels, *taps = shape
     ndim = len(taps)
     laid = matrix.view(*rows, outputs, *taps, channels)

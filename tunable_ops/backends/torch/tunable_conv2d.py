@@ -166,7 +166,8 @@ def _map_backward(
     grad_alpha = None
     if mask[3]:
         products = _map_products(input, weight, bias, geometry, groups).to(accumulate)
-        grad_alpha = torch.einsum("bohw,bpohw->bphw", grad_output.to(accumulate), products).to(alpha.dtype)
+        grad_alpha = torch.einsum("bohw,bpohw->bphw", grad_output.to(accumulate), products)
+        grad_alpha = grad_alpha.to(alpha.dtype).contiguous()
     spread = (alpha[:, :, None].to(accumulate) * grad_output[:, None].to(accumulate)).to(input.dtype)
     spread = spread.reshape(batch, kernels, groups, outputs // groups, *size).transpose(1, 2)
     spread = spread.reshape(batch, kernels * outputs, *size)

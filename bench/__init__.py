@@ -1,0 +1,1 @@
+"""Measurements: cases, timing, results."""
