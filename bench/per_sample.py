@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from tunable_ops.backends.torch.choose_algorithm import choose_algorithm
 KINDS = {"1x1": (1, False), "3x3": (3, False), "5x5": (5, False), "dw3x3": (3, True)}
 
 
-def cases(quick: bool) -> Iterator[dict[str, Any]]:
+def cases(quick: bool, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Shapes of restoration networks that fit a CPU."""
     sizes = (8, 32) if quick else (8, 16, 32, 64, 128)
     for kind, channels, size, batch, layout in itertools.product(
-        ("3x3", "1x1") if quick else KINDS,
+        kinds,
         (16, 64) if quick else (16, 32, 64, 128),
         sizes,
         (4,) if quick else (4, 16),
@@ -112,14 +112,15 @@ def _geomean(values: list[float]) -> float:
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few cases only")
+    parser.add_argument("--quick", action="store_true", help="a few shapes only")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="which kernels (default all)")
     parser.add_argument("--kernels", type=int, default=2, help="P (default 2)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write JSON here")
     args = parser.parse_args()
     torch.manual_seed(0)
     results = []
-    for case in cases(args.quick):
+    for case in cases(args.quick, args.kinds):
         row = measure(case, args.kernels, args.rounds)
         results.append(row)
         parts = []

@@ -26,7 +26,8 @@ class Case:
     bias: bool = True
 
     def __str__(self) -> str:
-        text = f"B{self.batch}-C{self.channels}-O{self.outputs}-{self.size[0]}x{self.size[1]}-k{self.taps[0]}x{self.taps[1]}"
+        (height, width), (kh, kw) = self.size, self.taps
+        text = f"B{self.batch}-C{self.channels}-O{self.outputs}-{height}x{width}-k{kh}x{kw}"
         for name, value, default in (
             ("s", self.stride, (1, 1)),
             ("p", self.padding, (1, 1)),

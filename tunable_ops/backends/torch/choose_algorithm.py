@@ -1,14 +1,35 @@
-"""The rule that picks the algorithm for a per-sample alpha."""
+"""The rule that picks the algorithm for a per-sample alpha; `python -m bench.per_sample` measures what it rests on.
 
+Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors: "grouped",
+since a batch laid out as channels is a view. channels_last: "grouped" has to change the layout and back, "loop" costs
+some ten microseconds a sample; a sample has to be large enough to be worth that. "fold" never wins.
+Nothing here was measured on a GPU: "loop" there, because grouped convolutions are known to be slow on GPUs.
+"""
+
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from tunable_ops.backends.torch.layout import output_format
+
+# A sample of this many multiply-adds (elements, if depthwise) is worth a convolution of its own in channels_last.
+LOOP_MACS = 1 << 24
+LOOP_DEPTHWISE = 1 << 16
 
 
 def choose_algorithm(input: Tensor, weight: Tensor, geometry: Any, groups: int, backward: bool = False) -> str:
-    """Names the fastest of the algorithms in `per_sample` for a call."""
+    """Names the fastest of the algorithms in `per_sample` for a call; forward and backward go alike so far."""
     stride, padding, _ = geometry
-    pointwise = tuple(weight.shape[3:]) == (1, 1) and groups == 1
-    if pointwise and tuple(stride) == (1, 1) and tuple(padding) == (0, 0):
+    if tuple(weight.shape[3:]) == (1, 1) and groups == 1 and tuple(stride) == (1, 1) and tuple(padding) == (0, 0):
         return "bmm"
-    return "loop"
+    if input.device.type != "cpu":
+        return "loop"
+    if output_format(input, weight) == torch.contiguous_format:
+        return "grouped"
+    elements = input.shape[1] * input.shape[2] * input.shape[3]
+    if groups == input.shape[1]:
+        return "loop" if elements >= LOOP_DEPTHWISE else "grouped"
+    macs = weight.shape[1] * math.prod(weight.shape[2:]) * input.shape[2] * input.shape[3] // math.prod(stride)
+    return "loop" if macs >= LOOP_MACS else "grouped"

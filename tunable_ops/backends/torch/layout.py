@@ -24,11 +24,12 @@ def output_format(input: Tensor, weight: Tensor) -> torch.memory_format:
     channels_last = _CHANNELS_LAST.get(input.dim())
     if channels_last is None:
         return torch.contiguous_format
-    if suggest_memory_format(input) == channels_last:
+    fits_last = input.is_contiguous(memory_format=channels_last)
+    if input.is_contiguous() and not fits_last:  # the common cases first: reading strides in Python is slow
+        return torch.contiguous_format
+    if fits_last and (not input.is_contiguous() or kernels_are_channels_last(weight)):
         return channels_last
-    if kernels_are_channels_last(weight) and input.is_contiguous(memory_format=channels_last):
-        return channels_last
-    return torch.contiguous_format
+    return suggest_memory_format(input)
 
 
 def as_matrix(stack: Tensor, like: Tensor | None = None) -> Tensor:
