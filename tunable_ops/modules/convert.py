@@ -4,11 +4,13 @@ import copy
 import difflib
 import fnmatch
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel
@@ -28,6 +30,10 @@ _TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
 # They read `.weight` of their children instead of calling them.
 _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FAMILY = (nn.Linear, nn.modules.conv._ConvNd)
+# Of torch's own modules those whose parameters are the network's.
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+# Residual scales; the only patterns that may match nothing.
+USUAL_PARAMETERS = ("*.beta", "*.gamma")
 
 
 def convert(
@@ -39,7 +45,7 @@ def convert(
     domain: str = "simplex",
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    parameters: Sequence[str] = ("*.beta", "*.gamma"),
+    parameters: Sequence[str] = USUAL_PARAMETERS,
     names: Sequence[str] | None = None,
     ranges: Sequence[Sequence[float]] | None = None,
     defaults: Sequence[float] | None = None,
@@ -51,8 +57,9 @@ def convert(
     plain one under the constant weight 1 and p that start at zero.
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
-    parameters of converted modules stay tied. Left alone, and named in one warning: what MultiheadAttention and
-    TransformerEncoderLayer read by `.weight`, parametrised layers, subclasses, layers tied to something that stays.
+    parameters of what is converted stay tied. Left alone, and named in one warning: what MultiheadAttention and
+    TransformerEncoderLayer read by `.weight`, parametrised layers, subclasses, layers with a `forward`, buffers or
+    children of their own, and what is tied to something that stays.
 
     Args:
         network: Any nn.Module; it is copied, not changed.
@@ -91,11 +98,14 @@ def convert(
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
     memo: dict[int, Any] = {}
-    stacks: dict[int, tuple[nn.Parameter, Tuning]] = {}
+    stacks: dict[int, tuple[nn.Parameter, StackedLayer]] = {}
     for module in chosen:
-        memo[id(module)] = _tunable(module, options, stacks)
-    copied = copy.deepcopy(network, memo)
-    blends = _make_parameters_tunable(copied, parameters, options)
+        memo[id(module)] = layer = _tunable(module, options)
+        _tie(module, layer, stacks, list(memo.values()))
+    copied = copy_network(network, memo)
+    for module in chosen:
+        carry_over(module, memo[id(module)], memo)
+    blends = _make_parameters_tunable(copied, parameters, options, left_alone)
     if not chosen and not blends:
         raise ValueError(
             "convert: network must have a convolution, a linear layer or a parameter to convert; got "
@@ -116,7 +126,8 @@ def convert(
         "defaults": list(model.spec.defaults),
         "on_map": on_map,
     }
-    return model.train(network.training)
+    model.training = network.training  # not train(): parts of the network may be in another mode
+    return model
 
 
 def _choose(
@@ -128,8 +139,8 @@ def _choose(
         if isinstance(module, _FAMILY):
             named.setdefault(module, []).append(name)
     every_name = [name for names in named.values() for name in names]
-    _check_patterns("include", include or (), every_name)
-    _check_patterns("exclude", exclude, every_name)
+    _check_patterns("include", include or (), every_name, "convertible module")
+    _check_patterns("exclude", exclude, every_name, "convertible module")
     guarded = {child for owner in network.modules() if isinstance(owner, _READ_WEIGHTS) for child in owner.modules()}
     chosen: dict[nn.Module, None] = {}
     left_alone: list[str] = []
@@ -138,13 +149,22 @@ def _choose(
             continue
         if _matches(names, exclude):
             continue
-        plain_weight = type(module) in _TUNABLE and isinstance(module._parameters.get("weight"), nn.Parameter)
-        if module in guarded or not plain_weight:
+        if module in guarded or not _is_plain(module):
             left_alone.append(names[0])
         else:
             chosen[module] = None
     _leave_tied(network, chosen, named, left_alone)
     return chosen, left_alone
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """One of torch's own layers, with nothing of anybody else's that its work may depend on."""
+    return (
+        type(module) in _TUNABLE
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and set(module._parameters) <= {"weight", "bias"}
+        and not (module._buffers or module._modules or "forward" in vars(module))
+    )
 
 
 def _leave_tied(
@@ -165,20 +185,18 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
     if isinstance(patterns, str):
         raise TypeError(f"convert: {argument} must be a sequence of patterns; got the string {patterns!r}")
     for pattern in patterns:
-        if not _matches(names, [pattern]):
+        if pattern not in USUAL_PARAMETERS and not _matches(names, [pattern]):
             near = difflib.get_close_matches(pattern, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"convert: {argument} must match a convertible module; got {pattern!r}{hint}")
+            raise ValueError(f"convert: {argument} must match a {what}; got {pattern!r}{hint}")
 
 
-def _tunable(
-    module: nn.Module, options: dict[str, Any], stacks: dict[int, tuple[nn.Parameter, Tuning]]
-) -> StackedLayer:
-    """The tunable twin of a plain layer; layers that share a parameter share its stack, and phi with it."""
+def _tunable(module: nn.Module, options: dict[str, Any]) -> StackedLayer:
+    """The tunable twin of a plain layer, its kernels not set yet."""
     factory: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
     has_bias = module.bias is not None
     kind: Any = _TUNABLE[type(module)]
@@ -200,15 +218,28 @@ def _tunable(
             **factory,
             **options,
         )
+    return layer
+
+
+def _tie(
+    module: nn.Module,
+    layer: StackedLayer,
+    stacks: dict[int, tuple[nn.Parameter, StackedLayer]],
+    layers: Sequence[StackedLayer],
+) -> None:
+    """Sets the kernels of `layer`; layers that share a parameter share its stack, and phi with it."""
     for name in ("weight", "bias"):
         plain = getattr(module, name)
-        if plain is not None:
-            if id(plain) not in stacks:
-                stacks[id(plain)] = (_stacked(plain, layer), layer.tuning)
-            stack, layer.tuning = stacks[id(plain)]
-            setattr(layer, name, stack)
-    carry_over(module, layer)
-    return layer
+        if plain is None:
+            continue
+        if id(plain) not in stacks:
+            stacks[id(plain)] = _stacked(plain, layer), layer
+        stack, first = stacks[id(plain)]
+        setattr(layer, name, stack)
+        replaced = layer.tuning
+        for other in layers if replaced is not first.tuning else ():
+            if other.tuning is replaced:
+                other.tuning = first.tuning
 
 
 def _stacked(plain: torch.Tensor, layer: StackedLayer) -> nn.Parameter:
@@ -220,37 +251,74 @@ def _stacked(plain: torch.Tensor, layer: StackedLayer) -> nn.Parameter:
     return nn.Parameter(stack, requires_grad=plain.requires_grad)
 
 
-def carry_over(source: nn.Module, target: nn.Module) -> None:
-    """Mode and hooks of a layer go to the one that takes its place."""
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def copy_network(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deepcopy in which `memo` already names what takes the place of some layers.
+
+    torch refuses to copy a tensor with a history, such as the `weight` that torch.nn.utils.weight_norm leaves on a
+    layer until its next forward: such a tensor is copied without the history.
+    """
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(network, memo)
+
+
+def carry_over(source: nn.Module, target: nn.Module, memo: dict[int, Any]) -> None:
+    """Mode and hooks of a layer go to the one that takes its place.
+
+    `memo` is that of the network's deepcopy: a hook that is a method of the network becomes one of the copy.
+    """
     target.train(source.training)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        getattr(target, hooks).update(getattr(source, hooks))
-    for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
-        getattr(target, flags).update(getattr(source, flags))
+    for hooks in _HOOKS:
+        getattr(target, hooks).update(copy.deepcopy(getattr(source, hooks), memo))
+    target._is_full_backward_hook = source._is_full_backward_hook
 
 
 def _make_parameters_tunable(
-    network: nn.Module, patterns: Sequence[str], options: dict[str, Any]
+    network: nn.Module, patterns: Sequence[str], options: dict[str, Any], left_alone: list[str]
 ) -> list[ParameterBlend]:
-    """Puts a blend behind every parameter of the network's own that a pattern names."""
-    if isinstance(patterns, str):
-        raise TypeError(f"convert: parameters must be a sequence of patterns; got the string {patterns!r}")
-    blends = []
-    for name, owner, attribute in list(_own_parameters(network)):
-        if not _matches([f".{name}"], patterns):  # the dot: "*.beta" names a root's own beta too
-            continue
+    """Puts a blend behind every parameter of the network's own that a pattern names; tied ones share it."""
+    own = list(_own_parameters(network))
+    # Each name with a dot before it too: "*.beta" names a root's own beta.
+    names = {name: (name, f".{name}") for name, _, _ in own}
+    _check_patterns(
+        "parameters", patterns, [n for both in names.values() for n in both], "parameter of the network's own"
+    )
+    chosen = [entry for entry in own if _matches(names[entry[0]], patterns)]
+    holders = Counter(id(p) for module in network.modules() for p in module._parameters.values())
+    taken = Counter(id(getattr(owner, attribute)) for _, owner, attribute in chosen)
+    stacks: dict[int, tuple[nn.Parameter, nn.Parameter, ParameterBlend]] = {}
+    for name, owner, attribute in chosen:
         value = getattr(owner, attribute)
-        blend = ParameterBlend(value.detach(), name=name, **options)
-        stack = stack_plain(value.detach(), blend.tuning.num_kernels, blend.tuning.constant).flatten(1)
-        register_blend(owner, attribute, stack, blend, value.requires_grad)
-        blends.append(blend)
-    return blends
+        if taken[id(value)] < holders[id(value)]:
+            left_alone.append(name)
+            continue
+        if id(value) not in stacks:
+            blend = ParameterBlend(value.detach(), name=name, **options)
+            stack = stack_plain(value.detach(), blend.tuning.num_kernels, blend.tuning.constant).flatten(1)
+            stacks[id(value)] = value, nn.Parameter(stack, requires_grad=value.requires_grad), blend
+        register_blend(owner, attribute, *stacks[id(value)][1:])
+    return [blend for _, _, blend in stacks.values()]
 
 
 def _own_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Parameters of modules that are neither layers of torch's own nor tunable ones."""
     for prefix, module in network.named_modules():
-        if type(module).__module__.startswith("torch.nn.") or isinstance(module, TunableLayer):
+        kind = parametrize.type_before_parametrizations(module)
+        torchs_own = kind.__module__.startswith("torch.nn.") and kind not in _CONTAINERS
+        if torchs_own or isinstance(module, TunableLayer | Tuning):
             continue
         for attribute, parameter in module.named_parameters(recurse=False):
             if parameter.is_floating_point():

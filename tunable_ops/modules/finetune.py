@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tunable_ops.modules.layer import StackedLayer, stack_parts
+from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.model import TunableModel
 from tunable_ops.modules.tunable_parameter import (
     BaseAndNew,
     ParameterBlend,
+    parametrise,
     register_blend,
+    stack_parts,
     stack_plain,
-    unregister_blend,
+    unparametrise,
 )
 
 
@@ -28,8 +30,12 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
         state: The plain network's state dict.
 
     Raises:
+        TypeError: Not a model, or not a mapping of tensors.
         ValueError: Names or shapes that do not fit; the first ones are named and nothing is loaded.
     """
+    _check_model("load_plain", net)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError(f"load_plain: state must be a mapping of names to tensors; got {type(state).__name__}")
     targets = dict(_plain_targets(net))
     missing = sorted(set(targets) - set(state))
     unexpected = sorted(set(state) - set(targets))
@@ -87,15 +93,23 @@ def split_base(net: TunableModel) -> None:
     Raises:
         ValueError: A model on the simplex: there every kernel starts as the plain one and none is the base.
     """
+    _check_model("split_base", net)
     if net.spec.domain != "box":
         raise ValueError(f"split_base: net must be on the box; got domain {net.spec.domain!r}")
+    done: dict[int, tuple[Tensor, Any]] = {}
     for _, owner, attribute, layer in list(_stacks(net)):
-        if len(stack_parts(owner, attribute)) > 1:
+        (whole, *more) = stack_parts(owner, attribute)
+        if more:
             continue
         if isinstance(layer, ParameterBlend):
-            _replace_blend(owner, attribute, layer, split=True)
+            stack = unparametrise(owner, attribute)
+            layer.split = True
+            register_blend(owner, attribute, nn.Parameter(stack, whole.requires_grad), layer)
         else:
-            parametrize.register_parametrization(owner, attribute, BaseAndNew(), unsafe=True)
+            parametrise(owner, attribute, BaseAndNew())
+        parts: Any = owner.parametrizations[attribute]  # type: ignore[index]
+        _, first = done.setdefault(id(whole), (whole, parts))
+        parts.original0, parts.original1 = first.original0, first.original1  # tied stacks stay tied
     if not hasattr(net, "_state_hooks"):
         net._state_hooks = (  # type: ignore[assignment]
             net.register_state_dict_post_hook(_merge_state),
@@ -104,22 +118,20 @@ def split_base(net: TunableModel) -> None:
 
 
 def merge_base(net: TunableModel) -> None:
-    """Undoes `split_base`: one stack per layer again, every part trainable."""
+    """Undoes `split_base`: one stack per layer again, trainable where one of its parts was."""
+    _check_model("merge_base", net)
+    done: dict[int, tuple[Tensor, nn.Parameter]] = {}
     for _, owner, attribute, layer in list(_stacks(net)):
-        if len(stack_parts(owner, attribute)) < 2:
+        parts = stack_parts(owner, attribute)
+        if len(parts) < 2:
             continue
+        stack = nn.Parameter(unparametrise(owner, attribute), any(part.requires_grad for part in parts))
+        _, stack = done.setdefault(id(parts[0]), (parts[0], stack))  # tied stacks stay tied
         if isinstance(layer, ParameterBlend):
-            _replace_blend(owner, attribute, layer, split=False)
+            layer.split = False
+            register_blend(owner, attribute, stack, layer)
         else:
-            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
-            getattr(owner, attribute).requires_grad_(True)
-
-
-def _replace_blend(owner: nn.Module, attribute: str, blend: ParameterBlend, split: bool) -> None:
-    trainable = any(part.requires_grad for part in stack_parts(owner, attribute))
-    stack = unregister_blend(owner, attribute).detach()
-    blend.split = split
-    register_blend(owner, attribute, stack, blend, trainable)
+            owner.register_parameter(attribute, stack)
 
 
 def freeze_base(net: TunableModel, frozen: bool = True) -> None:
@@ -159,6 +171,7 @@ def optimizer_groups(
     Raises:
         ValueError: Options for base kernels on the simplex.
     """
+    _check_model("optimizer_groups", net)
     if base is not None:
         split_base(net)
     groups: dict[str, dict[int, Tensor]] = {"base": {}, "new": {}, "phi": {}, "rest": {}}
@@ -177,6 +190,11 @@ def optimizer_groups(
         if params:
             result.append({"name": name, "params": params, **(options[name] or {})})
     return result
+
+
+def _check_model(op: str, net: Any) -> None:
+    if not isinstance(net, TunableModel):
+        raise TypeError(f"{op}: net must be a TunableModel; got {type(net).__name__}")
 
 
 def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str]]:

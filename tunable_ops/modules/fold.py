@@ -1,6 +1,5 @@
 """Back to a plain network: fold once, or keep a plain network whose kernels are blended anew in place."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tunable_ops import functional
-from tunable_ops.modules.convert import carry_over
-from tunable_ops.modules.layer import StackedLayer, TunableLayer, stack_parts
-from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.convert import carry_over, copy_network
+from tunable_ops.modules.layer import StackedLayer, TunableLayer
+from tunable_ops.modules.model import TunableModel, first_float
 from tunable_ops.modules.spec import read_lambda
-from tunable_ops.modules.tunable_parameter import ParameterBlend, blend_stack, unregister_blend
+from tunable_ops.modules.tunable_parameter import ParameterBlend, stack_parts, unparametrise, whole_stack
 from tunable_ops.modules.tuning import blend_weights
 
 
@@ -50,7 +49,8 @@ class LiveFold(nn.Module):
     graph captured over it stays valid when lambda changes.
 
     Args:
-        net: A TunableModel. Kept as it is; `set` reads its kernels, so that later training shows after the next `set`.
+        net: A TunableModel. Kept as it is; `set` reads its kernels, so that later training of them shows after the
+            next `set`. What is not tunable (norms, say) was copied and stays.
         lam: Where to start; default the model's defaults.
     """
 
@@ -80,9 +80,6 @@ class LiveFold(nn.Module):
         """Runs the plain network."""
         return self.network(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LiveFold":
-        return LiveFold(copy.deepcopy(self._source[0], memo), self.lam.clone())
-
 
 # A tunable layer, and for each of its stacks: how to read it now, and the plain parameter that is its blend.
 Targets = list[tuple[TunableLayer, list[tuple[Callable[[], Tensor], nn.Parameter]]]]
@@ -104,7 +101,6 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
         if not isinstance(layer, StackedLayer):
             continue
         plain = layer.plain()
-        carry_over(layer, plain)
         memo[id(layer)] = plain
         pairs: list[tuple[Callable[[], Tensor], nn.Parameter]] = []
         for name in ("weight", "bias"):
@@ -118,14 +114,17 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
                 trainable = any(part.requires_grad for part in parts)
                 plain_of[key] = nn.Parameter(torch.empty_like(stack[0]), requires_grad=trainable)
             setattr(plain, name, plain_of[key])
-            pairs.append((partial(getattr, layer, name), plain_of[key]))
+            pairs.append((partial(whole_stack, layer, name), plain_of[key]))
         targets.append((layer, pairs))
-    folded = copy.deepcopy(network, memo)
-    return folded, targets + list(_fold_parameters(network, folded))
+    folded = copy_network(network, memo)
+    for layer, _ in targets:
+        carry_over(layer, memo[id(layer)], memo)
+    return folded, targets + list(_fold_parameters(network, folded, layers))
 
 
-def _fold_parameters(network: nn.Module, folded: nn.Module) -> Iterator[Any]:
-    """Replaces the parametrisations of `convert` in the copy by plain parameters."""
+def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[TunableLayer]) -> Iterator[Any]:
+    """Replaces the parametrisations of `convert` in the copy by plain parameters, tied where the stacks are."""
+    plain_of: dict[int, nn.Parameter] = {}
     sources = dict(network.named_modules())
     for prefix, module in list(folded.named_modules()):
         source = sources.get(prefix)
@@ -133,13 +132,15 @@ def _fold_parameters(network: nn.Module, folded: nn.Module) -> Iterator[Any]:
             continue
         for attribute, blends in list(source.parametrizations.items()):  # type: ignore[union-attr, operator]
             blend = blends[0]
-            if not isinstance(blend, ParameterBlend):
+            if not isinstance(blend, ParameterBlend) or blend not in layers:
                 continue
-            stack = unregister_blend(module, attribute)
-            trainable = any(part.requires_grad for part in stack_parts(source, attribute))
-            plain = nn.Parameter(stack.new_empty(blend.shape), requires_grad=trainable)
-            module.register_parameter(attribute, plain)
-            yield blend, [(partial(blend_stack, source, attribute), plain)]
+            stack = unparametrise(module, attribute)
+            parts = stack_parts(source, attribute)
+            if id(parts[0]) not in plain_of:
+                trainable = any(part.requires_grad for part in parts)
+                plain_of[id(parts[0])] = nn.Parameter(stack.new_empty(blend.shape), requires_grad=trainable)
+            module.register_parameter(attribute, plain_of[id(parts[0])])
+            yield blend, [(partial(whole_stack, source, attribute), plain_of[id(parts[0])])]
 
 
 def _blend_into(targets: Targets, lam: Tensor) -> None:
@@ -154,7 +155,7 @@ def _blend_into(targets: Targets, lam: Tensor) -> None:
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:
     """Lambda [p] on the model's device; a per-sample one or a map has no single kernel."""
     tuning = net.layers[0].tuning if isinstance(net, TunableModel) else net.tuning
-    values = read_lambda(op, lam, tuning.num_params, next(net.parameters()).device)  # type: ignore[union-attr, arg-type]
+    values = read_lambda(op, lam, tuning.num_params, like=first_float(net))  # type: ignore[union-attr, arg-type]
     if values.dim() == 2 and values.shape[0] == 1:
         values = values[0]
     if values.dim() != 1:

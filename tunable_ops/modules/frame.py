@@ -34,27 +34,33 @@ class Frame:
         on_map: What layers without a grid do with a map: "raise", or take its "mean".
     """
 
-    __slots__ = ("alphas", "lam", "layers", "on_map", "parent")
+    __slots__ = ("alphas", "lam", "layers", "on_map")
 
     def __init__(self, lam: Tensor, layers: Sequence["TunableLayer"] = (), on_map: str = "raise") -> None:
         self.lam = lam
         self.layers = layers
         self.on_map = on_map
         self.alphas = blend_weights([layer.tuning for layer in layers], lam) if layers and lam.dim() <= 2 else ()
-        self.parent: Frame | None = None
 
     def alpha(self, layer: "TunableLayer", grid: Sequence[int]) -> Tensor:
         """The layer's blend: [P], [B, P], or for a map [B, P, *grid]."""
         if self.lam.dim() > 2:
             return map_alpha(layer, self.lam, grid, self.on_map)
-        slot = layer.slot
-        if slot is not None and slot < len(self.layers) and self.layers[slot] is layer:
-            return self.alphas[slot]
+        if layer.slot is not None and self.holds(layer):
+            return self.alphas[layer.slot]
         return layer.tuning(self.lam)
+
+    def holds(self, layer: "TunableLayer") -> bool:
+        """True for the layers of the frame's model."""
+        slot = layer.slot
+        return slot is not None and slot < len(self.layers) and self.layers[slot] is layer
 
 
 class _Stack(threading.local):
-    top: Frame | None = None
+    def __init__(self) -> None:
+        # A list that is changed in place: where a graph breaks, torch.compile writes that back, but not an attribute
+        # of a threading.local.
+        self.frames: list[Frame] = []
 
 
 _STACK = _Stack()
@@ -62,18 +68,18 @@ _STACK = _Stack()
 
 def push(frame: Frame) -> None:
     """Makes `frame` the one that layers see."""
-    frame.parent = _STACK.top
-    _STACK.top = frame
+    _STACK.frames.append(frame)
 
 
-def pop(frame: Frame) -> None:
-    """Takes `frame` off again."""
-    _STACK.top = frame.parent
+def pop() -> None:
+    """Takes the frame off again that was pushed last."""
+    _STACK.frames.pop()
 
 
 def current() -> Frame | None:
     """The frame that layers see, or None outside every TunableModel."""
-    return _STACK.top
+    frames = _STACK.frames
+    return frames[-1] if frames else None
 
 
 def map_alpha(layer: nn.Module, lam: Tensor, grid: Sequence[int], on_map: str) -> Tensor:
@@ -87,7 +93,8 @@ def map_alpha(layer: nn.Module, lam: Tensor, grid: Sequence[int], on_map: str) -
             f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
             f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
         )
-    pooled = _POOL[len(grid)](lam, tuple(grid))
+    # A grid without a pixel is the operator's to refuse.
+    pooled = _POOL[len(grid)](lam, tuple(max(n, 1) for n in grid))
     return tuning(pooled.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -110,19 +117,10 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = F
         return torch_checkpoint(function, *args, use_reentrant=False, **kwargs)
 
     def carried(*inner: Any, **named: Any) -> Any:
-        again = _share(frame)
-        push(again)
+        push(frame)
         try:
             return function(*inner, **named)
         finally:
-            pop(again)
+            pop()
 
     return torch_checkpoint(carried, *args, use_reentrant=False, **kwargs)
-
-
-def _share(frame: Frame) -> Frame:
-    """The same lambda and alphas in a frame of its own: `parent` differs where it is pushed again."""
-    again = Frame.__new__(Frame)
-    again.lam, again.layers, again.on_map, again.alphas = frame.lam, frame.layers, frame.on_map, frame.alphas
-    again.parent = None
-    return again

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.spec import read_lambda
@@ -49,7 +48,7 @@ class TunableLayer(nn.Module):
         """
         if lam is not None:
             name = type(self).__name__
-            lam = read_lambda(name, lam, self.tuning.num_params, self._device())
+            lam = read_lambda(name, lam, self.tuning.num_params, like=next(self.parameters()))
             alpha = frames.map_alpha(self, lam, grid, "raise") if lam.dim() > 2 else self.tuning(lam)
         else:
             frame = frames.current()
@@ -70,10 +69,17 @@ class TunableLayer(nn.Module):
                 f"{type(self).__name__}: lam must fit the input's leading size {batch}: [p], B = {batch}, or a "
                 f"divisor B (windows of a sample side by side); got B = {alpha.shape[0]}"
             )
+        if alpha.dim() > 2 and alpha.shape[0] > 1:
+            raise ValueError(
+                f"{type(self).__name__}: lam must not be a map for a layer that sees parts of a sample side by side; "
+                f"got B = {alpha.shape[0]} and an input of leading size {batch}"
+            )
         return alpha.repeat_interleave(batch // alpha.shape[0], 0)
 
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
+    def in_model(self) -> bool:
+        """True while the TunableModel that the layer belongs to runs."""
+        frame = frames.current()
+        return frame is not None and frame.holds(self)
 
 
 class StackedLayer(TunableLayer):
@@ -108,11 +114,3 @@ class StackedLayer(TunableLayer):
             return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
 
         return super()._apply(per_kernel, recurse)
-
-
-def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
-    """The parameters that hold a stack: one, or base and new after `split_base`."""
-    if parametrize.is_parametrized(owner, attribute):
-        blends: Any = owner.parametrizations[attribute]  # type: ignore[index]
-        return list(blends.parameters(recurse=False))
-    return [getattr(owner, attribute)]

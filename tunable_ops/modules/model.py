@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tunable_ops.modules import frame as frames
@@ -86,15 +85,12 @@ class TunableModel(nn.Module):
             TypeError: lam is neither numbers nor a floating-point tensor.
             ValueError: lam has a wrong length or a value that is not finite (tensors on a GPU are not looked at).
         """
-        frame = frames.Frame(self.spec.check(lam, self._device()), self._layers, self.on_map)
+        frame = frames.Frame(self.spec.check(lam, like=first_float(self.network)), self._layers, self.on_map)
         frames.push(frame)
         try:
             return self.network(input, *args, **kwargs)
         finally:
-            frames.pop(frame)
-
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
+            frames.pop()
 
     def extra_repr(self) -> str:
         """Names of lambda and its domain."""
@@ -117,3 +113,8 @@ def tunable_layers(network: nn.Module) -> list[tuple[str, TunableLayer]]:
 
     walk(network, "")
     return found
+
+
+def first_float(network: nn.Module) -> Tensor:
+    """A parameter that shows a network's device and precision."""
+    return next(parameter for parameter in network.parameters() if parameter.is_floating_point())

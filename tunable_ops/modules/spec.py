@@ -39,8 +39,10 @@ class LambdaSpec:
             if len(value) != count:
                 raise ValueError(f"LambdaSpec: {name} must hold one entry per name, {count}; got {value}")
         for low, high in self.ranges:
-            if not low < high:
-                raise ValueError(f"LambdaSpec: ranges must be (low, high) with low < high; got {(low, high)}")
+            if not (low < high and math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"LambdaSpec: ranges must be finite (low, high) with low < high; got {(low, high)}")
+        if not all(map(math.isfinite, self.defaults)):
+            raise ValueError(f"LambdaSpec: defaults must be finite; got {self.defaults}")
 
     @classmethod
     def create(
@@ -51,21 +53,31 @@ class LambdaSpec:
         ranges: Sequence[Sequence[float]] | None = None,
         defaults: Sequence[float] | None = None,
     ) -> "LambdaSpec":
-        """Fills in what is not given: lambda0, lambda1, ...; [0, 1]; the centre of the domain."""
+        """Fills in what is not given.
+
+        Names lambda0, lambda1, ...; ranges [0, 1]; defaults at the centre of the simplex, on the box 0 or the value of
+        the range that is nearest to it.
+
+        Raises:
+            TypeError: Names that are not strings, ranges that are not pairs of numbers, defaults that are not numbers.
+            ValueError: Numbers of entries that differ from `num_params`, or entries that do not fit.
+        """
         if type(num_params) is not int or num_params < 1:
             raise ValueError(f"LambdaSpec: num_params must be a positive int; got {num_params!r}")
-        centre = 1 / num_params if domain == "simplex" else 0.0
-        spec = cls(
-            tuple(names) if names is not None else tuple(f"lambda{i}" for i in range(num_params)),
-            tuple((float(low), float(high)) for low, high in ranges)
-            if ranges is not None
-            else ((0.0, 1.0),) * num_params,
-            tuple(map(float, defaults)) if defaults is not None else (centre,) * num_params,
-            domain,
-        )
-        if spec.num_params != num_params:
-            raise ValueError(f"LambdaSpec: names must hold one name per parameter, {num_params}; got {spec.names}")
-        return spec
+        if names is None:
+            names = [f"lambda{i}" for i in range(num_params)]
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"LambdaSpec: names must be a sequence of strings; got {names!r}")
+        if len(names) != num_params:
+            raise ValueError(f"LambdaSpec: names must hold one name per parameter, {num_params}; got {tuple(names)}")
+        pairs = ((0.0, 1.0),) * num_params if ranges is None else _pairs(ranges)
+        if defaults is not None:
+            starts = _numbers("defaults", defaults)
+        elif domain == "simplex":
+            starts = (1 / num_params,) * num_params
+        else:
+            starts = tuple(min(max(0.0, low), high) for low, high in pairs)
+        return cls(tuple(names), pairs, starts, domain)
 
     @property
     def num_params(self) -> int:
@@ -79,15 +91,19 @@ class LambdaSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LambdaSpec":
         """Reads what `to_dict` wrote (lists in place of tuples are fine)."""
+        missing = {"names", "ranges", "defaults", "domain"} - set(values)
+        if missing:
+            raise ValueError(f"LambdaSpec: values must hold {sorted(missing)}; got only {sorted(values)}")
         return cls.create(len(values["names"]), values["domain"], values["names"], values["ranges"], values["defaults"])
 
-    def check(self, lam: Tensor | Sequence[float], device: torch.device | None = None) -> Tensor:
-        """Returns lambda as a tensor [p], [B, p] or a map [B, p, *grid], or raises a ValueError."""
-        return read_lambda("lambda", lam, self.num_params, device)
+    def check(self, lam: Tensor | Sequence[float], like: Tensor | None = None) -> Tensor:
+        """Returns lambda as a tensor [p], [B, p] or a map [B, p, *grid], or raises: as `read_lambda`."""
+        return read_lambda("lambda", lam, self.num_params, like)
 
     def contains(self, lam: Tensor | Sequence[float]) -> bool:
         """True where every value is in its range and, on the simplex, they sum to 1 (to 1e-4)."""
-        values = self.check(lam).reshape(-1, self.num_params).tolist()
+        checked = self.check(lam)
+        values = (checked if checked.dim() == 1 else checked.movedim(1, -1)).reshape(-1, self.num_params).tolist()
         return all(
             all(low - 1e-6 <= v <= high + 1e-6 for v, (low, high) in zip(row, self.ranges, strict=True))
             and (self.domain == "box" or math.isclose(sum(row), 1.0, abs_tol=1e-4))
@@ -95,8 +111,24 @@ class LambdaSpec:
         )
 
 
-def read_lambda(op: str, lam: Any, num_params: int, device: torch.device | None = None) -> Tensor:
+def _numbers(argument: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"LambdaSpec: {argument} must be numbers; got {values!r}") from error
+
+
+def _pairs(ranges: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    try:
+        return tuple((float(low), float(high)) for low, high in ranges)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"LambdaSpec: ranges must be pairs (low, high) of numbers; got {ranges!r}") from error
+
+
+def read_lambda(op: str, lam: Any, num_params: int, like: Tensor | None = None) -> Tensor:
     """Reads lambda from numbers or a tensor: [p], [B, p] or a map [B, p, *grid].
+
+    It goes to the device of `like`, a parameter of the network, and from fp64 to fp32 where `like` is not fp64 itself.
 
     Values are looked at only where that is free: numbers and tensors on the CPU, outside compilation and transforms.
     (On a GPU a look would stop the stream and break graph capture.)
@@ -105,9 +137,10 @@ def read_lambda(op: str, lam: Any, num_params: int, device: torch.device | None 
         TypeError: Neither numbers nor a floating-point tensor.
         ValueError: A wrong length, or a value that is not finite.
     """
+    double = like is not None and like.dtype == torch.float64
     if not isinstance(lam, Tensor):
         try:
-            lam = torch.as_tensor(lam, dtype=torch.float32)
+            lam = torch.as_tensor(lam, dtype=torch.float64 if double else torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{op}: lam must be numbers or a Tensor; got {lam!r}") from error
     elif not lam.is_floating_point():
@@ -120,7 +153,10 @@ def read_lambda(op: str, lam: Any, num_params: int, device: torch.device | None 
         )
     if _can_look_at(lam) and not bool(torch.isfinite(lam).all()):
         raise ValueError(f"{op}: lam must be finite; got {lam.tolist()}")
-    return lam if device is None else lam.to(device)
+    if like is None:
+        return lam
+    narrow = lam.dtype == torch.float64 and not double
+    return lam.to(like.device, torch.float32 if narrow else lam.dtype)
 
 
 def _can_look_at(lam: Tensor) -> bool:

@@ -87,7 +87,7 @@ class _TunableConvNd(StackedLayer):
         }
         if self.transposed:
             arguments["output_padding"] = self.output_padding
-        device = torch.device("meta") if meta else self._device()
+        device = torch.device("meta") if meta else self.weight.device
         return nn.utils.skip_init(
             self.plain_type,
             self.in_channels,
@@ -114,7 +114,7 @@ class _TunableConvNd(StackedLayer):
     def extra_repr(self) -> str:
         """The arguments that are not at their defaults, as torch's layers print them."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding not in ((0,) * self.ndim, "valid"):
+        if self.padding != (0,) * self.ndim:
             text += f", padding={self.padding!r}"
         if any(self.output_padding):
             text += f", output_padding={self.output_padding}"
@@ -301,22 +301,30 @@ class TunableConvTranspose2d(_TunableConvNd):
         Args:
             input: [B, C, H, W], or [C, H, W] with lam [p].
             lam: [p], [B, p] or a map [B, p, *any size]; None inside a TunableModel.
-            output_size: (OH, OW) to reach by output_padding, as nn.ConvTranspose2d takes it. Inside a TunableModel
-                networks pass it by name.
+            output_size: (OH, OW) to reach by output_padding, as nn.ConvTranspose2d takes it. A converted network may
+                pass it second, as to torch's layer: inside a TunableModel a second argument of integers is a size.
 
         Returns:
             [B, O, OH, OW] or [O, OH, OW].
         """
-        smallest = checks.transposed_output_size(
-            type(self).__name__, input.shape[-2:], self.kernel_size, self.stride, self.start, (0, 0), self.dilation
-        )
+        if output_size is None and self._is_size(lam):
+            lam, output_size = None, lam  # type: ignore[assignment]
+        smallest = [
+            (n - 1) * s - 2 * p + d * (k - 1) + 1
+            for n, s, p, d, k in zip(
+                input.shape[-2:], self.stride, self.start, self.dilation, self.kernel_size, strict=True
+            )
+        ]
         extra = self.output_padding
         if output_size is not None:
             wanted = tuple(output_size)[-2:]
-            extra = tuple(w - n for w, n in zip(wanted, smallest, strict=True))
-            if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)):
+            extra = tuple(w - n for w, n in zip(wanted, smallest, strict=False))
+            if len(extra) < 2 or any(
+                not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)
+            ):
                 raise ValueError(
-                    f"TunableConvTranspose2d: output_size must be between {smallest} and stride - 1 more; got {wanted}"
+                    f"TunableConvTranspose2d: output_size must be {smallest} or up to stride - 1 more; got "
+                    f"{list(wanted)}"
                 )
         grid = [n + e for n, e in zip(smallest, extra, strict=True)]
         return functional.tunable_conv_transpose2d(
@@ -330,3 +338,8 @@ class TunableConvTranspose2d(_TunableConvNd):
             self.groups,
             self.dilation,
         )
+
+    def _is_size(self, lam: Any) -> bool:
+        if lam is None or isinstance(lam, Tensor) or not self.in_model():
+            return False
+        return all(type(n) is int or isinstance(n, torch.SymInt) for n in lam)

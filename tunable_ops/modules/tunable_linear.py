@@ -46,7 +46,7 @@ class TunableLinear(StackedLayer):
 
     def plain(self, meta: bool = False) -> nn.Module:
         """Torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
-        device = torch.device("meta") if meta else self._device()
+        device = torch.device("meta") if meta else self.weight.device
         return nn.utils.skip_init(
             nn.Linear,
             self.in_features,

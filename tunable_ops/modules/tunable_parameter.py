@@ -129,31 +129,44 @@ class ParameterBlend(TunableLayer):
         return f"{self.name!r}, shape={list(self.shape)}, num_kernels={self.tuning.num_kernels}"
 
 
-def register_blend(owner: nn.Module, attribute: str, stack: Tensor, blend: ParameterBlend, trainable: bool) -> None:
+def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend: ParameterBlend) -> None:
     """Puts `blend` behind `owner.attribute`, over the stack [P, numel]."""
     owner._parameters.pop(attribute, None)
-    owner.register_parameter(attribute, nn.Parameter(stack, requires_grad=trainable))
-    parametrize.register_parametrization(owner, attribute, blend, unsafe=True)
+    owner.register_parameter(attribute, stack)
+    parametrise(owner, attribute, blend)
 
 
-def unregister_blend(owner: nn.Module, attribute: str) -> Tensor:
-    """Takes the blend away; `owner.attribute` is gone and the stack [P, numel] is returned."""
+def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) -> None:
+    """Registers with torch, for an owner that may be a deepcopy; the new modules take the owner's mode."""
+    if parametrize.is_parametrized(owner):
+        _unshare_class(owner)
+    parametrize.register_parametrization(owner, attribute, parametrisation, unsafe=True)
+    owner.parametrizations.train(owner.training)  # type: ignore[union-attr, operator]
+
+
+def unparametrise(owner: nn.Module, attribute: str) -> Tensor:
+    """Takes the parametrisation away; `owner.attribute` is gone and the stack behind it is returned, whole."""
     _unshare_class(owner)
-    _parametrization(owner, attribute)[0] = BaseAndNew()
+    stack = whole_stack(owner, attribute).detach()
+    parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
+    parametrisation[0] = BaseAndNew()  # a blend would ask for lambda
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
-    stack = getattr(owner, attribute)
     delattr(owner, attribute)
     return stack
 
 
-def blend_stack(owner: nn.Module, attribute: str) -> Tensor:
-    """The stack [P, numel] behind `owner.attribute`, whole."""
-    parts = list(_parametrization(owner, attribute).parameters(recurse=False))
+def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
+    """The parameters that hold a stack: one, or base and new after `split_base`."""
+    if parametrize.is_parametrized(owner, attribute):
+        parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
+        return list(parametrisation.parameters(recurse=False))
+    return [getattr(owner, attribute)]
+
+
+def whole_stack(owner: nn.Module, attribute: str) -> Tensor:
+    """The stack, in one tensor."""
+    parts = stack_parts(owner, attribute)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _parametrization(owner: nn.Module, attribute: str) -> Any:
-    return owner.parametrizations[attribute]  # type: ignore[index]
 
 
 def _unshare_class(owner: nn.Module) -> None:

@@ -74,13 +74,6 @@ class Tuning(nn.Module):
                 self.weight.div_(self.weight.sum(0, keepdim=True))
             self.bias.zero_()
 
-    def pieces(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows [n, p] and biases [n] that stack up to the P rows of phi, the constant one included."""
-        assert self.weight is not None and self.bias is not None
-        if not self.constant:
-            return [self.weight], [self.bias]
-        return [self.weight.new_zeros(1, self.num_params), self.weight], [self.bias.new_ones(1), self.bias]
-
     def forward(self, lam: Tensor) -> Tensor:
         """[*, p] -> [*, P], in fp32 (fp64 for fp64) whatever autocast says."""
         return blend_weights([self], lam)[0]
@@ -92,12 +85,13 @@ class Tuning(nn.Module):
 
 def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> list[Tensor]:
     """Alphas of many layers from lambda [*, p] in one matrix product: a list of [*, P_i]."""
-    affine = [t for t in tunings if t.weight is not None]
+    affine = [(t, t.weight, t.bias) for t in tunings if t.weight is not None and t.bias is not None]
     if not affine:
         return [lam.to(torch.promote_types(lam.dtype, torch.float32))] * len(tunings)
-    weights, biases = zip(*(t.pieces() for t in affine), strict=True)
-    weight = torch.cat([w for rows in weights for w in rows])
-    bias = torch.cat([b for rows in biases for b in rows])
+    # One constant row for all layers: a fill per layer would cost more launches than the product saves.
+    zero, one = affine[0][1].new_zeros(1, lam.shape[-1]), affine[0][1].new_ones(1)
+    weight = torch.cat([part for t, w, _ in affine for part in ((zero, w) if t.constant else (w,))])
+    bias = torch.cat([part for t, _, b in affine for part in ((one, b) if t.constant else (b,))])
     dtype = torch.promote_types(weight.dtype, torch.float32)
     lam = lam.to(dtype)
     if torch.is_autocast_enabled(lam.device.type):
@@ -105,5 +99,5 @@ def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> list[Tensor]:
             alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
     else:
         alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
-    parts = iter(alphas.split([t.num_kernels for t in affine], dim=-1))
+    parts = iter(alphas.split([t.num_kernels for t, _, _ in affine], dim=-1))
     return [lam if t.weight is None else next(parts) for t in tunings]

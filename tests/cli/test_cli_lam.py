@@ -1,0 +1,133 @@
+"""Lambda on the command line: every way to write it, sweeps, names."""
+
+import pytest
+
+from tunable_ops import LambdaSpec
+from tunable_ops.cli import lam as lambdas
+
+
+def spec(names=("denoise", "keep"), domain="simplex", ranges=None, defaults=None):
+    count = len(names)
+    return LambdaSpec(
+        names=tuple(names),
+        ranges=tuple(ranges or [(0.0, 1.0)] * count),
+        defaults=tuple(defaults or ([1 / count] * count if domain == "simplex" else [0.0] * count)),
+        domain=domain,
+    )
+
+
+def silent(text):
+    raise AssertionError(f"unexpected warning: {text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.3,0.7", (0.3, 0.7)),
+        (" 0.3 , 7e-1", (0.3, 0.7)),
+        ("1,0", (1.0, 0.0)),
+        ("denoise=0.3,keep=0.7", (0.3, 0.7)),
+        ("keep=0.7, denoise = 0.3", (0.3, 0.7)),
+        ("keep=0.75", (0.25, 0.75)),
+    ],
+)
+def test_parse_on_the_simplex(text, expected):
+    assert lambdas.parse(text, spec(), silent) == pytest.approx(expected, abs=1e-12)
+
+
+def test_left_out_names_share_the_rest_or_take_their_defaults():
+    three = spec(("a", "b", "c"), defaults=(0.2, 0.2, 0.6))
+    assert lambdas.parse("a=0.2", three, silent) == pytest.approx((0.2, 0.2, 0.6))
+    assert lambdas.parse("c=0.5", three, silent) == pytest.approx((0.25, 0.25, 0.5))
+    corner = spec(("a", "b", "c"), defaults=(1.0, 0.0, 0.0))
+    assert lambdas.parse("a=0.5", corner, silent) == pytest.approx((0.5, 0.25, 0.25))
+    box = spec(("a", "b"), domain="box", defaults=(0.1, 0.9))
+    assert lambdas.parse("a=1", box, silent) == (1.0, 0.9)
+    assert lambdas.parse("1,1", box, silent) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.3", r"--lam must have 2 values \(denoise, keep\); got '0.3'"),
+        ("0.3,0.3,0.4", r"--lam must have 2 values \(denoise, keep\)"),
+        ("0.3,nan", r"--lam must be finite numbers; got '0.3,nan'"),
+        ("0.3,inf", r"--lam must be finite numbers"),
+        ("denoise=nan", r"--lam must be finite numbers"),
+        ("0.3,much", r"--lam must be numbers such as 0.3,0.7 or name=0.3; got '0.3,much'"),
+        ("", r"--lam must have 2 values"),
+        (",", r"--lam must be numbers such as"),
+        ("denoise=", r"--lam must be numbers such as"),
+        ("0.3,keep=0.7", r"--lam must be all numbers or all name=number"),
+        (
+            "denoice=1",
+            r"must name parameters of the network \(denoise, keep\); got 'denoice'; did you mean 'denoise'\?",
+        ),
+        ("zzz=1", r"must name parameters of the network \(denoise, keep\); got 'zzz'$"),
+        ("keep=1,keep=0", r"--lam must name each parameter once"),
+        ("0,0", r"--lam must sum to 1 \(denoise, keep\); got '0,0'"),
+        ("-1,0.5", r"--lam must sum to 1"),
+    ],
+)
+def test_bad_lambdas(text, message):
+    with pytest.raises(ValueError, match=message):
+        lambdas.parse(text, spec(), silent)
+
+
+def test_another_sum_is_divided_out_with_a_warning():
+    warnings = []
+    assert lambdas.parse("3,1", spec(), warnings.append) == (0.75, 0.25)
+    assert warnings == ["--lam must sum to 1; got '3,1', which sums to 4: denoise 0.75, keep 0.25 is used"]
+
+
+def test_outside_the_range_is_used_with_a_warning():
+    warnings = []
+    assert lambdas.parse("1.25,-0.25", spec(), warnings.append) == (1.25, -0.25)
+    assert warnings == [
+        "denoise = 1.25 lies outside 0..1, where the network was trained",
+        "keep = -0.25 lies outside 0..1, where the network was trained",
+    ]
+    warnings.clear()
+    wide = spec(("sigma",), domain="box", ranges=[(0.0, 50.0)])
+    assert lambdas.parse("sigma=60", wide, warnings.append) == (60.0,)
+    assert len(warnings) == 1
+
+
+def test_sweeps():
+    assert lambdas.sweep(spec(), 3) == [("denoise", [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)])]
+    one = spec(("sigma",), domain="box", ranges=[(5.0, 25.0)], defaults=(5.0,))
+    assert lambdas.sweep(one, 3) == [("sigma", [(5.0,), (15.0,), (25.0,)])]
+    two = spec(("a", "b"), domain="box", ranges=[(0.0, 1.0), (-1.0, 1.0)], defaults=(0.5, 0.25))
+    assert lambdas.sweep(two, 2) == [("a", [(0.0, 0.25), (1.0, 0.25)]), ("b", [(0.5, -1.0), (0.5, 1.0)])]
+    rows = lambdas.sweep(spec(("a", "b", "c")), 3)
+    assert [name for name, _ in rows] == ["a", "b", "c"]
+    assert rows[1][1] == [(0.5, 0.0, 0.5), (0.25, 0.5, 0.25), (0.0, 1.0, 0.0)]
+
+
+def test_bad_sweeps():
+    for count in (1, 0, -3):
+        with pytest.raises(ValueError, match=f"--sweep must be at least 2 positions; got {count}"):
+            lambdas.sweep(spec(), count)
+    with pytest.raises(ValueError, match="--sweep must have something to move"):
+        lambdas.sweep(spec(("only",)), 2)
+
+
+def test_numbers_for_file_names_are_exact_alone_and_differ_together():
+    assert lambdas.numbers([(0.3, 0.7)]) == ["0.30-0.70"]
+    assert lambdas.numbers([(0.125, 0.875)]) == ["0.125-0.875"]
+    assert lambdas.numbers([(1 / 3, 2 / 3)]) == ["0.333333-0.666667"]
+    assert lambdas.numbers([(k / 3, 1 - k / 3) for k in range(4)]) == [
+        "0.00-1.00",
+        "0.33-0.67",
+        "0.67-0.33",
+        "1.00-0.00",
+    ]
+    fine = lambdas.numbers([(k / 1000,) for k in range(1001)])
+    assert len(set(fine)) == 1001 and fine[1] == "0.001"
+    assert lambdas.numbers([(-0.0, 1.0)]) == ["0.00-1.00"]
+
+
+def test_describe():
+    assert lambdas.describe(spec(), (0.3, 0.7)) == "denoise 0.30, keep 0.70"
+    assert lambdas.describe(spec(), (-0.0, 1.0), "keep") == "keep 1.00"
+    assert lambdas.describe(spec(), (-0.0, 1.0)) == "denoise 0.00, keep 1.00"

@@ -1,0 +1,167 @@
+"""`tunable-ops train` and `tunable-ops demo`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunable_ops.cli import main
+from tunable_ops.images import read_image
+from tunable_ops.serialization import load
+
+CONFIG = """
+[model]
+arguments = {{ features = 8, depth = 3 }}
+[[objectives]]
+name = "clean"
+[[objectives]]
+name = "noisy"
+target = "input"
+[data]
+source = "{source}"
+crop = 16
+batch = 4
+[optim]
+steps = 3
+[log]
+tensorboard = false
+"""
+# small enough for a test, large enough to denoise
+QUICK = ["--set", "model.arguments.features=16", "--set", "model.arguments.depth=4", "--set", "data.crop=48"]
+
+
+@pytest.fixture
+def config(pictures: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(CONFIG.format(source=pictures))
+    return file
+
+
+def test_train_then_resume(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", str(config), "--out", str(out), "--quiet", "--threads", "1"]) == 0
+    assert "model.safetensors: 3 steps done" in capsys.readouterr().out
+    assert load(out / "model.safetensors").spec.names == ("clean", "noisy")
+    assert main(["train", str(config), "--out", str(out), "--quiet"]) == 2
+    assert "holds a run: resume it (--resume)" in capsys.readouterr().err
+    assert main(["train", str(config), "--out", str(out), "--resume", "--quiet"]) == 0
+    assert main(["train", str(config), "--out", str(out), "--resume", "--quiet", "--set", "seed=3"]) == 2
+    assert "seed was 0, is 3" in capsys.readouterr().err
+
+
+def test_overrides_reach_the_run(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--set", "optim.steps=2", "--set", 'tuning.names=["a", "b"]', "--quiet"]
+    assert main(["train", str(config), "--out", str(out), *arguments]) == 0
+    net = load(out / "model.safetensors")
+    assert net.notes["step"] == 2
+    assert net.spec.names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.toml"], "config: path must be a file or one of demo; got 'nowhere.toml'"),
+        (["demo", "--set", "optim.setps=3"], "optim.setps must be a known key; got 'setps': did you mean optim.steps?"),
+        (["demo", "--set", "data.source=/no/such/folder"], "images: path must be an existing file or folder"),
+        (["demo", "--set", "model.name=dcnn"], "models: name must be one of dncnn; got 'dcnn'"),
+        (["demo", "--set", "model.arguments.feature=3"], "got 'feature'; did you mean 'features'?"),
+        (["demo", "--threads", "0"], "--threads must be at least 1; got 0"),
+    ],
+)
+def test_errors_are_one_line(arguments: list, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *arguments, "--out", str(tmp_path / "x"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_stop_is_reported_and_resumed(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    from tunable_ops.train import trainer
+
+    original = trainer._Run.advance
+
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "advance", interrupted)
+        assert main(["train", str(config), "--out", str(tmp_path / "x"), "--quiet"]) == 128 + signal.SIGTERM
+    assert "stopped at step 1 of 3; --resume continues it" in capsys.readouterr().err
+    assert main(["train", str(config), "--out", str(tmp_path / "x"), "--resume", "--quiet"]) == 0
+
+
+def test_demo_writes_everything_and_fails_where_it_must(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three steps cannot denoise: all files are there, and the exit code says that the checks failed."""
+    out = tmp_path / "demo"
+    quick = [*QUICK, "--set", "validation.every=0", "--quiet", "--threads", "1"]
+    assert main(["demo", "--out", str(out), "--steps", "3", "--compare-plain", *quick]) == 1
+    text = capsys.readouterr().out
+    assert "check failed: full denoising must win 5 dB" in text
+    assert sorted(file.name for file in out.glob("*.png")) == [
+        "psnr.png",
+        "strip_astronaut.png",
+        "strip_chelsea.png",
+        "strip_coffee.png",
+    ]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["steps"] == 3
+    assert metrics["slider"] == [k / 8 for k in range(9)]
+    assert set(metrics["psnr"]) == {"astronaut", "chelsea", "coffee", "mean"}
+    assert all(len(values) == 9 for values in metrics["psnr"].values())
+    assert metrics["psnr"]["mean"][4] == pytest.approx(
+        sum(metrics["psnr"][name][4] for name in ("astronaut", "chelsea", "coffee")) / 3
+    )
+    assert 20 < metrics["psnr_noisy"]["mean"] < 21.5
+    assert metrics["checks"]["gain_at_least_5_db"] is False
+    assert metrics["plain"]["parameters"] < metrics["parameters"]
+    height, width = read_image(out / "strip_astronaut.png").shape[1:]
+    assert width >= 7 * 256
+    assert height > 256
+    assert load(out / "model.safetensors").spec.names == ("denoise", "keep")
+
+    (out / "mine.txt").write_text("not the demo's")
+    stale = (out / "metrics.json").stat().st_mtime_ns
+    assert main(["demo", "--out", str(out), "--steps", "2", *quick]) == 1
+    assert "holds an earlier demo: training anew" in capsys.readouterr().out
+    assert (out / "metrics.json").stat().st_mtime_ns > stale
+    assert (out / "mine.txt").exists()
+    assert not (out / "plain").exists()
+
+
+def test_checks_catch_a_slider_that_does_not_rise() -> None:
+    """The exit code must follow the figures: seeded faults in otherwise good scores."""
+    from tunable_ops.cli import demo
+    from tunable_ops.modules import convert
+    from tunable_ops.train import load_config
+    from tunable_ops.train.evaluate import Score
+
+    net = convert(torch.nn.Conv2d(1, 1, 1), num_params=2)
+    config = load_config("demo")
+
+    def checks(change: dict[int, float]) -> dict[str, bool]:
+        found = []
+        for name in ("a", "b"):
+            found.append(Score(name, None, 20.0, 0.5))
+            for k, w in enumerate(demo.SLIDER):
+                extra = change.get(k, 0.0) if name == "b" else 0.0
+                found.append(Score(name, (w, 1 - w), 20.0 + k + extra, 0.5))
+        return demo._metrics(config, net, found)["checks"]
+
+    assert checks({}) == {"rises": True, "gain_at_least_5_db": True}
+    assert checks({4: 1.5}) == {"rises": False, "gain_at_least_5_db": True}
+    assert checks({4: 1.0})["rises"] is False
+    assert checks({8: -6.5})["gain_at_least_5_db"] is False
+
+
+def test_demo_refuses_a_config_without_a_slider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "x"), "--set", "tuning.kind=none"]) == 2
+    assert "must keep a tunable network" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""The command `tunable-ops`: one module per subcommand, imported when it is called.
+
+A subcommand's module has `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 done; 1 done in part (what was
+left out is named on stderr); 2 wrong input, nothing done; 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib import metadata
+from typing import Any, NoReturn
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "train": "train a tunable network from a config file",
+    "apply": "run a trained network on images at one or several slider positions",
+    "fold": "freeze the slider: write the plain network of one position",
+    "info": "describe a checkpoint",
+    "demo": "train a small denoiser on photographs and show its slider",
+}
+# what `pip install tunable-ops[train]` brings, by the name it is imported under
+_EXTRA = {
+    "PIL",
+    "matplotlib",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "skimage",
+    "tensorboard",
+    "tomli",
+    "torchmetrics",
+    "tqdm",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the words after `tunable-ops`; None: those of the process.
+
+    Returns:
+        The exit code; mistakes in the input give one line on stderr and 2, never a traceback (`--debug` shows it).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in words if not word.startswith("-")), "")
+    prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
+    try:
+        parser, module = _parser(name)
+        args = parser.parse_args(words)
+        if module is None:
+            parser.print_help()
+            return 0
+        with nullcontext() if args.debug else _plain_warnings(prog):
+            code = int(module.run(args))
+        sys.stdout.flush()  # a reader that went away shows here, not after the return
+        return code
+    except SystemExit as stop:  # argparse: 0 after --help and --version, 2 after a wrong word
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader went away, as in `tunable-ops info x | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would complain again
+        return 1
+    except ModuleNotFoundError as error:
+        if "--debug" in words or (error.name or "").split(".")[0] not in _EXTRA:
+            raise
+        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[train]'"
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if "--debug" in words:
+            raise
+        message = one_line(error)
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks, and without the number that OSError puts first."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        text = error.strerror + (f": {error.filename!r}" if error.filename is not None else "")
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
+    """Build the parser with the arguments of subcommand `name` alone, so that the others' modules stay unimported."""
+    parser = _Parser(
+        prog="tunable-ops",
+        description="Tunable convolutions: networks with a slider.",
+        epilog="`tunable-ops COMMAND --help` lists a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"tunable-ops {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(metavar="COMMAND")
+    module = None
+    for command, text in _COMMANDS.items():
+        if command == name:
+            module = importlib.import_module(f"{__name__}.{command}")
+            module.add_parser(subparsers)
+        else:
+            subparsers.add_parser(command, help=text)
+    return parser, module
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line: the usage is left to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tunable-ops")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@contextmanager
+def _plain_warnings(prog: str) -> Iterator[None]:
+    """Show warnings as one line on stderr, without the source line."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,8 @@
+"""`python -m tunable_ops.cli`, the same as `tunable-ops`."""
+
+import sys
+
+from . import main
+
+if __name__ == "__main__":
+    sys.exit(main())

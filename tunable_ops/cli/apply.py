@@ -1,0 +1,284 @@
+"""`tunable-ops apply`: images through a trained network, at one slider position or along a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..modules import LambdaSpec
+
+__all__ = ["add_parser", "run"]
+
+_MULTIPLE = 16  # tiles start there: serves networks of total stride 2, 4, 8 and 16 at no cost
+_STRIP_HEIGHT = 512
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    from .lam import HELP
+
+    parser = subparsers.add_parser(
+        "apply",
+        help="run a trained network on images at one or several slider positions",
+        description="Run a tunable network on images. Writes NAME_lam0.30-0.70.png per image and position, and for a "
+        "sweep a labelled strip, NAME_sweep.png. A file that is not a readable image is named and skipped. "
+        "A network for grey images (one channel) is run on each colour channel.",
+        epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
+    )
+    parser.add_argument("input", nargs="+", type=Path, help="image, or folder of images (subfolders are not searched)")
+    parser.add_argument("--model", required=True, type=Path, metavar="CKPT", help="tunable network, .safetensors")
+    position = parser.add_mutually_exclusive_group()
+    position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's own default")
+    position.add_argument(
+        "--sweep",
+        type=int,
+        metavar="N",
+        help="N positions: two weights that sum to one go from (1,0) to (0,1); otherwise each parameter over its "
+        "range, the others at their defaults (or sharing the rest), one strip for each",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("output"), metavar="DIR", help="folder to write (default: output)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tile size in pixels, a multiple of 16; 0: whole image (default: 512)",
+    )
+    parser.add_argument("--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: 64)")
+    parser.add_argument(
+        "--noise", type=float, metavar="SIGMA", help="add Gaussian noise first, in units of 1/255, and report PSNR"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Process all inputs; returns 0, or 1 if some were skipped."""
+    import torch
+
+    from tunable_ops.serialization import load
+    from ..modules import LiveFold
+    from . import lam as lambdas
+
+    paths = _inputs(args.input)
+    device = _check_numbers(args)
+    net = load(args.model)
+    channels = getattr(net.network, "channels", 3)
+    if channels not in (1, 3):
+        raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
+    if args.sweep is None:
+        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec, _warn)
+        rows = [("", [tuple(lam)])]
+    else:
+        rows = lambdas.sweep(net.spec, args.sweep)
+    _make_folder(args.out)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    live = LiveFold(net.to(device))
+    # the faster layout of oneDNN and cuDNN (torch's stubs do not know the argument)
+    live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    job = _Job(args, net.spec, rows, live, device, grey=channels == 1)
+    return job.run(paths)
+
+
+@dataclass
+class _Job:
+    args: argparse.Namespace
+    spec: LambdaSpec
+    rows: list[tuple[str, list[tuple[float, ...]]]]
+    live: Any
+    device: Any
+    grey: bool
+
+    def run(self, paths: Sequence[Path]) -> int:
+        from tqdm import tqdm
+
+        from .. import images
+        from . import one_line
+
+        stems = dict(zip(paths, _stems(paths), strict=True))
+        skipped: list[Path] = []
+        positions = sum(len(lams) for _, lams in self.rows)
+        done = 0
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+        with tqdm(total=len(paths) * positions, bar_format=layout, disable=None, leave=False) as bar:
+
+            def settle() -> None:  # whole images, whatever fractions their tiles and failures added
+                bar.n = (done + len(skipped)) * positions
+                bar.refresh()
+
+            def skip(path: Path, error: Exception) -> None:
+                skipped.append(path)
+                bar.write(f"tunable-ops apply: skipped {path}: {one_line(error)}", file=sys.stderr)
+                settle()
+
+            for path, image in images.read_images(paths, skip):
+                bar.set_description(path.name)
+                try:
+                    lines = self.one(image, stems[path], bar.update)
+                except (ValueError, RuntimeError) as error:  # too small for the network, too large for the memory, ...
+                    skip(path, error)
+                    continue
+                done += 1
+                settle()
+                for line in lines:
+                    bar.write(line)
+        print(f"{done} of {len(paths)} images done, in {self.args.out}", file=sys.stderr)
+        if not done:
+            return 2
+        return 1 if skipped else 0
+
+    def one(self, image: Tensor, stem: str, advance: Callable[[float], Any]) -> list[str]:
+        """Process one image: write its outputs and strips, return a line for each."""
+        import torch
+
+        from .. import images
+        from .lam import describe, numbers
+
+        given, label = image, "input"
+        if self.args.noise is not None:
+            generator = torch.Generator().manual_seed(self.args.seed)
+            given = image + self.args.noise / 255 * torch.randn(image.shape, generator=generator)
+            label = f"noisy {_psnr(given, image):.2f} dB"
+        lines = []
+        for name, lams in self.rows:
+            columns = [(_small(given), label)]
+            for lam, number in zip(lams, numbers(lams), strict=True):
+                output = self.forward(given, lam, advance)
+                path = images.write_image(output, self.args.out / f"{stem}_lam{number}.png")
+                text = describe(self.spec, lam, name if len(self.rows) > 1 else None)
+                score = ""
+                if self.args.noise is not None and output.shape == image.shape:
+                    score = f"{_psnr(output, image):.2f} dB"
+                lines.append("  ".join(filter(None, (str(path), describe(self.spec, lam), score))))
+                columns.append((_small(output), "\n".join(filter(None, (text, score)))))
+            if self.args.sweep is not None:
+                if self.args.noise is not None:
+                    columns.append((_small(image), "clean"))
+                suffix = f"-{_safe(name)}" if len(self.rows) > 1 else ""
+                strip = images.strip([picture for picture, _ in columns], [text for _, text in columns])
+                lines.append(str(images.write_image(strip, self.args.out / f"{stem}_sweep{suffix}.png")))
+        return lines
+
+    def forward(self, image: Tensor, lam: tuple[float, ...], advance: Callable[[float], Any]) -> Tensor:
+        """[3, H, W] -> [3, s H, s W], in tiles, on the CPU."""
+        import torch
+
+        from ..tiles import apply_tiled, tile_windows
+
+        args = self.args
+        batch = image[:, None] if self.grey else image[None]
+        tiles = 1
+        for size in batch.shape[-2:]:
+            tiles *= len(tile_windows(size, args.tile, args.overlap, _MULTIPLE)) if args.tile else 1
+
+        def function(part: Tensor) -> Tensor:
+            result = self.live(part.to(self.device))
+            advance(1 / tiles)
+            return result
+
+        with torch.no_grad():
+            self.live.set(lam)
+            if args.tile:
+                result = apply_tiled(function, batch, args.tile, args.overlap, _MULTIPLE)
+            else:
+                result = function(batch).cpu()
+        output = result[:, 0] if self.grey else result[0]
+        if output.shape[0] not in (1, 3):
+            raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
+        return output
+
+
+def _inputs(inputs: Iterable[Path]) -> list[Path]:
+    """All images of the inputs, each once, in the order given."""
+    from ..images import find_images
+
+    found: dict[Path, Path] = {}
+    for item in inputs:
+        for path in find_images(item):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """One name per path for its outputs: its stem; where several share it, -2, -3, ... follows."""
+    taken = {path.stem for path in paths}
+    used: set[str] = set()
+    stems = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in used or (stem != path.stem and stem in taken):
+            stem, number = f"{path.stem}-{number}", number + 1
+        used.add(stem)
+        stems.append(stem)
+    return stems
+
+
+def _check_numbers(args: argparse.Namespace) -> Any:
+    """Check what argparse cannot; returns the device."""
+    import math
+
+    import torch
+
+    if args.tile < 0 or args.tile % _MULTIPLE:
+        raise ValueError(f"--tile must be 0 or a positive multiple of {_MULTIPLE}; got {args.tile}")
+    if args.tile and not 0 <= args.overlap <= args.tile - _MULTIPLE:
+        raise ValueError(f"--overlap must lie in 0..{args.tile - _MULTIPLE} (--tile - {_MULTIPLE}); got {args.overlap}")
+    if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
+        raise ValueError(f"--noise must be 0 or above; got {args.noise}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    if args.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(args.device)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that works here; got {args.device!r} ({why})") from error
+    return device
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out must be a folder to write in; got {str(folder)!r} ({error.strerror})") from error
+
+
+def _small(image: Tensor) -> Tensor:
+    """At most _STRIP_HEIGHT tall, so that a strip of large images stays small."""
+    import torch.nn.functional as F
+
+    height, width = image.shape[1:]
+    if height <= _STRIP_HEIGHT:
+        return image
+    size = (_STRIP_HEIGHT, max(1, round(width * _STRIP_HEIGHT / height)))
+    return F.interpolate(image[None].float(), size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def _psnr(image: Tensor, clean: Tensor) -> float:
+    """In dB for a peak of 1, of what a file would hold but for its rounding: values are clamped to [0, 1]."""
+    error = (image.clamp(0, 1) - clean).double().square().mean()
+    return float(-10 * error.clamp(min=1e-12).log10())
+
+
+def _safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def _warn(text: str) -> None:
+    print(f"tunable-ops apply: warning: {text}", file=sys.stderr)

@@ -1,0 +1,68 @@
+"""`tunable-ops fold`: the plain network of one slider position."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    from .lam import HELP
+
+    parser = subparsers.add_parser(
+        "fold",
+        help="freeze the slider: write the plain network of one position",
+        description="Blend the kernels of a tunable network at one slider position and write the plain network that "
+        "results: same architecture, no lambda, no overhead. The file is safetensors with the plain state dict, "
+        "so models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)) "
+        "takes it, as does serialization.load_plain(FILE).",
+    )
+    parser.add_argument("checkpoint", type=Path, help="tunable network, .safetensors")
+    parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write (default: CHECKPOINT_lam....safetensors, in this folder)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fold and write; returns 0."""
+    from tunable_ops.serialization import load, read_metadata, save
+    from ..modules import fold
+    from . import lam as lambdas
+
+    out: Path | None = args.out
+    if out is not None and out.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors; got {str(out)!r}")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
+    net = load(args.checkpoint)
+    metadata = read_metadata(args.checkpoint)
+    lam = lambdas.parse(args.lam, net.spec, _warn)
+    if out is None:
+        out = Path(f"{args.checkpoint.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
+    if out.exists() and out.samefile(args.checkpoint):
+        raise ValueError(f"--out must be another file than the checkpoint; got {str(out)!r}")
+    notes = dict(metadata.get("notes") or {})
+    notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
+    notes["folded_from"] = args.checkpoint.name
+    save(
+        fold(net, lam),
+        out,
+        architecture=metadata["architecture"],
+        arguments=metadata["arguments"],
+        notes=notes,
+    )
+    print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"tunable-ops fold: warning: {text}", file=sys.stderr)

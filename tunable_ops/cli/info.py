@@ -1,0 +1,134 @@
+"""`tunable-ops info`: what a checkpoint says about itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser", "describe", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "info",
+        help="describe a checkpoint",
+        description="Describe a checkpoint: architecture, slider, layers, size, notes.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="tunable or folded network, .safetensors")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description; returns 0."""
+    facts = describe(args.checkpoint)
+    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else _table(facts))
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Collect what there is to know about a checkpoint, as JSON values.
+
+    Counts of layers need the network itself: they are None where `architecture` is not one of this library's.
+
+    Returns:
+        dict with path, bytes, kind ("tunable" or "plain"), version, architecture, arguments, parameters (values in the
+        file), dtypes, notes; and for a tunable network domain, lambda (a list of name, low, high, default), tuning,
+        tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
+
+    Raises:
+        FileNotFoundError, ValueError: as `serialization.load`.
+    """
+    from safetensors import safe_open
+
+    from .. import models
+    from tunable_ops.serialization import read_metadata
+
+    metadata = read_metadata(path)
+    spec, conversion = metadata.get("spec"), metadata.get("conversion")
+    with safe_open(str(path), framework="pt") as file:
+        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (not a dict)
+        sizes = [_count(part.get_shape()) for part in slices]
+        dtypes = sorted({part.get_dtype() for part in slices})
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "kind": "plain" if conversion is None else "tunable",
+        "version": metadata["version"],
+        "architecture": metadata.get("architecture"),
+        "arguments": metadata.get("arguments"),
+        "parameters": sum(sizes),
+        "dtypes": dtypes,
+        "notes": metadata.get("notes") or {},
+    }
+    if conversion is None or spec is None:
+        return facts
+    limits = zip(spec["names"], spec["ranges"], spec["defaults"], strict=True)
+    facts["domain"] = spec["domain"]
+    facts["lambda"] = [
+        {"name": name, "low": low, "high": high, "default": default} for name, (low, high), default in limits
+    ]
+    facts["tuning"] = conversion.get("tuning")
+    facts |= {"tunable_layers": None, "kernels": None, "plain_parameters": None}
+    if facts["architecture"] in models.ARCHITECTURES:
+        facts |= _layers(path)
+    return facts
+
+
+def _layers(path: Path) -> dict[str, Any]:
+    from tunable_ops.serialization import load
+    from ..modules import fold
+    from ..modules.tuning import Tuning
+
+    net = load(path)
+    tunings = [module for module in net.network.modules() if isinstance(module, Tuning)]
+    plain = fold(net, net.spec.defaults)
+    return {
+        "tunable_layers": len(tunings),
+        "kernels": sorted({tuning.num_kernels for tuning in tunings}),
+        "plain_parameters": sum(parameter.numel() for parameter in plain.parameters()),
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    rows = [
+        ("file", f"{facts['path']} ({_bytes(facts['bytes'])})"),
+        ("kind", f"{facts['kind']} network, checkpoint version {facts['version']}"),
+        ("architecture", f"{facts['architecture']}({_arguments(facts['arguments'])})"),
+    ]
+    if facts["kind"] == "tunable":
+        sums = "weights that sum to 1" if facts["domain"] == "simplex" else "each moves by itself"
+        rows.append(("domain", f"{facts['domain']}: {sums}"))
+        width = max(len(part["name"]) for part in facts["lambda"])
+        for index, part in enumerate(facts["lambda"]):
+            text = f"{part['name']:<{width}}  {part['low']:g} to {part['high']:g}, default {part['default']:g}"
+            rows.append(("" if index else "lambda", text))
+        rows.append(("tuning", str(facts["tuning"])))
+        if facts["tunable_layers"] is not None:
+            kernels = " or ".join(map(str, facts["kernels"]))
+            rows.append(("layers", f"{facts['tunable_layers']} tunable, {kernels} kernels each"))
+    parameters = f"{facts['parameters']:,} ({', '.join(facts['dtypes'])})"
+    if facts.get("plain_parameters"):
+        parameters += f", {facts['plain_parameters']:,} once folded"
+    rows.append(("parameters", parameters))
+    for index, (name, value) in enumerate(facts["notes"].items()):
+        rows.append(("" if index else "notes", f"{name}: {value if isinstance(value, str) else json.dumps(value)}"))
+    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
+def _arguments(arguments: dict[str, Any] | None) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in (arguments or {}).items())
+
+
+def _bytes(size: int) -> str:
+    power = min(3, (size.bit_length() - 1) // 10) if size else 0
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,141 @@
+"""Lambda on the command line: reading it, sweeping it, and naming files and pictures after it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..modules import LambdaSpec
+
+__all__ = ["HELP", "describe", "numbers", "parse", "sweep"]
+
+HELP = (
+    "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Left-out names take their defaults; where "
+    "lambda sums to one, they share the rest. Begin with --lam= if the first number is negative"
+)
+_SLACK = 1e-6  # of ranges and of the sum, for values typed with a few digits
+
+
+def parse(text: str, spec: LambdaSpec, warn: Callable[[str], None]) -> tuple[float, ...]:
+    """Read `0.3,0.7` or `denoise=0.3,keep=0.7`.
+
+    Values outside their range are used all the same, with a warning. On the simplex values whose sum is positive but
+    not 1 are divided by it, with a warning: at another sum the network would also scale its pictures.
+
+    Args:
+        text: what stands after --lam.
+        spec: names, ranges, defaults and domain.
+        warn: called with each warning.
+
+    Returns:
+        One value per parameter.
+
+    Raises:
+        ValueError: not numbers, NaN or infinity, too few or many, an unknown or repeated name, a sum of 0 or below on
+            the simplex.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    named = ["=" in part for part in parts]
+    if any(named) and not all(named):
+        raise ValueError(f"--lam must be all numbers or all name=number; got {text!r}")
+    if all(named):
+        values = fill(spec, _named(text, parts, spec))
+    else:
+        if len(parts) != spec.num_params:
+            raise ValueError(f"--lam must have {spec.num_params} values ({', '.join(spec.names)}); got {text!r}")
+        values = tuple(_number(part, text) for part in parts)
+    if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
+        if sum(values) <= _SLACK:
+            raise ValueError(f"--lam must sum to 1 ({', '.join(spec.names)}); got {text!r}")
+        total = sum(values)
+        values = tuple(value / total for value in values)
+        warn(f"--lam must sum to 1; got {text!r}, which sums to {total:g}: {describe(spec, values)} is used")
+    for name, value, (low, high) in zip(spec.names, values, spec.ranges, strict=True):
+        if not low - _SLACK <= value <= high + _SLACK:
+            warn(f"{name} = {value:g} lies outside {low:g}..{high:g}, where the network was trained")
+    return values
+
+
+def fill(spec: LambdaSpec, given: Mapping[str, float]) -> tuple[float, ...]:
+    """Complete a lambda of which some values are given.
+
+    On the box the others take their defaults; on the simplex they share what is left to 1 in proportion to their
+    defaults (equally, if those are all 0).
+    """
+    if spec.domain != "simplex" or len(given) == spec.num_params:
+        return tuple(given.get(name, default) for name, default in zip(spec.names, spec.defaults, strict=True))
+    rest = {name: default for name, default in zip(spec.names, spec.defaults, strict=True) if name not in given}
+    total, left = sum(rest.values()), 1 - sum(given.values())
+    # rounded: 1 - 0.8 is to read 0.2 in file names and notes
+    share = {name: round(left * (value / total if total > 0 else 1 / len(rest)), 12) for name, value in rest.items()}
+    return tuple(given[name] if name in given else share[name] for name in spec.names)
+
+
+def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
+    """List the positions of a sweep: rows of (name of the parameter that moves, `count` lambdas).
+
+    Two parameters that sum to one: one row, from (1, 0) to (0, 1). One parameter: one row over its range. Otherwise one
+    row per parameter over its range, the others as `fill` completes them.
+
+    Raises:
+        ValueError: count below 2, or a slider that cannot move.
+    """
+    if count < 2:
+        raise ValueError(f"--sweep must be at least 2 positions; got {count}")
+    if spec.domain == "simplex" and spec.num_params == 1:
+        raise ValueError("--sweep must have something to move; got a network with one parameter that is always 1")
+    moving = spec.names[:1] if spec.domain == "simplex" and spec.num_params == 2 else spec.names
+    rows = []
+    for name in moving:
+        low, high = spec.ranges[spec.names.index(name)]
+        if len(moving) < spec.num_params:
+            low, high = high, low
+        steps = [round(low + (high - low) * k / (count - 1), 12) for k in range(count)]
+        rows.append((name, [fill(spec, {name: step}) for step in steps]))
+    return rows
+
+
+def numbers(lams: Sequence[Sequence[float]]) -> list[str]:
+    """Write lambdas for file names, `0.30-0.70`: two decimals, or as many (up to 6) as it takes.
+
+    A single one is written exactly, several so that they differ.
+    """
+    for decimals in range(2, 7):
+        texts = ["-".join(f"{value + 0.0:.{decimals}f}" for value in lam) for lam in lams]
+        exact = all(abs(round(value, decimals) - value) < 1e-9 for lam in lams for value in lam)
+        if len(set(texts)) == len(lams) if len(lams) > 1 else exact:
+            break
+    return texts
+
+
+def describe(spec: LambdaSpec, lam: Sequence[float], only: str | None = None) -> str:
+    """Write a lambda for people, `denoise 0.30, keep 0.70`; `only`: that parameter alone."""
+    chosen = [(name, value) for name, value in zip(spec.names, lam, strict=True) if only in (None, name)]
+    return ", ".join(f"{name} {value + 0.0:.2f}" for name, value in chosen)
+
+
+def _named(text: str, parts: Sequence[str], spec: LambdaSpec) -> dict[str, float]:
+    given: dict[str, float] = {}
+    for part in parts:
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name not in spec.names:
+            near = difflib.get_close_matches(name, spec.names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--lam must name parameters of the network ({', '.join(spec.names)}); got {name!r}{hint}")
+        if name in given:
+            raise ValueError(f"--lam must name each parameter once; got {text!r}")
+        given[name] = _number(number, text)
+    return given
+
+
+def _number(part: str, text: str) -> float:
+    try:
+        value = float(part)
+    except ValueError:
+        raise ValueError(f"--lam must be numbers such as 0.3,0.7 or name=0.3; got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"--lam must be finite numbers; got {text!r}")
+    return value

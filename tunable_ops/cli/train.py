@@ -1,0 +1,58 @@
+"""`tunable-ops train`: train a network as a configuration file says."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a tunable network from a config file",
+        description="Train a network as a TOML file says (every key: tunable_ops/train/config.py). Writes "
+        "model.safetensors, state.safetensors (for --resume), config.json and TensorBoard logs. Ctrl-C and SIGTERM "
+        "save and stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
+        epilog="Exit code: 0 finished; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="TOML file, or the name of one that ships here: demo")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key, such as optim.lr=1e-3 or tuning.kind=none; can be repeated",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-OF-CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's); the bits depend on it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns 0 when all steps are done."""
+    import torch
+
+    from tunable_ops.train import MODEL, load_config, train
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1; got {args.threads}")
+        torch.set_num_threads(args.threads)
+    config = load_config(args.config, args.set)
+    out = args.out or Path("runs") / Path(args.config).stem
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    outcome = train(config, out, resume=args.resume, progress=not args.quiet)
+    if outcome.finished:
+        print(f"{out / MODEL}: {outcome.step} steps done")
+        return 0
+    print(f"{out}: stopped at step {outcome.step} of {config.optim.steps}; --resume continues it", file=sys.stderr)
+    return 128 + (outcome.signal or 0)

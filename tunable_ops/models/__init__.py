@@ -1,0 +1,50 @@
+"""Networks that checkpoints and training configs can name; written plain, made tunable by `tunable_ops.convert`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from tunable_ops.models.dncnn import DnCNN
+
+__all__ = ["ARCHITECTURES", "DnCNN", "build"]
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"dncnn": DnCNN}
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a registered network with freshly drawn weights.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        **arguments: the arguments of its class; those left out take the class's defaults.
+
+    Returns:
+        The plain network, in training mode, on the CPU.
+
+    Raises:
+        ValueError: if the name is not registered, the class takes no such argument, or a value is out of its range.
+        TypeError: if an argument has the wrong type.
+
+    Example:
+        >>> build("dncnn", features=16, depth=4).channels
+        3
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"models: name must be one of {', '.join(sorted(ARCHITECTURES))}; got {name!r}")
+    known = list(inspect.signature(ARCHITECTURES[name]).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"models: arguments of {name} must be among {', '.join(known)}; got {key!r}{_nearest(key, known)}"
+            )
+    return ARCHITECTURES[name](**arguments)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

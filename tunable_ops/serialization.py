@@ -1,0 +1,269 @@
+"""Checkpoints: a safetensors file whose metadata says how to rebuild the network around the tensors.
+
+Nothing here unpickles: a file can hold numbers and JSON only, so a checkpoint from a stranger cannot run code. Files
+appear under their name only when they are complete (written aside, then renamed), so a run that is killed while it
+writes leaves the previous file whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunable_ops import models
+from tunable_ops.modules import TunableModel, convert
+
+__all__ = ["FORMAT", "VERSION", "load", "load_plain", "read_file", "read_metadata", "save", "write_file"]
+
+FORMAT = "tunable_ops.model"
+VERSION = 1
+_MAX_HEADER = 100_000_000  # the bound of the safetensors format itself
+
+
+def save(
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a tunable (or plain) network with all that is needed to rebuild it.
+
+    Args:
+        net: a `TunableModel`, or a plain network, for instance what `fold` returns.
+        path: the file, by convention ``*.safetensors``; its folder is made if missing, an old file is replaced at once.
+        architecture: a name in `models.ARCHITECTURES`, or any name of your own; loading the latter needs ``network=``.
+        arguments: arguments of the architecture; JSON values.
+        notes: anything else worth keeping, such as the training data or scores; JSON values. Returned by `load` as
+            ``net.notes``.
+
+    Raises:
+        TypeError: if net is not a module, or arguments or notes are not JSON.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"checkpoint: net must be a module; got {type(net).__name__}")
+    tunable = isinstance(net, TunableModel)
+    metadata = {
+        "architecture": architecture,
+        "arguments": dict(arguments),
+        "conversion": _conversion(net) if isinstance(net, TunableModel) else None,
+        "spec": net.spec.to_dict() if isinstance(net, TunableModel) else None,
+        "notes": dict(notes or {}),
+    }
+    # through the TunableModel, which puts split stacks together again
+    tensors = {name.removeprefix("network.") if tunable else name: value for name, value in net.state_dict().items()}
+    write_file(path, tensors, metadata, kind=FORMAT, version=VERSION)
+
+
+def _conversion(net: TunableModel) -> dict[str, Any]:
+    if net.conversion is None:
+        raise ValueError(
+            "checkpoint: net must come from convert; got a TunableModel around a network by hand: save its state_dict"
+        )
+    return dict(net.conversion)
+
+
+def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> TunableModel:
+    """Rebuild the tunable network of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: a file that `save` wrote.
+        network: the plain network of which the checkpoint holds the conversion; needed where the architecture is not
+            one of `models.ARCHITECTURES`. It is copied, not changed.
+
+    Returns:
+        The `TunableModel`; its ``notes`` are those given to `save`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a checkpoint of this library and version, is cut short, holds a plain network (see
+            `load_plain`), or does not fit the architecture.
+    """
+    tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
+    if metadata.get("conversion") is None:
+        raise ValueError(
+            f"checkpoint: path must hold a tunable network; got {str(path)!r}, a plain one: "
+            "use serialization.load_plain"
+        )
+    net = convert(_plain(path, metadata, network), **metadata["conversion"])
+    _fill(path, net.network, tensors)
+    net.notes = dict(metadata.get("notes", {}))
+    return net.eval()
+
+
+def load_plain(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.Module:
+    """Rebuild the plain network of a checkpoint, in evaluation mode on the CPU; arguments and errors as for `load`."""
+    tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
+    if metadata.get("conversion") is not None:
+        raise ValueError(
+            f"checkpoint: path must hold a plain network; got {str(path)!r}, a tunable one: use serialization.load"
+        )
+    plain = _plain(path, metadata, network)
+    _fill(path, plain, tensors)
+    return plain.eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a checkpoint says about itself, without its tensors.
+
+    Returns:
+        dict with ``format``, ``version``, ``architecture``, ``arguments``, ``conversion`` and ``spec`` (both None for
+        a plain network), ``notes``.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    return _open(path, FORMAT, VERSION, tensors=False)[1]
+
+
+def write_file(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, kind: str, version: int
+) -> None:
+    """Write tensors and JSON metadata as one safetensors file, all or nothing.
+
+    Args:
+        path: the file; the new one replaces the old one in a single step.
+        tensors: name to tensor, on any device; shared memory is written once per name.
+        metadata: JSON values.
+        kind: what the file is, checked by `read_file`.
+        version: of the layout of tensors and metadata, checked by `read_file`.
+
+    Raises:
+        TypeError: if the metadata is not JSON.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    header = {"format": kind, "version": str(version)}
+    for key, value in metadata.items():
+        try:
+            header[key] = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"checkpoint: {key} must be JSON values; got {value!r}: {error}") from None
+    # clones: safetensors refuses tensors that share memory, as those of tied layers do
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        save_file(plain, temporary, metadata=header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_file` wrote.
+
+    Returns:
+        (tensors on the CPU, metadata as given, with ``format`` and ``version`` added).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is anything else than a whole file of this kind and version.
+    """
+    return _open(path, kind, version, tensors=True)
+
+
+def _open(
+    path: str | os.PathLike[str], kind: str, version: int, tensors: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    _refuse_other_files(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = dict(file.metadata() or {})
+            if header.get("format") != kind:
+                found = f"format {header['format']!r}" if "format" in header else "bare weights without our metadata"
+                raise ValueError(f"checkpoint: path must hold {kind!r}; got {str(path)!r}: {found}")
+            if header.get("version") != str(version):
+                raise ValueError(
+                    f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: "
+                    "read it with the release of tunable_ops that wrote it"
+                )
+            # clones: the file stays mapped otherwise, and replacing it later would pull the ground away
+            values = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint: path must be a whole file; got {str(path)!r}, cut short or damaged: {error}"
+        ) from None
+    metadata: dict[str, Any] = {}
+    for key, text in header.items():
+        try:
+            metadata[key] = text if key == "format" else json.loads(text)
+        except json.JSONDecodeError:
+            raise ValueError(f"checkpoint: metadata must be JSON; got {key}={text!r} in {str(path)!r}") from None
+    return values, metadata
+
+
+def _refuse_other_files(path: str | os.PathLike[str]) -> None:
+    """Say what a file is that cannot be a safetensors file, from its first bytes and its length."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"checkpoint: path must be a file; got the folder {str(path)!r}")
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint: path must exist; got {str(path)!r}")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    size = path.stat().st_size
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise ValueError(
+            f"checkpoint: path must be a safetensors file; got {str(path)!r}, a pickle as torch.save writes it: it is "
+            "never opened, since unpickling can run code; if you trust it, re-save its tensors with safetensors"
+        )
+    header = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or header > _MAX_HEADER or start[8:9] != b"{":
+        raise ValueError(
+            f"checkpoint: path must be a safetensors file; got {str(path)!r}, {size} bytes of something else"
+        )
+    if size < 8 + header:
+        raise ValueError(f"checkpoint: path must be a whole file; got {str(path)!r}, cut short within its header")
+
+
+def _plain(path: str | os.PathLike[str], metadata: Mapping[str, Any], network: nn.Module | None) -> nn.Module:
+    if network is not None:
+        if not isinstance(network, nn.Module) or isinstance(network, TunableModel):
+            raise TypeError(f"checkpoint: network must be the plain network; got {type(network).__name__}")
+        return network
+    name = metadata.get("architecture")
+    if name not in models.ARCHITECTURES:
+        raise ValueError(
+            f"checkpoint: architecture must be one of {', '.join(sorted(models.ARCHITECTURES))}; got {name!r} in "
+            f"{str(path)!r}: pass network=, the plain network it was made from"
+        )
+    return models.build(name, **metadata.get("arguments", {}))
+
+
+def _fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the network if names and shapes agree exactly; otherwise name the first few that do not."""
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    shapes = [
+        f"{name} is {list(tensors[name].shape)} in the file, {list(wanted[name].shape)} in the network"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    parts = [
+        f"{len(names)} {what} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if parts:
+        raise ValueError(
+            f"checkpoint: tensors must fit the architecture; got {', '.join(parts)} in {str(path)!r}: "
+            "is it the checkpoint of another network?"
+        )
+    with torch.no_grad():
+        network.load_state_dict(dict(tensors), strict=True)

@@ -1,0 +1,100 @@
+"""From a configuration to the objects of a run: network, criterion, sampler of lambda, optimiser, learning rate."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunable_ops import losses, models
+from tunable_ops.modules import TunableModel, convert, optimizer_groups
+from tunable_ops.train.config import Config, Optim
+from tunable_ops.train.seeding import derive_seed
+
+__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
+
+
+def build_network(config: Config) -> nn.Module:
+    """The network with the weights that the seed gives; a `TunableModel`, or plain where ``tuning.kind`` is "none".
+
+    Both start from the same plain weights, so that a tunable and a plain run are compared like with like.
+
+    Raises:
+        ValueError, TypeError: as `tunable_ops.models.build` and `tunable_ops.convert`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        plain = models.build(config.model.name, **config.model.arguments)
+        if config.tuning.kind == "none":
+            return plain
+        tuning = config.tuning
+        return convert(
+            plain,
+            num_params=len(config.objectives),
+            num_kernels=tuning.num_kernels,
+            tuning=tuning.kind,
+            domain=tuning.domain,
+            include=tuning.include,
+            exclude=tuple(tuning.exclude),
+            names=tuning.names or [objective.name for objective in config.objectives],
+            defaults=tuning.defaults,
+        )
+
+
+def build_criterion(config: Config) -> losses.MultiLoss:
+    """The multi-loss of the configured objectives, in their order.
+
+    Raises:
+        ValueError: if a loss does not take the arguments given.
+    """
+    objectives: dict[str, Any] = {}
+    for objective in config.objectives:
+        function = getattr(losses, objective.loss)
+        known = function.__code__.co_varnames[2 : function.__code__.co_argcount]
+        for key in objective.arguments:
+            if key not in known:
+                raise ValueError(
+                    f"train: arguments of {objective.loss} must be among ({', '.join(known)}); got {key!r} in "
+                    f"objective {objective.name!r}"
+                )
+        objectives[objective.name] = (functools.partial(function, **objective.arguments), objective.scale)
+    return losses.MultiLoss(objectives)
+
+
+def build_sampler(config: Config) -> losses.Sampler | None:
+    """What draws lambda; None where the plain network trains."""
+    if config.tuning.kind == "none":
+        return None
+    kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
+    return losses.sampler(kind, len(config.objectives), corners=config.sampler.corners)
+
+
+def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """AdamW over the parameters that want a gradient, in groups, each with its ``scale`` of the rate.
+
+    Raises:
+        ValueError: if the base kernels are given a rate on the simplex, where there are none.
+    """
+    if isinstance(net, TunableModel):
+        base = None if optim.base_lr is None else {"scale": optim.base_lr}
+        groups = optimizer_groups(
+            net, base=base, new={"scale": optim.kernel_lr}, phi={"scale": optim.phi_lr}, rest={"scale": 1.0}
+        )
+    else:
+        groups = [{"params": list(net.parameters()), "scale": 1.0}]
+    # fused: one pass over the parameters, on the CPU too
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+
+
+def learning_rate(optim: Optim, step: int) -> float:
+    """Rate at a step counted from 0: ``lr * (step+1)/warmup``, then ``lr * (final + (1-final) * (1+cos(pi t))/2)``.
+
+    t runs from 0 after the warm-up to 1 at the last step.
+    """
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    t = (step - optim.warmup) / max(1, optim.steps - 1 - optim.warmup)
+    return optim.lr * (optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * min(t, 1.0))))

@@ -1,0 +1,375 @@
+"""The training configuration: a TOML file, checked in full before any work starts.
+
+`Config` documents every key. A key that does not exist is an error that names its dotted path and the nearest right
+one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Config", "flatten", "load_config", "packaged_configs"]
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError(f"must be [low, high] with 0 <= low <= high; got {list(bounds)}")
+    return bounds
+
+
+_Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
+
+    name: str = "dncnn"
+    arguments: dict[str, Any] = {}
+
+
+class Tuning(_Section):
+    """How the network is made tunable; the arguments of `tunable_ops.convert`.
+
+    ``kind="none"`` trains the plain network itself with the fixed weights ``lam`` of the objectives (default: the first
+    objective alone). ``names`` are the names of the tuning parameters (default: those of the objectives).
+    """
+
+    kind: Literal["affine", "identity", "none"] = "affine"
+    domain: Literal["simplex", "box"] = "simplex"
+    num_kernels: int | None = Field(default=None, ge=1)
+    include: list[str] | None = None
+    exclude: list[str] = []
+    names: list[str] | None = None
+    defaults: list[float] | None = None
+    lam: list[float] | None = None
+
+
+class Sampler(_Section):
+    """How lambda is drawn: ``kind`` over the domain (null: its own), with probability ``corners`` one of its corners.
+
+    ``groups``: how many are drawn per batch and process, each for an equal part of it (null: one per sample). Few make
+    a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier. ``balanced`` makes each draw
+    come with its mirror images, cyclic shifts (1 - lambda on the box), so that every batch weighs the objectives alike.
+    """
+
+    kind: Literal["simplex", "uniform"] | None = None
+    corners: float = Field(default=0.1, ge=0, le=1)
+    groups: int | None = Field(default=None, ge=1)
+    balanced: bool = True
+
+
+class Data(_Section):
+    """Where clean pictures come from, how they are cut and varied.
+
+    ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
+    ``colours`` permutes the channels of a crop, and in half of the crops scales each by a factor from [0.5, 1].
+    ``workers``: processes that prepare batches. ``cache_mb``: MiB of decoded pictures kept in memory; the rest is
+    decoded when drawn.
+    """
+
+    source: str = "skimage"
+    crop: int = Field(default=64, ge=8)
+    batch: int = Field(default=16, ge=1)
+    flips: bool = True
+    rotations: bool = True
+    colours: bool = False
+    workers: int = Field(default=0, ge=0)
+    cache_mb: int = Field(default=2048, ge=0)
+
+
+class Noise(_Section):
+    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255."""
+
+    sigma: _Range = (25.0, 25.0)
+    clip: bool = False
+
+
+class Blur(_Section):
+    """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels."""
+
+    sigma: _Range = (0.0, 2.0)
+
+
+class Downsample(_Section):
+    """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
+
+    factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
+    enlarge: bool = True
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Downsample:
+        if not self.enlarge and len(set(self.factors)) > 1:
+            raise ValueError(
+                f"degradation.downsample.factors must be a single one where enlarge is false; got {self.factors}"
+            )
+        return self
+
+
+class Degradation(_Section):
+    """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
+
+    blur: Blur | None = None
+    downsample: Downsample | None = None
+    noise: Noise | None = None
+
+
+class Objective(_Section):
+    """One objective of the multi-loss.
+
+    ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
+    with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
+    ``scale`` a fixed factor that brings objectives to comparable sizes.
+    """
+
+    name: str
+    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv"] = "mse"
+    target: Literal["clean", "noiseless", "input"] = "clean"
+    scale: float = Field(default=1.0, gt=0)
+    arguments: dict[str, float | int | str | bool] = {}
+
+
+class Optim(_Section):
+    """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
+
+    ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
+    that of the plain kernels (box domain only; null: as the others). ``clip`` bounds the norm of the whole gradient;
+    0 turns it off.
+    """
+
+    steps: int = Field(default=1000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    base_lr: float | None = Field(default=None, ge=0)
+    kernel_lr: float = Field(default=1.0, ge=0)
+    phi_lr: float = Field(default=1.0, ge=0)
+    warmup: int = Field(default=50, ge=0)
+    final: float = Field(default=0.01, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+
+
+class Ema(_Section):
+    """Exponential moving average of the weights, the ones that are delivered; ``decay`` 0 delivers the last weights."""
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class Compute(_Section):
+    """Where and how: ``precision`` "auto" is bf16 autocast on CUDA, fp32 elsewhere."""
+
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+
+
+class Log(_Section):
+    """TensorBoard scalars ``every`` so many steps."""
+
+    every: int = Field(default=20, ge=1)
+    tensorboard: bool = True
+
+
+class Checkpoints(_Section):
+    """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
+
+    every: int = Field(default=500, ge=1)
+
+
+class Validation(_Section):
+    """PSNR over lambda on held-out pictures ``every`` so many steps and at the end; 0 for never.
+
+    ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
+    training uses it too and no validation elsewhere. ``crop`` is the side of the central part that is used, 0 for
+    all. ``degradation`` defaults to the one of training. ``lams`` defaults to five points between the two corners, or
+    to the corners and the middle for more than two objectives.
+    """
+
+    every: int = Field(default=500, ge=0)
+    source: str | None = None
+    crop: int = Field(default=256, ge=0)
+    degradation: Degradation | None = None
+    lams: list[list[float]] | None = None
+
+
+class Config(_Section):
+    """Everything that decides a training run; the same Config on the same machine gives the same weights."""
+
+    seed: int = 0
+    model: Model = Model()
+    tuning: Tuning = Tuning()
+    sampler: Sampler = Sampler()
+    data: Data = Data()
+    degradation: Degradation = Degradation(noise=Noise())
+    objectives: list[Objective] = Field(min_length=1)
+    optim: Optim = Optim()
+    ema: Ema = Ema()
+    compute: Compute = Compute()
+    log: Log = Log()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"objectives must have different names; got {names}")
+        for key in ("names", "defaults", "lam"):
+            given = getattr(self.tuning, key)
+            if given is not None and len(given) != len(names):
+                raise ValueError(f"tuning.{key} must have one entry per objective, {len(names)}; got {given}")
+        for lam in self.validation.lams or ():
+            if len(lam) != len(names):
+                raise ValueError(f"validation.lams must have one number per objective, {len(names)}, each; got {lam}")
+        groups = self.sampler.groups
+        if groups is not None and self.data.batch % groups:
+            raise ValueError(f"sampler.groups must divide data.batch, {self.data.batch}; got {groups}")
+        if self.degradation.downsample and not self.degradation.downsample.enlarge:
+            factor = self.degradation.downsample.factors[0]
+            if self.data.crop % factor:
+                raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
+        return self
+
+    @property
+    def fixed_lam(self) -> list[float]:
+        """The weights of the objectives where the plain network is trained."""
+        return self.tuning.lam or [1.0] + [0.0] * (len(self.objectives) - 1)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: a TOML file, or the name of a packaged one (see `packaged_configs`).
+        overrides: "dotted.key=value" each; the value in TOML's syntax, or else taken as a string.
+
+    Returns:
+        The checked `Config`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not TOML, has an unknown key, or a value of the wrong type or range.
+
+    Example:
+        >>> load_config("demo", ["optim.lr=1e-4", "tuning.kind=none"]).optim.lr
+        0.0001
+    """
+    packaged = packaged_configs()
+    file = Path(path)
+    if not file.is_file():
+        if str(path) not in packaged:
+            raise FileNotFoundError(
+                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}"
+            )
+        file = packaged[str(path)]
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Name to file of the configurations that ship with the package."""
+    folder = Path(str(resources.files(__package__) / "configs"))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """The configuration as dotted keys and JSON values, for comparison and logs."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, item)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                yield from walk(f"{prefix}.{index}", item)
+        else:
+            yield prefix, value
+
+    return dict(walk("", json.loads(config.model_dump_json())))
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"config: an override must be key=value with a dotted key; got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        _item(node, last, override)
+        node[int(last)] = value
+
+
+def _item(node: Any, part: str, override: str) -> Any:
+    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"config: an override must name a key or an index that exists; got {override!r} at {part!r}")
+    return node[int(part)]
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's findings."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *parents, last = problem["loc"]
+        known = _keys_at(parents)
+        close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
+        prefix = "".join(f"{part}." for part in parents)
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"config: {where} must be a known key; got {last!r}: {hint}"
+    if problem["type"] == "missing":
+        return f"config: {where} must be given; got nothing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # ours: complete sentences
+        return f"config: {where} {message}" if message.startswith("must") else f"config: {message}"
+    return f"config: {where} must be valid; got {problem['input']!r}: {message}"
+
+
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a path of keys and indices."""
+    section: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        found = _sections_in(typing.get_type_hints(section)[part])
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]

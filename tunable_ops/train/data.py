@@ -1,0 +1,275 @@
+"""Clean pictures and the batches cut from them; every draw depends on (seed, step, rank) alone."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tunable_ops.images import find_images, read_image
+from tunable_ops.losses import Sampler
+from tunable_ops.train.config import Config, Data
+from tunable_ops.train.degradations import degrade
+from tunable_ops.train.seeding import generator
+
+__all__ = [
+    "HELD_OUT",
+    "TRAINING",
+    "Batch",
+    "Batches",
+    "Photographs",
+    "balance",
+    "batch_loader",
+    "find_training_files",
+    "held_out",
+    "skimage_files",
+]
+
+HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png")
+"""Photographs of scikit-image that training never sees: a portrait, a cat, a cup of espresso; all in colour."""
+
+TRAINING = (
+    "brick.png",
+    "camera.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+"""Photographs inside scikit-image's wheel that training uses; drawings, text and tiny pictures are left out."""
+
+
+def skimage_files(names: Sequence[str]) -> list[Path]:
+    """Files of scikit-image's photographs as the package ships them; nothing is downloaded.
+
+    Raises:
+        ValueError: if scikit-image is not installed or ships without one of them.
+    """
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ValueError('data: source "skimage" must be installed; got no scikit-image: pip install scikit-image')
+    folder = Path(spec.origin).parent / "data"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"data: scikit-image must ship {', '.join(names)}; got a release without {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def find_training_files(source: str) -> list[Path]:
+    """The pictures that a run trains on: `TRAINING` for "skimage", else those of a folder.
+
+    Raises:
+        ValueError: if the folder is missing or has no picture.
+    """
+    return skimage_files(TRAINING) if source == "skimage" else find_images(source)
+
+
+def held_out(source: str, crop: int = 0) -> list[tuple[str, Tensor]]:
+    """Pictures for validation, by name: the central ``crop`` x ``crop`` part, or all of each for 0.
+
+    Args:
+        source: "skimage" for `HELD_OUT`, or a folder.
+        crop: side in pixels; smaller pictures stay as they are.
+
+    Returns:
+        list of (name without extension, [3, H, W] float32 in [0, 1]). Unreadable files are left out with a warning.
+
+    Raises:
+        ValueError: if the folder is missing or holds no readable picture.
+    """
+    files = skimage_files(HELD_OUT) if source == "skimage" else find_images(source)
+    pictures = []
+    for file in files:
+        picture = _read_or_warn(file)
+        if picture is not None:
+            pictures.append((file.stem, _centre(picture, crop)))
+    if not pictures:
+        raise ValueError(f"data: source must hold a readable picture; got {source!r} with {len(files)} unreadable")
+    return pictures
+
+
+class Photographs:
+    """Clean pictures by index, kept in memory as bytes up to a budget, decoded on demand beyond it.
+
+    Files that cannot be read, or are smaller than ``smallest`` on a side, are named in a warning and skipped.
+
+    Args:
+        files: picture files.
+        smallest: least height and width.
+        cache_mb: budget for decoded pictures in MiB.
+
+    Raises:
+        ValueError: if no file is left.
+    """
+
+    def __init__(self, files: Sequence[Path], smallest: int = 1, cache_mb: int = 2048) -> None:
+        self.smallest = smallest
+        self.files: list[Path] = []
+        self._cache: list[Tensor | None] = []
+        budget = cache_mb * 2**20
+        for file in files:
+            picture = self._read(file) if budget > 0 else None
+            if budget > 0 and picture is None:
+                continue
+            self.files.append(file)
+            self._cache.append(picture)
+            budget -= picture.numel() if picture is not None else 0
+        if not self.files:
+            raise ValueError(
+                f"data: source must hold readable pictures of at least {smallest} x {smallest} pixels; "
+                f"got {len(files)} files, none of them usable"
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """[3, H, W] uint8; where a file of the uncached part turns out to be bad, the next good one instead."""
+        for shift in range(len(self.files)):
+            position = (index + shift) % len(self.files)
+            cached = self._cache[position]
+            picture = self._read(self.files[position]) if cached is None else cached
+            if picture is not None:
+                return picture
+        raise ValueError(f"data: source must hold readable pictures; got {len(self.files)} files, none usable")
+
+    def _read(self, file: Path) -> Tensor | None:
+        picture = _read_or_warn(file)
+        if picture is None:
+            return None
+        if min(picture.shape[-2:]) < self.smallest:
+            height, width = picture.shape[-2:]
+            warnings.warn(
+                f"data: pictures must be at least {self.smallest} x {self.smallest} pixels; got {height} x {width} in "
+                f"{str(file)!r}: skipped",
+                stacklevel=2,
+            )
+            return None
+        return (picture * 255).round_().to(torch.uint8)
+
+
+class Batch(NamedTuple):
+    """One step's worth: network input [B, C, H, W], the possible targets by name, lambda [B, p] or, if fixed, [p]."""
+
+    input: Tensor
+    targets: dict[str, Tensor]
+    lam: Tensor
+
+
+class Batches(Dataset[Batch]):
+    """Batch k of a run, for k = 0, 1, ...; the same bits whenever and in whatever order it is asked for.
+
+    Args:
+        photographs: the clean pictures.
+        config: the run's configuration.
+        sampler: draws lambda; None for the fixed one of a plain network.
+        rank: of this process; ranks draw different batches.
+    """
+
+    def __init__(self, photographs: Photographs, config: Config, sampler: Sampler | None, rank: int = 0) -> None:
+        self.photographs, self.config, self.sampler, self.rank = photographs, config, sampler, rank
+
+    def __len__(self) -> int:
+        return self.config.optim.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        data = self.config.data
+        crops = generator(self.config.seed, "crops", step, self.rank)
+        clean = torch.stack([self._crop(data, crops) for _ in range(data.batch)])
+        pair = degrade(clean, self.config.degradation, generator(self.config.seed, "degradation", step, self.rank))
+        if self.sampler is None:
+            lam = torch.tensor(self.config.fixed_lam)
+        else:
+            count = self.config.sampler.groups or data.batch
+            lam = self.sampler(count, generator=generator(self.config.seed, "lambda", step, self.rank))
+            if self.config.sampler.balanced:
+                lam = balance(lam, self.sampler.kind)
+            lam = lam.repeat_interleave(data.batch // count, dim=0)
+        return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
+
+    def _crop(self, data: Data, source: torch.Generator) -> Tensor:
+        def draw(below: int) -> int:
+            return int(torch.randint(below, (), generator=source))
+
+        picture = self.photographs[draw(len(self.photographs))]
+        top = draw(picture.shape[-2] - data.crop + 1)
+        left = draw(picture.shape[-1] - data.crop + 1)
+        patch = picture[:, top : top + data.crop, left : left + data.crop]
+        flip, turns = draw(2), draw(4)
+        if data.flips and flip:
+            patch = patch.flip(-1)
+        if data.rotations:
+            patch = patch.rot90(turns, (-2, -1))
+        patch = patch.float() / 255
+        if data.colours:
+            patch = patch[torch.randperm(3, generator=source)]
+            factors = 0.5 + 0.5 * torch.rand(3, 1, 1, generator=source)
+            if draw(2):
+                patch = patch * factors
+        return patch
+
+
+def balance(lam: Tensor, kind: str) -> Tensor:
+    """Replace draws by mirror images of others, so that the mean of lambda hardly varies from batch to batch.
+
+    Of p rows that follow one another on the simplex, the later ones become cyclic shifts of the first; on the box the
+    second of two becomes 1 minus the first. Every row keeps its distribution; only rows of a batch go together.
+
+    Args:
+        lam: [B, p] draws of `tunable_ops.losses.sampler` over its standard range.
+        kind: of the sampler, "simplex" or "uniform".
+    """
+    count, params = lam.shape
+    if kind == "uniform":
+        return torch.stack([lam[::2], 1 - lam[::2]], dim=1).flatten(0, 1)[:count]
+    shifts = torch.stack([lam[::params].roll(k, dims=1) for k in range(params)], dim=1)  # [ceil(B/p), p, p]
+    return shifts.flatten(0, 1)[:count]
+
+
+def batch_loader(batches: Batches, start: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches from step ``start`` on, prepared by the configured number of worker processes."""
+    workers = batches.config.data.workers
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, len(batches)),
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent stops the run and needs its workers until then
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_or_warn(file: Path) -> Tensor | None:
+    try:
+        return read_image(file)
+    except ValueError as error:
+        warnings.warn(f"{error}: skipped", stacklevel=3)
+        return None
+
+
+def _centre(picture: Tensor, crop: int) -> Tensor:
+    height, width = picture.shape[-2:]
+    if not crop:
+        return picture
+    side_h, side_w = min(crop, height), min(crop, width)
+    top, left = (height - side_h) // 2, (width - side_w) // 2
+    return picture[:, top : top + side_h, left : left + side_w]

@@ -1,0 +1,111 @@
+"""Degradations of clean pictures, with parameters drawn per sample from a generator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunable_ops.train.config import Degradation
+
+
+class Degraded(NamedTuple):
+    """The input of the network, and the same picture before noise was added."""
+
+    input: Tensor
+    noiseless: Tensor
+
+
+def degrade(clean: Tensor, config: Degradation, generator: torch.Generator) -> Degraded:
+    """Blur, down-sample and add noise, as far as the configuration asks for each.
+
+    Args:
+        clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
+        config: what to do, with the ranges that the parameters are drawn from.
+        generator: source of all draws.
+
+    Returns:
+        `Degraded`, both [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.
+    """
+    out = clean
+    batch = clean.shape[0]
+    if config.blur is not None:
+        out = gaussian_blur(out, _uniform(batch, config.blur.sigma, generator))
+    if config.downsample is not None:
+        choice = torch.randint(len(config.downsample.factors), (batch,), generator=generator)
+        factors = [config.downsample.factors[int(index)] for index in choice]
+        out = torch.cat(
+            [
+                bicubic_downsample(out[b : b + 1], factor, enlarge=config.downsample.enlarge)
+                for b, factor in enumerate(factors)
+            ]
+        )
+    noiseless = out
+    if config.noise is not None:
+        sigma = _uniform(batch, config.noise.sigma, generator)
+        out = add_noise(out, sigma, generator)
+        if config.noise.clip:
+            out = out.clamp(0, 1)
+    return Degraded(out, noiseless)
+
+
+def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """``x + sigma / 255 * n``, n standard normal.
+
+    Args:
+        x: [B, C, H, W] float32, values in [0, 1].
+        sigma: [B], standard deviation on the scale 0..255.
+        generator: source of n.
+    """
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x + noise * (sigma.to(x.dtype) / 255).view(-1, 1, 1, 1)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Separable Gaussian blur with mirrored borders, one standard deviation per sample.
+
+    Args:
+        x: [B, C, H, W].
+        sigma: [B], in pixels; 0 leaves the sample as it is. The kernel reaches 3 sigma of the largest, and is
+            normalised.
+    """
+    batch, channels, height, width = x.shape
+    radius = min(max(1, int(torch.ceil(3 * sigma.max()))), height - 1, width - 1)
+    taps = torch.arange(-radius, radius + 1, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (taps / sigma.to(x.dtype).clamp(min=1e-3).unsqueeze(1)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # [B, 2*radius+1]
+    kernel = kernel.repeat_interleave(channels, dim=0)  # [B*C, 2*radius+1]
+    out = F.pad(x, (radius,) * 4, mode="reflect").view(1, batch * channels, height + 2 * radius, width + 2 * radius)
+    out = F.conv2d(out, kernel.view(-1, 1, 1, 2 * radius + 1), groups=batch * channels)
+    out = F.conv2d(out, kernel.view(-1, 1, 2 * radius + 1, 1), groups=batch * channels)
+    return out.view(batch, channels, height, width)
+
+
+def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tensor:
+    """Bicubic resize by 1/factor with an anti-aliasing filter; with ``enlarge`` back to the old size, also bicubic.
+
+    Args:
+        x: [B, C, H, W]; where H or W is not a multiple of the factor, the border beyond the last multiple counts, too.
+        factor: 1, 2 or 4.
+        enlarge: whether to resize back.
+    """
+    if factor == 1:
+        return x
+    height, width = x.shape[-2:]
+    small = F.interpolate(
+        x,
+        size=(max(1, round(height / factor)), max(1, round(width / factor))),
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
+    )
+    if not enlarge:
+        return small
+    return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False)
+
+
+def _uniform(batch: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.rand(batch, generator=generator)

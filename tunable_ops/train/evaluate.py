@@ -1,0 +1,113 @@
+"""PSNR and SSIM over lambda on pictures that are degraded the same way every time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tunable_ops.modules import TunableModel
+from tunable_ops.train.config import Degradation
+from tunable_ops.train.degradations import degrade
+from tunable_ops.train.seeding import generator
+
+__all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "restore"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """PSNR in dB and SSIM (None if not asked for) of one picture, clamped; ``lam`` None is the input itself."""
+
+    picture: str
+    lam: tuple[float, ...] | None
+    psnr: float
+    ssim: float | None
+
+
+def default_lams(num_params: int, domain: str) -> list[list[float]]:
+    """Where a sweep looks: five points between the two corners of a 2-simplex; else all corners and the middle."""
+    if domain == "simplex" and num_params == 2:
+        return [[1 - t, t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    if domain == "simplex":
+        corners = torch.eye(num_params).tolist()
+        middle = [1 / num_params] * num_params
+    elif num_params == 1:
+        return [[t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    else:
+        corners = [
+            list(map(float, corner)) for corner in itertools.islice(itertools.product((0, 1), repeat=num_params), 16)
+        ]
+        middle = [0.5] * num_params
+    return corners + ([middle] if num_params > 1 else [])
+
+
+def degraded_pictures(
+    pictures: Sequence[tuple[str, Tensor]], degradation: Degradation, seed: int
+) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place."""
+    out = []
+    for index, (name, clean) in enumerate(pictures):
+        pair = degrade(clean.unsqueeze(0), degradation, generator(seed, "evaluation", index))
+        out.append((name, clean, pair.input[0]))
+    return out
+
+
+@torch.no_grad()
+def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None) -> Tensor:
+    """Run a whole picture [3, H, W] through a tunable or plain network; the result on the CPU, clamped to [0, 1]."""
+    device = next(net.parameters()).device
+    x = picture.unsqueeze(0).to(device).contiguous(memory_format=torch.channels_last)
+    y = net(x, torch.tensor(lam, device=device)) if isinstance(net, TunableModel) and lam is not None else net(x)
+    return y[0].float().clamp(0, 1).cpu()
+
+
+def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, ssim: bool) -> Score:
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    output, clean = output.clamp(0, 1).unsqueeze(0), clean.unsqueeze(0)
+    psnr = float(peak_signal_noise_ratio(output, clean, data_range=1.0))
+    similarity: Any = structural_similarity_index_measure(output, clean, data_range=1.0) if ssim else None
+    return Score(name, None if lam is None else tuple(lam), psnr, None if similarity is None else float(similarity))
+
+
+def evaluate(
+    net: nn.Module,
+    pictures: Sequence[tuple[str, Tensor, Tensor]],
+    lams: Sequence[Sequence[float]],
+    *,
+    ssim: bool = True,
+    progress: bool = False,
+) -> list[Score]:
+    """Score every picture as it is, then at every lambda; the network runs in evaluation mode and is left as it was.
+
+    Args:
+        net: a `TunableModel`, or a plain network, which is scored once per lambda given, with the same result.
+        pictures: from `degraded_pictures`. An input of another size than the clean picture is not scored itself.
+        lams: the points.
+        ssim: whether to measure SSIM, which takes longer than PSNR.
+        progress: whether to show a bar.
+    """
+    training = net.training
+    net.eval()
+    found = []
+    with tqdm(total=len(pictures) * len(lams), desc="evaluate", disable=not progress, leave=False) as bar:
+        for name, clean, degraded in pictures:
+            if degraded.shape == clean.shape:
+                found.append(_score(name, None, degraded, clean, ssim))
+            for lam in lams:
+                found.append(_score(name, lam, restore(net, degraded, lam), clean, ssim))
+                bar.update()
+    net.train(training)
+    return found
+
+
+def mean_psnr(found: Sequence[Score], lam: Sequence[float] | None) -> float:
+    """Mean PSNR in dB over the pictures at one lambda, or of the inputs for None; NaN if there is none."""
+    wanted = None if lam is None else tuple(lam)
+    values = [score.psnr for score in found if score.lam == wanted]
+    return sum(values) / len(values) if values else float("nan")
