@@ -48,6 +48,11 @@ def check_activation(op: str, activation: str | None) -> str:
     return activation
 
 
+def autocast_is_on(device_type: str) -> bool:
+    """True under torch.autocast; never for the meta device, of which torch refuses to tell."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> None:
     """Types, dtypes and devices: one device; input, weight and bias of one dtype (not under autocast)."""
     named = {"input": input, "weight": weight, "alpha": alpha}
@@ -60,7 +65,7 @@ def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, a
             raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64; got {tensor.dtype}")
         if tensor.device != input.device:
             raise ValueError(f"{op}: {name} must be on the input's device, {input.device}; got {tensor.device}")
-    if torch.is_autocast_enabled(input.device.type):
+    if autocast_is_on(input.device.type):
         return
     for name in ("weight", "bias"):
         if name in named and named[name].dtype != input.dtype:

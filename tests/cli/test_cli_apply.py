@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tunable_ops import images
-from tunable_ops.serialization import load
 from tunable_ops.cli.apply import _stems
+from tunable_ops.serialization import load
 
 
 def names(folder):

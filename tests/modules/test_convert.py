@@ -320,3 +320,19 @@ def test_a_per_sample_lambda_for_a_vector_is_refused():
     net(torch.zeros(2, 3, 4, 4), [0.5, 0.5])
     with pytest.raises(ValueError, match=r"^gamma: lam must be \[p\] for a tensor of shape \[3\]"):
         net(torch.zeros(2, 3, 4, 4), torch.full((2, 2), 0.5))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear])
+def test_activations_in_place(kind, per_sample):
+    """What a layer returns may be overwritten: a view out of an autograd function may not."""
+    layers = [kind(3, 3).to(DTYPE) if kind is nn.Linear else kind(3, 3, 1).to(DTYPE) for _ in range(2)]
+    x = draw(4, 3, *[3] * (layers[0].weight.dim() - 2))
+    results = []
+    for inplace in (False, True):
+        net = tunable_ops.convert(nn.Sequential(layers[0], nn.SiLU(inplace), layers[1], nn.ReLU(inplace)), 2)
+        perturb(net)
+        out = net(x, point("simplex", 2, *[4] * per_sample))
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(net.parameters()))])
+    for a, b in zip(*results, strict=True):
+        assert_equal(a, b)

@@ -232,3 +232,13 @@ def test_the_matmul_setting_of_the_process_does_not_reach_the_blend() -> None:
         grads, torch.autograd.grad(reference.tunable_parameter(s, a).square().sum(), (s, a)), strict=True
     ):
         torch.testing.assert_close(got.double(), ref, rtol=1e-5, atol=1e-4)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    for alpha in ALPHAS:
+        tensors = [t.to("meta") for t in CASES[0].tensors(alpha)]
+        assert tunable_conv2d(*tensors, *CASES[0].geometry).shape == (2, 5, 9, 11)
+    layer = tunable_ops.TunableConv2d(3, 4, 3, num_params=2, device="meta")
+    out = layer(torch.empty(1, 3, 8, 8, device="meta"), torch.empty(2, device="meta"))
+    assert out.device.type == "meta"
+    assert out.shape == (1, 4, 6, 6)

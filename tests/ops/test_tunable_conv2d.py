@@ -204,3 +204,21 @@ def test_reference_backend_by_name() -> None:
     out = run(lambda *a, **k: tunable_conv2d(*a, **k, backend="reference"), tensors, case, "silu", None)
     for o, r in zip(out, run(reference.tunable_conv2d, tensors, case, "silu", None), strict=True):
         assert torch.equal(o, r)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[8]], ids=str)
+def test_an_inplace_activation_after_it(case: Case, alpha: str, channels_last: bool) -> None:
+    """Autograd refuses to change the output of a Function in place where it takes that output for a view."""
+    tensors = case.tensors(alpha, torch.float64, channels_last)
+
+    def inplace(*args: Any, activation: str | None) -> Tensor:
+        return tunable_conv2d(*args).relu_()
+
+    for o, e in zip(
+        run(inplace, tensors, case, None, None), run(tunable_conv2d, tensors, case, "relu", None), strict=True
+    ):
+        torch.testing.assert_close(o, e)
+    with torch.no_grad():
+        assert not tunable_conv2d(*tensors, *case.geometry)._is_view()

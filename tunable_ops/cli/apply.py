@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..modules import LambdaSpec
+    from tunable_ops.modules import LambdaSpec
 
 __all__ = ["add_parser", "run"]
 
@@ -23,7 +23,7 @@ _STRIP_HEIGHT = 512
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from .lam import HELP
+    from tunable_ops.cli.lam import HELP
 
     parser = subparsers.add_parser(
         "apply",
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     """Process all inputs; returns 0, or 1 if some were skipped."""
     import torch
 
+    from tunable_ops.cli import lam as lambdas
+    from tunable_ops.modules import LiveFold
     from tunable_ops.serialization import load
-    from ..modules import LiveFold
-    from . import lam as lambdas
 
     paths = _inputs(args.input)
     device = _check_numbers(args)
@@ -104,8 +104,8 @@ class _Job:
     def run(self, paths: Sequence[Path]) -> int:
         from tqdm import tqdm
 
-        from .. import images
-        from . import one_line
+        from tunable_ops import images
+        from tunable_ops.cli import one_line
 
         stems = dict(zip(paths, _stems(paths), strict=True))
         skipped: list[Path] = []
@@ -143,8 +143,8 @@ class _Job:
         """Process one image: write its outputs and strips, return a line for each."""
         import torch
 
-        from .. import images
-        from .lam import describe, numbers
+        from tunable_ops import images
+        from tunable_ops.cli.lam import describe, numbers
 
         given, label = image, "input"
         if self.args.noise is not None:
@@ -175,7 +175,7 @@ class _Job:
         """[3, H, W] -> [3, s H, s W], in tiles, on the CPU."""
         import torch
 
-        from ..tiles import apply_tiled, tile_windows
+        from tunable_ops.tiles import apply_tiled, tile_windows
 
         args = self.args
         batch = image[:, None] if self.grey else image[None]
@@ -202,7 +202,7 @@ class _Job:
 
 def _inputs(inputs: Iterable[Path]) -> list[Path]:
     """All images of the inputs, each once, in the order given."""
-    from ..images import find_images
+    from tunable_ops.images import find_images
 
     found: dict[Path, Path] = {}
     for item in inputs:

@@ -12,7 +12,7 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from .lam import HELP
+    from tunable_ops.cli.lam import HELP
 
     parser = subparsers.add_parser(
         "fold",
@@ -34,9 +34,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fold and write; returns 0."""
+    from tunable_ops.cli import lam as lambdas
+    from tunable_ops.modules import fold
     from tunable_ops.serialization import load, read_metadata, save
-    from ..modules import fold
-    from . import lam as lambdas
 
     out: Path | None = args.out
     if out is not None and out.suffix != ".safetensors":

@@ -43,7 +43,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     from safetensors import safe_open
 
-    from .. import models
+    from tunable_ops import models
     from tunable_ops.serialization import read_metadata
 
     metadata = read_metadata(path)
@@ -78,9 +78,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _layers(path: Path) -> dict[str, Any]:
+    from tunable_ops.modules import fold
+    from tunable_ops.modules.tuning import Tuning
     from tunable_ops.serialization import load
-    from ..modules import fold
-    from ..modules.tuning import Tuning
 
     net = load(path)
     tunings = [module for module in net.network.modules() if isinstance(module, Tuning)]

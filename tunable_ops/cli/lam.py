@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..modules import LambdaSpec
+    from tunable_ops.modules import LambdaSpec
 
 __all__ = ["HELP", "describe", "numbers", "parse", "sweep"]
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.checks import autocast_is_on
 from tunable_ops.modules.spec import DOMAINS
 
 MODES = ("affine", "identity")
@@ -94,7 +95,7 @@ def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> list[Tensor]:
     bias = torch.cat([part for t, _, b in affine for part in ((one, b) if t.constant else (b,))])
     dtype = torch.promote_types(weight.dtype, torch.float32)
     lam = lam.to(dtype)
-    if torch.is_autocast_enabled(lam.device.type):
+    if autocast_is_on(lam.device.type):
         with torch.autocast(lam.device.type, enabled=False):
             alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
     else:

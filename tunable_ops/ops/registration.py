@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.checks import autocast_is_on
+
 NAMESPACE = "tunable_ops"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -33,8 +35,7 @@ def define_autograd(op: Any, differentiable: Callable[..., Any], tensors: int) -
     def autograd(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args[:tensors]):
             return differentiable(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        return below_autograd(op, *args)
 
     _LIBRARY.impl(_name(op), autograd, "Autograd")
 
@@ -65,7 +66,9 @@ def to_autocast(value: Any, dtype: torch.dtype) -> Any:
 
 def below_autograd(op: Any, *args: Any) -> Any:
     """Calls the operator's kernel without recording."""
-    with torch._C._AutoDispatchBelowAutograd():
+    # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a Function
+    # whose output it takes for a view.
+    with torch._C._AutoDispatchBelowADInplaceOrView():
         return op(*args)
 
 
@@ -80,7 +83,7 @@ def needs_composite() -> bool:
 def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], cast: int, *args: Any) -> Tensor:
     """Runs a definition as PyTorch operators, with autocast as the operators have it: the first `cast` tensors."""
     device_type = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not autocast_is_on(device_type):
         return function(*tensors, *args)
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):

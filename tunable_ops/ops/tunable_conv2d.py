@@ -124,8 +124,9 @@ def _backward_kernel(
     alpha: Tensor,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    *arguments, _, mask = options
-    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *arguments, mask=mask)
+    stride, padding, dilation, groups, activation, _, mask = options
+    geometry = (stride, padding, dilation, groups)
+    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *geometry, activation, mask)
     return tuple(grad_output.new_empty(0) if g is None else g for g in grads)
 
 

@@ -1,7 +1,7 @@
 """The rule that picks the algorithm for a per-sample alpha; `python -m bench.per_sample` measures what it rests on.
 
-Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors: "grouped",
-since a batch laid out as channels is a view. channels_last: "grouped" has to change the layout and back, "loop" costs
+Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors:
+"grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back, "loop" costs
 some ten microseconds a sample; a sample has to be large enough to be worth that. "fold" never wins.
 Nothing here was measured on a GPU: "loop" there, because grouped convolutions are known to be slow on GPUs.
 """
