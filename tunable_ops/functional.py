@@ -1,5 +1,6 @@
 """The operators as functions, as torch.nn.functional has its own."""
 
+from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
 from tunable_ops.ops.tunable_conv1d import tunable_conv1d
 from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 from tunable_ops.ops.tunable_conv3d import tunable_conv3d

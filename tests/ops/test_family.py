@@ -196,6 +196,13 @@ ERRORS = {
         ValueError,
         "activation must be None or one of",
     ),
+    "conv1d backend": (
+        "tunable_conv1d",
+        (torch.zeros(1, 2, 9), torch.zeros(P, 2, 2, 3), None, A),
+        {"backend": "cpp"},
+        RuntimeError,
+        "backend must be one that can run here; got 'cpp'",
+    ),
     "conv3d weight": (
         "tunable_conv3d",
         (torch.zeros(1, 2, 3, 3, 3), torch.zeros(P, 2, 2, 3, 3), None, A),
@@ -340,3 +347,30 @@ def test_bad_input(case: str) -> None:
         getattr(tunable_ops, name)(*args, **kwargs)
     assert str(caught.value).startswith(f"{name}: ")
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_empty_batches_whatever_precision_the_process_allows(name: str, precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        x, w, b, _ = tensors(name, "shared", torch.float32)
+        leaves = [t.requires_grad_() for t in (x[:0].clone(), w, b, torch.rand(0, P))]
+        getattr(tunable_ops, name)(*leaves, *FAMILY[name][3]).sum().backward()
+        assert not any(leaf.grad.any() for leaf in leaves)
+        assert tunable_ops.tunable_parameter(torch.rand(2, 0), torch.rand(2)).shape == (0,)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", ["tunable_conv3d", "tunable_conv_transpose2d"])
+def test_the_output_keeps_the_memory_format(name: str, alpha: str) -> None:
+    x, w, b, a = tensors(name, alpha)
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    out = getattr(tunable_ops, name)(x.to(memory_format=last), w, b, a, *FAMILY[name][3])
+    assert out.is_contiguous(memory_format=last)
+    expected = getattr(tunable_ops, name)(x, w, b, a, *FAMILY[name][3])
+    assert expected.is_contiguous()
+    torch.testing.assert_close(out, expected)

@@ -1,5 +1,8 @@
 """FLOP formulas: the convolution's own count plus the blend, forward and backward."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,3 +50,16 @@ def test_parameter_and_the_operators_that_premix() -> None:
     assert count(lambda: tunable_ops.tunable_parameter(w, a)) == 2 * P * O * C
     x = torch.randn(7, C)
     assert count(lambda: tunable_ops.tunable_linear(x, w, None, a)) == 2 * P * O * C + 2 * 7 * O * C
+
+
+def test_importing_the_package_registers_the_formulas() -> None:
+    """In a process of its own: a formula that is not registered counts as nothing, without a word."""
+    code = (
+        "import torch, tunable_ops\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    tunable_ops.tunable_conv2d(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2))\n"
+        "print(counter.get_total_flops())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == str(2 * 4 + 2 * 2), result.stderr

@@ -155,7 +155,7 @@ def test_balance_keeps_the_mean_still_and_the_domain(params: int, count: int) ->
 
 
 def test_balanced_draws_keep_their_distribution() -> None:
-    """Each row of a balanced pair must be spread over the simplex as a plain draw is: mean 1/p, variance of Dirichlet."""
+    """Each row of a balanced pair is spread over the simplex as a plain draw is: mean 1/p, variance of Dirichlet."""
     draw = losses.sampler("simplex", 3)
     rows = torch.stack([balance(draw(3, generator=torch.Generator().manual_seed(k)), "simplex") for k in range(3000)])
     for row in range(3):

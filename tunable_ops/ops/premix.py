@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tunable_ops.backends.torch.layout import output_format
 from tunable_ops.ops import registration
 from tunable_ops.ops.tunable_parameter import tunable_parameter
 from tunable_ops.reference import tunable_parameter as reference_parameter
@@ -29,4 +30,7 @@ def premix(
     def run(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor) -> Tensor:
         return blend_and_convolve(conv, x, w, b, a, activation, blend)
 
-    return registration.run_composite(run, (input, weight, bias, alpha), 3)
+    output = registration.run_composite(run, (input, weight, bias, alpha), 3)
+    if output.dim() != input.dim() or output.dim() not in (4, 5):
+        return output
+    return output.contiguous(memory_format=output_format(input, weight))

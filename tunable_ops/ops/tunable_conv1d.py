@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tunable_ops import checks
+from tunable_ops import backends, checks
 from tunable_ops.ops import tunable_conv2d as conv2d
 
 NAME = "tunable_conv1d"
@@ -44,6 +44,7 @@ def tunable_conv1d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
+    chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=1)
     strides = (1, *checks.to_ints(NAME, "stride", stride, 1, 1))
@@ -63,6 +64,6 @@ def tunable_conv1d(
         dilations,
         groups,
         activation=None if name == "none" else name,
-        backend=backend,
+        backend=chosen,
     )
     return output.squeeze(-2)

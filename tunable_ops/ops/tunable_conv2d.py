@@ -140,9 +140,10 @@ def _backward_fake(
     *options: Any,
 ) -> tuple[Tensor, ...]:
     mask = options[-1]
-    empty = grad_output.new_empty(0)
     return (
-        torch.empty_like(input, memory_format=layout.output_format(input, weight)) if mask[0] else empty,
+        torch.empty_like(input, memory_format=layout.output_format(input, weight))
+        if mask[0]
+        else grad_output.new_empty(0),
         layout.empty_stack_like(weight) if mask[1] else grad_output.new_empty(0),
         bias.new_empty(bias.shape) if mask[2] and bias is not None else grad_output.new_empty(0),
         alpha.new_empty(alpha.shape) if mask[3] else grad_output.new_empty(0),

@@ -17,4 +17,8 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor) -> Tensor:
         [*shape] or [B, *shape].
     """
     accumulate = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.tensordot(alpha.to(accumulate), parameter.to(accumulate), dims=1).to(parameter.dtype)
+    alpha, copies = alpha.to(accumulate), parameter.to(accumulate)
+    ones = (1,) * (parameter.dim() - 1)
+    # Not a matrix product: those follow the process's TF32 and bf16 settings.
+    terms = [alpha[..., p].reshape((*alpha.shape[:-1], *ones)) * copies[p] for p in range(parameter.shape[0])]
+    return sum(terms[1:], terms[0]).to(parameter.dtype)

@@ -1,8 +1,8 @@
 """The rule that picks the algorithm for a per-sample alpha; `python -m bench.per_sample` measures what it rests on.
 
 Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors:
-"grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back, "loop" costs
-some ten microseconds a sample; a sample has to be large enough to be worth that. "fold" never wins.
+"grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back,
+"loop" costs some ten microseconds a sample, so a sample has to be large enough to be worth that.
 Nothing here was measured on a GPU: "loop" there, because grouped convolutions are known to be slow on GPUs.
 """
 
@@ -19,8 +19,8 @@ LOOP_MACS = 1 << 24
 LOOP_DEPTHWISE = 1 << 16
 
 
-def choose_algorithm(input: Tensor, weight: Tensor, geometry: Any, groups: int, backward: bool = False) -> str:
-    """Names the fastest of the algorithms in `per_sample` for a call; forward and backward go alike so far."""
+def choose_algorithm(input: Tensor, weight: Tensor, geometry: Any, groups: int) -> str:
+    """Names the fastest of the algorithms in `per_sample` for a call, forward and backward alike."""
     stride, padding, _ = geometry
     if tuple(weight.shape[3:]) == (1, 1) and groups == 1 and tuple(stride) == (1, 1) and tuple(padding) == (0, 0):
         return "bmm"

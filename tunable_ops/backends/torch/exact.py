@@ -6,7 +6,7 @@ from torch import Tensor
 
 def exact_matmul(left: Tensor, right: Tensor) -> Tensor:
     """Left [M, K] or [K] times right [K, N] with fp32 (or wider) products and sums."""
-    if left.dtype == torch.float64 or _library_is_exact(left.device.type):
+    if 0 in (left.numel(), right.numel()) or left.dtype == torch.float64 or _library_is_exact(left.device.type):
         return left @ right
     # The settings are the process's; changing them here would race with other threads. Small K or N: loop over it.
     if right.shape[0] <= right.shape[1]:

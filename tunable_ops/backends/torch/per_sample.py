@@ -2,7 +2,6 @@
 
 grouped  B convolutions as one with B*groups groups, over the batch laid out as channels (contiguous only)
 loop     one convolution per sample
-fold     one convolution with P*O outputs, then the sum over P: P times the arithmetic, no loop
 bmm      1x1 kernels as one batched matrix product
 """
 
@@ -60,16 +59,6 @@ def _loop(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geo
     return torch.cat(samples)
 
 
-def _fold(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    kernels, outputs = weight.shape[:2]
-    merged = weight.reshape(kernels, groups, outputs // groups, *weight.shape[2:]).transpose(0, 1)
-    products = conv2d(input, merged.reshape(kernels * outputs, *weight.shape[2:]), None, *geometry, groups)
-    batch, _, *size = products.shape
-    products = products.view(batch, groups, kernels, outputs // groups, *size)
-    output = torch.einsum("bp,bgpohw->bgohw", alpha.to(products.dtype), products).reshape(batch, outputs, *size)
-    return output if bias is None else output + blend.forward(bias, alpha)[:, :, None, None]
-
-
 def _bmm(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geometry: Geometry, groups: int) -> Tensor:
     kernel, shift = _blended(weight, bias, alpha)
     batch, _, height, width = input.shape
@@ -83,7 +72,7 @@ def _bmm(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geom
     return product.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-FORWARD: dict[str, Callable[..., Tensor]] = {"grouped": _grouped, "loop": _loop, "fold": _fold, "bmm": _bmm}
+FORWARD: dict[str, Callable[..., Tensor]] = {"grouped": _grouped, "loop": _loop, "bmm": _bmm}
 
 
 def _chunks(weight: Tensor, batch: int) -> Iterator[slice]:

@@ -78,7 +78,7 @@ def backward(
         pieces = iter([(alpha[None], _stacked(gradient), _stacked(grad_sum))])
     else:
         grad_input = torch.empty_like(input, memory_format=output_format(input, weight)) if mask[0] else None
-        algorithm = algorithm or choose_algorithm(input, weight, geometry, groups, backward=True)
+        algorithm = algorithm or choose_algorithm(input, weight, geometry, groups)
         pieces = per_sample.BACKWARD[algorithm](grad_output, input, weight, alpha, geometry, groups, wanted, grad_input)
     grad_weight, grad_bias, grad_alpha = _contract(pieces, weight, bias, alpha, mask)
     if grad_input is not None:
