@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tunable_ops import models
-from tunable_ops.modules import TunableModel, convert, fold
-from tunable_ops.serialization import VERSION, load, load_plain, read_metadata, save, write_file
+from tunable_ops.models import DnCNN
+from tunable_ops.modules import LambdaSpec, TunableModel, convert, fold
+from tunable_ops.serialization import VERSION, load, load_folded, read_metadata, save, write_file
 
 ARGUMENTS = {"channels": 1, "features": 4, "depth": 3, "downscale": 2}
 
@@ -115,11 +116,11 @@ def test_plain_networks(net: TunableModel, path: Path, tmp_path: Path) -> None:
     plain = fold(net, [0.25, 0.75])
     save(plain, tmp_path / "plain.safetensors", architecture="dncnn", arguments=ARGUMENTS)
     x = torch.rand(1, 1, 8, 8)
-    torch.testing.assert_close(load_plain(tmp_path / "plain.safetensors")(x), plain.eval()(x), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"must hold a tunable network; got .* use serialization.load_plain"):
+    torch.testing.assert_close(load_folded(tmp_path / "plain.safetensors")(x), plain.eval()(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must hold a tunable network; got .* use serialization.load_folded"):
         load(tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"must hold a plain network; got .* use serialization.load"):
-        load_plain(path)
+        load_folded(path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -270,3 +271,25 @@ def test_a_wrapped_network_cannot_be_rebuilt(net: TunableModel, tmp_path: Path) 
     wrapped = TunableModel(net.network, num_params=2)
     with pytest.raises(ValueError, match="net must come from convert"):
         save(wrapped, tmp_path / "x", architecture="dncnn", arguments=ARGUMENTS)
+
+
+def test_notes_spec_and_dtype_travel(tmp_path: Path) -> None:
+    net = convert(DnCNN(features=4, depth=2), num_params=2).to(torch.bfloat16)
+    net.notes = {"a": 1}
+    net.spec = LambdaSpec.create(2, "simplex", ("x", "y"), defaults=(1.0, 0.0))
+    save(net, tmp_path / "n.safetensors", architecture="dncnn", arguments={"features": 4, "depth": 2})
+    loaded = load(tmp_path / "n.safetensors")
+    assert loaded.notes == {"a": 1}
+    assert loaded.spec == net.spec
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_a_network_that_is_given_is_copied(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 2, 1))
+    save(plain, tmp_path / "p.safetensors", architecture="mine", arguments={})
+    other = nn.Sequential(nn.Conv2d(1, 2, 1)).train()
+    before = other[0].weight.clone()
+    loaded = load_folded(tmp_path / "p.safetensors", network=other)
+    assert torch.equal(loaded[0].weight, plain[0].weight)
+    assert torch.equal(other[0].weight, before)
+    assert other.training

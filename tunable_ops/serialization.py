@@ -7,6 +7,7 @@ writes leaves the previous file whole.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops import models
-from tunable_ops.modules import TunableModel, convert
+from tunable_ops.modules import LambdaSpec, TunableModel, convert
 
-__all__ = ["FORMAT", "VERSION", "load", "load_plain", "read_file", "read_metadata", "save", "write_file"]
+__all__ = ["FORMAT", "VERSION", "load", "load_folded", "read_file", "read_metadata", "save", "write_file"]
 
 FORMAT = "tunable_ops.model"
 VERSION = 1
@@ -43,10 +44,11 @@ def save(
         architecture: a name in `models.ARCHITECTURES`, or any name of your own; loading the latter needs ``network=``.
         arguments: arguments of the architecture; JSON values.
         notes: anything else worth keeping, such as the training data or scores; JSON values. Returned by `load` as
-            ``net.notes``.
+            ``net.notes``; default those that the network already has.
 
     Raises:
         TypeError: if net is not a module, or arguments or notes are not JSON.
+        ValueError: if net is a TunableModel made by hand; `load` could not rebuild it.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"checkpoint: net must be a module; got {type(net).__name__}")
@@ -56,7 +58,7 @@ def save(
         "arguments": dict(arguments),
         "conversion": _conversion(net) if isinstance(net, TunableModel) else None,
         "spec": net.spec.to_dict() if isinstance(net, TunableModel) else None,
-        "notes": dict(notes or {}),
+        "notes": dict(getattr(net, "notes", {}) if notes is None else notes),
     }
     # through the TunableModel, which puts split stacks together again
     tensors = {name.removeprefix("network.") if tunable else name: value for name, value in net.state_dict().items()}
@@ -72,7 +74,7 @@ def _conversion(net: TunableModel) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> TunableModel:
-    """Rebuild the tunable network of a checkpoint, in evaluation mode on the CPU.
+    """Rebuild the tunable network of a checkpoint, in evaluation mode on the CPU, in the dtype of the file's tensors.
 
     Args:
         path: a file that `save` wrote.
@@ -85,28 +87,29 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a checkpoint of this library and version, is cut short, holds a plain network (see
-            `load_plain`), or does not fit the architecture.
+            `load_folded`), or does not fit the architecture.
     """
     tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
     if metadata.get("conversion") is None:
         raise ValueError(
             f"checkpoint: path must hold a tunable network; got {str(path)!r}, a plain one: "
-            "use serialization.load_plain"
+            "use serialization.load_folded"
         )
-    net = convert(_plain(path, metadata, network), **metadata["conversion"])
+    net = convert(_plain(path, metadata, tensors, network), **metadata["conversion"])
     _fill(path, net.network, tensors)
+    net.spec = LambdaSpec.from_dict(metadata["spec"])
     net.notes = dict(metadata.get("notes", {}))
     return net.eval()
 
 
-def load_plain(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.Module:
+def load_folded(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.Module:
     """Rebuild the plain network of a checkpoint, in evaluation mode on the CPU; arguments and errors as for `load`."""
     tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
     if metadata.get("conversion") is not None:
         raise ValueError(
             f"checkpoint: path must hold a plain network; got {str(path)!r}, a tunable one: use serialization.load"
         )
-    plain = _plain(path, metadata, network)
+    plain = _plain(path, metadata, tensors, network)
     _fill(path, plain, tensors)
     return plain.eval()
 
@@ -231,18 +234,25 @@ def _refuse_other_files(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"checkpoint: path must be a whole file; got {str(path)!r}, cut short within its header")
 
 
-def _plain(path: str | os.PathLike[str], metadata: Mapping[str, Any], network: nn.Module | None) -> nn.Module:
+def _plain(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    network: nn.Module | None,
+) -> nn.Module:
+    """The plain network to fill: a copy of the one that is given, or built by name; in the dtype of the tensors."""
+    dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), None)
     if network is not None:
         if not isinstance(network, nn.Module) or isinstance(network, TunableModel):
             raise TypeError(f"checkpoint: network must be the plain network; got {type(network).__name__}")
-        return network
+        return copy.deepcopy(network).to(dtype)
     name = metadata.get("architecture")
     if name not in models.ARCHITECTURES:
         raise ValueError(
             f"checkpoint: architecture must be one of {', '.join(sorted(models.ARCHITECTURES))}; got {name!r} in "
             f"{str(path)!r}: pass network=, the plain network it was made from"
         )
-    return models.build(name, **metadata.get("arguments", {}))
+    return models.build(name, **metadata.get("arguments", {})).to(dtype)
 
 
 def _fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

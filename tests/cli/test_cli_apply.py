@@ -222,6 +222,7 @@ def test_stems_never_repeat():
         (["--noise", "-1"], "--noise must be 0 or above; got -1.0"),
         (["--noise", "nan"], "--noise must be 0 or above; got nan"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
+        (["--seed", "99999999999999999999"], "--seed must lie in 0..2^63 - 1; got 99999999999999999999"),
         (["--device", "warp"], "--device must be one that works here; got 'warp'"),
         (["--device", "cuda:99"], "--device must be one that works here; got 'cuda:99'"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunable_ops import images, models
-from tunable_ops.serialization import load, load_plain
+from tunable_ops.serialization import load, load_folded
 
 
 def test_the_file_is_the_plain_network_at_that_lambda(run, model, photo, tmp_path):
@@ -28,7 +28,7 @@ def test_the_file_is_the_plain_network_at_that_lambda(run, model, photo, tmp_pat
     with torch.no_grad():
         expected = load(model)(x, (0.3, 0.7))
         torch.testing.assert_close(plain(x), expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(load_plain(out)(x), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(load_folded(out)(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_default_name_lies_in_the_working_folder(run, model, tmp_path, monkeypatch):

@@ -165,3 +165,13 @@ def test_checks_catch_a_slider_that_does_not_rise() -> None:
 def test_demo_refuses_a_config_without_a_slider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path / "x"), "--set", "tuning.kind=none"]) == 2
     assert "must keep a tunable network" in capsys.readouterr().err
+
+
+def test_demo_leaves_a_folder_alone_that_no_demo_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An earlier version cleared it before anything else."""
+    (tmp_path / "plain").mkdir()
+    for name in ("model.safetensors", "plain/mine.txt"):
+        (tmp_path / name).write_text("mine")
+    assert main(["demo", "--out", str(tmp_path), "--steps", "1"]) == 2
+    assert "--out must be a new folder or one of an earlier demo" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_text() == (tmp_path / "plain/mine.txt").read_text() == "mine"

@@ -17,7 +17,7 @@ from torch import nn
 
 from tunable_ops import losses
 from tunable_ops.modules import TunableModel
-from tunable_ops.serialization import load, load_plain
+from tunable_ops.serialization import load, load_folded
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, learning_rate
 from tunable_ops.train.ema import Ema
@@ -211,7 +211,7 @@ def test_the_plain_network_trains_on_one_objective(make_config, tmp_path: Path) 
     config = make_config(tuning={"kind": "none"})
     outcome = train(config, tmp_path / "x", progress=False)
     assert not isinstance(outcome.net, TunableModel)
-    net = load_plain(tmp_path / "x" / MODEL)
+    net = load_folded(tmp_path / "x" / MODEL)
     assert same(net.state_dict(), outcome.net.state_dict())
     tunable = build_network(make_config())
     plain = build_network(config)

@@ -237,6 +237,8 @@ def _check_numbers(args: argparse.Namespace) -> Any:
         raise ValueError(f"--overlap must lie in 0..{args.tile - _MULTIPLE} (--tile - {_MULTIPLE}); got {args.overlap}")
     if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
         raise ValueError(f"--noise must be 0 or above; got {args.noise}")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1; got {args.threads}")
     if args.device is None:

@@ -23,7 +23,8 @@ SLIDER = [k / 8 for k in range(9)]
 STRIP = 256  # pixels: side of the central part that a strip shows; scores are those of whole pictures
 GAIN = 5.0  # dB that full denoising must win over the noisy input
 PLAIN = 0.3  # dB within which the plain network trained on that single objective must lie
-_WRITTEN = ("config.json", "metrics.json", "model.safetensors", "psnr.png", "state.safetensors")
+_MARKER = "demo.txt"
+_WRITTEN = (_MARKER, "config.json", "metrics.json", "model.safetensors", "psnr.png", "state.safetensors")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -107,8 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo wrote, so that nothing old can pass for new."""
+    """Remove what an earlier demo wrote, so that nothing old can pass for new; leave anybody else's files alone."""
     old = [out / name for name in _WRITTEN if (out / name).exists()] + sorted(out.glob("strip_*.png"))
+    if (old or any((out / name).exists() for name in ("logs", "plain"))) and not (out / _MARKER).exists():
+        raise ValueError(f"--out must be a new folder or one of an earlier demo; got {out} with other files")
     if old:
         print(f"demo: {out} holds an earlier demo: training anew")
     for file in old:
@@ -117,6 +120,7 @@ def _clear(out: Path) -> None:
         if folder.is_dir():
             shutil.rmtree(folder)
     out.mkdir(parents=True, exist_ok=True)
+    (out / _MARKER).write_text("Written by `tunable-ops demo`, which clears this folder when it runs again.\n")
 
 
 def _metrics(config: Config, net: TunableModel, found: Sequence[Score]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         description="Blend the kernels of a tunable network at one slider position and write the plain network that "
         "results: same architecture, no lambda, no overhead. The file is safetensors with the plain state dict, "
         "so models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)) "
-        "takes it, as does serialization.load_plain(FILE).",
+        "takes it, as does serialization.load_folded(FILE).",
     )
     parser.add_argument("checkpoint", type=Path, help="tunable network, .safetensors")
     parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)

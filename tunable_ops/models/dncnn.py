@@ -30,9 +30,8 @@ class DnCNN(nn.Module):
         mean: value that the chain sees as zero. 0 is what published weights want; 0.5, the middle of [0, 1], trains
             much faster from scratch.
 
-    Source: Zhang et al., "Beyond a Gaussian Denoiser", 2017 (arXiv 1608.03981); the unshuffling: Zhang et al.,
-        "FFDNet",
-    2018 (arXiv 1710.04026).
+    Source: Zhang et al., "Beyond a Gaussian Denoiser", 2017 (arXiv 1608.03981); the unshuffling is that of FFDNet,
+    Zhang et al., 2018 (arXiv 1710.04026).
 
     Example:
         >>> net = DnCNN(channels=1, features=8, depth=3, downscale=2)
