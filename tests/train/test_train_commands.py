@@ -175,3 +175,15 @@ def test_demo_leaves_a_folder_alone_that_no_demo_wrote(tmp_path: Path, capsys: p
     assert main(["demo", "--out", str(tmp_path), "--steps", "1"]) == 2
     assert "--out must be a new folder or one of an earlier demo" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_text() == (tmp_path / "plain/mine.txt").read_text() == "mine"
+
+
+def test_a_bad_picture_is_named_and_the_rest_is_used(
+    config: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    assert main(["train", str(config), "--out", str(tmp_path / "x"), "--quiet"]) == 0
+    assert "broken.png" in capsys.readouterr().err
+    for file in pictures.iterdir():
+        file.write_bytes(b"no picture")
+    assert main(["train", str(config), "--out", str(tmp_path / "y"), "--quiet"]) == 2
+    assert "4 files, none of them usable" in capsys.readouterr().err
