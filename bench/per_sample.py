@@ -118,6 +118,21 @@ def summary(results: list[dict[str, Any]]) -> dict[str, float]:
     return means
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: geometric means of the ratios to one plain convolution, by kernel and layout."""
+    names = ("chosen", "grouped", "loop", "bmm", "fold")
+    rows = ["| kernels | layout | pass | " + " | ".join(names) + " |", "| --- " * (len(names) + 3) + "|"]
+    for kind, layout, direction in itertools.product(KINDS, ("contiguous", "channels_last"), ("forward", "backward")):
+        picked = [r for r in results if r["kind"] == kind and r["layout"] == layout]
+        cells = []
+        for name in names if picked else ():
+            ratios = [r[direction].get(r["chosen"] if name == "chosen" else name) for r in picked]
+            cells.append(f"{_geomean([t['ratio'] for t in ratios]):.2f}" if all(ratios) else "-")
+        if picked:
+            rows.append(f"| {kind} | {layout} | {direction} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def _geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -146,6 +161,7 @@ def main() -> None:
         print(f"{label:36} {' | '.join(parts)}", flush=True)
     means = summary(results)
     print(" ".join(f"{name} {value:.3f}" for name, value in means.items()))
+    print(table(results))
     if args.out:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         header = {

@@ -96,7 +96,6 @@ def test_build_knows_its_names_and_arguments() -> None:
         models.build("dncnn", feature=5)
 
 
-@pytest.mark.slow
 def test_published_weights_denoise_as_published() -> None:
     """dncnn_gray_sigma25 on the first three pictures of set12; the noise differs from the published run."""
     from safetensors.torch import load_file

@@ -177,6 +177,7 @@ def test_demo_leaves_a_folder_alone_that_no_demo_wrote(tmp_path: Path, capsys: p
     assert (tmp_path / "model.safetensors").read_text() == (tmp_path / "plain/mine.txt").read_text() == "mine"
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_a_bad_picture_is_named_and_the_rest_is_used(
     config: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
