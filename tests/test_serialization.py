@@ -1,6 +1,7 @@
 """Checkpoints: round trips, and every way in which a file can be wrong."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -243,15 +244,25 @@ def test_a_save_that_breaks_off_leaves_the_old_file(
 ) -> None:
     before = path.read_bytes()
 
-    def breaks(*args: object, **kwargs: object) -> None:
-        Path(args[1]).write_bytes(b"half")
+    def breaks(descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", breaks)
+    monkeypatch.setattr("os.fsync", breaks)
     with pytest.raises(OSError, match="disk full"):
         save(net, path, architecture="dncnn", arguments=ARGUMENTS)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_files_get_the_permissions_of_the_umask(net: TunableModel, tmp_path: Path) -> None:
+    """safetensors' own save_file makes files that only their owner can read."""
+    before = os.umask(0o022)
+    try:
+        save(net, tmp_path / "x.safetensors", architecture="dncnn", arguments=ARGUMENTS)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_loading_does_not_hold_the_file(path: Path) -> None:

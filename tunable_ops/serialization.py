@@ -142,7 +142,7 @@ def write_file(
     Raises:
         TypeError: if the metadata is not JSON.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     path = Path(path)
     header = {"format": kind, "version": str(version)}
@@ -156,8 +156,10 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        save_file(plain, temporary, metadata=header)
-        with open(temporary, "rb") as file:
+        # not save_file: it makes files that only their owner can read, whatever the umask
+        with open(temporary, "wb") as file:
+            file.write(to_bytes(plain, metadata=header))
+            file.flush()
             os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
         os.replace(temporary, path)
     except BaseException:
