@@ -31,6 +31,6 @@ def premix(
         return blend_and_convolve(conv, x, w, b, a, activation, blend)
 
     output = registration.run_composite(run, (input, weight, bias, alpha), 3)
-    if output.dim() != input.dim() or output.dim() not in (4, 5):
+    if registration.needs_composite():  # vmap cannot tell a tensor's memory format
         return output
     return output.contiguous(memory_format=output_format(input, weight))
