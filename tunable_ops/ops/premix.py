@@ -31,6 +31,7 @@ def premix(
         return blend_and_convolve(conv, x, w, b, a, activation, blend)
 
     output = registration.run_composite(run, (input, weight, bias, alpha), 3)
-    if registration.needs_composite():  # vmap cannot tell a tensor's memory format
+    # A matrix product has no memory format, and vmap cannot tell one.
+    if weight.dim() < 5 or registration.needs_composite():
         return output
     return output.contiguous(memory_format=output_format(input, weight))
