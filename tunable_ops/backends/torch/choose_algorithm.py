@@ -2,7 +2,7 @@
 
 Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors:
 "grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back,
-"loop" costs some ten microseconds a sample, so a sample has to be large enough to be worth that.
+"loop" has a fixed cost per sample, so a sample has to be large enough to be worth that.
 Nothing here was measured on a GPU: "loop" there, because grouped convolutions are known to be slow on GPUs.
 """
 
