@@ -1,1 +1,1 @@
-"""Measurements: cases, timing, results."""
+"""Benchmarks: tunable against plain convolutions (`python -m bench`, `tunable-ops bench`)."""

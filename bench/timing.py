@@ -1,14 +1,14 @@
 """Interleaved timing: candidates take turns, so that drift of the machine meets all of them alike.
 
 A round calls every candidate once, in an order that rotates from round to round; a ratio is taken within its round,
-and the median of the ratios is what is quoted. One call of a candidate is repeated until it takes `min_call` seconds.
+and the median of the ratios is what is quoted.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,8 +30,61 @@ class Timing:
         return asdict(self)
 
 
+class Clock(Protocol):
+    """How one turn of a candidate is timed."""
+
+    def turn(self, function: Callable[[], Any], repeats: int) -> float:
+        """Seconds that `repeats` calls take in all."""
+        ...
+
+
+class WallClock:
+    """Back-to-back calls on the CPU."""
+
+    def turn(self, function: Callable[[], Any], repeats: int) -> float:
+        """Seconds that `repeats` calls take in all."""
+        start = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        return time.perf_counter() - start
+
+
+class CudaClock:
+    """Events around each call, after a write to a buffer larger than the L2 cache.
+
+    With `host`, the device is idle when a call begins, so that launching counts: the latency of an eager call. Without
+    it the calls queue behind the writes, and only the device's time counts: what a replayed graph takes.
+    """
+
+    def __init__(self, host: bool) -> None:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        size = 2 * max(properties.L2_cache_size, 32 << 20)
+        self._flush = torch.empty(size, dtype=torch.int8, device="cuda")
+        self._host = host
+
+    def turn(self, function: Callable[[], Any], repeats: int) -> float:
+        """Seconds that `repeats` calls take in all."""
+        pairs = []
+        for _ in range(repeats):
+            pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self._flush.zero_()
+            if self._host:
+                torch.cuda.synchronize()
+            pairs[-1][0].record()
+            function()
+            pairs[-1][1].record()
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in pairs) / 1e3
+
+
 def compare(
-    candidates: Mapping[str, Callable[[], Any]], *, rounds: int = 15, min_call: float = 2e-3, warmup: int = 2
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    min_call: float = 2e-3,
+    warmup: int = 2,
+    budget: float | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Times the candidates against the first of them.
 
@@ -40,6 +93,8 @@ def compare(
         rounds: How often every candidate is called, warm-up apart.
         min_call: Seconds that one turn of a candidate lasts at least (short ones are repeated).
         warmup: Untimed calls of each.
+        budget: Seconds that all rounds together may take; rounds are left out, down to 5 (or `rounds`).
+        clock: Default `WallClock`.
 
     Returns:
         A `Timing` per candidate, in their order.
@@ -51,33 +106,24 @@ def compare(
         raise ValueError("compare: candidates must hold at least one; got none")
     if rounds < 3:
         raise ValueError(f"compare: rounds must be at least 3; got {rounds}")
+    clock = clock or WallClock()
     names = list(candidates)
-    repeats = {}
+    repeats, round_cost = {}, 0.0
     for name, function in candidates.items():
         for _ in range(warmup):
             function()
-        repeats[name] = max(1, round(min_call / max(_turn(function, 1), 1e-7)))
+        once = max(clock.turn(function, 1), 1e-7)
+        repeats[name] = max(1, round(min_call / once))
+        round_cost += repeats[name] * once
+    if budget is not None:
+        rounds = min(rounds, max(5, int(budget / round_cost)))
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            times[name].append(_turn(candidates[name], repeats[name]) / repeats[name])
+            times[name].append(clock.turn(candidates[name], repeats[name]) / repeats[name])
     yardstick = times[names[0]]
     return {name: _summary(times[name], yardstick) for name in names}
-
-
-def _turn(function: Callable[[], Any], repeats: int) -> float:
-    _synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _summary(times: list[float], yardstick: list[float]) -> Timing:

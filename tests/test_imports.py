@@ -28,8 +28,15 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.modules",
         "tunable_ops.serialization",
     },
+    "tunable_ops.bench": {
+        "tunable_ops",
+        "tunable_ops.backends",
+        "tunable_ops.models",
+        "tunable_ops.reference",
+    },
     "tunable_ops.cli": {
         "tunable_ops",
+        "tunable_ops.bench",
         "tunable_ops.images",
         "tunable_ops.losses",
         "tunable_ops.models",
@@ -50,6 +57,7 @@ def sources() -> list[tuple[str, Path]]:
     found = []
     for folder, package in (
         (ROOT / "tunable_ops", "tunable_ops"),
+        (ROOT / "bench", "tunable_ops.bench"),
         (ROOT / "triton_kernels", "tunable_ops.triton_kernels"),
     ):
         for file in sorted(folder.rglob("*.py")):

@@ -1,10 +1,9 @@
-"""bench.timing: ratios of interleaved rounds."""
+"""tunable_ops.bench.timing: ratios of interleaved rounds."""
 
 import time
 
 import pytest
-
-from bench import timing
+from tunable_ops.bench import timing
 
 
 def test_ratio_of_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from tunable_ops.models.dncnn import DnCNN
+from tunable_ops.models.edsr import EDSR
+from tunable_ops.models.nafnet import NAFNet
 
-__all__ = ["ARCHITECTURES", "DnCNN", "build"]
+__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "NAFNet", "build"]
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"dncnn": DnCNN}
+ARCHITECTURES: dict[str, type[nn.Module]] = {"dncnn": DnCNN, "edsr": EDSR, "nafnet": NAFNet}
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

@@ -1,0 +1,120 @@
+"""The tensors of a case, and the gate: what a provider must compute before it is timed."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tunable_ops.bench.cases import DTYPES, KINDS, LAYOUTS, Case
+
+from tunable_ops import reference
+
+# rms(error) / rms(expected) that a right provider stays below, against the definition in fp32 on the same (rounded)
+# inputs. fp32 sums of 10^5 products in another order differ by about 2e-6; one rounding to bf16 is 1.7e-3, and what
+# rounds alpha, P products and their sum comes to some four of them. The tests hold our own backends to much tighter
+# bounds; this gate is there to find a wrong answer, not a rough one.
+GATE = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1.5e-2}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs of a case: `plain_weight` and `plain_bias` are one kernel, for the yardstick."""
+
+    case: Case
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+    alpha: Tensor
+    grad_output: Tensor
+    plain_weight: Tensor
+    plain_bias: Tensor
+
+    @property
+    def geometry(self) -> tuple[int, int, int, int]:
+        """(stride, padding, dilation, groups)."""
+        kind = KINDS[self.case.kind]
+        return kind.stride, kind.padding, 1, self.case.groups
+
+
+def build(case: Case, device: str) -> Problem:
+    """Random inputs of a case, the same at every call."""
+    kind, dtype = KINDS[case.kind], DTYPES[case.dtype]
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    fan_in = case.channels * kind.taps**2 // case.groups
+    front = (case.channels, case.outputs) if kind.transposed else (case.outputs, case.channels // case.groups)
+    weight = normal(case.kernels, *front, kind.taps, kind.taps) / math.sqrt(fan_in)
+    weight = _each_kernel_to(weight.to(device, dtype), LAYOUTS[case.layout])
+    bias = normal(case.kernels, case.outputs).to(device, dtype)
+    alpha_shape = {
+        "shared": (case.kernels,),
+        "per_sample": (case.batch, case.kernels),
+        "map": (case.batch, case.kernels, case.output_size, case.output_size),
+    }[case.alpha]
+    alpha = torch.rand(*alpha_shape, generator=generator).to(device)
+    size, out = case.size, case.output_size
+    layout = LAYOUTS[case.layout]
+    return Problem(
+        case,
+        normal(case.batch, case.channels, size, size).to(device, dtype).contiguous(memory_format=layout),
+        weight,
+        bias,
+        alpha,
+        normal(case.batch, case.outputs, out, out).to(device, dtype).contiguous(memory_format=layout),
+        weight[0].contiguous(memory_format=layout),
+        bias[0].clone(),
+    )
+
+
+def _each_kernel_to(weight: Tensor, layout: torch.memory_format) -> Tensor:
+    kernels, *shape = weight.shape
+    return weight.flatten(0, 1).contiguous(memory_format=layout).view(kernels, *shape)
+
+
+@contextmanager
+def precision(case: Case) -> Iterator[None]:
+    """TF32 on for a case that says so, off for all others, as it was afterwards."""
+    convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolution.fp32_precision, matmul.fp32_precision
+    convolution.fp32_precision = matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision, matmul.fp32_precision = before
+
+
+def expected(problem: Problem) -> list[Tensor]:
+    """What the pass of the case must give, from the definition in fp32 with ieee products: [output] or gradients."""
+    case = problem.case
+    tensors = [t.detach().float() for t in (problem.input, problem.weight, problem.bias, problem.alpha)]
+    definition = reference.tunable_conv_transpose2d if KINDS[case.kind].transposed else reference.tunable_conv2d
+    stride, padding, dilation, groups = problem.geometry
+    pair = [(n, n) for n in (stride, padding, dilation)]
+    extra = [(0, 0), groups, pair[2]] if KINDS[case.kind].transposed else [pair[2], groups]
+    with precision(Case("1x1", 1, 1, 1)):
+        if case.direction == "forward":
+            return [definition(*tensors, pair[0], pair[1], *extra)]
+        leaves = [t.requires_grad_() for t in tensors]
+        output = definition(*leaves, pair[0], pair[1], *extra)
+        return [output.detach(), *torch.autograd.grad(output, leaves, problem.grad_output.float())]
+
+
+def check(name: str, got: Sequence[Tensor], want: Sequence[Tensor], dtype: str) -> None:
+    """The gate.
+
+    Raises:
+        ArithmeticError: A result that is not the definition's, named with its error.
+    """
+    names = ("output", "grad of input", "grad of weight", "grad of bias", "grad of alpha")
+    for what, g, w in zip(names[: len(want)], got, want, strict=True):
+        if g.shape != w.shape:
+            raise ArithmeticError(f"{name}: {what} must have shape {tuple(w.shape)}; got {tuple(g.shape)}")
+        difference = (g.detach().float() - w).square().mean().sqrt().item()
+        error = difference / max(w.square().mean().sqrt().item(), 1e-30)
+        if not error <= GATE[dtype]:
+            raise ArithmeticError(f"{name}: rms error of {what} must be at most {GATE[dtype]:.2g}; got {error:.2g}")

@@ -1,0 +1,284 @@
+"""Who is timed: the plain convolution (the yardstick), every backend and algorithm of ours, and today's practice.
+
+A provider makes, for a problem, a differentiable function of (input, weight, bias, alpha) and the leaves it is
+differentiated by. "Today's practice" is what people write without this package.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tunable_ops.bench.cases import KINDS, Case
+from tunable_ops.bench.problem import Problem
+
+import tunable_ops
+from tunable_ops import backends, reference
+from tunable_ops.backends.torch import per_sample
+from tunable_ops.backends.torch import tunable_conv2d as torch_backend
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`make(problem)` gives the function; `refuses(problem)` says why it cannot serve, or None."""
+
+    name: str
+    description: str
+    make: Callable[[Problem], Function]
+    refuses: Callable[[Problem], str | None]
+    practice: bool = False  # today's practice
+    default: bool = True  # timed where no provider is named
+
+
+def leaves(problem: Problem, name: str) -> tuple[Tensor, ...]:
+    """The tensors that a provider's function takes and is differentiated by."""
+    if name == "plain":
+        return problem.input, problem.plain_weight, problem.plain_bias
+    return problem.input, problem.weight, problem.bias, problem.alpha
+
+
+def _convolution(problem: Problem) -> Callable[..., Tensor]:
+    """conv(x, w, b, multiple): the library's convolution of the case, with `multiple` times its groups."""
+    stride, padding, dilation, groups = problem.geometry
+    if KINDS[problem.case.kind].transposed:
+        return lambda x, w, b, multiple=1: F.conv_transpose2d(x, w, b, stride, padding, 0, groups * multiple, dilation)
+    return lambda x, w, b, multiple=1: F.conv2d(x, w, b, stride, padding, dilation, groups * multiple)
+
+
+def _plain(problem: Problem) -> Function:
+    convolve = _convolution(problem)
+    return lambda x, w, b: convolve(x, w, b)
+
+
+def _tunable(backend: str | None) -> Callable[[Problem], Function]:
+    def make(problem: Problem) -> Function:
+        stride, padding, dilation, groups = problem.geometry
+        if KINDS[problem.case.kind].transposed:
+            return lambda x, w, b, a: tunable_ops.tunable_conv_transpose2d(
+                x, w, b, a, stride, padding, 0, groups, dilation, backend=backend
+            )
+        return lambda x, w, b, a: tunable_ops.tunable_conv2d(
+            x, w, b, a, stride, padding, dilation, groups, backend=backend
+        )
+
+    return make
+
+
+def _backend_missing(name: str) -> Callable[[Problem], str | None]:
+    def refuses(problem: Problem) -> str | None:
+        op = "tunable_conv_transpose2d" if KINDS[problem.case.kind].transposed else "tunable_conv2d"
+        return backends.unavailable_reason(op, name)
+
+    return refuses
+
+
+def _reference(problem: Problem) -> Function:
+    stride, padding, dilation, groups = problem.geometry
+    if KINDS[problem.case.kind].transposed:
+        return lambda x, w, b, a: reference.tunable_conv_transpose2d(x, w, b, a, stride, padding, 0, groups, dilation)
+    return lambda x, w, b, a: reference.tunable_conv2d(x, w, b, a, stride, padding, dilation, groups)
+
+
+class _Algorithm(torch.autograd.Function):
+    """One algorithm of the torch backend, whatever its rule would pick."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, a: Tensor, geometry: Any, name: str) -> Tensor:
+        ctx.save_for_backward(x, w, b, a)
+        ctx.options = (geometry, name)
+        return torch_backend.forward(x, w, b, a, *geometry, "none", name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        geometry, name = ctx.options
+        mask = list(ctx.needs_input_grad[:4])
+        return (*torch_backend.backward(grad, None, *ctx.saved_tensors, *geometry, "none", mask, name), None, None)
+
+
+def _algorithm(name: str) -> Callable[[Problem], Function]:
+    def make(problem: Problem) -> Function:
+        stride, padding, dilation, groups = problem.geometry
+        geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
+        return lambda x, w, b, a: _Algorithm.apply(x, w, b, a, geometry, name)
+
+    return make
+
+
+def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
+    def refuses(problem: Problem) -> str | None:
+        kind = KINDS[problem.case.kind]
+        if problem.case.alpha != "per_sample" or kind.transposed:
+            return "serves a per-sample alpha and no transposed convolution"
+        return "serves 1x1 alone" if name == "bmm" and kind.taps != 1 else None
+
+    return refuses
+
+
+def _blend(stack: Tensor, alpha: Tensor) -> Tensor:
+    """A matrix product: [P, *] and [P] or [B, P] to [*] or [B, *]."""
+    return (alpha.to(stack.dtype) @ stack.flatten(1)).view(*alpha.shape[:-1], *stack.shape[1:])
+
+
+def _broadcast_blend(stack: Tensor, alpha: Tensor) -> Tensor:
+    """Multiply and sum over a broadcast axis, as the published layer does it."""
+    alpha = alpha.to(stack.dtype)
+    return (alpha.view(*alpha.shape, *[1] * (stack.dim() - 1)) * stack).sum(alpha.dim() - 1)
+
+
+def _grouped(blend: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Problem], Function]:
+    """Blend, then one convolution: groups = B over the batch laid out as channels where alpha is per sample."""
+
+    def make(problem: Problem) -> Function:
+        convolve = _convolution(problem)
+
+        def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
+            kernel, shift = blend(w, a), blend(b, a)
+            if a.dim() == 1:
+                return convolve(x, kernel, shift)
+            y = convolve(x.reshape(1, -1, *x.shape[2:]), kernel.flatten(0, 1), None, x.shape[0])
+            return y.view(x.shape[0], -1, *y.shape[2:]) + shift[:, :, None, None]
+
+        return function
+
+    return make
+
+
+def _loop(problem: Problem) -> Function:
+    convolve = _convolution(problem)
+
+    def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        kernel, shift = _blend(w, a), _blend(b, a)
+        return torch.cat([convolve(x[n : n + 1], kernel[n], shift[n]) for n in range(x.shape[0])])
+
+    return function
+
+
+def _weights_of(alpha: Tensor, p: int | slice, dtype: torch.dtype) -> Tensor:
+    """Alpha of kernel(s) p, ready to be multiplied with [B, O, OH, OW] (one p) or [B, P, O, OH, OW] (a slice)."""
+    alpha = alpha.to(dtype)
+    if alpha.dim() == 1:
+        return alpha[p] if isinstance(p, int) else alpha.view(1, -1, 1, 1, 1)
+    if alpha.dim() == 2:
+        return alpha[:, p].view(-1, 1, 1, 1) if isinstance(p, int) else alpha.view(*alpha.shape, 1, 1, 1)
+    return alpha[:, p, None] if isinstance(p, int) else alpha[:, :, None]
+
+
+def _p_convolutions(problem: Problem) -> Function:
+    convolve = _convolution(problem)
+
+    def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        parts = (convolve(x, w[p], b[p]) * _weights_of(a, p, x.dtype) for p in range(w.shape[0]))
+        return sum(parts, start=next(parts))
+
+    return function
+
+
+def _one_convolution(problem: Problem) -> Function:
+    convolve = _convolution(problem)
+    transposed = KINDS[problem.case.kind].transposed
+
+    def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        kernels = w.shape[0]
+        merged = w.transpose(0, 1).flatten(1, 2) if transposed else w.flatten(0, 1)
+        y = convolve(x, merged, b.flatten())
+        y = y.view(x.shape[0], kernels, -1, *y.shape[2:])
+        return (y * _weights_of(a, slice(None), x.dtype)).sum(1)
+
+    return function
+
+
+def _condconv(problem: Problem) -> Function:
+    from timm.layers import CondConv2d
+
+    stride, padding, dilation, groups = problem.geometry
+    case = problem.case
+    layer = CondConv2d(
+        case.channels,
+        case.outputs,
+        KINDS[case.kind].taps,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=True,
+        num_experts=case.kernels,
+    ).to(problem.input.device, problem.input.dtype)
+
+    def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {"weight": w.flatten(1), "bias": b}, (x, a.to(x.dtype)))
+
+    return function
+
+
+def _condconv_refuses(problem: Problem) -> str | None:
+    if importlib.util.find_spec("timm") is None:
+        return "timm is not installed"
+    if KINDS[problem.case.kind].transposed or problem.case.alpha != "per_sample":
+        return "serves a per-sample alpha and no transposed convolution"
+    return None
+
+
+def _no_map(problem: Problem) -> str | None:
+    return "a map cannot be blended beforehand" if problem.case.alpha == "map" else None
+
+
+def _per_sample_only(problem: Problem) -> str | None:
+    return _no_map(problem) or ("alpha is shared" if problem.case.alpha == "shared" else None)
+
+
+def _no_groups(problem: Problem) -> str | None:
+    return "written for groups = 1" if problem.case.groups > 1 else None
+
+
+def _always(problem: Problem) -> str | None:
+    return None
+
+
+_ALL = (
+    Provider("plain", "the library's convolution with one kernel and bias", _plain, _always),
+    Provider("tunable", "ours, the default backend", _tunable(None), _always),
+    *(
+        Provider(f"tunable-{name}", f"ours, backend {name!r}", _tunable(name), _backend_missing(name), default=False)
+        for name in ("torch", "cpp", "triton", "cuda")
+    ),
+    *(
+        Provider(f"algorithm-{n}", f"ours, algorithm {n!r}", _algorithm(n), _algorithm_refuses(n), default=False)
+        for n in per_sample.FORWARD
+    ),
+    Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),
+    Provider("broadcast", "broadcast multiply-sum blend, as published", _grouped(_broadcast_blend), _no_map, True),
+    Provider("loop", "blend, a Python loop over samples", _loop, _per_sample_only, practice=True),
+    Provider("p-convolutions", "P convolutions, then a sum", _p_convolutions, _always, practice=True),
+    Provider("one-convolution", "one convolution with P*O outputs, then a sum", _one_convolution, _no_groups, True),
+    Provider("condconv", "timm's CondConv2d", _condconv, _condconv_refuses, practice=True),
+    Provider("reference", "the definition", _reference, _always, default=False),
+    Provider("reference-compiled", "torch.compile of the definition", _reference, _always, True, default=False),
+)
+PROVIDERS = {provider.name: provider for provider in _ALL}
+
+
+# Compiling takes seconds each: where no provider is named, a compiled case is about these.
+_COMPILED = ("plain", "tunable", "broadcast", "reference-compiled")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses unknown names.
+
+    Raises:
+        ValueError: An unknown name; the message lists the known ones.
+    """
+    for name in names:
+        if name not in PROVIDERS:
+            raise ValueError(f"bench: --providers must be among {', '.join(PROVIDERS)}; got {name!r}")
+
+
+def select(case: Case, names: Sequence[str]) -> list[Provider]:
+    """The providers of a case, the yardstick first: the named ones, or (no names) the default ones."""
+    if not names:
+        names = _COMPILED if case.mode == "compile" else [p.name for p in _ALL if p.default]
+    return [p for p in _ALL if p.name in names or p.name == "plain"]

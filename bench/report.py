@@ -1,0 +1,168 @@
+"""Results in words: the terminal's table, the summary by which targets are judged, the README's section."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunable_ops.bench.providers import PROVIDERS
+
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+PRACTICE = [name for name, provider in PROVIDERS.items() if provider.practice]
+
+
+def geomean(values: Iterable[float]) -> float:
+    """Geometric mean; NaN of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def ok(row: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A provider's figures in a row, or None if it has no time."""
+    result = row["providers"].get(name)
+    return result if result is not None and result["status"] == "ok" else None
+
+
+def best_practice(row: dict[str, Any]) -> tuple[str, float] | None:
+    """The fastest of today's practice in a row, with its ratio to the plain convolution."""
+    ratios = [(result["ratio"], name) for name in PRACTICE if (result := ok(row, name)) is not None]
+    return (min(ratios)[1], min(ratios)[0]) if ratios else None
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the terminal's table: the yardstick's time, then every provider's ratio with its quartiles."""
+    plain = ok(row, "plain")
+    if plain is None:
+        result = row["providers"].get("plain", {"status": "failed", "reason": "not measured"})
+        return f"{row['id']}\n    plain: {result['status']}: {result['reason']}"
+    head = f"{row['id']}  plain {plain['seconds'] * 1e3:.3g} ms"
+    if "share" in plain:
+        head += f" ({plain['share']:.0%} of the roofline, {plain['peak_bytes'] / 2**20:.3g} MiB)"
+    cells = []
+    for name, result in row["providers"].items():
+        if name == "plain" or result["status"] == "unsupported":
+            continue
+        if result["status"] == "ok":
+            cells.append(f"{name} {result['ratio']:.2f} [{result['ratio_q1']:.2f} {result['ratio_q3']:.2f}]")
+        else:
+            cells.append(f"{name} {result['status']}: {result['reason']}")
+    return head + "".join(f"\n    {cell}" for cell in cells)
+
+
+def target_rows(results: dict[str, Any], alpha: str, direction: str) -> list[dict[str, Any]]:
+    """Rows that the targets speak of: P = 2, maps of 32x32 and more, channels_last, eager (fp32 on a CPU)."""
+    gpu = results["machine"]["device"] == "cuda"
+    return [
+        row
+        for row in results["rows"]
+        if (case := row.get("case")) is not None
+        and (case["alpha"], case["direction"], case["layout"], case["kernels"])
+        == (alpha, direction, "channels_last", 2)
+        and case["mode"] == ("graph" if gpu else "eager")
+        and case["dtype"] == ("bf16" if gpu else "fp32")
+        and case["size"] >= 32
+        and ok(row, "tunable")
+    ]
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """Geometric means over the target rows, and every case where today's practice is more than 5 % faster."""
+    lines = []
+    for alpha, direction, what in (
+        ("shared", "forward", "shared alpha, inference"),
+        ("per_sample", "forward", "per-sample alpha, inference"),
+        ("shared", "both", "shared alpha, training step"),
+        ("per_sample", "both", "per-sample alpha, training step"),
+    ):
+        rows = target_rows(results, alpha, direction)
+        if rows:
+            ratios = [row["providers"]["tunable"]["ratio"] for row in rows]
+            practice = [best[1] for row in rows if (best := best_practice(row)) is not None]
+            lines.append(
+                f"{what}: tunable / plain {geomean(ratios):.2f} (worst {max(ratios):.2f}), best of today's practice "
+                f"{geomean(practice):.2f}, over {len(rows)} cases"
+            )
+    lost = losses(results)
+    lines.append(f"slower than the best of today's practice by more than 5 %: {len(lost)} cases")
+    return lines + [f"  {text}" for text in lost]
+
+
+def losses(results: dict[str, Any]) -> list[str]:
+    """The cases where the best of today's practice beats ours by more than 5 %, a line each."""
+    found = []
+    for row in results["rows"]:
+        ours, best = ok(row, "tunable"), best_practice(row)
+        if ours is not None and best is not None and ours["ratio"] > 1.05 * best[1]:
+            found.append(f"{row['id']}: tunable {ours['ratio']:.2f}, {best[0]} {best[1]:.2f}")
+    return found
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Tables: every case with ours and the practice, then the networks."""
+    machine = results["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v and k in ("torch", "triton", "cuda"))
+    parts = [
+        f"{machine['name']}, {machine['threads']} threads, {versions}, commit {machine['commit']}."
+        if machine["device"] == "cpu"
+        else f"{machine['name']}, {versions}, commit {machine['commit']}.",
+        "",
+        *(f"- {text.strip()}" for text in summary(results)),
+    ]
+    cases = [row for row in results["rows"] if "case" in row and ok(row, "plain")]
+    if cases:
+        names = [n for n in PROVIDERS if n != "plain" and any(ok(row, n) for row in cases)]
+        parts += ["", *_table(cases, names)]
+    nets = [row for row in results["rows"] if "network" in row and ok(row, "plain")]
+    if nets:
+        parts += ["", *_table(nets, [n for n in nets[0]["providers"] if n != "plain"])]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    lines = ["| case | plain, ms | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    for row in rows:
+        cells = []
+        for name in names:
+            result = ok(row, name)
+            cells.append(f"{result['ratio']:.2f}" if result else "-")
+        plain = row["providers"]["plain"]["seconds"] * 1e3
+        lines.append(f"| {row['id']} | {plain:.3g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The README's section: the summary and a table of geometric means by kind of layer."""
+    machine = results["machine"]
+    rows = [
+        "| layer | alpha | pass | cases | tunable / plain | best of today's practice / plain |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    kinds = dict.fromkeys(row["case"]["kind"] for row in results["rows"] if "case" in row)
+    for kind in kinds:
+        for alpha in ("shared", "per_sample"):
+            for direction in ("forward", "both"):
+                picked = [r for r in target_rows(results, alpha, direction) if r["case"]["kind"] == kind]
+                if picked:
+                    ours = geomean(r["providers"]["tunable"]["ratio"] for r in picked)
+                    best = geomean(b[1] for r in picked if (b := best_practice(r)) is not None)
+                    step = {"forward": "inference", "both": "training step"}[direction]
+                    rows.append(
+                        f"| {kind} | {alpha.replace('_', ' ')} | {step} | {len(picked)} | {ours:.2f} | {best:.2f} |"
+                    )
+    where = f"{machine['name']}, {machine['threads']} threads, torch {machine['versions']['torch']}"
+    intro = f"Measured on {where}, commit {machine['commit']}, medians of interleaved rounds:"
+    return "\n".join([intro, "", *(f"- {t.strip()}" for t in summary(results)), "", *rows])
+
+
+def write_readme(readme: Path, section: str) -> None:
+    """Replaces what stands between the markers.
+
+    Raises:
+        ValueError: No markers.
+    """
+    text = readme.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"bench: {readme} must hold the markers {BEGIN} and {END}; got a file without them")
+    readme.write_text(f"{before}{BEGIN}\n\n{section}\n\n{END}{after}")

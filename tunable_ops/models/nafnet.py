@@ -1,0 +1,193 @@
+"""NAFNet: a U of blocks without activations (gates, channel attention, scaled residuals) that restores a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """Normalisation of every pixel over its channels.
+
+    Formula: ``y = (x - mu) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over C, one pair
+    per pixel; in low precision the sums are fp32.
+
+    The result is dense in channels_last, the layout in which a pixel's channels are neighbours: such an input is
+    normalised without a copy, any other one is read into it once. Twice differentiable.
+
+    Args:
+        channels: C.
+        eps: added to the variance, at least 0.
+
+    State: weight [C], bias [C].
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same shape."""
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Channels and eps."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class NAFBlock(nn.Module):
+    """One block: ``y = x + beta * attend(x)``, ``z = y + gamma * expand(y)``; beta and gamma start at 0, z at x.
+
+    Formula: with ``gate(a, b) = a * b`` of the two halves of the channels, ``g = gate(conv2(conv1(norm1(x))))``,
+    ``attend(x) = conv3(g * sca(g))`` and ``expand(y) = conv5(gate(conv4(norm2(y))))``. conv1 and conv4 double the
+    channels, conv2 is a depthwise 3x3, the others 1x1; sca is the mean over all pixels and a 1x1 convolution.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        c = channels
+        self.conv1 = nn.Conv2d(c, 2 * c, 1)
+        self.conv2 = nn.Conv2d(2 * c, 2 * c, 3, padding=1, groups=2 * c)
+        self.conv3 = nn.Conv2d(c, c, 1)
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1))
+        self.conv4 = nn.Conv2d(c, 2 * c, 1)
+        self.conv5 = nn.Conv2d(c, c, 1)
+        self.norm1 = LayerNorm2d(c)
+        self.norm2 = LayerNorm2d(c)
+        # the leading 1 gives way to the batch where lambda comes per sample
+        self.beta = nn.Parameter(torch.zeros(1, c, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same shape."""
+        g = _gate(self.conv2(self.conv1(self.norm1(x))))
+        y = x + self.conv3(g * self.sca(g)) * self.beta
+        return y + self.conv5(_gate(self.conv4(self.norm2(y)))) * self.gamma
+
+
+def _gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+class NAFNet(nn.Module):
+    """U-shaped restoration network; ``y = x + net(x)``, the input itself on fresh weights but for the two ends.
+
+    ``intro`` (3x3), per level an encoder of blocks and a 2x2 convolution of stride 2 that doubles the channels, the
+    middle blocks, per level a bias-less 1x1 convolution with pixel shuffle, the skip connection and a decoder of
+    blocks, ``ending`` (3x3). Pictures whose sides 2**levels does not divide are padded with 0 at the right and the
+    bottom, and cropped again.
+
+    The defaults are NAFNet-32 as published for denoising (29.16M parameters, 16.05 GMAC at 256x256); parameters have
+    the names of the published weights. Its channel attention takes the mean of the whole picture: tiles of a picture
+    do not give quite what the picture gives.
+
+    Args:
+        img_channel: channels C of the picture, 3 for RGB.
+        width: channels of the first level.
+        middle_blk_num: number of blocks at the lowest level, may be 0.
+        enc_blk_nums: number of blocks of each encoder, from the top; its length is the number of levels.
+        dec_blk_nums: number of blocks of each decoder, from the bottom; as many entries.
+
+    Attributes:
+        channels: C.
+
+    Raises:
+        TypeError: if a number is not an int, or the numbers of blocks not a list or tuple.
+        ValueError: if a number is too small, or encoders and decoders differ in number.
+
+    Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (arXiv 2204.04676).
+
+    Example:
+        >>> net = NAFNet(width=4, middle_blk_num=1, enc_blk_nums=(1, 1), dec_blk_nums=(1, 1))
+        >>> net(torch.zeros(2, 3, 7, 9)).shape
+        torch.Size([2, 3, 7, 9])
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 32,
+        middle_blk_num: int = 12,
+        enc_blk_nums: Sequence[int] = (2, 2, 4, 8),
+        dec_blk_nums: Sequence[int] = (2, 2, 2, 2),
+    ) -> None:
+        super().__init__()
+        _check_int("img_channel", img_channel, 1)
+        _check_int("width", width, 1)
+        _check_int("middle_blk_num", middle_blk_num, 0)
+        for name, numbers in (("enc_blk_nums", enc_blk_nums), ("dec_blk_nums", dec_blk_nums)):
+            if not isinstance(numbers, list | tuple):
+                raise TypeError(f"NAFNet: {name} must be a list or tuple of ints; got {numbers!r}")
+            for i, number in enumerate(numbers):
+                _check_int(f"{name}[{i}]", number, 0)
+        if len(enc_blk_nums) != len(dec_blk_nums):
+            raise ValueError(
+                "NAFNet: dec_blk_nums must have as many entries as enc_blk_nums; got "
+                f"{list(dec_blk_nums)} for {list(enc_blk_nums)}"
+            )
+        self.channels = img_channel
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        self.encoders, self.decoders = nn.ModuleList(), nn.ModuleList()
+        self.ups, self.downs = nn.ModuleList(), nn.ModuleList()
+        for number in enc_blk_nums:
+            self.encoders.append(_blocks(number, width))
+            self.downs.append(nn.Conv2d(width, 2 * width, 2, stride=2))
+            width *= 2
+        self.middle_blks = _blocks(middle_blk_num, width)
+        for number in dec_blk_nums:
+            self.ups.append(nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.PixelShuffle(2)))
+            width //= 2
+            self.decoders.append(_blocks(number, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the restored picture.
+
+        Args:
+            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary.
+
+        Returns:
+            Tensor like x.
+
+        Raises:
+            ValueError: if x is not [B, C, H, W] with C = ``channels``.
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"NAFNet: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        height, width = x.shape[-2:]
+        side = 2 ** len(self.encoders)
+        pad_h, pad_w = -height % side, -width % side
+        padded = F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+        out = self.intro(padded)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            out = encoder(out)
+            skips.append(out)
+            out = down(out)
+        out = self.middle_blks(out)
+        for decoder, up in zip(self.decoders, self.ups, strict=True):
+            # the skip first: the sum takes its layout, pixel shuffle may have lost channels_last
+            out = decoder(skips.pop() + up(out))
+        out = padded + self.ending(out)
+        return out[..., :height, :width]
+
+
+def _blocks(number: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))
+
+
+def _check_int(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"NAFNet: {name} must be an int; got {value!r}")
+    if value < least:
+        raise ValueError(f"NAFNet: {name} must be at least {least}; got {value}")
