@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command, on a machine that may have no network:
+#
+#   bench/on_gpu.sh OUT [STAGE...]
+#
+# Stages, each under a limit of its own and all under 9 minutes; by default all of them:
+#   environment  versions and clocks              tests      every test marked gpu
+#   build        the package, with what compiles  tune       tables of the fastest algorithms
+#   operators    the suite of single layers       sanitizer  compute-sanitizer over the gpu tests' smallest cases
+#   networks     whole networks                   scaling    curves over P, B, C and size
+# OUT gets a log per stage, the results as JSON, plots, summary.txt, and all of it once more as on_gpu.tar.gz.
+# A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1.
+# 2: no GPU, or an unknown stage. Python: $PYTHON (default python3), with torch in it.
+set -uo pipefail
+
+ALL=(environment build tests tune operators networks scaling sanitizer)
+: "${LIMIT_environment:=30}" "${LIMIT_build:=150}" "${LIMIT_tests:=150}" "${LIMIT_tune:=60}" # seconds
+: "${LIMIT_operators:=150}" "${LIMIT_networks:=60}" "${LIMIT_scaling:=60}" "${LIMIT_sanitizer:=45}"
+TOTAL=525
+
+[ $# -ge 1 ] || { echo "usage: bench/on_gpu.sh OUT [STAGE...]; stages: ${ALL[*]}" >&2; exit 2; }
+mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
+shift
+STAGES=("$@")
+[ $# -gt 0 ] || STAGES=("${ALL[@]}")
+for stage in "${STAGES[@]}"; do
+    [[ " ${ALL[*]} " == *" $stage "* ]] || { echo "on_gpu: stage must be one of ${ALL[*]}; got $stage" >&2; exit 2; }
+done
+
+cd "$(dirname "$0")/.." || exit 2
+PYTHON=${PYTHON:-python3}
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>"$OUT/no_gpu.log"; then
+    echo "on_gpu: this machine has no GPU that $PYTHON's torch can use; nothing was run" >&2
+    cat "$OUT/no_gpu.log" >&2
+    exit 2
+fi
+rm -f "$OUT/no_gpu.log"
+command -v git >/dev/null && TUNABLE_OPS_COMMIT=$(git describe --always --dirty --exclude='*' 2>/dev/null)
+export TUNABLE_OPS_COMMIT=${TUNABLE_OPS_COMMIT:-unknown} PYTHONUNBUFFERED=1
+
+# The package as a folder of links, so that it imports whether or not it can be installed here.
+SITE=$(mktemp -d)
+trap 'rm -rf "$SITE"' EXIT
+mkdir "$SITE/tunable_ops"
+link_package() {
+    ln -sfn "$PWD"/tunable_ops/* "$SITE/tunable_ops/"
+    ln -sfn "$PWD/bench" "$SITE/tunable_ops/bench"
+    ln -sfn "$PWD/triton_kernels" "$SITE/tunable_ops/triton_kernels"
+}
+link_package
+export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}"
+BENCH=("$PYTHON" -P -m tunable_ops.bench --device cuda)
+
+run_environment() {
+    nvidia-smi
+    command -v nvcc ninja compute-sanitizer cuobjdump
+    "$PYTHON" -m torch.utils.collect_env
+    "$PYTHON" -P -c 'import torch, triton, tunable_ops; print(torch.__version__, triton.__version__, tunable_ops.__file__)'
+}
+run_build() {
+    "$PYTHON" setup.py --quiet build_ext --inplace && link_package
+}
+run_tests() {
+    "$PYTHON" -P -m pytest -q -o pythonpath="$SITE" -m gpu -p no:cacheprovider --junitxml="$OUT/tests.xml" tests
+}
+run_tune() {
+    "$PYTHON" -P -m tunable_ops.cli tune --out "$OUT/tuned.json"
+}
+run_operators() { "${BENCH[@]}" --out "$OUT/operators.json" --plots "$OUT"; }
+run_networks() { "${BENCH[@]}" --suite networks --out "$OUT/networks.json"; }
+run_scaling() { "${BENCH[@]}" --suite scaling --providers tunable grouped-trick p-convolutions --out "$OUT/scaling.json" --plots "$OUT"; }
+run_sanitizer() {
+    command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not here"; return 1; }
+    compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -P -m pytest -q -x -o pythonpath="$SITE" \
+        -p no:cacheprovider -m gpu -k sanitizer tests
+}
+
+START=$SECONDS
+FAILED=()
+export -f link_package run_environment run_build run_tests run_tune run_operators run_networks run_scaling run_sanitizer
+: >"$OUT/summary.txt"
+for stage in "${STAGES[@]}"; do
+    limit_name=LIMIT_$stage
+    left=$((TOTAL - (SECONDS - START)))
+    limit=$((${!limit_name} < left ? ${!limit_name} : left))
+    began=$SECONDS
+    if [ "$left" -lt 5 ]; then
+        verdict="left out: no time left"
+        FAILED+=("$stage")
+    else
+        # An own process group, so that a stage's children end with it. TERM first: the benchmark then keeps what it has.
+        SITE=$SITE OUT=$OUT PYTHON=$PYTHON STAGE=$stage BENCH_COMMAND="${BENCH[*]}" timeout --kill-after=10 "$limit" \
+            bash -c 'read -ra BENCH <<<"$BENCH_COMMAND"; set -o pipefail; "run_$STAGE"' >"$OUT/$stage.log" 2>&1
+        code=$?
+        case $code in
+            0) verdict=ok ;;
+            124 | 137) verdict="stopped at its limit of $limit s"; FAILED+=("$stage") ;;
+            *) verdict="failed with status $code"; FAILED+=("$stage") ;;
+        esac
+    fi
+    printf '%-12s %4d s  %s\n' "$stage" $((SECONDS - began)) "$verdict" | tee -a "$OUT/summary.txt"
+    [ "$verdict" = ok ] || tail -n 15 "$OUT/$stage.log" 2>/dev/null
+done
+tar -czf "$SITE/on_gpu.tar.gz" -C "$OUT" --exclude=on_gpu.tar.gz . && mv "$SITE/on_gpu.tar.gz" "$OUT/"
+[ ${#FAILED[@]} -eq 0 ] || { echo "on_gpu: not all stages ended well: ${FAILED[*]}" >&2; exit 1; }
