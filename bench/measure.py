@@ -21,7 +21,7 @@ class Settings:
 
     rounds: int = 11
     min_call: float = 3e-3
-    budget: float = 2.0
+    budget: float = 1.4
 
 
 def measure(
@@ -74,13 +74,13 @@ def _prepare(
         function = steps.compiled(function)
     step = steps.make(function, leaves(problem, provider.name), problem.grad_output, case.direction)
     if provider.name != "plain":
-        problems.check(provider.name, step(), want, case.dtype)
+        problems.check(provider.name, step(), want, problem)
     extra = {"peak_bytes": steps.peak_bytes(step, device), "launches": steps.launches(step, device)}
     if case.mode == "graph":
         step = steps.captured(step)
         if provider.name != "plain":
             step()
-            problems.check(f"{provider.name}, replayed", step(), want, case.dtype)
+            problems.check(f"{provider.name}, replayed", step(), want, problem)
     return step, extra
 
 

@@ -25,7 +25,7 @@ def test_step(benchmark, case, provider) -> None:  # type: ignore[no-untyped-def
     with problems.precision(case):
         step = steps.make(provider.make(problem), leaves(problem, provider.name), problem.grad_output, case.direction)
         if provider.name != "plain":  # a red gate prints no timing
-            problems.check(provider.name, step(), problems.expected(problem), case.dtype)
+            problems.check(provider.name, step(), problems.expected(problem), problem)
         if case.mode == "graph":
             step = steps.captured(step)
 

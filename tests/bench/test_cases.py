@@ -59,7 +59,7 @@ def test_every_provider_passes_the_gate(kind: str, alpha: str, direction: str) -
         if provider.name in ("plain", "reference-compiled") or provider.refuses(made) is not None:
             continue
         got = step.make(provider.make(made), providers.leaves(made, provider.name), made.grad_output, direction)()
-        problem.check(provider.name, got, want, case.dtype)
+        problem.check(provider.name, got, want, made)
         served.append(provider.name)
     assert {"tunable", "p-convolutions", "reference"} <= set(served)
     if alpha == "per_sample":
@@ -69,13 +69,13 @@ def test_every_provider_passes_the_gate(kind: str, alpha: str, direction: str) -
 def test_the_gate_finds_a_small_gain() -> None:
     made = problem.build(SMALL["3x3"], "cpu")
     want = problem.expected(made)
-    problem.check("right", want, want, "fp32")
+    problem.check("right", want, want, made)
     with pytest.raises(ArithmeticError, match=r"wrong: rms error of output must be at most 2e-05; got 0\.0001"):
-        problem.check("wrong", [want[0] * 1.0001], want, "fp32")
+        problem.check("wrong", [want[0] * 1.0001], want, made)
     with pytest.raises(ArithmeticError, match="wrong: output must have shape"):
-        problem.check("wrong", [want[0][:1]], want, "fp32")
+        problem.check("wrong", [want[0][:1]], want, made)
     with pytest.raises(ArithmeticError, match="got nan"):
-        problem.check("wrong", [want[0] * float("nan")], want, "fp32")
+        problem.check("wrong", [want[0] * float("nan")], want, made)
 
 
 def test_condconv_is_given_the_same_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_condconv_is_given_the_same_arithmetic(monkeypatch: pytest.MonkeyPatch) 
     made = problem.build(case, "cpu")
     provider = providers.PROVIDERS["condconv"]
     got = step.make(provider.make(made), providers.leaves(made, "condconv"), made.grad_output, "both")()
-    problem.check("condconv", got, problem.expected(made), "fp32")
+    problem.check("condconv", got, problem.expected(made), made)
 
 
 def test_filters() -> None:

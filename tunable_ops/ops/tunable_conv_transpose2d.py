@@ -1,13 +1,21 @@
-"""tunable_conv_transpose2d: premix, then the library's transposed convolution."""
+"""tunable_conv_transpose2d: premix, then the library's transposed convolution.
+
+Kernels that do not overlap (as large as their stride: the usual upsampling layer) are a 1x1 convolution whose outputs
+are laid out as blocks of pixels: with an alpha per sample that is `tunable_conv2d`, not a convolution per sample.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks
+from tunable_ops.backends.torch.layout import output_format
+from tunable_ops.ops import registration
 from tunable_ops.ops.premix import premix
+from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 
 NAME = "tunable_conv_transpose2d"
 
@@ -60,8 +68,28 @@ def tunable_conv_transpose2d(
     checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if batched else None, size)
     name = checks.check_activation(NAME, activation)
 
+    whole = (batched, chosen != "reference", alpha.dim() == 2, groups == 1, strides == tuple(weight.shape[3:]))
+    if all(whole) and not any((*pads, *more)) and dilations == (1, 1):
+        return _as_blocks(input, weight, bias, alpha, name)
+
     def conv(x: Any, w: Any, b: Any) -> Tensor:
         return F.conv_transpose2d(x, w, b, strides, pads, more, groups, dilations)
 
     output = premix(conv, input if batched else input[None], weight, bias, alpha, name, chosen)
     return output if batched else output[0]
+
+
+def _as_blocks(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str) -> Tensor:
+    """Each input pixel becomes a block of kh x kw output pixels: a 1x1 convolution to kh*kw*O channels."""
+    kernels, channels, outputs, kh, kw = weight.shape
+    flat = weight.permute(0, 3, 4, 2, 1).reshape(kernels, kh * kw * outputs, channels, 1, 1)
+    shift = None if bias is None else bias.repeat(1, kh * kw)
+    named = None if activation == "none" else activation
+    blocks = tunable_conv2d(input, flat, shift, alpha, activation=named)
+    batch, _, height, width = input.shape
+    pixels = blocks.permute(0, 2, 3, 1).view(batch, height, width, kh, kw, outputs)
+    if not registration.needs_composite() and output_format(input, weight) == torch.channels_last:
+        spread = pixels.transpose(2, 3)  # [B, H, kh, W, kw, O]
+        return spread.reshape(batch, height * kh, width * kw, outputs).permute(0, 3, 1, 2)
+    spread = pixels.permute(0, 5, 1, 3, 2, 4)  # [B, O, H, kh, W, kw]
+    return spread.reshape(batch, outputs, height * kh, width * kw)
