@@ -31,7 +31,7 @@ inline void grad_tile_of(const GradTile& t) {
   Vec sums[kChannels][kVectors];
 #pragma GCC unroll 32
   for (int m = 0; m < kChannels; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec{};
   }
   for (int64_t y = 0; y < t.rows; ++y) {
@@ -39,21 +39,22 @@ inline void grad_tile_of(const GradTile& t) {
     const float* g = t.grad + y * t.grad_row;
     for (int64_t i = 0; i < t.pixels; ++i) {
       Vec grads[kVectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) grads[v] = load_grad<kWhole, kVectors>(g, v, t.lanes);
 #pragma GCC unroll 32
       for (int m = 0; m < kChannels; ++m) {
         const Vec value = broadcast(x[m]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[m][v] += value * grads[v];
       }
+      asm volatile("" ::: "memory");
       x += t.in_pixel;
       g += t.grad_pixel;
     }
   }
 #pragma GCC unroll 32
   for (int m = 0; m < kChannels; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       float* to = t.target + (m * kVectors + v) * kLanes;
       store(to, t.first ? sums[m][v] : sums[m][v] + load(to));
