@@ -1,10 +1,86 @@
-"""Packages of tunable_ops; everything else about the distribution is in pyproject.toml.
+"""Packages and compiled operators of tunable_ops; everything else about the distribution is in pyproject.toml.
 
 `triton_kernels` is also the name of a distribution of Triton's own, so the folder at the top of the
 repository installs as `tunable_ops.triton_kernels`; `bench` likewise as `tunable_ops.bench`.
+
+The C++ operators are built where torch, pybind11 and a compiler are there, unless TUNABLE_OPS_CPP=0; without them the
+package installs and works in pure Python, and one line says what was left out. Building needs the torch that will run
+it in the environment: `pip install --no-build-isolation .`
 """
 
+import importlib.util
+import os
+import platform
+from typing import Any
+
 from setuptools import find_packages, setup
+
+# The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
+STABLE_ABI = "0x020b000000000000"  # 2.11
+OPERATORS = [
+    "csrc/tunable_conv2d.cpp",
+    "csrc/tunable_conv2d_passes.cpp",
+    "csrc/cpu/best_kernels.cpp",
+    "csrc/cpu/kernels_portable.cpp",
+    *(
+        ["csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"]
+        if platform.machine().lower() in ("x86_64", "amd64")
+        else []
+    ),
+]
+# Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
+
+
+def leave_out(reason: str) -> dict[str, Any]:
+    """Says in one line that the package is pure Python, and why."""
+    print(f"tunable_ops: the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
+    return {}
+
+
+def extensions() -> dict[str, Any]:
+    """The arguments of setup() that build the operators, or none."""
+    if os.environ.get("TUNABLE_OPS_CPP", "1") == "0":
+        return leave_out("TUNABLE_OPS_CPP=0")
+    for package in ("torch", "pybind11"):
+        if importlib.util.find_spec(package) is None:
+            return leave_out(f"{package} is not installed where the package is built")
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class Build(BuildExtension):
+        """Builds, or leaves the operators out: a compiler that is missing or fails must not stop the installation."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                self.extensions = []
+                leave_out(f"building them failed ({type(error).__name__}: {str(error).splitlines()[0]})")
+
+    macros = [
+        ("TO_FLAGS", " ".join(FLAGS)),
+        ("TO_TORCH_VERSION", torch.__version__.replace("+", ".")),
+        ("TO_STABLE_ABI", STABLE_ABI),
+    ]
+    operators = CppExtension(
+        "tunable_ops._ops_cpu",
+        OPERATORS,
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)],
+        extra_compile_args=FLAGS,
+        py_limited_api=True,
+    )
+    module = CppExtension(
+        "tunable_ops._C",
+        ["csrc/module.cpp"],
+        include_dirs=[pybind11.get_include()],
+        define_macros=macros,
+        extra_compile_args=FLAGS,
+    )
+    module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
+    return {"ext_modules": [operators, module], "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
+
 
 setup(
     packages=[
@@ -14,4 +90,5 @@ setup(
     ],
     package_dir={"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"},
     package_data={"tunable_ops": ["py.typed", "train/configs/*.toml"], "tunable_ops.bench": ["results/schema.json"]},
+    **extensions(),
 )

@@ -44,7 +44,6 @@ def tunable_conv1d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
-    chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=1)
     strides = (1, *checks.to_ints(NAME, "stride", stride, 1, 1))
@@ -54,6 +53,7 @@ def tunable_conv1d(
     size = checks.conv_output_size(NAME, (length,), weight.shape[3:], strides[1:], left, dilations[1:])
     checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if input.dim() == 3 else None, size)
     name = checks.check_activation(NAME, activation)
+    chosen = backends.select(NAME, backend, input, weight, bias, alpha)
     output = conv2d.tunable_conv2d(
         input.unsqueeze(-2),
         weight.unsqueeze(-2),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
+from tunable_ops.backends import cpp
 from tunable_ops.backends.torch import layout
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.ops import registration
@@ -66,7 +67,6 @@ def tunable_conv2d(
         >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
         tensor([2., 2., 2., 2.])
     """
-    chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=2)
     stride = checks.to_ints(NAME, "stride", stride, 2, 1)
@@ -81,6 +81,7 @@ def tunable_conv2d(
     name = checks.check_activation(NAME, activation)
     if not batched:
         input = input[None]
+    chosen = backends.select(NAME, backend, input, weight, bias, alpha)
     if alpha.dim() == 2 and alpha.shape[0] == 1:
         alpha = alpha[0]
     if chosen == "reference" or registration.needs_composite():
@@ -204,7 +205,17 @@ def _differentiable_backward(
     return registration.composite_gradients(definition, grad_output, (input, weight, bias, alpha), mask)
 
 
+# Where C++ implements the operators, calls for another backend reach PyTorch's own through these.
+registration.define(f"{NAME}_library", f"{_TENSORS}, {_OPTIONS}", "Tensor", _kernel, _fake)
+registration.define(
+    f"{NAME}_backward_library",
+    f"Tensor grad_output, Tensor? saved, {_TENSORS}, {_OPTIONS}, bool[4] mask",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)
 registration.define_autograd(_forward_op, _TunableConv2d.apply, tensors=4)
 registration.define_autograd(_backward_op, _differentiable_backward, tensors=6)
 registration.define_autocast(_forward_op, cast=(0, 1, 2))
 registration.define_autocast(_backward_op, cast=())
+cpp.load()

@@ -1,0 +1,119 @@
+// Between the caller's kernels and the panels: the blend on the way in, its contraction on the way out.
+namespace tunable_ops::TO_ISA {
+
+// Where a slice lies in the panels, and which outputs and tap of the stack it holds.
+struct Slice {
+  int64_t offset, size, outputs, width, position;
+};
+
+inline Slice locate(const Panels& p, const Stack& stack, int64_t index) {
+  const int64_t tap = index % p.taps(), panel = index / p.taps() % p.count(), group = index / p.taps() / p.count();
+  Slice s;
+  s.width = p.panel_vectors(panel) * p.lanes;
+  s.size = p.channels * s.width;
+  s.offset = p.offset(group, panel) + tap * s.size;
+  s.outputs = least(s.width, p.outputs - panel * p.width * p.lanes);
+  s.position = group * stack.stride_group + panel * p.width * p.lanes * stack.stride_output +
+               tap / p.taps_w * stack.stride_tap_h + tap % p.taps_w * stack.stride_tap_w;
+  return s;
+}
+
+// [channels][width] from one kernel of the stack, with zeros behind the outputs.
+inline void gather(const Stack& stack, const Slice& s, int64_t channels, const float* source, float* slice) {
+  for (int64_t c = 0; c < channels; ++c, slice += s.width) {
+    const float* from = source + c * stack.stride_channel;
+    for (int64_t o = 0; o < s.outputs; ++o) slice[o] = from[o * stack.stride_output];
+    for (int64_t o = s.outputs; o < s.width; ++o) slice[o] = 0;
+  }
+}
+
+// Slices are whole vectors.
+inline void scale_add(float* target, const float* source, float factor, int64_t size, bool first) {
+  const Vec f = broadcast(factor);
+  if (first) {
+    for (int64_t i = 0; i < size; i += kLanes) store(target + i, f * load(source + i));
+  } else {
+    for (int64_t i = 0; i < size; i += kLanes) store(target + i, load(target + i) + f * load(source + i));
+  }
+}
+
+inline float dot(const float* a, const float* b, int64_t size) {
+  Vec sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+    for (int v = 0; v < 4; ++v) sums[v] += load(a + i + v * kLanes) * load(b + i + v * kLanes);
+  }
+  for (; i < size; i += kLanes) sums[0] += load(a + i) * load(b + i);
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+void blend(const Blend& args, int64_t begin, int64_t end) {
+  const Panels& panels = args.panels;
+  const int64_t kernels = args.stack.kernels;
+  const int64_t largest = panels.channels * most(panels.width * panels.lanes, 0);
+  float* slices = new float[kernels * largest];
+  for (int64_t item = begin; item < end; ++item) {
+    const Slice s = locate(panels, args.stack, item);
+    for (int64_t p = 0; p < kernels; ++p) {
+      gather(args.stack, s, panels.channels, args.stack.data + s.position + p * args.stack.stride_kernel,
+             slices + p * s.size);
+    }
+    for (int64_t b = 0; b < args.batch; ++b) {
+      float* target = args.blended + b * panels.size() + s.offset;
+      for (int64_t p = 0; p < kernels; ++p) {
+        scale_add(target, slices + p * s.size, args.alpha[b * kernels + p], s.size, p == 0);
+      }
+    }
+  }
+  delete[] slices;
+}
+
+// Writes [channels][width] back to where `gather` would read it.
+inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const float* slice, float* target, bool add) {
+  for (int64_t o = 0; o < s.outputs; ++o) {
+    float* to = target + o * stack.stride_output;
+    for (int64_t c = 0; c < channels; ++c) {
+      float& value = to[c * stack.stride_channel];
+      value = slice[c * s.width + o] + (add ? value : 0.0f);
+    }
+  }
+}
+
+void contract(const Contract& args, int64_t begin, int64_t end) {
+  const Panels& panels = args.panels;
+  const int64_t kernels = args.stack.kernels, size = panels.size();
+  const int64_t largest = panels.channels * panels.width * panels.lanes;
+  float* slices = new float[(2 * kernels + 1) * largest];
+  float* grads = slices + kernels * largest;
+  float* whole = grads + kernels * largest;
+  for (int64_t item = begin; item < end; ++item) {
+    const Slice s = locate(panels, args.stack, item);
+    if (args.partial) {
+      for (int64_t p = 0; p < kernels; ++p) {
+        gather(args.stack, s, panels.channels, args.stack.data + s.position + p * args.stack.stride_kernel,
+               slices + p * s.size);
+      }
+    }
+    for (int64_t b = 0; b < args.batch; ++b) {
+      const float* gradient = args.gradient + b * args.segments * size + s.offset;
+      if (args.segments > 1) {
+        scale_add(whole, gradient, 1.0f, s.size, true);
+        for (int64_t i = 1; i < args.segments; ++i) scale_add(whole, gradient + i * size, 1.0f, s.size, false);
+        gradient = whole;
+      }
+      for (int64_t p = 0; p < kernels; ++p) {
+        if (args.partial) args.partial[(item * args.batch + b) * kernels + p] = dot(gradient, slices + p * s.size, s.size);
+        if (args.grad_data) scale_add(grads + p * s.size, gradient, args.alpha[b * kernels + p], s.size, b == 0);
+      }
+    }
+    if (!args.grad_data) continue;
+    const Slice to = locate(panels, args.grad_stack, item);
+    for (int64_t p = 0; p < kernels; ++p) {
+      scatter(args.grad_stack, to, panels.channels, grads + p * s.size,
+              args.grad_data + to.position + p * args.grad_stack.stride_kernel, args.accumulate);
+    }
+  }
+  delete[] slices;
+}
+
+}  // namespace tunable_ops::TO_ISA

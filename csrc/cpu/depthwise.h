@@ -1,0 +1,120 @@
+// Depthwise convolutions: vectors of channels; a tile of pixels shares every load of a tap's weights.
+namespace tunable_ops::TO_ISA {
+
+struct DepthwiseTile {
+  const float* input;
+  int64_t in_pixel, in_row, in_column;
+  int64_t rows, columns;
+  const float* weights;  // of the first valid tap
+  int64_t weight_row, weight_column;
+  const float* bias;
+  float* output;
+  int64_t out_pixel;
+  int64_t channels;
+  Activation activation;
+};
+
+template <int kPixels, bool kWhole>
+inline void depthwise_vector(const DepthwiseTile& t, int64_t channel, int64_t lanes) {
+  Vec sums[kPixels];
+  const Vec start = t.bias ? load(t.bias + channel) : Vec{};
+#pragma GCC unroll 8
+  for (int m = 0; m < kPixels; ++m) sums[m] = start;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const float* x = t.input + r * t.in_row + channel;
+    const float* w = t.weights + r * t.weight_row + channel;
+    for (int64_t s = 0; s < t.columns; ++s) {
+      const Vec weight = load(w);
+#pragma GCC unroll 8
+      for (int m = 0; m < kPixels; ++m) {
+        const float* p = x + m * t.in_pixel;
+        sums[m] += weight * (kWhole ? load(p) : load_first(p, lanes));
+      }
+      x += t.in_column;
+      w += t.weight_column;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kPixels; ++m) {
+    float* y = t.output + m * t.out_pixel + channel;
+    const Vec value = activate(sums[m], t.activation);
+    if (kWhole) {
+      store(y, value);
+    } else {
+      store_first(y, value, lanes);
+    }
+  }
+}
+
+template <int kPixels>
+inline void depthwise_tile(const DepthwiseTile& t) {
+  int64_t channel = 0;
+  for (; channel + kLanes <= t.channels; channel += kLanes) depthwise_vector<kPixels, true>(t, channel, kLanes);
+  if (channel < t.channels) depthwise_vector<kPixels, false>(t, channel, t.channels - channel);
+}
+
+constexpr int kDepthwisePixels = 8;
+
+// Output pixels [x, x_end) of one row.
+inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64_t x, int64_t x_end) {
+  const Conv& c = run.conv;
+  const int64_t row_size = run.panels.vectors() * kLanes;
+  const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
+  const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h;
+  const float* picture = run.input + sample * c.in_sample + top * c.in_row;
+  const float* weights = run.blended + sample * run.blended_sample + rows.begin * c.taps_w * row_size;
+  DepthwiseTile tile;
+  tile.in_pixel = c.in_pixel * c.stride_w;
+  tile.in_row = c.in_row * c.dilation_h;
+  tile.in_column = c.in_pixel * c.dilation_w;
+  tile.rows = rows.end - rows.begin;
+  tile.weight_row = c.taps_w * row_size;
+  tile.weight_column = row_size;
+  tile.bias = run.bias ? run.bias + sample * run.bias_sample : nullptr;
+  tile.out_pixel = c.out_pixel;
+  tile.channels = c.groups;
+  tile.activation = c.activation;
+  float* output = run.output + sample * c.out_sample + y * c.out_row;
+  const int64_t span = (c.taps_w - 1) * c.dilation_w + 1;
+  while (x < x_end) {
+    const int64_t start = x * c.stride_w - c.pad_w;
+    const int64_t wide = start + (kDepthwisePixels - 1) * c.stride_w + span;
+    tile.output = output + x * c.out_pixel;
+    if (start >= 0 && wide <= c.in_w && x + kDepthwisePixels <= x_end) {
+      tile.input = picture + start * c.in_pixel;
+      tile.weights = weights;
+      tile.columns = c.taps_w;
+      depthwise_tile<kDepthwisePixels>(tile);
+      x += kDepthwisePixels;
+      continue;
+    }
+    const Range columns = valid_taps(start, c.in_w, c.taps_w, c.dilation_w);
+    tile.input = picture + (start + columns.begin * c.dilation_w) * c.in_pixel;
+    tile.weights = weights + columns.begin * row_size;
+    tile.columns = columns.end - columns.begin;
+    depthwise_tile<1>(tile);
+    ++x;
+  }
+}
+
+// Floats of the input rows that a strip keeps in the first-level cache from one output row to the next.
+constexpr int64_t kStripFloats = 16 * 1024 / 4;
+
+void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
+  const Conv& c = run.conv;
+  const int64_t blocks = ceil_div(c.out_h, run.rows);
+  const int64_t fits = kStripFloats / most(1, c.taps_h * c.in_pixel * c.stride_w);
+  const int64_t strip = most(1, fits / kDepthwisePixels) * kDepthwisePixels;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t sample = item / blocks, first = item % blocks * run.rows;
+    const int64_t last = least(first + run.rows, c.out_h);
+    for (int64_t x = 0; x < c.out_w;) {
+      // The first strip takes one pixel more, so that the others begin where tiles are whole.
+      const int64_t x_end = least(c.out_w, x + strip + (x == 0));
+      for (int64_t y = first; y < last; ++y) depthwise_strip(run, sample, y, x, x_end);
+      x = x_end;
+    }
+  }
+}
+
+}  // namespace tunable_ops::TO_ISA

@@ -1,0 +1,112 @@
+// What the CPU kernels compute and with which arguments: no Torch here, and no instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tunable_ops {
+
+enum class Activation : int32_t { kNone, kRelu, kLeakyRelu };
+constexpr float kLeakySlope = 0.01f;
+
+// A convolution of channels_last pictures, forward or as the gradient of its input. Strides count floats.
+struct Conv {
+  int64_t batch, groups, channels, outputs;  // channels and outputs of one group
+  int64_t in_h, in_w, out_h, out_w;
+  int64_t taps_h, taps_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
+  int64_t in_sample, in_row, in_pixel;
+  int64_t out_sample, out_row, out_pixel;
+  Activation activation;
+};
+
+// Kernels [P, O, C/groups, kh, kw] of any strides; a subset of the taps, or turned around, by `data` and the strides.
+struct Stack {
+  const float* data;
+  int64_t kernels, stride_kernel, stride_group, stride_output, stride_channel, stride_tap_h, stride_tap_w;
+};
+
+// The layout that kernels compute with. Dense: the outputs of a group are cut into panels of `width` vectors (the last
+// may hold fewer), each [taps][channels][width * lanes], padded with zeros. Depthwise: one panel [taps][all channels].
+// A slice is one panel's share of one tap; slices lie one behind the other.
+struct Panels {
+  int64_t groups, outputs, channels, taps_h, taps_w, lanes, width;
+  int64_t vectors() const { return (outputs + lanes - 1) / lanes; }
+  int64_t count() const { return (vectors() + width - 1) / width; }
+  int64_t taps() const { return taps_h * taps_w; }
+  int64_t slices() const { return groups * count() * taps(); }
+  int64_t group_size() const { return taps() * channels * vectors() * lanes; }
+  int64_t size() const { return groups * group_size(); }
+  int64_t panel_vectors(int64_t panel) const { return vectors() - panel * width < width ? vectors() - panel * width : width; }
+  int64_t offset(int64_t group, int64_t panel) const {
+    return group * group_size() + panel * width * lanes * taps() * channels;
+  }
+};
+
+// blended[b] = sum_p alpha[b, p] * stack[p], in panels. Items: slices.
+struct Blend {
+  Panels panels;
+  Stack stack;
+  int64_t batch;
+  const float* alpha;  // [batch, kernels]
+  float* blended;      // [batch, panels.size()]
+};
+
+// Items: (sample, block of `rows` output rows).
+struct ConvRun {
+  Conv conv;
+  Panels panels;
+  const float* input;
+  float* output;
+  const float* blended;
+  int64_t blended_sample;  // 0: one kernel for the batch
+  const float* bias;       // [batch, groups, vectors * lanes] or null
+  int64_t bias_sample;
+  int64_t rows;
+};
+
+// G[b, segment] = the gradient of the blended kernel from a segment of the output's rows, and the sums of grad_output.
+// Items: dense: (sample, segment, part of the tiles); depthwise: (sample, segment).
+struct WeightGradRun {
+  Conv conv;
+  Panels panels;
+  const float* input;
+  const float* grad_output;
+  float* gradient;  // [batch, segments, panels.size()]
+  float* sums;      // [batch, segments, groups * vectors * lanes] or null
+  int64_t segments;
+  int64_t parts;
+};
+
+// grad_stack[p] += sum_b alpha[b, p] * G[b] and partial[slice, b, p] = <G[b], stack[p]>. Items: slices.
+struct Contract {
+  Panels panels;
+  Stack stack;
+  Stack grad_stack;  // data null: not asked for
+  float* grad_data;
+  int64_t batch, segments;
+  const float* alpha;     // [batch, kernels]
+  const float* gradient;  // [batch, segments, panels.size()]
+  float* partial;         // [slices, batch, kernels] or null
+  bool accumulate;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t lanes, width;
+  void (*blend)(const Blend&, int64_t begin, int64_t end);
+  void (*dense)(const ConvRun&, int64_t begin, int64_t end);
+  void (*depthwise)(const ConvRun&, int64_t begin, int64_t end);
+  int64_t (*dense_weight_grad_tiles)(const Panels&);
+  void (*dense_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
+  void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
+  void (*contract)(const Contract&, int64_t begin, int64_t end);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+const Kernels& best_kernels();
+
+}  // namespace tunable_ops

@@ -1,0 +1,31 @@
+// AVX-512: 32 registers of 16 floats.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma")
+#endif
+
+#define TO_ISA avx512
+#define TO_LANES 16
+#define TO_ROWS_1 28
+#define TO_ROWS_2 14
+#define TO_AVX512
+#include "simd.h"
+#include "dense.h"
+#include "depthwise.h"
+#include "weight_grad.h"
+#include "blend.h"
+#include "table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

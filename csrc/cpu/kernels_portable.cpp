@@ -1,0 +1,13 @@
+// What every machine has: vectors of 4 floats (SSE2, NEON).
+#include "kernels.h"
+
+#define TO_ISA portable
+#define TO_LANES 4
+#define TO_ROWS_1 12
+#define TO_ROWS_2 6
+#include "simd.h"
+#include "dense.h"
+#include "depthwise.h"
+#include "weight_grad.h"
+#include "blend.h"
+#include "table.h"

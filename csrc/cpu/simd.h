@@ -1,0 +1,53 @@
+// Vectors of floats for the instruction set that TO_ISA names; included by each kernels_<isa>.cpp behind its target
+// pragma. Everything lives in a namespace of its own per instruction set, and nothing here instantiates a template of
+// the standard library: the linker would otherwise be free to keep the copy with the newest instructions for all.
+namespace tunable_ops::TO_ISA {
+
+typedef float Vec __attribute__((vector_size(TO_LANES * 4), aligned(4), may_alias));
+
+constexpr int64_t kLanes = TO_LANES;
+// Vectors per panel, and the most rows of accumulators beside one or two of them: registers are what bounds both.
+constexpr int kWidth = 2;
+constexpr int kRows[kWidth + 1] = {0, TO_ROWS_1, TO_ROWS_2};
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec broadcast(float v) { return v - Vec{}; }
+
+// The first n of a vector's lanes; memory behind them is neither read nor written.
+inline Vec load_first(const float* p, int64_t n) {
+#if defined(TO_AVX512)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  Vec v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+inline void store_first(float* p, Vec v, int64_t n) {
+#if defined(TO_AVX512)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline Vec activate(Vec v, Activation activation) {
+  const Vec zero = {};
+  if (activation == Activation::kRelu) return v < zero ? zero : v;  // NaN stays NaN
+  if (activation == Activation::kLeakyRelu) return v < zero ? v * broadcast(kLeakySlope) : v;
+  return v;
+}
+
+}  // namespace tunable_ops::TO_ISA

@@ -1,0 +1,320 @@
+// tunable_conv2d and its backward at the CPU key: checks, allocation, registration. The schemas are Python's.
+// Calls for another backend than "cpp" go on to the operators that Python defines for it.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "tunable_conv2d.h"
+
+namespace tunable_ops {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+using Ints = std::vector<int64_t>;
+
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
+  torch::stable::parallel_for(0, count, grain, f);
+}
+
+template <size_t n>
+void call(const char* name, const char* overload, std::array<StableIValue, n>& stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+}
+
+Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(sizes, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+}
+
+// True where the strides of a [B, C, H, W] tensor are those of a dense one with the dimensions in this order.
+bool is_dense(const Tensor& t, std::array<int, 4> order) {
+  int64_t expected = 1;
+  for (int i = 3; i >= 0; --i) {
+    const int d = order[i];
+    if (t.size(d) == 0) return true;
+    if (t.size(d) == 1) continue;
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// torch's own guess for tensors that are dense in neither format.
+bool strides_look_channels_last(const Tensor& t) {
+  int64_t least = 0;
+  if (t.stride(1) == 0) return false;
+  for (const int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d);
+    if (t.size(d) > 1) least *= t.size(d);
+  }
+  return true;
+}
+
+bool kernels_are_channels_last(const Tensor& weight) {
+  if (weight.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (const int d : {2, 4, 3, 1, 0}) {
+    if (weight.size(d) != 1 && weight.stride(d) != expected) return false;
+    expected *= weight.size(d);
+  }
+  return true;
+}
+
+// As `output_format` of the Python side: the input's format, the kernels' where the input fits both.
+MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
+  const bool first = is_dense(input, {0, 1, 2, 3}), last = is_dense(input, {0, 2, 3, 1});
+  if (first && !last) return MemoryFormat::Contiguous;
+  if (last && (!first || kernels_are_channels_last(weight))) return MemoryFormat::ChannelsLast;
+  return strides_look_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+Tensor in_channels_last(const Tensor& t) {
+  return is_dense(t, {0, 2, 3, 1}) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+}
+
+void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
+  STD_TORCH_CHECK(input.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
+                      alpha.scalar_type() == ScalarType::Float && (!bias || bias->scalar_type() == ScalarType::Float),
+                  "tunable_conv2d: input, weight, bias and alpha must be float32 for backend 'cpp'");
+  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight "
+                  "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && alpha.size(0) == input.size(0))) &&
+                      alpha.size(alpha.dim() - 1) == weight.size(0),
+                  "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cpp'");
+}
+
+Stack stack_of(const Tensor& weight, int64_t groups) {
+  return {weight.const_data_ptr<float>(), weight.size(0), weight.stride(0), weight.size(1) / groups * weight.stride(1),
+          weight.stride(1), weight.stride(2), weight.stride(3), weight.stride(4)};
+}
+
+Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Ints& stride, const Ints& padding,
+             const Ints& dilation, int64_t groups) {
+  Call c;
+  Conv& v = c.conv;
+  v.batch = input.size(0);
+  v.groups = groups;
+  v.channels = weight.size(2);
+  v.outputs = weight.size(1) / groups;
+  v.in_h = input.size(2);
+  v.in_w = input.size(3);
+  v.taps_h = weight.size(3);
+  v.taps_w = weight.size(4);
+  v.stride_h = stride[0], v.stride_w = stride[1];
+  v.dilation_h = dilation[0], v.dilation_w = dilation[1];
+  v.pad_h = padding[0], v.pad_w = padding[1];
+  v.out_h = (v.in_h + 2 * v.pad_h - v.dilation_h * (v.taps_h - 1) - 1) / v.stride_h + 1;
+  v.out_w = (v.in_w + 2 * v.pad_w - v.dilation_w * (v.taps_w - 1) - 1) / v.stride_w + 1;
+  v.in_pixel = groups * v.channels;
+  v.in_row = v.in_pixel * v.in_w;
+  v.in_sample = v.in_row * v.in_h;
+  v.out_pixel = groups * v.outputs;
+  v.out_row = v.out_pixel * v.out_w;
+  v.out_sample = v.out_row * v.out_h;
+  v.activation = Activation::kNone;
+  c.depthwise = groups > 1 && v.channels == 1 && v.outputs == 1;
+  c.weight = stack_of(weight, groups);
+  c.input = nullptr;
+  c.rows = alpha.dim() == 1 ? 1 : alpha.size(0);
+  const float* values = alpha.const_data_ptr<float>();
+  const int64_t kernels = weight.size(0), row_step = alpha.dim() == 1 ? 0 : alpha.stride(0), step = alpha.stride(alpha.dim() - 1);
+  c.alpha.resize(c.rows * kernels);
+  for (int64_t i = 0; i < c.rows * kernels; ++i) c.alpha[i] = values[i / kernels * row_step + i % kernels * step];
+  c.threads = {&parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())};
+  return c;
+}
+
+// [rows, O]: sum_p alpha[row, p] * bias[p].
+std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias) {
+  if (!bias) return {};
+  const int64_t kernels = bias->size(0), outputs = bias->size(1), step = bias->stride(0), next = bias->stride(1);
+  const float* values = bias->const_data_ptr<float>();
+  std::vector<float> blended(c.rows * outputs);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      float total = 0;
+      for (int64_t p = 0; p < kernels; ++p) total += c.alpha[r * kernels + p] * values[p * step + o * next];
+      blended[r * outputs + o] = total;
+    }
+  }
+  return blended;
+}
+
+Tensor with_activation(const Tensor& value, const std::string& activation) {
+  if (activation == "gelu") {
+    std::array<StableIValue, 2> stack{from(value), from(std::string("none"))};
+    call("aten::gelu", "", stack);
+    return to<Tensor>(stack[0]);
+  }
+  if (activation == "silu") {
+    std::array<StableIValue, 1> stack{from(value)};
+    call("aten::silu", "", stack);
+    return to<Tensor>(stack[0]);
+  }
+  return value;
+}
+
+// The gradient before the activation, in channels_last.
+Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation) {
+  const Tensor dense = in_channels_last(grad);
+  if (!saved || activation == "none") return dense;
+  const Tensor value = in_channels_last(*saved);
+  if (activation == "gelu") {
+    std::array<StableIValue, 3> stack{from(dense), from(value), from(std::string("none"))};
+    call("aten::gelu_backward", "", stack);
+    return in_channels_last(to<Tensor>(stack[0]));
+  }
+  if (activation == "silu") {
+    std::array<StableIValue, 2> stack{from(dense), from(value)};
+    call("aten::silu_backward", "", stack);
+    return in_channels_last(to<Tensor>(stack[0]));
+  }
+  const Tensor result = empty({grad.size(0), grad.size(1), grad.size(2), grad.size(3)}, MemoryFormat::ChannelsLast);
+  const float slope = activation == "relu" ? 0.0f : kLeakySlope;
+  const float *g = dense.const_data_ptr<float>(), *y = value.const_data_ptr<float>();
+  float* out = result.mutable_data_ptr<float>();
+  const bool relu = activation == "relu";
+  parallel_for(result.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] = y[i] > 0 ? g[i] : relu ? 0.0f : g[i] * slope;
+  });
+  return result;
+}
+
+Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                       const std::string& activation, const std::string& backend) {
+  std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
+                                     from(padding), from(dilation), from(groups), from(activation), from(backend)};
+  call("tunable_ops::tunable_conv2d_library", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+               const std::string& activation, const std::string& backend) {
+  if (backend != "cpp") return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
+  check(input, weight, bias, alpha);
+  Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
+  c.conv.activation = activation == "relu"         ? Activation::kRelu
+                      : activation == "leaky_relu" ? Activation::kLeakyRelu
+                                                   : Activation::kNone;
+  const MemoryFormat format = output_format(input, weight);
+  const Tensor x = in_channels_last(input);
+  c.input = x.const_data_ptr<float>();
+  Tensor output = empty({c.conv.batch, weight.size(1), c.conv.out_h, c.conv.out_w}, MemoryFormat::ChannelsLast);
+  if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
+  output = with_activation(output, activation);
+  return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
+  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
+  std::array<StableIValue, 13> stack{from(grad_output), from(saved),  from(input),      from(weight),  from(bias),
+                                     from(alpha),       from(stride), from(padding),    from(dilation), from(groups),
+                                     from(activation),  from(backend), from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
+  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
+}
+
+// An uninitialised stack with the shape and the kernels' layout of `weight`.
+Tensor empty_stack_like(const Tensor& weight) {
+  Ints sizes, strides(5);
+  for (int d = 0; d < 5; ++d) sizes.push_back(weight.size(d));
+  const bool last = kernels_are_channels_last(weight);
+  int64_t step = 1;
+  for (const int d : last ? std::array<int, 5>{2, 4, 3, 1, 0} : std::array<int, 5>{4, 3, 2, 1, 0}) {
+    strides[d] = step;
+    step *= sizes[d];
+  }
+  std::array<StableIValue, 6> stack{from(sizes), from(strides), from(std::optional(ScalarType::Float)),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  call("aten::empty_strided", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+// The bias's gradients from the sums of grad_output [batch, O]; its share of grad_alpha is added.
+void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>& sums, float* grad_bias,
+                    std::vector<double>& grad_alpha) {
+  const int64_t kernels = bias.size(0), outputs = bias.size(1);
+  const float* values = bias.const_data_ptr<float>();
+  std::vector<double> total(kernels * outputs);
+  for (int64_t b = 0; b < c.conv.batch; ++b) {
+    const int64_t row = c.rows > 1 ? b : 0;
+    for (int64_t p = 0; p < kernels; ++p) {
+      const double alpha = c.alpha[row * kernels + p];
+      double product = 0;
+      for (int64_t o = 0; o < outputs; ++o) {
+        const double grad = sums[b * outputs + o];
+        total[p * outputs + o] += alpha * grad;
+        product += grad * values[p * bias.stride(0) + o * bias.stride(1)];
+      }
+      grad_alpha[row * kernels + p] += product;
+    }
+  }
+  for (int64_t i = 0; grad_bias && i < kernels * outputs; ++i) grad_bias[i] = static_cast<float>(total[i]);
+}
+
+Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
+                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                   const std::string& backend, const std::vector<bool>& mask) {
+  if (backend != "cpp" || input.size(0) == 0) {  // an empty batch has nothing to be fast at
+    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
+                            activation, "torch", mask);
+  }
+  check(input, weight, bias, alpha);
+  Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
+  const MemoryFormat format = output_format(input, weight);
+  const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
+  c.input = x.const_data_ptr<float>();
+  Tensor grad_input = empty({0}), grad_weight = empty({0}), grad_bias = empty({0}), grad_alpha = empty({0});
+  if (mask[0]) {
+    grad_input = empty({input.size(0), input.size(1), input.size(2), input.size(3)}, MemoryFormat::ChannelsLast);
+    input_gradient(c, grad.const_data_ptr<float>(), grad_input.mutable_data_ptr<float>());
+    if (format == MemoryFormat::Contiguous) grad_input = torch::stable::contiguous(grad_input);
+  }
+  const bool need_bias = bias && (mask[2] || mask[3]);
+  if (!mask[1] && !mask[3] && !need_bias) return {grad_input, grad_weight, grad_bias, grad_alpha};
+  std::vector<double> alphas(c.rows * weight.size(0)), sums(need_bias ? c.conv.batch * weight.size(1) : 0);
+  KernelGradients wanted{c.weight, nullptr, mask[3] ? alphas.data() : nullptr, need_bias ? sums.data() : nullptr};
+  if (mask[1]) {
+    grad_weight = empty_stack_like(weight);
+    wanted.weight = stack_of(grad_weight, groups);
+    wanted.grad_weight = grad_weight.mutable_data_ptr<float>();
+  }
+  kernel_gradients(c, grad.const_data_ptr<float>(), wanted);
+  if (mask[2] && bias) grad_bias = empty({bias->size(0), bias->size(1)});
+  if (need_bias) bias_gradients(c, *bias, sums, mask[2] ? grad_bias.mutable_data_ptr<float>() : nullptr, alphas);
+  if (mask[3]) {
+    grad_alpha = alpha.dim() == 1 ? empty({alpha.size(0)}) : empty({alpha.size(0), alpha.size(1)});
+    float* target = grad_alpha.mutable_data_ptr<float>();
+    for (size_t i = 0; i < alphas.size(); ++i) target[i] = static_cast<float>(alphas[i]);
+  }
+  return {grad_input, grad_weight, grad_bias, grad_alpha};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CPU, m) {
+  m.impl("tunable_conv2d", TORCH_BOX(&forward));
+  m.impl("tunable_conv2d_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace tunable_ops

@@ -1,0 +1,62 @@
+// tunable_conv2d on the CPU, between the operator (tensors, checks) and the kernels (pointers, loops): the geometry of a
+// call, and the passes that forward and backward are made of. No Torch here.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace tunable_ops {
+
+// Memory that kernels write before they read it, aligned to a cache line.
+class Workspace {
+ public:
+  explicit Workspace(int64_t floats)
+      : data_(static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 127) / 64 * 64)), &std::free) {
+    if (!data_) throw std::bad_alloc();
+  }
+  float* get() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<float, decltype(&std::free)> data_;
+};
+
+// Runs f(begin, end) over [0, count) on the caller's threads, at least `grain` items on each.
+using ParallelFor = void (*)(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
+
+struct Threads {
+  ParallelFor parallel_for;
+  int64_t count;
+};
+
+// A call of the operator; tensors in channels_last, kernels of any strides.
+struct Call {
+  Conv conv;
+  bool depthwise;
+  Stack weight;
+  const float* input;
+  std::vector<float> alpha;  // [rows, kernels], rows: 1 (shared) or batch
+  int64_t rows;
+  Threads threads;
+};
+
+// `bias` is [rows, O], blended, or empty.
+void convolve(const Call& call, const std::vector<float>& bias, float* output);
+
+void input_gradient(const Call& call, const float* grad_output, float* grad_input);
+
+// Where the gradients of the kernels go; null where not asked for.
+struct KernelGradients {
+  Stack weight;         // the layout of grad_weight
+  float* grad_weight;   // like `weight`
+  double* grad_alpha;   // [rows, kernels], the weight's share
+  double* bias_sums;    // [batch, O], sums of grad_output over the pixels
+};
+
+void kernel_gradients(const Call& call, const float* grad_output, const KernelGradients& to);
+
+}  // namespace tunable_ops
