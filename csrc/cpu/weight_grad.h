@@ -174,7 +174,7 @@ inline void block_gradient(const WeightGradRun& run, GradPlace at, int64_t begin
       at.sums = start.sums ? start.sums + at.group * p.vectors() * kLanes + outputs : nullptr;
       for (int64_t tap = 0; tap < p.taps(); ++tap, index += tiles) {
         const int64_t from = most(0, begin - index), to = least(tiles, end - index);
-        if (from < to) tap_gradient(run, at, tap, from, to);
+        if (from < to && start.gradient) tap_gradient(run, at, tap, from, to);
       }
       if (index >= begin && index < end) sum_gradients(run, at);
       ++index;
@@ -293,7 +293,7 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
     const int64_t segment = item % run.segments, sample = item / run.segments;
     float* gradient = run.gradient + item * run.panels.size();
     float* sums = run.sums ? run.sums + item * row_size : nullptr;
-    for (int64_t i = 0; i < run.panels.size(); ++i) gradient[i] = 0;
+    for (int64_t i = 0; run.gradient && i < run.panels.size(); ++i) gradient[i] = 0;
     for (int64_t i = 0; sums && i < row_size; ++i) sums[i] = 0;
     const int64_t y_end = c.out_h * (segment + 1) / run.segments;
     for (int64_t y = c.out_h * segment / run.segments; y < y_end; ++y) {
@@ -301,7 +301,7 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
       const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
       for (int64_t channel = 0; channel < c.groups; channel += kLanes) {
         const int64_t lanes = least(kLanes, c.groups - channel);
-        for (int64_t r = rows.begin; r < rows.end; ++r) {
+        for (int64_t r = rows.begin; run.gradient && r < rows.end; ++r) {
           const float* input = run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
           depthwise_row_gradient(c, input, grad, channel, lanes, gradient + r * c.taps_w * row_size, row_size);
         }
