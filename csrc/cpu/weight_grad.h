@@ -196,7 +196,7 @@ void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
     GradPlace at;
     at.input = run.input + sample * c.in_sample;
     at.grad = run.grad_output + sample * c.out_sample;
-    at.gradient = run.gradient + index * run.panels.size();
+    at.gradient = run.gradient ? run.gradient + index * run.panels.size() : nullptr;
     at.sums = run.sums ? run.sums + index * sums_size : nullptr;
     for (int64_t y = y_begin; y < y_end; y += block) {
       at.y = y;
