@@ -11,7 +11,7 @@ struct Tile {
   const float* bias;
   float* output;
   int64_t out_pixel;
-  int64_t lanes;  // of the last vector
+  int64_t lanes;     // of the last vector
   bool first, last;  // to the first sum the bias is added, to others the output; after the last is the activation
   Activation activation;
 };
@@ -182,7 +182,8 @@ inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile
     } else {
       pixel = k.channels;
       for (int64_t r = 0; r < tile.rows; ++r) {
-        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel, window + r * width * pixel);
+        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel,
+                    window + r * width * pixel);
       }
       tile.input = window;
       tile.in_row = width * pixel;
@@ -212,7 +213,8 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
               rows.begin * c.taps_w * c.channels * vectors * kLanes;
   row.output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
   Tile tile;
-  tile.bias = run.bias ? run.bias + sample * run.bias_sample + (group * run.panels.vectors() + panel * run.panels.width) * kLanes
+  tile.bias = run.bias ? run.bias + sample * run.bias_sample +
+                             (group * run.panels.vectors() + panel * run.panels.width) * kLanes
                        : nullptr;
   tile.out_pixel = c.out_pixel;
   tile.lanes = least(kLanes, c.outputs - panel * block - (vectors - 1) * kLanes);
@@ -226,7 +228,8 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
   for (int64_t r = 0; r < count || r == 0; r += row_step) {
     for (int64_t s = 0; s < c.taps_w; s += column_step) {
       for (int64_t k = 0; k < c.channels; k += channel_step) {
-        const Chunk chunk{r, least(row_step, count - r), s, least(column_step, c.taps_w - s), k, least(channel_step, c.channels - k)};
+        const Chunk chunk{r, least(row_step, count - r),         s, least(column_step, c.taps_w - s),
+                          k, least(channel_step, c.channels - k)};
         tile.last = r + row_step >= count && s + column_step >= c.taps_w && k + channel_step >= c.channels;
         dense_chunk(c, row, chunk, tile, window);
         tile.first = false;

@@ -83,7 +83,9 @@ inline GradFunction grad_function(int64_t vectors, int64_t channels) {
                       : GradTable<1, TO_COUNT(TO_ROWS_1)>::functions[channels];
 }
 
-inline int64_t channel_tiles(const Panels& p, int64_t panel) { return ceil_div(p.channels, kRows[p.panel_vectors(panel)]); }
+inline int64_t channel_tiles(const Panels& p, int64_t panel) {
+  return ceil_div(p.channels, kRows[p.panel_vectors(panel)]);
+}
 
 // Tiles of one sample: every tap of every panel by blocks of channels, and one for the sums of a panel's gradients.
 int64_t dense_weight_grad_tiles(const Panels& p) {
@@ -150,7 +152,8 @@ inline void sum_gradients(const WeightGradRun& run, const GradPlace& at) {
     for (int64_t y = at.y; y < at.y_end; ++y) {
       const float* g = at.grad + y * c.out_row + v * kLanes;
       Vec row = {};
-      for (int64_t x = 0; x < c.out_w; ++x) row += lanes == kLanes ? load(g + x * c.out_pixel) : load_first(g + x * c.out_pixel, lanes);
+      for (int64_t x = 0; x < c.out_w; ++x)
+        row += lanes == kLanes ? load(g + x * c.out_pixel) : load_first(g + x * c.out_pixel, lanes);
       total += row;
     }
     float* to = at.sums + v * kLanes;
@@ -209,7 +212,8 @@ void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
 
 // One tap of one row for a vector of channels; two chains of additions.
 template <bool kWhole>
-inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t grad_pixel, int64_t lanes) {
+inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t grad_pixel,
+                         int64_t lanes) {
   Vec even = {}, odd = {};
   int64_t i = 0;
   for (; i + 2 <= count; i += 2) {
@@ -302,7 +306,8 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
       for (int64_t channel = 0; channel < c.groups; channel += kLanes) {
         const int64_t lanes = least(kLanes, c.groups - channel);
         for (int64_t r = rows.begin; run.gradient && r < rows.end; ++r) {
-          const float* input = run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
+          const float* input =
+              run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
           depthwise_row_gradient(c, columns, input, grad, channel, lanes, gradient + r * c.taps_w * row_size, row_size);
         }
         if (!sums) continue;
