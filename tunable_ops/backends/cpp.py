@@ -9,8 +9,8 @@ from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
-# From so many multiply-adds on (of a stride-1 layer) the library's convolution makes up for its cost per call, where one
-# alpha is shared: at 6e8, 3x3, one core, 1.07 to 1.09 of a plain convolution against 1.16 to 1.19 (docs/cpp.md).
+# From so many multiply-adds on (of a stride-1 layer) the library's convolution makes up for its cost per call where
+# one alpha is shared: 3x3 with 6e8, one core, 1.07 to 1.09 of a plain convolution against 1.16 to 1.19 (docs/cpp.md).
 LIBRARY_MACS = 4e8
 _HOW = "README.md, 'Compiled operators', says how to build them"
 _missing: str | None = f"this build has no compiled operators; {_HOW}"
