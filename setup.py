@@ -81,7 +81,7 @@ def extensions() -> dict[str, Any]:
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
     return {
         "ext_modules": [operators, module],
-        "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)},
+        "cmdclass": {"build_ext": Build},
     }
 
 
