@@ -79,7 +79,10 @@ def extensions() -> dict[str, Any]:
         extra_compile_args=FLAGS,
     )
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
-    return {"ext_modules": [operators, module], "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
+    return {
+        "ext_modules": [operators, module],
+        "cmdclass": {"build_ext": Build},
+    }
 
 
 setup(
