@@ -14,7 +14,8 @@ One block computes tiles of TH output rows of 64 pixels, for BLOCK_O output chan
 A block's tiles are consecutive, so that it stays with one sample as long as it can.
 """
 
-import triton
+# ruff: noqa: E741, RUF005 (O is the output channels everywhere here; kernels cannot unpack a tuple)
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -60,8 +61,16 @@ def _load_step(
 
 @gluon.jit
 def _multiply_step(
-    pixels, panel, accs, step, slot,
-    KS: gl.constexpr, TH: gl.constexpr, CHUNKS: gl.constexpr, BLOCK_C: gl.constexpr, SLOTS: gl.constexpr,
+    pixels,
+    panel,
+    accs,
+    step,
+    slot,
+    KS: gl.constexpr,
+    TH: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    BLOCK_C: gl.constexpr,
+    SLOTS: gl.constexpr,
 ):
     """Issues the products of one step: KS kernel rows for each of TH output rows."""
     ROWS: gl.constexpr = TH + KS - 1
@@ -72,24 +81,21 @@ def _multiply_step(
         following = ()
         for t in gl.static_range(TH):
             row = rows.index(slot * ROWS + t + r)
-            acc = warpgroup_mma(row, kernel, accs[t], use_acc=(step > 0) | (r > 0), is_async=True)
-            following = following + (acc,)
+            following = following + (warpgroup_mma(row, kernel, accs[t], is_async=True),)
         accs = following
     return accs
 
 
 @gluon.jit
 def _multiply_tile(
-    x_desc, pixels, bars, panel, tile, end, done, tiles_h, tiles_w, pad_h, pad_w,
-    KS: gl.constexpr, TH: gl.constexpr, CHUNKS: gl.constexpr, BLOCK_C: gl.constexpr, BLOCK_O: gl.constexpr,
-    SLOTS: gl.constexpr,
+    x_desc, pixels, bars, panel, bias, tile, end, done, tiles_h, tiles_w, pad_h, pad_w,
+    KS: gl.constexpr, TH: gl.constexpr, CHUNKS: gl.constexpr, BLOCK_C: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """The TH accumulators [TILE_W, BLOCK_O] of one tile, `done` steps after the block's first."""
+    """The TH accumulators [TILE_W, BLOCK_O] of one tile, `done` steps after the block's first; they start as `bias`."""
     STEPS: gl.constexpr = KS * CHUNKS
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_O, 16])
     accs = ()
     for _ in gl.static_range(TH):
-        accs = accs + (gl.zeros((TILE_W, BLOCK_O), gl.float32, layout),)
+        accs = accs + (bias,)
     # A loop, not an unrolled one: the addresses of all its operands would be hoisted, and their registers spill.
     for step in range(STEPS):
         slot = (done + step) % SLOTS
@@ -109,6 +115,12 @@ def _multiply_tile(
     return accs
 
 
+@gluon.constexpr_function
+def _taps_in_flight(ks, elements):
+    """How many taps to load before the first is blended: the loads' latency is the blend's cost."""
+    return next(taps for taps in (9, 3, 1) if ks * ks % taps == 0 and (taps == 1 or taps * elements <= 192))
+
+
 @gluon.jit
 def _blend_panel(
     panel, w_ptr, alpha_ptr, first_o, C, O,
@@ -119,18 +131,43 @@ def _blend_panel(
     LANES_C: gl.constexpr = BLOCK_C // 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES_C, LANES_C], [gl.num_warps(), 1], [1, 0])
     offs_o = first_o + gl.arange(0, BLOCK_O, gl.SliceLayout(1, layout))
-    for chunk in gl.static_range(CHUNKS):
+    GROUP: gl.constexpr = _taps_in_flight(KS, P * BLOCK_O * BLOCK_C // (32 * gl.num_warps()))
+    for group in range(KS * KS * CHUNKS // GROUP):
+        chunk = group // (KS * KS // GROUP)
         offs_c = chunk * BLOCK_C + gl.arange(0, BLOCK_C, gl.SliceLayout(0, layout))
         offs = offs_o[:, None] * stride_wo + offs_c[None, :] * stride_wc  # [BLOCK_O, BLOCK_C]
         mask = (offs_o < O)[:, None] & (offs_c < C)[None, :]
-        for tap in range(KS * KS):
+        weights = ()
+        for i in gl.static_range(GROUP):
+            tap = (group % (KS * KS // GROUP)) * GROUP + i
             tap_ptr = w_ptr + (tap // KS) * stride_wh + (tap % KS) * stride_ww
+            for p in gl.static_range(P):
+                weights = weights + (gl.load(tap_ptr + p * stride_wp + offs, mask=mask, other=0.0),)
+        for i in gl.static_range(GROUP):
+            tap = (group % (KS * KS // GROUP)) * GROUP + i
             blend = gl.zeros((BLOCK_O, BLOCK_C), gl.float32, layout)
             for p in gl.static_range(P):
-                weight = gl.load(tap_ptr + p * stride_wp + offs, mask=mask, other=0.0)
-                blend += gl.load(alpha_ptr + p * stride_ap).to(gl.float32) * weight.to(gl.float32)
+                blend += gl.load(alpha_ptr + p * stride_ap).to(gl.float32) * weights[i * P + p].to(gl.float32)
             panel.index(tap * CHUNKS + chunk).store(blend.to(panel.dtype))
     fence_async_shared()  # the tensor cores read shared memory through the asynchronous proxy
+
+
+@gluon.jit
+def _blend_bias(
+    bias_ptr, alpha_ptr, first_o, O, stride_bp, stride_bo, stride_ap,
+    P: gl.constexpr, BLOCK_O: gl.constexpr, HAS_BIAS: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """sum_p alpha[p] * bias[p], rounded once as the kernels are, for every pixel of a row: [TILE_W, BLOCK_O]."""
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_O, 16])
+    pixels = gl.zeros((TILE_W, BLOCK_O), gl.float32, layout)
+    if HAS_BIAS:
+        offs_o = first_o + gl.arange(0, BLOCK_O, gl.SliceLayout(0, layout))
+        blend = gl.zeros((BLOCK_O,), gl.float32, gl.SliceLayout(0, layout))
+        for p in gl.static_range(P):
+            bias = gl.load(bias_ptr + p * stride_bp + offs_o * stride_bo, mask=offs_o < O, other=0.0)
+            blend += gl.load(alpha_ptr + p * stride_ap).to(gl.float32) * bias.to(gl.float32)
+        pixels = pixels + blend.to(dtype).to(gl.float32)[None, :]
+    return pixels
 
 
 @gluon.jit
@@ -148,33 +185,23 @@ def _activate(value, ACTIVATION: gl.constexpr):
 
 @gluon.jit
 def _store_rows(
-    accs, out_ptr, bias_ptr, alpha_ptr, h, w, first_o, OH, OW, O, stride_bp, stride_bo, stride_ap, stride_oh, stride_ow,
-    P: gl.constexpr, TH: gl.constexpr, BLOCK_O: gl.constexpr, HAS_BIAS: gl.constexpr, ACTIVATION: gl.constexpr,
+    accs, out_ptr, h, w, first_o, OH, OW, O, stride_oh, stride_ow,
+    TH: gl.constexpr, BLOCK_O: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
-    """Adds the blended bias, applies the activation and stores TH rows."""
+    """Applies the activation and stores TH rows."""
+    dtype: gl.constexpr = out_ptr.dtype.element_ty
     LANES_O: gl.constexpr = BLOCK_O // 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES_O, LANES_O], [gl.num_warps(), 1], [1, 0])
     offs_w = w + gl.arange(0, TILE_W, gl.SliceLayout(1, layout))
     offs_o = first_o + gl.arange(0, BLOCK_O, gl.SliceLayout(0, layout))
     offs = offs_w[:, None] * stride_ow + offs_o[None, :]  # [TILE_W, BLOCK_O]
     mask = (offs_w < OW)[:, None] & (offs_o < O)[None, :]
-    if HAS_BIAS:
-        acc_layout: gl.constexpr = accs[0].type.layout
-        bias_o = first_o + gl.arange(0, BLOCK_O, gl.SliceLayout(0, acc_layout))
-        blend = gl.zeros((BLOCK_O,), gl.float32, gl.SliceLayout(0, acc_layout))
-        for p in gl.static_range(P):
-            bias = gl.load(bias_ptr + p * stride_bp + bias_o * stride_bo, mask=bias_o < O, other=0.0)
-            blend += gl.load(alpha_ptr + p * stride_ap).to(gl.float32) * bias.to(gl.float32)
-        blend = blend.to(out_ptr.dtype.element_ty).to(gl.float32)  # rounded once, as the kernels are
     for t in gl.static_range(TH):
-        value = accs[t]
-        if HAS_BIAS:
-            value = value + blend[None, :]
-        value = gl.convert_layout(_activate(value, ACTIVATION).to(out_ptr.dtype.element_ty), layout)
+        value = gl.convert_layout(_activate(accs[t], ACTIVATION).to(dtype), layout)
         gl.store(out_ptr + (h + t) * stride_oh + offs, value, mask=mask & (h + t < OH))
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["OH", "OW", "tiles", "tiles_h", "tiles_w", "pad_h", "pad_w"])
 def _tunable_conv2d_hopper_forward_kernel(
     x_desc, w_ptr, bias_ptr, alpha_ptr, out_ptr,
     C, O, OH, OW, tiles, tiles_h, tiles_w, pad_h, pad_w,
@@ -224,13 +251,15 @@ def _tunable_conv2d_hopper_forward_kernel(
                 P, KS, CHUNKS, BLOCK_C, BLOCK_O,
             )  # fmt: skip
             blended = wanted
+        bias = _blend_bias(
+            bias_ptr, sample_alpha_ptr, first_o, O, stride_bp, stride_bo, stride_ap, P, BLOCK_O, HAS_BIAS, dtype
+        )
         accs = _multiply_tile(
-            x_desc, pixels, bars, panel, tile, end, done, tiles_h, tiles_w, pad_h, pad_w,
-            KS, TH, CHUNKS, BLOCK_C, BLOCK_O, SLOTS,
+            x_desc, pixels, bars, panel, bias, tile, end, done, tiles_h, tiles_w, pad_h, pad_w,
+            KS, TH, CHUNKS, BLOCK_C, SLOTS,
         )  # fmt: skip
         done += STEPS
         _store_rows(
-            accs, out_ptr + sample.to(gl.int64) * stride_ob, bias_ptr, sample_alpha_ptr, h, w, first_o, OH, OW, O,
-            stride_bp, stride_bo, stride_ap, stride_oh, stride_ow,
-            P, TH, BLOCK_O, HAS_BIAS, ACTIVATION,
+            accs, out_ptr + sample.to(gl.int64) * stride_ob, h, w, first_o, OH, OW, O, stride_oh, stride_ow,
+            TH, BLOCK_O, ACTIVATION,
         )  # fmt: skip
