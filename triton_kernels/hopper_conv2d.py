@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from tunable_ops.triton_kernels import unavailable_reason
 from tunable_ops.triton_kernels.configuration import Configuration
 
@@ -249,11 +248,11 @@ def _configuration(
         if name not in constants and name not in signature:
             signature[name] = f"*{dtype}" if name.endswith("_ptr") else "i32"
     sizes = ("C", "O", "stride_wp", "stride_wo", "stride_wh", "stride_ww", "stride_bp", "stride_ob", "stride_oh")
+    parts = [f"k{kernel_size}", f"C{tile.block_c * tile.chunks}", f"O{tile.block_o}", tile_name]
+    parts += [f"rows{tile.rows}", f"slots{tile.slots}", f"P{p}", "per_sample" if per_sample else "shared"]
+    parts += [*([] if has_bias else ["nobias"]), activation, dtype]
     return Configuration(
-        name=(
-            f"k{kernel_size}-C{tile.block_c * tile.chunks}-O{tile.block_o}-{tile_name}-rows{tile.rows}-slots{tile.slots}"
-            f"-P{p}-{'per_sample' if per_sample else 'shared'}{'' if has_bias else '-nobias'}-{activation}-{dtype}"
-        ),
+        name="-".join(parts),
         fn=kernel,
         signature=signature,
         constexprs=constants,

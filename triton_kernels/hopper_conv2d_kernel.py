@@ -93,6 +93,7 @@ def _multiply_tile(
 ):  # fmt: skip
     """The TH accumulators [TILE_W, BLOCK_O] of one tile, `done` steps after the block's first; they start as `bias`."""
     STEPS: gl.constexpr = KS * CHUNKS
+    LAG: gl.constexpr = 1 if SLOTS > 1 else 0  # a step's products run while the next step's are issued
     accs = ()
     for _ in gl.static_range(TH):
         accs = accs + (bias,)
@@ -101,17 +102,18 @@ def _multiply_tile(
         slot = (done + step) % SLOTS
         mbarrier.wait(bars.index(slot), ((done + step) // SLOTS) & 1)
         accs = _multiply_step(pixels, panel, accs, step, slot, KS, TH, CHUNKS, BLOCK_C, SLOTS)
-        accs = warpgroup_mma_wait(KS * TH, accs)
-        if step > 0:  # the products of the step before are done: its slot is free
+        accs = warpgroup_mma_wait(LAG * KS * TH, accs)
+        if step >= LAG:  # the products of that step are done: its slot is free
             _load_step(
-                x_desc, pixels, bars, tile, end, step - 1 + SLOTS, (done + step - 1) % SLOTS,
+                x_desc, pixels, bars, tile, end, step - LAG + SLOTS, (done + step - LAG) % SLOTS,
                 tiles_h, tiles_w, pad_h, pad_w, KS, TH, CHUNKS, BLOCK_C,
             )  # fmt: skip
-    accs = warpgroup_mma_wait(0, accs)
-    _load_step(
-        x_desc, pixels, bars, tile, end, STEPS - 1 + SLOTS, (done + STEPS - 1) % SLOTS,
-        tiles_h, tiles_w, pad_h, pad_w, KS, TH, CHUNKS, BLOCK_C,
-    )  # fmt: skip
+    if LAG > 0:
+        accs = warpgroup_mma_wait(0, accs)
+        _load_step(
+            x_desc, pixels, bars, tile, end, STEPS - LAG + SLOTS, (done + STEPS - LAG) % SLOTS,
+            tiles_h, tiles_w, pad_h, pad_w, KS, TH, CHUNKS, BLOCK_C,
+        )  # fmt: skip
     return accs
 
 
