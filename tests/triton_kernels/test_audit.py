@@ -1,0 +1,123 @@
+"""The machine-code audit: it finds each kind of fault, and finds none in the kernels that can be chosen."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from tunable_ops.triton_kernels import audit, unavailable_reason
+from tunable_ops.triton_kernels.configuration import ARCHS, Configuration
+
+if unavailable_reason() is not None:
+    pytest.skip(f"the audit compiles: {unavailable_reason()}", allow_module_level=True)
+
+from tests.triton_kernels import audited_kernels as kernels
+
+THIS = "tests.triton_kernels.audited_kernels"
+
+
+@pytest.mark.parametrize("arch, tensor_cores", [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
+def test_a_good_kernel(arch: int, tensor_cores: str) -> None:
+    finding = audit.audit(kernels.GOOD, arch)
+    assert finding.faults == ()
+    assert finding.count(tensor_cores) > 0 and finding.count("LDGSTS") > 0
+    assert 32 <= finding.registers <= 255 and finding.shared > 16384 and finding.stack == 0
+    other = {"HMMA", "HGMMA", "UTCHMMA"} - {tensor_cores}
+    assert all(finding.count(instruction) == 0 for instruction in other)
+
+
+def test_a_spilling_kernel() -> None:
+    finding = audit.audit(kernels.SPILLING, 90)
+    assert len(finding.faults) == 1 and finding.faults[0].startswith("spills (")
+    assert finding.count("STL") > 0 and finding.count("LDL") > 0 and finding.stack > 0
+
+
+@pytest.mark.parametrize("arch, instruction", [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
+def test_a_kernel_without_tensor_cores(arch: int, instruction: str) -> None:
+    assert audit.audit(kernels.PLAIN, arch).faults == (f"no {instruction}",)
+    without = dataclasses.replace(kernels.PLAIN, tensor_cores=False)
+    assert audit.audit(without, arch).faults == ()
+    wanting = dataclasses.replace(without, expected={arch: ("UTMALDG",)})
+    assert audit.audit(wanting, arch).faults == ("no UTMALDG",)
+
+
+def test_too_much_shared_memory() -> None:
+    finding = audit.audit(kernels.TOO_MUCH_SHARED, 80)
+    assert [fault for fault in finding.faults if fault.endswith("bytes of shared memory > 166912")] != []
+
+
+def test_a_kernel_that_does_not_compile() -> None:
+    (fault,) = audit.audit(kernels.BROKEN, 90).faults
+    assert fault.startswith("does not compile: ")
+
+
+def test_a_configuration_names_the_kernels_arguments() -> None:
+    wrong = dataclasses.replace(kernels.GOOD, name="wrong", signature={"x_ptr": "*fp16", "y_ptr": "*fp16"})
+    message = "unknown ['y_ptr'], missing ['K', 'out_ptr', 'w_ptr']"
+    with pytest.raises(ValueError, match="wrong: signature and constexprs must name") as raised:
+        wrong.types()
+    assert message in str(raised.value)
+    assert kernels.GOOD.types() == {
+        **kernels.MATRIX,
+        "BLOCK_M": "constexpr",
+        "BLOCK_N": "constexpr",
+        "BLOCK_K": "constexpr",
+    }
+    assert list(kernels.PLAIN.attributes()) == [(0,), (1,)]  # every pointer, where nothing is said
+
+
+def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(configurations: list[Configuration], **named: Any) -> list[str]:
+        monkeypatch.setattr(kernels, "configurations", lambda: iter(configurations))
+        return [c.name for c in audit.select(THIS, **named)]
+
+    good, other = kernels.GOOD, dataclasses.replace(kernels.GOOD, name="other")
+    marked = dataclasses.replace(other, name="marked", quick=True)
+    assert names([good, other, kernels.PLAIN]) == ["good", "other", "plain"]
+    assert names([good, other, kernels.PLAIN], quick=True) == ["good", "plain"]  # the first of each kernel
+    assert names([good, marked, kernels.PLAIN], quick=True) == ["marked"]
+    assert names([good, other], only="oth") == ["other"]
+    with pytest.raises(ValueError, match=r"must differ; got \['good'\] more than once"):
+        names([good, good])
+
+
+def test_processes_agree_and_keep_the_order() -> None:
+    alone = audit.audit_all([THIS], [90], jobs=1)
+    assert [(f.name, f.arch, f.faults) for f in alone] == [("plain", 90, ("no HGMMA",)), ("good", 90, ())]
+    assert audit.audit_all([THIS], [90], jobs=2) == alone
+
+
+def test_the_command_names_what_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [audit.audit(configuration, 90) for configuration in kernels.configurations()]
+    monkeypatch.setattr(audit, "audit_all", lambda **_: findings)
+    assert audit.main(["--arch", "90"]) == 1
+    printed = capsys.readouterr()
+    assert "2 compiled, 1 with faults" in printed.out
+    assert printed.out.splitlines()[0].split()[:3] == ["configuration", "sm", "registers"]
+    assert printed.err == "plain on sm_90: no HGMMA\n"
+    monkeypatch.setattr(audit, "unavailable_reason", lambda: "triton is not installed")
+    assert audit.main([]) == 2
+
+
+def test_modules_are_listed() -> None:
+    assert all(importlib.util.find_spec(module) for module in audit.MODULES)
+    for module in audit.MODULES:
+        for configuration in audit.select(module):
+            configuration.types()
+            assert set(configuration.archs) <= set(ARCHS)
+
+
+def test_representative_configurations() -> None:
+    """As a user runs it, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tunable_ops.triton_kernels.audit", "--quick"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_every_configuration() -> None:
+    findings = audit.audit_all()
+    assert [(f.name, f.arch, f.faults) for f in findings if f.faults] == []
