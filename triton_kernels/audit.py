@@ -179,7 +179,7 @@ def audit_all(
 def table(findings: Iterable[Finding]) -> str:
     """The findings as a text table."""
     head = ("configuration", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for finding in findings:
         tensor = [f"{finding.count(i)} {i}" for i in INSTRUCTIONS[:4] if finding.count(i)]
         spills = finding.count("STL") + finding.count("LDL")

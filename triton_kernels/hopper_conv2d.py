@@ -62,7 +62,7 @@ def tiles(c: int, o: int, kernel_size: int, activation: str = "none") -> dict[st
         for block_o in (128, 64, 32, 16)
         if block_o <= min(most_o, max(16, _power_of_two(o)))
         for rows in (8, 4, 2)
-        if rows * block_o <= (most_accumulators if block_o > 32 else 256)
+        if rows * block_o <= most_accumulators
         for slots in (3, 2, 1)
     ]
     found: dict[str, Tile] = {}
@@ -217,12 +217,13 @@ def configurations() -> Iterator[Configuration]:
                     quick = activation == "none" and tile_name == "wide" and (k, c, o) in ((3, 64, 64), (1, 64, 64))
                     yield _configuration(tile_name, tile, 2, k, True, True, activation, dtype, quick)
     # What else decides the code, where registers and shared memory are tightest
-    tile = tiles(64, 64, 3)["wide"]
-    for p in (1, 3, 4):
-        yield _configuration("wide", tile, p, 3, True, True, "none", "bf16", p == 4)
-    yield _configuration("wide", tile, 4, 3, False, False, "none", "fp16", False)
-    for activation in ("relu", "silu", "leaky_relu"):
-        yield _configuration("wide", tile, 4, 3, True, True, activation, "bf16", False)
+    for o in (64, 128):
+        tile = tiles(64, o, 3)["wide"]
+        for p in (1, 3, 4):
+            yield _configuration("wide", tile, p, 3, True, True, "none", "bf16", p == 4 and o == 64)
+            for activation in ("relu", "silu", "leaky_relu"):
+                yield _configuration("wide", tile, p, 3, True, True, activation, "bf16", False)
+        yield _configuration("wide", tile, 4, 3, False, False, "none", "fp16", False)
     yield _configuration("wide", tiles(64, 64, 3, "gelu")["wide"], 4, 3, True, True, "gelu", "bf16", True)
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from tunable_ops.triton_kernels import audit, unavailable_reason
+from tunable_ops.triton_kernels import audit, hopper_conv2d, unavailable_reason
 from tunable_ops.triton_kernels.configuration import ARCHS, Configuration
 
 if unavailable_reason() is not None:
@@ -115,6 +115,15 @@ def test_representative_configurations() -> None:
         [sys.executable, "-m", "tunable_ops.triton_kernels.audit", "--quick"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_launcher_knows_its_shared_memory() -> None:
+    """It counts bytes before anything is compiled; a tile that it takes must be one that fits."""
+    configuration = audit.select("tunable_ops.triton_kernels.hopper_conv2d", quick=True)[0]
+    names = ("TH", "BLOCK_O", "BLOCK_C", "CHUNKS", "SLOTS")
+    tile = hopper_conv2d.Tile(*(configuration.constexprs[name] for name in names))
+    counted = hopper_conv2d.shared_bytes(tile, configuration.constexprs["KS"])
+    assert audit.audit(configuration, 90).shared == counted
 
 
 @pytest.mark.slow
