@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunable_ops.triton_kernels import unavailable_reason
 from tunable_ops.triton_kernels.configuration import ARCHS, Configuration
@@ -51,8 +52,8 @@ class Finding:
         return dict(self.counts).get(instruction, 0)
 
 
-def audit(configuration: Configuration, arch: int) -> Finding:
-    """Compiles one configuration and judges its machine code; a failure to compile is a fault too."""
+def compiled(configuration: Configuration, arch: int) -> Any:
+    """Triton's compiled kernel for an architecture that need not be here: `.asm`, `.metadata`."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -60,15 +61,18 @@ def audit(configuration: Configuration, arch: int) -> Finding:
         from triton.experimental.gluon._runtime import GluonASTSource as Source
     else:
         from triton.compiler import ASTSource as Source
+    source = Source(configuration.fn, configuration.types(), dict(configuration.constexprs), configuration.attributes())
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
+    )
+
+
+def audit(configuration: Configuration, arch: int) -> Finding:
+    """Compiles one configuration and judges its machine code; a failure to compile is a fault too."""
     try:
-        source = Source(
-            configuration.fn, configuration.types(), dict(configuration.constexprs), configuration.attributes()
-        )
-        kernel = triton.compile(
-            source,
-            target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
-        )
+        kernel = compiled(configuration, arch)
     except Exception as error:  # any compiler error is the finding
         text = str(error).strip() or repr(error)
         return Finding(configuration.name, arch, faults=(f"does not compile: {text.splitlines()[-1]}",))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import subprocess
 import sys
 from typing import Any
@@ -124,6 +125,30 @@ def test_the_launcher_knows_its_shared_memory() -> None:
     tile = hopper_conv2d.Tile(*(configuration.constexprs[name] for name in names))
     counted = hopper_conv2d.shared_bytes(tile, configuration.constexprs["KS"])
     assert audit.audit(configuration, 90).shared == counted
+
+
+def test_the_warps_meet_before_shared_memory_changes_hands() -> None:
+    """The compiler places the Hopper kernel's barriers; the emulator, which has one thread, cannot miss them.
+
+    A panel just written must be fenced for the tensor cores in every thread, then all warps must meet, before a
+    product reads it; and all warps must have waited for their products before one of them starts a copy over them.
+    """
+    configuration = audit.select("tunable_ops.triton_kernels.hopper_conv2d", quick=True)[0]
+    seen = set()
+    for block in re.split(r"\n\$L__BB\d+_\d+:|\n// %bb", audit.compiled(configuration, 90).asm["ptx"]):
+        apart = {"wgmma.mma_async", "cp.async.bulk.tensor"}  # what the warps must meet before
+        for event in re.findall(
+            r"\b(bar\.sync|wgmma\.mma_async|wgmma\.wait_group|cp\.async\.bulk\.tensor|fence\.proxy\.async)", block
+        ):
+            seen.add(event)
+            assert event not in apart, f"no barrier before {event}"
+            if event == "bar.sync":
+                apart = set()
+            elif event == "fence.proxy.async":
+                apart.add("wgmma.mma_async")
+            elif event == "wgmma.wait_group":
+                apart.add("cp.async.bulk.tensor")
+    assert {"fence.proxy.async", "wgmma.wait_group", "wgmma.mma_async", "cp.async.bulk.tensor"} <= seen
 
 
 @pytest.mark.slow
