@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tunable_ops.triton_kernels import hopper_conv2d as hopper
 
 from bench.timing import compare
-from tunable_ops.triton_kernels import hopper_conv2d as hopper
 
 
 def cases(quick: bool) -> Iterator[dict[str, int]]:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,8 +164,8 @@ def audit_all(
     quick: bool = False,
     jobs: int = 2,
     only: str = "",
-) -> list[Finding]:
-    """Audits whole modules, `jobs` at a time, in an order that does not depend on which is done first."""
+) -> Iterator[Finding]:
+    """Audits whole modules, `jobs` at a time; yields as they come, in an order that does not depend on the timing."""
     tasks = [
         (module, configuration.name, arch)
         for module in modules
@@ -174,33 +174,29 @@ def audit_all(
         if arch in configuration.archs
     ]
     if jobs == 1 or len(tasks) < 2:
-        return [_audit_named(task) for task in tasks]
+        yield from map(_audit_named, tasks)
+        return
     # spawn: LLVM and torch both start threads, which a fork would lose
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_audit_named, tasks))
+        yield from pool.map(_audit_named, tasks)
 
 
-def table(findings: Iterable[Finding]) -> str:
-    """The findings as a text table."""
-    head = ("configuration", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "")
-    rows: list[tuple[str, ...]] = [head]
-    for finding in findings:
-        tensor = [f"{finding.count(i)} {i}" for i in INSTRUCTIONS[:4] if finding.count(i)]
-        spills = finding.count("STL") + finding.count("LDL")
-        numbers = (finding.registers, finding.stack, finding.shared)
-        copies = (finding.count("UTMALDG"), finding.count("LDGSTS"), spills)
-        rows.append(
-            (
-                finding.name,
-                str(finding.arch),
-                *map(str, numbers),
-                " ".join(tensor) or "-",
-                *map(str, copies),
-                "; ".join(finding.faults) or "ok",
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+HEAD = ("configuration", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "verdict")
+WIDTHS = (60, 3, 9, 5, 6, 14, 3, 8, 6, 0)
+
+
+def row(finding: Finding) -> tuple[str, ...]:
+    """The cells of the table's row of a finding, under HEAD."""
+    tensor_cores = " ".join(f"{finding.count(i)} {i}" for i in INSTRUCTIONS[:4] if finding.count(i))
+    numbers = (finding.arch, finding.registers, finding.stack, finding.shared)
+    copies = (finding.count("UTMALDG"), finding.count("LDGSTS"), finding.count("STL") + finding.count("LDL"))
+    verdict = "; ".join(finding.faults) or "ok"
+    return (finding.name, *map(str, numbers), tensor_cores or "-", *map(str, copies), verdict)
+
+
+def line(cells: Sequence[str]) -> str:
+    """Cells in columns."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,8 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason is not None:
         print(f"audit: triton must be installed; {reason}", file=sys.stderr)
         return 2
-    findings = audit_all(archs=options.arch, quick=options.quick, jobs=options.jobs, only=options.only)
-    print(table(findings))
+    print(line(HEAD))
+    findings = []
+    for finding in audit_all(archs=options.arch, quick=options.quick, jobs=options.jobs, only=options.only):
+        print(line(row(finding)), flush=True)
+        findings.append(finding)
     failed = [finding for finding in findings if finding.faults]
     print(f"{len(findings)} compiled, {len(failed)} with faults")
     for finding in failed:

@@ -85,9 +85,9 @@ def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_agree_and_keep_the_order() -> None:
-    alone = audit.audit_all([THIS], [90], jobs=1)
+    alone = list(audit.audit_all([THIS], [90], jobs=1))
     assert [(f.name, f.arch, f.faults) for f in alone] == [("plain", 90, ("no HGMMA",)), ("good", 90, ())]
-    assert audit.audit_all([THIS], [90], jobs=2) == alone
+    assert list(audit.audit_all([THIS], [90], jobs=2)) == alone
 
 
 def test_the_command_names_what_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
