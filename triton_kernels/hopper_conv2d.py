@@ -204,8 +204,11 @@ def per_sample(alpha: Tensor) -> bool:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every kernel that can be chosen, over the channels that decide its constants; bf16 and fp16 take turns."""
-    # Where the tile is the same, the kernel is: one per distinct tile.
+    """Every tile that can be chosen, plain and with gelu, and every P and activation where registers are tightest.
+
+    fp16 and bf16 take turns: they differ in nothing but the type. P beyond 2 and the cheap activations are left out for
+    the smaller tiles.
+    """
     shapes = [(k, c, o) for k in (3, 1) for c in (16, 32, 64, 128) for o in (16, 32, 64, 128)]
     seen = set()
     for k, c, o in shapes:
