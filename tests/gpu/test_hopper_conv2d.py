@@ -67,7 +67,7 @@ def check_every_tile(k: int, c: int, o: int, p: int, shared: bool, dtype: torch.
             assert torch.equal(out.cpu().double(), ref.to(dtype).double()), f"{tile} P{p} {h}x{w}"
 
 
-@pytest.mark.parametrize("index, shape", enumerate(SHAPES), ids=lambda v: str(v))
+@pytest.mark.parametrize("index, shape", list(enumerate(SHAPES)), ids=lambda v: str(v))
 def test_exact_on_integers(index: int, shape: tuple[int, int, int]) -> None:
     """P, dtype and the kind of alpha take turns: every combination is a compilation."""
     dtype = (torch.float16, torch.bfloat16)[index // 8 % 2]
