@@ -65,11 +65,3 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert backends.select("tunable_conv2d", None, *tensors) == "torch"
     assert backends.select("tunable_conv2d", None, *case.tensors("map", torch.float32, True)) == "torch"
-
-
-def test_the_default_leaves_large_shared_convolutions_to_the_library() -> None:
-    if cpp.unavailable_reason("tunable_conv2d") is not None:
-        pytest.skip("needs the compiled operators")
-    case = Case(batch=4, channels=64, outputs=64, size=(64, 64), kernels=2)
-    for alpha, name in (("shared", "torch"), ("sample", "cpp")):
-        assert backends.select("tunable_conv2d", None, *case.tensors(alpha, torch.float32, True)) == name
