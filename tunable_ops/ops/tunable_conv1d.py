@@ -44,8 +44,8 @@ def tunable_conv1d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
-    chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
+    chosen = backends.select(NAME, backend, input)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=1)
     strides = (1, *checks.to_ints(NAME, "stride", stride, 1, 1))
     dilations = (1, *checks.to_ints(NAME, "dilation", dilation, 1, 1))

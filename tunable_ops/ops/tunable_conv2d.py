@@ -66,8 +66,8 @@ def tunable_conv2d(
         >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
         tensor([2., 2., 2., 2.])
     """
-    chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
+    chosen = backends.select(NAME, backend, input)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=2)
     stride = checks.to_ints(NAME, "stride", stride, 2, 1)
     dilation = checks.to_ints(NAME, "dilation", dilation, 2, 1)
@@ -92,7 +92,11 @@ def tunable_conv2d(
 
 
 def _kernel(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
-    return torch_backend.forward(input, weight, bias, alpha, *options[:-1])
+    return _implementation(options[-1]).forward(input, weight, bias, alpha, *options[:-1])
+
+
+def _implementation(backend: str) -> Any:
+    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
 
 
 def _fake(
@@ -124,9 +128,10 @@ def _backward_kernel(
     alpha: Tensor,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    stride, padding, dilation, groups, activation, _, mask = options
-    geometry = (stride, padding, dilation, groups)
-    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *geometry, activation, mask)
+    *options_without_backend, backend, mask = options
+    grads = _implementation(backend).backward(
+        grad_output, saved, input, weight, bias, alpha, *options_without_backend, mask
+    )
     return tuple(grad_output.new_empty(0) if g is None else g for g in grads)
 
 
