@@ -12,5 +12,5 @@ setup(
         "tunable_ops.triton_kernels",
     ],
     package_dir={"tunable_ops.triton_kernels": "triton_kernels"},
-    package_data={"tunable_ops": ["py.typed", "train/configs/*.toml"]},
+    package_data={"tunable_ops": ["py.typed", "train/configs/*.toml"], "tunable_ops.triton_kernels": ["tables/*.json"]},
 )

@@ -8,8 +8,12 @@ The heuristic rests on machine code and arithmetic, on no measurement: blending 
 multiply-adds per multiply-add of the product, P tiles of shared memory per stage, and saves a launch.
 """
 
+import json
+import math
+import warnings
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from tunable_ops.triton_kernels.launch import Config, cdiv
@@ -48,13 +52,74 @@ class Choice(NamedTuple):
     config: Config
 
 
+TABLES = Path(__file__).parent / "tables"
+VERSION = 1
+# An entry serves problems whose sizes differ from its own by this many doublings in all.
+NEAR = 2.0
+
+
 @lru_cache(maxsize=4096)
-def choose_algorithm(problem: Problem) -> Choice:
-    """Names the algorithm and the configuration of its kernel for a problem."""
-    return Choice(_algorithm(problem), default_config(problem))
+def choose_algorithm(problem: Problem, device: str = "") -> Choice:
+    """Names the algorithm and the configuration of its kernel for a problem, on the GPU of that name."""
+    entries = load_table(TABLES / table_name(device)) if device else {}
+    near = min(entries, key=lambda entry: distance(problem, entry), default=None)
+    if near is not None and distance(problem, near) <= NEAR:
+        return entries[near]
+    return Choice(default_algorithm(problem), default_config(problem))
 
 
-def _algorithm(problem: Problem) -> str:
+def distance(problem: Problem, entry: Problem) -> float:
+    """Doublings of work between two problems; infinite where they differ in kind."""
+    same = ("direction", "kind", "alpha", "dtype", "layout", "taps", "stride")
+    if any(getattr(problem, name) != getattr(entry, name) for name in same):
+        return math.inf
+    return sum(abs(math.log2(a / b)) for a, b in zip(_sizes(problem), _sizes(entry), strict=True))
+
+
+def _sizes(problem: Problem) -> tuple[int, ...]:
+    pixels = problem.size[0] * problem.size[1]
+    return problem.batch, problem.kernels, problem.inputs, problem.outputs, problem.groups, pixels
+
+
+def table_name(device: str) -> str:
+    """The file of a GPU's table, by the name that the driver gives it."""
+    return "".join(c if c.isalnum() else "_" for c in device.lower()) + ".json"
+
+
+@lru_cache(maxsize=8)
+def load_table(path: Path) -> dict[Problem, Choice]:
+    """Reads a table that `tune` wrote; none, a damaged one or one of another version is empty, the last two warn."""
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text())
+        if table["version"] != VERSION:
+            raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
+        return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
+        return {}
+
+
+def _to_problem(fields: dict[str, Any]) -> Problem:
+    problem = Problem(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    sizes = (*_sizes(problem), *problem.taps, *problem.stride)
+    if not all(type(n) is int and n > 0 for n in sizes):
+        raise ValueError(f"sizes of a problem must be positive ints; got {problem}")
+    return problem
+
+
+def _to_config(entry: dict[str, Any]) -> Config:
+    config = Config(*entry["config"])
+    if entry["algorithm"] not in ("fused", "premix"):
+        raise ValueError(f"algorithm must be 'fused' or 'premix'; got {entry['algorithm']!r}")
+    if not all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in config[:4]) or type(config.num_stages) is not int:
+        raise ValueError(f"config must be powers of two and stages; got {entry['config']!r}")
+    return config
+
+
+def default_algorithm(problem: Problem) -> str:
+    """The algorithm for a problem without a measurement."""
     if problem.kind == "depthwise" or problem.alpha in ("map", "none"):
         return "fused"
     if problem.direction == "weight":  # nothing is blended: our kernel for one gradient per sample, or the library's

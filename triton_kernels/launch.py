@@ -1,6 +1,7 @@
 """What the launchers share: configurations, geometry, precision and the device guard."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -156,3 +157,13 @@ def extent(tensor: Tensor) -> int:
 def multiprocessors(tensor: Tensor) -> int:
     """Of the tensor's GPU; the interpreter has one."""
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def device_name(tensor: Tensor) -> str:
+    """Name of the tensor's GPU, which its table goes by; empty for other devices."""
+    return _device_name(tensor.get_device()) if tensor.is_cuda else ""
+
+
+@lru_cache
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)

@@ -12,20 +12,26 @@ import torch as pytorch  # `torch` is a backend here: importing that submodule b
 from torch import Tensor
 
 NAMES = ("torch", "reference", "cpp", "triton", "cuda")
-TRITON_OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
+TRITON_OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter"})
 _triton_kernels = importlib.import_module("tunable_ops.triton_kernels")
 # Asked once: looking for a distribution takes time, and torch.compile cannot trace it.
 _TRITON_MISSING: str | None = _triton_kernels.unavailable_reason()
 _INTERPRETED: bool = _triton_kernels.INTERPRETED
 
 
-def select(op: str, name: str | None, input: Tensor | None = None) -> str:
-    """Returns the name of the backend that serves `op` on `input`: the one asked for, or the fastest that can.
+def select(op: str, name: str | None, *tensors: Tensor | None) -> str:
+    """Returns the name of the backend that serves `op`: the one asked for, or the fastest that can.
+
+    Args:
+        op: The operator.
+        name: What the caller asked for.
+        tensors: The operator's input first, where the choice depends on it.
 
     Raises:
         ValueError: An unknown name.
-        RuntimeError: A backend that cannot run here.
+        RuntimeError: A backend that cannot run here, or cannot serve these tensors.
     """
+    input = tensors[0] if tensors else None
     if name is None:
         on_cuda = input is not None and input.device.type == "cuda"
         return "triton" if on_cuda and unavailable_reason(op, "triton", input) is None else "torch"

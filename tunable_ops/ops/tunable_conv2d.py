@@ -67,7 +67,6 @@ def tunable_conv2d(
         tensor([2., 2., 2., 2.])
     """
     checks.check_tensors(NAME, input, weight, bias, alpha)
-    chosen = backends.select(NAME, backend, input)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=2)
     stride = checks.to_ints(NAME, "stride", stride, 2, 1)
     dilation = checks.to_ints(NAME, "dilation", dilation, 2, 1)
@@ -81,6 +80,7 @@ def tunable_conv2d(
     name = checks.check_activation(NAME, activation)
     if not batched:
         input = input[None]
+    chosen = backends.select(NAME, backend, input, weight, bias, alpha)
     if alpha.dim() == 2 and alpha.shape[0] == 1:
         alpha = alpha[0]
     if chosen == "reference" or registration.needs_composite():

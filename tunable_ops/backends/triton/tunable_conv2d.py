@@ -17,6 +17,7 @@ from tunable_ops.triton_kernels.launch import (
     Config,
     Geometry,
     Launch,
+    device_name,
     extent,
     input_precision,
     multiprocessors,
@@ -311,7 +312,7 @@ def _problem(
 
 def _choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any) -> Choice:
     """Asks the rule; samples too large for 32-bit offsets, and more kernels than a launch takes, go to the library."""
-    choice = choose_algorithm(_problem(direction, kind, source, weight, *rest))
+    choice = choose_algorithm(_problem(direction, kind, source, weight, *rest), device_name(source))
     if weight.shape[0] > MAX_KERNELS or max(extent(source), extent(rest[-1])) >= INDEX_LIMIT:
         return choice._replace(algorithm="library")
     return choice
