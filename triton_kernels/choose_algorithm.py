@@ -153,7 +153,7 @@ def default_config(problem: Problem) -> Config:
     block_k = next((k for k in (64, 32) if problem.inputs % k == 0), _power(depth, 16, 64))
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
-    elif problem.dtype == "tf32":
+    elif problem.dtype == "tf32" or kernels > FUSED_KERNELS:
         block_k = min(block_k, 32)
     warps = 4
     if not narrow and block_m == 128 and problem.outputs % 128 == 0 and kernels <= 2 and pixels >= 1 << 15:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint",
     "demo": "train a small denoiser on photographs and show its slider",
+    "tune": "measure the kernels on this GPU and keep the fastest",
 }
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
 _EXTRA = {
