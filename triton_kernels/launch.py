@@ -150,8 +150,9 @@ def cdiv(a: int, b: int) -> int:
 
 
 def extent(tensor: Tensor) -> int:
-    """Elements between the first and the last of one sample, both included."""
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.stride()[1:], strict=True) if n > 0)
+    """Elements from the first to the last of one sample [C, H, W], both included."""
+    (_, channels, height, width), (_, x_sc, x_sh, x_sw) = tensor.shape, tensor.stride()
+    return (channels - 1) * x_sc + (height - 1) * x_sh + (width - 1) * x_sw + 1
 
 
 def multiprocessors(tensor: Tensor) -> int:
