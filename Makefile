@@ -36,11 +36,16 @@ setup: .venv/.dev
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch .venv/.train $@
 
+# Triton decides for its interpreter when it is imported: a process of its own
+INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels
+
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
+	$(INTERPRETED) -m "not slow"
 
 test-all: .venv/.dev
 	$(BIN)/python -m pytest -q
+	$(INTERPRETED)
 
 demo: .venv/.train
 	$(BIN)/tunable-ops demo --out runs/demo

@@ -93,6 +93,10 @@ setup(
         "tunable_ops.triton_kernels",
     ],
     package_dir={"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"},
-    package_data={"tunable_ops": ["py.typed", "train/configs/*.toml"], "tunable_ops.bench": ["results/schema.json"]},
+    package_data={
+        "tunable_ops": ["py.typed", "train/configs/*.toml"],
+        "tunable_ops.bench": ["results/schema.json"],
+        "tunable_ops.triton_kernels": ["tables/*.json"],
+    },
     **extensions(),
 )

@@ -13,7 +13,7 @@
 # 2: no GPU, or an unknown stage. Python: $PYTHON (default python3), with torch in it.
 set -uo pipefail
 
-ALL=(environment build tests tune operators networks scaling sanitizer)
+ALL=(environment build tests tune operators networks hopper scaling sanitizer)
 : "${LIMIT_environment:=30}" "${LIMIT_build:=150}" "${LIMIT_tests:=150}" "${LIMIT_tune:=60}" # seconds
 : "${LIMIT_operators:=150}" "${LIMIT_networks:=60}" "${LIMIT_scaling:=60}" "${LIMIT_sanitizer:=45}"
 TOTAL=525
@@ -68,6 +68,10 @@ run_tune() {
 }
 run_operators() { "${BENCH[@]}" --out "$OUT/operators.json" --plots "$OUT"; }
 run_networks() { "${BENCH[@]}" --suite networks --out "$OUT/networks.json"; }
+run_hopper() {
+    "${BENCH[@]}" --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph --providers tunable hopper-wide hopper-pair \
+        --out "$OUT/hopper.json" --plots "$OUT"
+}
 run_scaling() { "${BENCH[@]}" --suite scaling --providers tunable grouped-trick p-convolutions --out "$OUT/scaling.json" --plots "$OUT"; }
 run_sanitizer() {
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not here"; return 1; }

@@ -215,7 +215,7 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
                    const std::string& backend, const std::vector<bool>& mask) {
   if (backend != "cpp" || input.size(0) == 0) {  // an empty batch has nothing to be fast at
     return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
-                            activation, "torch", mask);
+                            activation, backend == "cpp" ? "torch" : backend, mask);
   }
   check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);

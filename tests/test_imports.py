@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.backends",
         "tunable_ops.models",
         "tunable_ops.reference",
+        "tunable_ops.triton_kernels",
     },
     "tunable_ops.cli": {
         "tunable_ops",
@@ -44,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.serialization",
         "tunable_ops.tiles",
         "tunable_ops.train",
+        "tunable_ops.triton_kernels",
     },
     "tunable_ops.triton_kernels": set(),
     "tunable_ops": {"tunable_ops.functional", "tunable_ops.losses", "tunable_ops.modules", "tunable_ops.reference"},

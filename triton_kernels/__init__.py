@@ -5,8 +5,11 @@ importing it needs neither triton nor a GPU.
 """
 
 import importlib.metadata
+import os
 
 REQUIRED_TRITON = (3, 6)
+# Triton decides when it is imported; with the interpreter, kernels take CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unavailable_reason() -> str | None:

@@ -14,7 +14,7 @@ One block computes tiles of TH output rows of 64 pixels, for BLOCK_O output chan
 A block's tiles are consecutive, so that it stays with one sample as long as it can.
 """
 
-# ruff: noqa: E741, RUF005 (O is the output channels everywhere here; kernels cannot unpack a tuple)
+# ruff: noqa: E741 (O is the output channels everywhere here; kernels cannot unpack a tuple)
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

@@ -6,9 +6,10 @@ from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 from tunable_ops.ops.tunable_conv3d import tunable_conv3d
 from tunable_ops.ops.tunable_conv_transpose2d import tunable_conv_transpose2d
 from tunable_ops.ops.tunable_linear import tunable_linear
-from tunable_ops.ops.tunable_parameter import tunable_parameter
+from tunable_ops.ops.tunable_parameter import blend_into, tunable_parameter
 
 __all__ = [
+    "blend_into",
     "tunable_conv1d",
     "tunable_conv2d",
     "tunable_conv3d",

@@ -5,7 +5,8 @@ import torch
 
 from tests.ops.conv2d_cases import Case
 from tunable_ops import backends, tunable_conv2d
-from tunable_ops.backends import cpp
+from tunable_ops.backends import cpp, triton
+from tunable_ops.ops import tunable_conv2d as conv2d_operator
 
 
 def test_default_and_named() -> None:
@@ -19,7 +20,18 @@ def test_default_and_named() -> None:
 def test_a_backend_that_is_not_there_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
     with pytest.raises(RuntimeError, match=f"backend must be one that can run here; got '{name}': .*backend=None"):
-        backends.select("tunable_conv2d", name)
+        backends.select("tunable_conv2d", name, torch.ones(1))
+
+
+def test_triton_names_what_it_takes() -> None:
+    pytest.importorskip("triton")
+    assert triton.unfit(torch.ones(1)) == (
+        "it takes CUDA tensors (CPU ones only where TRITON_INTERPRET=1 was set before the import), got one on cpu"
+    )
+    assert (
+        backends.unavailable_reason("tunable_conv3d", "triton")
+        == "this version has no triton kernel for tunable_conv3d"
+    )
 
 
 def test_unknown_name_lists_the_known() -> None:
@@ -33,6 +45,7 @@ def test_without_the_library_the_default_is_torch_and_everything_works(monkeypat
     tensors = Case().tensors("sample", torch.float32, channels_last=True)
     expected = tunable_conv2d(*tensors, padding=1, backend="torch")
     monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
+    monkeypatch.setattr(conv2d_operator, "_CHECKED", {})  # it keeps the choices of this process
     assert backends.select("tunable_conv2d", None, *tensors) == "torch"
     assert torch.equal(tunable_conv2d(*tensors, padding=1), expected)
 

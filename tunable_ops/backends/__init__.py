@@ -6,30 +6,30 @@ default chooses.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import Any
 
-from tunable_ops.backends import cpp
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from tunable_ops.backends import cpp, triton
 
 NAMES = ("torch", "reference", "cpp", "triton", "cuda")
+_KERNELS: dict[str, Any] = {"cpp": cpp, "triton": triton}
 
 
-def select(op: str, name: str | None, *tensors: "Tensor | None") -> str:
+def select(op: str, name: str | None, *tensors: Tensor | None) -> str:
     """Returns the name of the backend that serves `op`: the one asked for, or the fastest that can.
 
     Args:
         op: The operator.
         name: What the caller asked for.
-        tensors: Input, weight, bias and alpha, where the choice depends on them.
+        tensors: The operator's tensors (its input first), where the choice depends on them.
 
     Raises:
         ValueError: An unknown name.
         RuntimeError: A backend that cannot run here, or cannot serve these tensors.
     """
     if name is None:
-        return "cpp" if tensors and cpp.is_fastest(op, *tensors) else "torch"  # type: ignore[arg-type]
+        return next((n for n, kernels in _KERNELS.items() if tensors and kernels.is_fastest(op, *tensors)), "torch")
     if name in ("torch", "reference"):
         return name
     if name not in NAMES:
@@ -37,7 +37,7 @@ def select(op: str, name: str | None, *tensors: "Tensor | None") -> str:
         raise ValueError(f"{op}: backend must be None or one of {known}; got {name!r}")
     reason = unavailable_reason(op, name)
     if reason is None and tensors:
-        reason = cpp.unfit(*tensors)  # type: ignore[arg-type]
+        reason = _KERNELS[name].unfit(*tensors)
     if reason is None:
         return name
     raise RuntimeError(
@@ -50,9 +50,12 @@ def unavailable_reason(op: str, name: str) -> str | None:
     """Says why a backend cannot serve `op` here, or returns None if it can."""
     if name in ("torch", "reference"):
         return None
-    if name == "cpp":
-        return cpp.unavailable_reason(op)
-    if name == "triton":
-        triton_kernels = importlib.import_module("tunable_ops.triton_kernels")
-        return triton_kernels.unavailable_reason() or f"this version has no Triton kernel for {op}"
+    if name in _KERNELS:
+        reason: str | None = _KERNELS[name].unavailable_reason(op)
+        return reason
     return f"this version has no {name} kernel for {op}"
+
+
+def implementation(name: str, op: str) -> Any:
+    """The module of a backend that has `forward` and `backward` of an operator."""
+    return importlib.import_module(f"tunable_ops.backends.{name}.{op}")

@@ -33,19 +33,20 @@ def unavailable_reason(op: str) -> str | None:
     return _missing if _missing or op in OPS else f"this version has no cpp kernel for {op}"
 
 
-def unfit(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> str | None:
-    """Says why the operators cannot serve these tensors, which have passed the operator's checks."""
+def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+    """Says why the operators cannot serve these tensors (alpha the last), which have passed the operator's checks."""
+    alpha = others[-1] if others else None
     if input.device.type != "cpu":
         return f"it serves tensors on the CPU, and these are on {input.device}"
     if torch.is_autocast_enabled("cpu") or input.dtype is not torch.float32:
         return "it serves float32 without autocast"
-    if alpha.dim() > 2:
+    if alpha is not None and alpha.dim() > 2:
         return "it serves no alpha that is a map"
     return None
 
 
-def is_fastest(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> bool:
+def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
     """True where the default takes the C++ operators: channels_last, fp32, no map."""
-    if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, weight, bias, alpha) is not None:
+    if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, *others) is not None:
         return False
     return input.is_contiguous(memory_format=torch.channels_last)

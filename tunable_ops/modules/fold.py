@@ -146,10 +146,11 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
 def _blend_into(targets: Targets, lam: Tensor) -> None:
     """Blends every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
     alphas = blend_weights([layer.tuning for layer, _ in targets], lam)
-    for (_, pairs), alpha in zip(targets, alphas, strict=True):
-        for read, plain in pairs:
-            stack = read()
-            plain.copy_(functional.tunable_parameter(stack, alpha).view(plain.shape))
+    blends = [
+        (read(), alpha, plain) for (_, pairs), alpha in zip(targets, alphas, strict=True) for read, plain in pairs
+    ]
+    if blends:
+        functional.blend_into(*zip(*blends, strict=True))
 
 
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:

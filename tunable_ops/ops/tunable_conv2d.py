@@ -128,7 +128,11 @@ def _key(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *opt
 
 
 def _kernel(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
-    return torch_backend.forward(input, weight, bias, alpha, *options[:-1])
+    return _implementation(options[-1]).forward(input, weight, bias, alpha, *options[:-1])
+
+
+def _implementation(backend: str) -> Any:
+    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
 
 
 def _fake(
@@ -160,9 +164,10 @@ def _backward_kernel(
     alpha: Tensor,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    stride, padding, dilation, groups, activation, _, mask = options
-    geometry = (stride, padding, dilation, groups)
-    grads = torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *geometry, activation, mask)
+    *options_without_backend, backend, mask = options
+    grads = _implementation(backend).backward(
+        grad_output, saved, input, weight, bias, alpha, *options_without_backend, mask
+    )
     return tuple(grad_output.new_empty(0) if g is None else g for g in grads)
 
 

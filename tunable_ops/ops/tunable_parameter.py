@@ -1,5 +1,6 @@
 """tunable_parameter: the blend as an operator of its own, and the first half of the operators that premix."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
     Args:
         parameter: [P, *shape], float32, float16, bfloat16 or float64.
         alpha: [P] or [B, P], of the parameter's dtype or float32.
-        backend: None, "torch" or "reference".
+        backend: None for the fastest that can serve the call, or "torch", "reference", "triton".
 
     Returns:
         [*shape] or [B, *shape], of the parameter's dtype (autocast casts neither).
@@ -37,11 +38,29 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
         >>> tunable_parameter(scale, torch.tensor([0.5, 0.5]))
         tensor([2., 3.])
     """
-    chosen = backends.select(NAME, backend)
     _check(parameter, alpha)
+    chosen = backends.select(NAME, backend, parameter)
     if chosen == "reference" or registration.needs_composite():
         return registration.run_composite(reference.tunable_parameter, (parameter, alpha), 0)
     return _forward_op(parameter, alpha, chosen)
+
+
+def blend_into(stacks: Sequence[Tensor], alphas: Sequence[Tensor], blends: Sequence[Tensor]) -> None:
+    """Writes ``sum_p alphas[i][p] * stacks[i][p]`` into the plain tensors `blends`, without gradients.
+
+    On a GPU with Triton the whole network is one launch (per dtype and alignment of layouts); elsewhere one by one.
+
+    Args:
+        stacks: [P_i, *shape_i].
+        alphas: [P_i].
+        blends: As many elements as one kernel of the stack; overwritten at their addresses.
+    """
+    with torch.no_grad():
+        left: Sequence[int] = range(len(stacks))
+        if stacks and backends.select(NAME, None, stacks[0]) == "triton":
+            left = backends.implementation("triton", NAME).blend_many(stacks, alphas, blends)
+        for i in left:
+            blends[i].copy_(tunable_parameter(stacks[i], alphas[i]).view(blends[i].shape))
 
 
 def _check(parameter: Tensor, alpha: Tensor) -> None:
@@ -66,7 +85,11 @@ def _check(parameter: Tensor, alpha: Tensor) -> None:
 
 
 def _kernel(parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
-    return torch_backend.forward(parameter, alpha)
+    return _implementation(backend).forward(parameter, alpha)
+
+
+def _implementation(backend: str) -> Any:
+    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
 
 
 def _fake(parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
@@ -75,7 +98,7 @@ def _fake(parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
 
 
 def _backward_kernel(grad_output: Tensor, parameter: Tensor, alpha: Tensor, backend: str, mask: list[bool]) -> Any:
-    grads = torch_backend.backward(grad_output, parameter, alpha, (mask[0], mask[1]))
+    grads = _implementation(backend).backward(grad_output, parameter, alpha, (mask[0], mask[1]))
     return tuple(parameter.new_empty(0) if g is None else g for g in grads)
 
 

@@ -1,0 +1,127 @@
+"""The kernels in Triton's interpreter: values and every gradient against the definition, over the tiles' tails."""
+
+import pytest
+import torch
+from tunable_ops.triton_kernels import INTERPRETED
+
+from tests.ops.conv2d_cases import CASES, Case
+from tests.triton_kernels.kernel_cases import (
+    NOT_INTERPRETED,
+    check,
+    depthwise_cases,
+    expected,
+    run,
+    small_tiles,
+    tile_cases,
+)
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
+DEPTHWISE = CASES[8]
+SMALL = Case(channels=3, outputs=5, size=(4, 5), kernels=2)
+SMALL_DEPTHWISE = Case(channels=3, outputs=3, groups=3, size=(4, 5), kernels=2)
+
+
+def alternating(cases: list[Case]) -> list[tuple[Case, str, bool, torch.dtype]]:
+    """Each case with one kind of alpha, layout and dtype, in turns: the tails do not depend on them."""
+    kinds = [
+        ("shared", True, torch.float32),
+        ("sample", False, torch.float16),
+        ("sample", True, torch.float16),
+        ("shared", False, torch.float32),
+        ("sample", True, torch.float32),
+    ]
+    return [(case, *kinds[i % 5]) for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("case, alpha, channels_last, dtype", alternating(tile_cases() + depthwise_cases()), ids=str)
+def test_tails(case: Case, alpha: str, channels_last: bool, dtype: torch.dtype) -> None:
+    check(case, alpha, dtype, channels_last, tiles=small_tiles(case))
+
+
+# An interpreted block takes its time: depthwise cases and maps are fewer, and the largest batch comes once.
+@pytest.mark.parametrize(
+    "case, alpha",
+    [
+        *((c, a) for c in CASES[:-1] if c != DEPTHWISE for a in ("shared", "sample") if a == "sample" or c.groups < 4),
+        *((c, "map") for c in (CASES[0], CASES[2], CASES[5], CASES[6])),
+        (CASES[-1], "shared"),
+    ],
+    ids=str,
+)
+def test_cases(case: Case, alpha: str) -> None:
+    check(case, alpha, channels_last=alpha != "map")
+
+
+@pytest.mark.parametrize("kernels", [1, 2, 5, 16])
+@pytest.mark.parametrize("taps", [1, 2])
+def test_numbers_of_kernels(kernels: int, taps: int) -> None:
+    case = Case(channels=4, outputs=3, size=(3, 4), taps=(taps, taps), padding=(0, 0), kernels=kernels)
+    check(case, "sample")
+    if taps == 2:
+        check(case, "shared", torch.float16, channels_last=False)
+
+
+@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[6], SMALL_DEPTHWISE], ids=str)
+def test_premixed(case: Case, alpha: str) -> None:
+    check(case, alpha, algorithm="premix")
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("case", [SMALL, CASES[2], SMALL_DEPTHWISE], ids=str)
+def test_activations(case: Case, activation: str) -> None:
+    check(case, "sample", activation=activation)
+    check(case, "shared", algorithm="premix", activation=activation)
+
+
+@pytest.mark.parametrize("taps, stride, dilation, padding", [(3, 2, 1, 1), (3, 3, 2, 2), (2, 2, 3, 0), (4, 1, 1, 2)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_geometry(taps: int, stride: int, dilation: int, padding: int, groups: int) -> None:
+    case = Case(
+        channels=4,
+        outputs=4,
+        size=(7, 5),
+        taps=(taps, taps - 1),
+        stride=(stride, 1),
+        padding=(padding, 1),
+        dilation=(dilation, 1),
+        groups=groups,
+        kernels=2,
+    )
+    check(case, "sample", channels_last=groups != 2)
+
+
+def test_a_map_over_a_depthwise_convolution() -> None:
+    check(SMALL_DEPTHWISE, "map")
+
+
+def test_integers_are_exact() -> None:
+    """Small integers are exact in every dtype, so that an index that is off by one cannot hide in rounding."""
+    for case, alpha in ((SMALL, "shared"), (CASES[5], "sample"), (SMALL_DEPTHWISE, "sample")):
+        tensors = [None if t is None else torch.randint(-2, 3, t.shape).half() for t in case.tensors(alpha)]
+        grad = torch.randint(-2, 3, (case.batch, case.outputs, *case.grid)).half()
+        values = run(case, tensors, grad, "fused")
+        for value, ref in zip(values, expected(case, tensors, grad, torch.float64, "none"), strict=True):
+            assert (value is None) == (ref is None)
+            assert value is None or torch.equal(value.double(), ref)
+
+
+def test_the_gradient_in_parts_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial sums over the pixels, and a batch whose gradients do not fit into the workspace at once."""
+    from tunable_ops.backends.torch import per_sample
+    from tunable_ops.backends.triton import tunable_conv2d
+
+    monkeypatch.setattr(tunable_conv2d, "choose_splits", lambda *args: 3)
+    for case in (SMALL, SMALL_DEPTHWISE):
+        check(case, "shared", torch.float16)
+        monkeypatch.setattr(per_sample, "CHUNK_BYTES", 4 * 27 * case.outputs)
+        check(case, "sample", torch.float16, algorithm="premix")
+        monkeypatch.setattr(per_sample, "CHUNK_BYTES", 64 << 20)
+
+
+def test_same_bits_twice() -> None:
+    tensors = SMALL.tensors("sample", torch.float32)
+    grad = torch.randn(SMALL.batch, SMALL.outputs, *SMALL.grid)
+    for a, b in zip(run(SMALL, tensors, grad, "fused"), run(SMALL, tensors, grad, "fused"), strict=True):
+        assert a is not None
+        assert torch.equal(a, b)

@@ -1,0 +1,63 @@
+"""Tuning, as far as it goes without a GPU: all candidates of a problem compute the same; the list for an audit."""
+
+import pytest
+import torch
+from tunable_ops.triton_kernels import INTERPRETED
+
+from tests.triton_kernels.kernel_cases import NOT_INTERPRETED
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a CUDA device")
+def test_needs_a_gpu() -> None:
+    pytest.importorskip("triton")
+    from tunable_ops.triton_kernels.tune import tune
+
+    with pytest.raises(RuntimeError, match="tune: the kernels must be able to run here: it needs a CUDA device"):
+        tune([])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
+@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize("direction", ["forward", "input", "weight"])
+@pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise"])
+def test_candidates_agree(kind: str, direction: str, alpha: str) -> None:
+    from tunable_ops.triton_kernels.choose_algorithm import Problem
+    from tunable_ops.triton_kernels.problems import make_operands
+    from tunable_ops.triton_kernels.tune import _candidates
+
+    if kind == "pointwise" and direction == "weight":
+        kind = "dense"
+    sizes = (1, 1, 3) if kind == "depthwise" else (3, 5, 1)
+    taps = (1, 1) if kind == "pointwise" else (3, 3)
+    problem = Problem(direction, kind, alpha, "float32", "nhwc", 2, 2, *sizes, taps, (1, 1), (4, 3))
+    operands = make_operands(problem, "cpu")
+    if direction != "forward":
+        operands.y.normal_()
+    expected = None
+    # One of a kind, and the last, the library where there is one: an interpreted launch takes its time.
+    tried = list(_candidates(problem, operands))
+    for _, run, result in [tried[0], tried[-1]]:
+        run()
+        value = result().float()
+        expected = value if expected is None else expected
+        torch.testing.assert_close(value, expected)
+
+
+def test_configurations_are_distinct_and_complete() -> None:
+    pytest.importorskip("triton")
+    from tunable_ops.triton_kernels.configurations import configurations
+
+    found = list(configurations())
+    assert len({c.name for c in found}) == len(found)
+    kernels = {c.fn.__name__ for c in found}
+    assert kernels == {
+        "_tunable_conv2d_forward_kernel",
+        "_tunable_conv2d_pointwise_kernel",
+        "_tunable_conv2d_depthwise_kernel",
+        "_tunable_conv2d_weight_kernel",
+        "_tunable_conv2d_depthwise_weight_kernel",
+        "_tunable_parameter_forward_kernel",
+        "_tunable_parameter_many_kernel",
+        "_tunable_parameter_backward_kernel",
+    }
+    assert {c.fn.__name__ for c in found if c.quick} >= kernels - {"_tunable_parameter_many_kernel"}

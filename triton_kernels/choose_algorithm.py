@@ -1,0 +1,220 @@
+"""The rule that picks algorithm and tiles for a call: the GPU's measured table, else a heuristic.
+
+fused   one kernel blends and convolves
+premix  one launch blends the kernels into a workspace; then the library's convolution, or, where every sample has a
+        kernel of its own, the convolution kernel on blended kernels
+
+The heuristic rests on machine code and arithmetic, on no measurement: blending in the kernel costs P/BLOCK_M
+multiply-adds per multiply-add of the product, P tiles of shared memory per stage, and saves a launch.
+"""
+
+import json
+import math
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tunable_ops.triton_kernels.launch import Config, cdiv
+
+# Shared memory of a block in bytes: what GPUs from compute capability 8.0 on all have, and what lets two blocks share
+# a multiprocessor of the larger ones.
+SHARED_MEMORY = 99 << 10
+# The most kernels that are blended within the convolution.
+FUSED_KERNELS = 4
+# Up to this many channels the library's convolutions are far from their best, beyond it near.
+FUSED_CHANNELS = 128
+
+
+class Problem(NamedTuple):
+    """What the choice depends on; also the key of a table's entry."""
+
+    direction: str  # forward, input or weight
+    kind: str  # dense, pointwise or depthwise
+    alpha: str  # shared, sample, map or none (blended before)
+    dtype: str  # float32, tf32, float16 or bfloat16
+    layout: str  # nhwc or nchw
+    batch: int
+    kernels: int
+    inputs: int  # of a group, as the product sees them: what is summed over
+    outputs: int  # of a group
+    groups: int
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    size: tuple[int, int]  # of the result, or for the weight gradient of grad_output
+
+
+class Choice(NamedTuple):
+    """An algorithm and the tiles of its kernel."""
+
+    algorithm: str
+    config: Config
+
+
+TABLES = Path(__file__).parent / "tables"
+VERSION = 1
+# An entry serves problems whose sizes differ from its own by this many doublings in all.
+NEAR = 2.0
+
+
+@lru_cache(maxsize=4096)
+def choose_algorithm(problem: Problem, device: str = "") -> Choice:
+    """Names the algorithm and the configuration of its kernel for a problem, on the GPU of that name."""
+    entries = load_table(TABLES / table_name(device)) if device else {}
+    near = min(entries, key=lambda entry: distance(problem, entry), default=None)
+    if near is not None and distance(problem, near) <= NEAR:
+        return entries[near]
+    return Choice(default_algorithm(problem), default_config(problem))
+
+
+def distance(problem: Problem, entry: Problem) -> float:
+    """Doublings of work between two problems; infinite where they differ in kind."""
+    same = ("direction", "kind", "alpha", "dtype", "layout", "taps", "stride")
+    if any(getattr(problem, name) != getattr(entry, name) for name in same):
+        return math.inf
+    return sum(abs(math.log2(a / b)) for a, b in zip(_sizes(problem), _sizes(entry), strict=True))
+
+
+def _sizes(problem: Problem) -> tuple[int, ...]:
+    pixels = problem.size[0] * problem.size[1]
+    return problem.batch, problem.kernels, problem.inputs, problem.outputs, problem.groups, pixels
+
+
+def table_name(device: str) -> str:
+    """The file of a GPU's table, by the name that the driver gives it."""
+    return "".join(c if c.isalnum() else "_" for c in device.lower()) + ".json"
+
+
+@lru_cache(maxsize=8)
+def load_table(path: Path) -> dict[Problem, Choice]:
+    """Reads a table that `tune` wrote; none, a damaged one or one of another version is empty, the last two warn."""
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text())
+        if table["version"] != VERSION:
+            raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
+        return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
+        return {}
+
+
+def _to_problem(fields: dict[str, Any]) -> Problem:
+    problem = Problem(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    sizes = (*_sizes(problem), *problem.taps, *problem.stride)
+    if not all(type(n) is int and n > 0 for n in sizes):
+        raise ValueError(f"sizes of a problem must be positive ints; got {problem}")
+    return problem
+
+
+def _to_config(entry: dict[str, Any]) -> Config:
+    config = Config(*entry["config"])
+    if entry["algorithm"] not in ("fused", "premix"):
+        raise ValueError(f"algorithm must be 'fused' or 'premix'; got {entry['algorithm']!r}")
+    if not all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in config[:4]) or type(config.num_stages) is not int:
+        raise ValueError(f"config must be powers of two and stages; got {entry['config']!r}")
+    return config
+
+
+def default_algorithm(problem: Problem) -> str:
+    """The algorithm for a problem without a measurement."""
+    if problem.kind == "depthwise" or problem.alpha in ("map", "none"):
+        return "fused"
+    if problem.direction == "weight":  # nothing is blended: our kernel for one gradient per sample, or the library's
+        return "fused" if problem.alpha == "sample" else "premix"
+    if problem.kernels > FUSED_KERNELS:
+        return "premix"
+    if problem.alpha == "sample":
+        return "fused"
+    # One kernel for all samples: the library can take over once it is blended.
+    if problem.dtype == "float32" or (problem.layout == "nchw" and problem.kind == "dense") or problem.groups > 1:
+        return "premix"
+    if problem.direction == "input" and problem.stride != (1, 1):  # ours multiplies the zeros between the rows
+        return "premix"
+    return "fused" if max(problem.inputs, problem.outputs) <= FUSED_CHANNELS else "premix"
+
+
+def default_config(problem: Problem) -> Config:
+    """Tiles for a problem without a measurement."""
+    if problem.kind == "depthwise":
+        return _depthwise_config(problem)
+    if problem.direction == "weight":
+        return _weight_config(problem)
+    kernels = 1 if problem.alpha in ("map", "none") else problem.kernels
+    pixels = problem.size[0] * problem.size[1]
+    if problem.alpha == "shared":
+        pixels *= problem.batch
+    depth = problem.inputs * problem.taps[0] * problem.taps[1]
+    narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
+    block_m = _power(pixels, 16, 64 if narrow else 128)
+    block_n = _power(problem.outputs, 16, 64)
+    block_k = next((k for k in (64, 32) if problem.inputs % k == 0), _power(depth, 16, 64))
+    if narrow:
+        block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
+    elif problem.dtype == "tf32" or kernels > FUSED_KERNELS:
+        block_k = min(block_k, 32)
+    warps = 4
+    if not narrow and block_m == 128 and problem.outputs % 128 == 0 and kernels <= 2 and pixels >= 1 << 15:
+        block_n, block_k, warps = 128, 32, 8
+    return fit_stages(Config(block_m, block_n, block_k, warps, 3), kernels, problem.dtype)
+
+
+def _weight_config(problem: Problem) -> Config:
+    columns = problem.inputs * problem.taps[0] * problem.taps[1]
+    narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
+    block_m = _power(problem.outputs, 16, 64)
+    block_n = _power(columns, 16, 64 if narrow else 128)
+    block_k = _power(problem.size[0] * problem.size[1], 16, 64)
+    if narrow:
+        block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
+    # 64 x 64 with 4 warps: ptxas spills a few registers on sm_80.
+    warps = 8 if not narrow and block_m == block_n == 64 else 4
+    return fit_stages(Config(block_m, block_n, block_k, warps, 3), 1, problem.dtype)
+
+
+def choose_splits(problem: Problem, config: Config, processors: int, limit: int) -> int:
+    """How many partial sums make up one weight gradient: enough blocks for the GPU, enough pixels for each.
+
+    Args:
+        problem: In the direction "weight".
+        config: Tiles of its kernel.
+        processors: Of the GPU.
+        limit: The most sums that the workspace holds.
+    """
+    sums = 1 if problem.alpha == "shared" else problem.batch
+    pixels = problem.size[0] * problem.size[1] * (problem.batch if sums == 1 else 1)
+    columns = problem.inputs * problem.taps[0] * problem.taps[1]
+    if problem.kind == "depthwise":
+        blocks, steps = cdiv(problem.groups * problem.outputs, config.block_k), cdiv(pixels, config.block_n)
+    else:
+        blocks = problem.groups * cdiv(problem.outputs, config.block_m) * cdiv(columns, config.block_n)
+        steps = cdiv(pixels, config.block_k)
+    return max(1, min(cdiv(4 * processors, blocks * sums), steps // 8, limit))
+
+
+def fit_stages(config: Config, kernels: int, dtype: str) -> Config:
+    """The configuration with as many stages as shared memory holds: a stage keeps a tile of pixels and P of kernels."""
+    item = 4 if dtype in ("float32", "tf32") else 2
+    operands = config.block_k * (config.block_m + config.block_n) * item
+    stage = config.block_k * (config.block_m + kernels * config.block_n) * item
+    stages = max(1, min(config.num_stages, 1 + (SHARED_MEMORY - operands) // stage))
+    return config._replace(num_stages=stages)
+
+
+def _depthwise_config(problem: Problem) -> Config:
+    height, width = problem.size
+    if problem.layout == "nhwc":
+        return Config(_power(height, 4, 16), 8, _power(problem.outputs * problem.groups, 8, 64), 2, 1)
+    return Config(_power(height, 4, 16), _power(width, 16, 128), cdiv(128, _power(width, 16, 128)), 2, 1)
+
+
+def _power(value: int, low: int, high: int) -> int:
+    """The smallest power of two that holds `value`, within limits."""
+    return max(low, min(high, 1 << max(0, value - 1).bit_length()))
+
+
+def dtype_name(dtype: torch.dtype, precision: str) -> str:
+    """The name of a problem's dtype: fp32 that may be rounded to tf32 has one of its own."""
+    return precision if precision == "tf32" else str(dtype).removeprefix("torch.")

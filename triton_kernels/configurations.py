@@ -1,0 +1,180 @@
+"""Every specialisation of the kernels that the rule or a tuned table can choose, for an audit of their machine code.
+
+A configuration is a launch on tensors without storage, so that types, constants and divisibility are those of a real
+one. The problems are one per path through the kernels; what tuning tries is listed for the usual shape of each.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tunable_ops.triton_kernels.choose_algorithm import Problem, default_algorithm, default_config
+from tunable_ops.triton_kernels.launch import Launch
+from tunable_ops.triton_kernels.problems import candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.tunable_parameter import (
+    plan_tunable_parameter_backward,
+    plan_tunable_parameter_forward,
+    plan_tunable_parameter_many,
+)
+
+ARCHS = (80, 90, 100)
+# The tensor cores' instructions: mma.sync, wgmma, tcgen05.mma.
+TENSOR_CORES = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)}
+
+
+@dataclass(frozen=True)
+class LaunchConfiguration:
+    """One specialisation of one kernel.
+
+    Attributes:
+        name: Unique.
+        launch: As a call with these tensors would run it.
+        tensor_cores: Whether the kernel is expected to use them: all but depthwise ones, blends and fp32.
+        quick: Whether it belongs to the representative subset.
+        archs: The architectures it can be chosen on.
+    """
+
+    name: str
+    launch: Launch
+    tensor_cores: bool
+    quick: bool = False
+    archs: tuple[int, ...] = ARCHS
+    is_gluon: bool = False
+
+    @property
+    def fn(self) -> Any:
+        """The kernel."""
+        return self.launch.kernel
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a block."""
+        return self.launch.num_warps
+
+    @property
+    def num_stages(self) -> int:
+        """Depth of the pipeline."""
+        return self.launch.num_stages
+
+    @property
+    def constexprs(self) -> dict[Any, Any]:
+        """Constants, and the arguments that a launch specialises because they are 1, by their place."""
+        return self.launch.source().constants
+
+    def types(self) -> dict[str, Any]:
+        """The signature."""
+        return self.launch.source().signature
+
+    def attributes(self) -> dict[tuple[int, ...], Any]:
+        """The multiples of 16."""
+        return self.launch.source().attrs
+
+    def expected_on(self, arch: int) -> tuple[str, ...]:
+        """The instructions that the machine code must contain; tiles under 64 rows take mma.sync everywhere."""
+        if not self.tensor_cores:
+            return ()
+        rows = self.launch.constants["BLOCK_M"]
+        if arch == 90 and rows < 64:
+            return ("HMMA",)
+        if arch == 100 and rows < 128:
+            return TENSOR_CORES[100] if rows == 64 else ("HMMA",)
+        return TENSOR_CORES[arch]
+
+
+def problems() -> Iterator[tuple[Problem, bool]]:
+    """(problem, whether it is one of the representative few)."""
+    shape = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 32, 2, 64, 64, 1, (3, 3), (1, 1), (56, 56))
+    one = {"kind": "pointwise", "taps": (1, 1)}
+    deep = {"kind": "depthwise", "inputs": 1, "outputs": 1, "groups": 64}
+    for direction in ("forward", "input", "weight"):
+        for kind in ({}, one, deep):
+            base = shape._replace(direction=direction, **kind)
+            if direction == "weight" and kind is one:
+                base = base._replace(kind="dense")
+            yield base, True
+            yield base._replace(alpha="shared"), False
+            yield base._replace(layout="nchw"), False
+            yield base._replace(dtype="float16", stride=(2, 2) if kind is not one else (1, 1)), False
+            for dtype in ("float32", "tf32"):
+                yield base._replace(dtype=dtype), False
+            if direction == "weight":
+                continue
+            yield base._replace(alpha="none"), direction == "forward" and not kind
+            if direction == "forward":
+                yield base._replace(alpha="map"), False
+            for kernels in (1, 3, 4, 16):
+                yield base._replace(kernels=kernels), kernels == 4 and not kind and direction == "forward"
+    for inputs, outputs in ((3, 64), (64, 3), (16, 16), (32, 32), (48, 48), (96, 96), (128, 128), (256, 256)):
+        for direction in ("forward", "input", "weight"):
+            for kind in ({}, one if direction != "weight" else {}):
+                a, b = (outputs, inputs) if direction == "input" else (inputs, outputs)
+                yield shape._replace(direction=direction, inputs=a, outputs=b, **kind), False
+    yield shape._replace(kind="dense", inputs=16, outputs=16, groups=4), False
+    yield shape._replace(size=(7, 7)), False
+    yield shape._replace(alpha="shared", size=(7, 9)), False
+    yield shape._replace(**(deep | {"taps": (7, 7)})), False
+    yield shape._replace(**(deep | {"direction": "weight", "taps": (7, 7)})), False
+
+
+def configurations() -> Iterator[LaunchConfiguration]:
+    """Every distinct one; the names tell problem and tiles."""
+    seen = set()
+    for problem, quick in problems():
+        if problem.alpha == "shared" and default_algorithm(problem) == "premix" and problem.direction == "weight":
+            continue  # the library's
+        operands = make_operands(problem, "meta")
+        tiles = candidates(problem) if quick else [default_config(problem)]
+        for index, config in enumerate(tiles):
+            launch = plan_problem(problem, operands, config)
+            launch.constants.update(
+                {"PRECISION": "tf32" if problem.dtype == "tf32" else "ieee"} if _has_dot(launch) else {}
+            )
+            name = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))
+            if name not in seen:
+                seen.add(name)
+                yield LaunchConfiguration(
+                    name, launch, _has_dot(launch) and problem.dtype != "float32", quick and index == 0
+                )
+    yield from _blends()
+
+
+def name_of(problem: Problem) -> str:
+    """Such as `forward-dense-sample-bfloat16-nhwc-B32-P2-C64-O64-k3x3-56x56`."""
+    p = problem
+    text = f"{p.direction}-{p.kind}-{p.alpha}-{p.dtype}-{p.layout}-B{p.batch}-P{p.kernels}-C{p.inputs}-O{p.outputs}"
+    text += f"-g{p.groups}" if p.groups > 1 else ""
+    text += f"-k{p.taps[0]}x{p.taps[1]}"
+    text += f"-s{p.stride[0]}{p.stride[1]}" if p.stride != (1, 1) else ""
+    return f"{text}-{p.size[0]}x{p.size[1]}"
+
+
+def _has_dot(launch: Launch) -> bool:
+    return "PRECISION" in launch.constants
+
+
+def _blends() -> Iterator[LaunchConfiguration]:
+    for dtype in (torch.bfloat16, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def fp32(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, device="meta")
+
+        many = plan_tunable_parameter_many(
+            torch.empty(9, 6, dtype=torch.int64, device="meta"),
+            torch.empty(9, 2, dtype=torch.int32, device="meta"),
+            fp32(9),
+            dtype,
+        )
+        yield LaunchConfiguration(f"blend-many-{kind}", many, False)
+        for kernels in (1, 2, 3, 16):
+            weight, alpha = empty(kernels, 36864), fp32(32, kernels)
+            launch = plan_tunable_parameter_forward(weight, empty(kernels, 64), alpha, empty(32, 36864), empty(32, 64))
+            yield LaunchConfiguration(f"blend-{kind}-P{kernels}", launch, False, kernels == 2)
+            launch = plan_tunable_parameter_backward(
+                fp32(32, 4, 36864), weight, alpha, empty(kernels, 36864), fp32(9, 32, kernels)
+            )
+            yield LaunchConfiguration(f"contract-{kind}-P{kernels}", launch, False, kernels == 2)

@@ -1,0 +1,170 @@
+"""What the launchers share: configurations, geometry, precision and the device guard."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Offsets within a sample, and the rows of a whole batch, are 32-bit.
+INDEX_LIMIT = (1 << 31) - (1 << 12)
+Strides = tuple[int, ...]
+
+
+class Config(NamedTuple):
+    """Tile sizes and how a block runs them; what M, N and K are is each kernel's own."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel, complete but not yet run: what an audit compiles and what `run` starts."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]  # tensors, ints and tuples of ints
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Launches on the current stream of the first tensor's device."""
+        with on_device(self.arguments[0]):
+            self.kernel[self.grid](
+                *self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+            )
+
+    def source(self) -> Any:
+        """What `triton.compile` takes, specialised as a launch with these arguments is (pointers 16-byte aligned)."""
+        from triton.compiler import ASTSource
+
+        names = self.kernel.arg_names
+        signature: dict[str, Any] = {}
+        constants = {(names.index(name),): value for name, value in self.constants.items()}
+        attributes: dict[tuple[int, ...], Any] = {}
+        for i, (name, value) in enumerate(zip(names, self.arguments, strict=False)):
+            signature[name] = _signature(value, (i,), constants, attributes)
+        signature |= dict.fromkeys(self.constants, "constexpr")
+        return ASTSource(self.kernel, signature, constants, attributes)
+
+
+# Signature of a pointer, and the name of its elements in triton.language.
+POINTERS = {
+    torch.float32: ("*fp32", "float32"),
+    torch.float16: ("*fp16", "float16"),
+    torch.bfloat16: ("*bf16", "bfloat16"),
+    torch.int32: ("*i32", "int32"),
+    torch.int64: ("*i64", "int64"),
+}
+
+
+def _signature(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+    """The type of one argument; ones become constants, and multiples of 16 are marked, as the launch does."""
+    if isinstance(value, tuple):
+        return tuple(_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value))
+    if isinstance(value, Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return POINTERS[value.dtype][0]
+    if value == 1:
+        constants[path] = 1
+        return "constexpr"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+class Geometry(NamedTuple):
+    """How taps meet the input: rows oh * stride - padding + r * dilation of the input with zeros put between its rows.
+
+    `upsample` is the distance of the input's rows after that, and `flip` reads the taps from the last to the first.
+    Both serve the input gradient alone.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    upsample: tuple[int, int] = (1, 1)
+    flip: bool = False
+
+    def gradient(self, taps: tuple[int, int]) -> "Geometry":
+        """The geometry of the input gradient: that of the same operator, on grad_output with the taps flipped."""
+        padding = tuple(d * (k - 1) - p for p, d, k in zip(self.padding, self.dilation, taps, strict=True))
+        return Geometry((1, 1), padding, self.dilation, self.stride, True)  # type: ignore[arg-type]
+
+    def flat(self) -> Strides:
+        """The eight integers as kernels take them."""
+        return (*self.stride, *self.padding, *self.dilation, *self.upsample)
+
+
+class Stack(NamedTuple):
+    """Kernels as a launch reads them: strides, and how they are blended.
+
+    ALPHA: "none" (blended before), "shared", "sample" or "map".
+    """
+
+    kind: str
+    kernels: int
+    strides: Strides  # sample, kernel, then the stack's own
+    bias_strides: Strides  # sample, kernel
+    alpha_strides: Strides  # sample, kernel
+
+
+def describe(weight: Tensor, bias: Tensor | None, alpha: Tensor | None) -> Stack:
+    """Tells how the P kernels of `weight`, or without alpha its 1 or B blended kernels, are read."""
+    first, *inner = weight.stride()
+    bias_first = 0 if bias is None else bias.stride(0)
+    if alpha is None:
+        per_sample = weight.shape[0] > 1
+        return Stack("none", 1, (first if per_sample else 0, 0, *inner), (bias_first if per_sample else 0, 0), (0, 0))
+    kinds = {1: "shared", 2: "sample", 4: "map"}
+    strides = alpha.stride() if alpha.dim() > 1 else (0, alpha.stride(0))
+    return Stack(kinds[alpha.dim()], weight.shape[0], (0, first, *inner), (0, bias_first), tuple(strides[:2]))
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """How `tl.dot` multiplies: fp32 as torch's convolutions are set on CUDA; one name for the 16-bit types."""
+    if dtype != torch.float32:
+        return "ieee"
+    read = torch._C._get_fp32_precision_getter  # the getter behind torch.backends.cudnn.conv, which is slower
+    precision = read("cuda", "conv")
+    if precision == "none":
+        precision = read("generic", "all")
+    return "tf32" if precision == "tf32" else "ieee"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's device current: Triton launches on the current device and stream."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def cdiv(a: int, b: int) -> int:
+    """A / b rounded up."""
+    return -(-a // b)
+
+
+def extent(tensor: Tensor) -> int:
+    """Elements from the first to the last of one sample [C, H, W], both included."""
+    (_, channels, height, width), (_, x_sc, x_sh, x_sw) = tensor.shape, tensor.stride()
+    return (channels - 1) * x_sc + (height - 1) * x_sh + (width - 1) * x_sw + 1
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """Of the tensor's GPU; the interpreter has one."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def device_name(tensor: Tensor) -> str:
+    """Name of the tensor's GPU, which its table goes by; empty for other devices."""
+    return _device_name(tensor.get_device()) if tensor.is_cuda else ""
+
+
+@lru_cache
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)

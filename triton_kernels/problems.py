@@ -1,0 +1,124 @@
+"""From a problem to tensors and a launch: what tuning measures and an audit compiles."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tunable_ops.triton_kernels.choose_algorithm import (
+    Problem,
+    choose_splits,
+    default_config,
+    fit_stages,
+)
+from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, multiprocessors
+from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward, plan_tunable_conv2d_input
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_pointwise import plan_tunable_conv2d_pointwise
+from tunable_ops.triton_kernels.tunable_conv2d_weight import (
+    plan_tunable_conv2d_depthwise_weight,
+    plan_tunable_conv2d_weight,
+)
+
+WORKSPACE = 64 << 20
+
+
+class Operands(NamedTuple):
+    """Tensors of the convolution itself, whatever the direction; weight without alpha is blended."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    alpha: Tensor | None
+    y: Tensor
+    geometry: Geometry
+
+
+def make_operands(problem: Problem, device: str | torch.device) -> Operands:
+    """Random tensors of a problem ("meta": none), "same" padding."""
+    dtype = torch.float32 if problem.dtype == "tf32" else getattr(torch, problem.dtype)
+    inputs, outputs = problem.inputs, problem.outputs
+    if problem.direction == "input":
+        inputs, outputs = outputs, inputs
+    kh, kw = problem.taps
+    padding = (kh // 2, kw // 2)
+    if problem.direction == "input":
+        size = problem.size
+    else:  # the smallest input that gives the grid
+        size = tuple(
+            max(1, (n - 1) * s + k - 2 * p)
+            for n, s, k, p in zip(problem.size, problem.stride, problem.taps, padding, strict=True)
+        )
+    grid = [(n + 2 * p - k) // s + 1 for n, s, k, p in zip(size, problem.stride, problem.taps, padding, strict=True)]
+    memory_format = torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format
+    kernels = problem.kernels
+    if problem.alpha == "none":
+        kernels = problem.batch
+    options = {"device": device, "dtype": dtype}
+    x = torch.randn(problem.batch, inputs * problem.groups, *size, **options)
+    y = torch.empty(problem.batch, outputs * problem.groups, *grid, **options)
+    weight = torch.randn(kernels * outputs * problem.groups, inputs, kh, kw, **options)
+    weight = weight.contiguous(memory_format=memory_format).unflatten(0, (kernels, -1))
+    shapes = {"shared": (kernels,), "sample": (problem.batch, kernels), "map": (problem.batch, kernels, *grid)}
+    alpha = None if problem.alpha == "none" else torch.rand(shapes[problem.alpha], device=device)
+    return Operands(
+        x.contiguous(memory_format=memory_format),
+        weight,
+        torch.randn(kernels, outputs * problem.groups, **options),
+        alpha,
+        y.contiguous(memory_format=memory_format),
+        Geometry(problem.stride, padding, (1, 1)),
+    )
+
+
+def plan_problem(problem: Problem, operands: Operands, config: Config) -> Launch:
+    """The launch that solves a problem with a configuration."""
+    x, weight, bias, alpha, y, geometry = operands
+    groups = problem.groups
+    if problem.direction == "weight":
+        sums = 1 if problem.alpha == "shared" else problem.batch
+        size = weight[0].numel()
+        limit = max(1, WORKSPACE // (4 * size * sums))
+        splits = choose_splits(problem, config, multiprocessors(x), limit)
+        strides = (splits * size, size, *weight.stride()[1:])
+        partial = torch.empty(sums * splits * size, device=x.device).as_strided(
+            (sums, splits, *weight.shape[1:]), strides
+        )
+        if problem.kind == "depthwise":
+            return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config)
+        return plan_tunable_conv2d_weight(y, x, partial, geometry, groups, config)
+    backwards = problem.direction == "input"
+    if problem.kind == "depthwise":
+        if backwards:
+            geometry = geometry.gradient(problem.taps)
+            return plan_tunable_conv2d_depthwise(y, weight, None, alpha, x, geometry, "none", config)
+        return plan_tunable_conv2d_depthwise(x, weight, bias, alpha, y, geometry, "none", config)
+    if problem.kind == "pointwise":
+        if backwards:
+            return plan_tunable_conv2d_pointwise(y, weight, None, alpha, x, groups, "none", config, transposed=True)
+        return plan_tunable_conv2d_pointwise(x, weight, bias, alpha, y, groups, "none", config)
+    if backwards:
+        return plan_tunable_conv2d_input(y, weight, alpha, x, geometry, groups, config)
+    return plan_tunable_conv2d_forward(x, weight, bias, alpha, y, geometry, groups, "none", config)
+
+
+def candidates(problem: Problem) -> list[Config]:
+    """The configurations that tuning tries for a problem; the heuristic's first."""
+    first = default_config(problem)
+    if problem.kind == "depthwise":
+        tries = [
+            first._replace(block_m=rows, block_n=width, num_warps=warps)
+            for rows in (8, 16, 32)
+            for width in ((4, 8, 16) if problem.layout == "nhwc" else (64, 128, 256))
+            for warps in (2, 4)
+        ]
+    else:
+        kernels = 1 if problem.alpha in ("map", "none") or problem.direction == "weight" else problem.kernels
+        tries = [first._replace(num_stages=stages) for stages in (2, 4)]
+        # Larger tiles only where they are filled, and only those that do not spill (checked in machine code).
+        if problem.dtype in ("float16", "bfloat16") and problem.layout == "nhwc" and problem.alpha != "map":
+            tries += [first._replace(block_m=64), first._replace(block_k=32)]
+            if problem.direction != "weight":
+                tries += [Config(256, first.block_n, first.block_k, 8, 3)]
+                tries += [Config(128, 128, 32, 8, 3)] if problem.outputs >= 128 and kernels <= 2 else []
+        tries = [fit_stages(config, kernels, problem.dtype) for config in tries]
+    return list(dict.fromkeys([first, *tries]))

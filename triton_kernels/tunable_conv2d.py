@@ -1,0 +1,264 @@
+"""tunable_conv2d, dense: an implicit matrix product of pixels [M, K] with the blended kernel [K, N].
+
+M are output pixels of one sample (or, for a kernel that all samples share, of the whole batch), K the taps times the
+input channels of a group, N its outputs. The P kernels' tiles are blended in fp32 on their way into the product and go
+through shared memory as its second operand: as the first one they would go to wgmma from registers, which Triton 3.6
+and ptxas 12.9 get wrong.
+
+The same kernel computes the input gradient: taps flipped, kernel transposed, and zeros between the rows of
+grad_output where the convolution was strided (`upsample`).
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from tunable_ops.triton_kernels.blocks import activate, load_alphas, load_kernel, source
+from tunable_ops.triton_kernels.launch import (
+    INDEX_LIMIT,
+    Config,
+    Geometry,
+    Launch,
+    cdiv,
+    describe,
+    input_precision,
+)
+
+
+@triton.jit
+def _tunable_conv2d_forward_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    alpha_ptr,
+    y_ptr,
+    sizes,  # H, W of the input; OH, OW; pixels along M; outputs of a group
+    x_strides,  # sample, channel, row, column
+    w_strides,  # sample, kernel, group, input, output, row, column
+    y_strides,  # sample, channel, row, column
+    bias_strides,  # sample, kernel
+    alpha_strides,  # sample, kernel
+    geometry,  # stride, padding, dilation, upsampling factor; (rows, columns) each
+    tiles,  # along M, along N, groups
+    C: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    P: tl.constexpr,
+    ALPHA: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    FLIP: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    H, W, OH, OW, pixels, outputs = sizes
+    x_sb, x_sc, x_sh, x_sw = x_strides
+    w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw = w_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, up_h, up_w = geometry
+    tiles_m, tiles_n, groups = tiles
+    dtype = x_ptr.dtype.element_ty
+
+    pid = tl.program_id(0)
+    tile_n = pid % tiles_n
+    tile_m = pid // tiles_n % tiles_m
+    group = pid // (tiles_n * tiles_m) % groups
+    b = (pid // (tiles_n * tiles_m * groups)).to(tl.int64)
+
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < pixels
+    pixel = offs_m
+    sample = 0
+    if WHOLE:  # the rows of a tile may belong to several samples
+        sample = offs_m // (OH * OW)
+        pixel = offs_m % (OH * OW)
+        if WIDE:
+            sample = sample.to(tl.int64)
+    oh, ow = pixel // OW, pixel % OW
+    # Rows past the end lie far outside the picture, so that one mask serves both.
+    h_0 = tl.where(mask_m, oh * stride_h - pad_h, -(1 << 30))
+    w_0 = ow * stride_w - pad_w
+    x_ptr += b * x_sb + group * C * x_sc
+    x_rows = sample * x_sb + tl.zeros([BLOCK_M], tl.int32)
+    if not UPSAMPLE:
+        # Where the sum wraps around, the row is masked.
+        x_rows += (oh * stride_h - pad_h) * x_sh + w_0 * x_sw
+
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < outputs
+    w_ptr += b * w_sb + group * w_sg
+    w_columns = w_ptr + offs_n * w_so
+    bias_sb, bias_sp = bias_strides
+    bias_ptr += b * bias_sb + group * outputs
+    alpha_sb, alpha_sp = alpha_strides
+    alpha_ptr += b * alpha_sb
+    if ALPHA == "shared" or ALPHA == "sample":
+        alphas = load_alphas(alpha_ptr, alpha_sp, P)
+    else:
+        alphas = ()
+
+    BLENDED: tl.constexpr = "none" if ALPHA == "map" else ALPHA
+    # A flat K runs across the taps; else every step stays within one, and its mask is one per row.
+    FLAT: tl.constexpr = C % BLOCK_K != 0
+    K: tl.constexpr = KH * KW * C
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for p in range(P if ALPHA == "map" else 1):
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for step in range((K + BLOCK_K - 1) // BLOCK_K):
+            if FLAT:
+                k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+                tap, c = k // C, k % C
+                mask_k = k < K
+            else:
+                tap = step // (C // BLOCK_K)
+                c = step % (C // BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
+                mask_k = c < C
+            r, s = tap // KW, tap % KW
+            if FLAT:
+                h = h_0[:, None] + (r * dil_h)[None, :]
+                w = w_0[:, None] + (s * dil_w)[None, :]
+            else:
+                h = (h_0 + r * dil_h)[:, None]
+                w = (w_0 + s * dil_w)[:, None]
+            h, in_h = source(h, H, UPSAMPLE, up_h)
+            w, in_w = source(w, W, UPSAMPLE, up_w)
+            if UPSAMPLE:
+                offs_x = x_rows[:, None] + h * x_sh + w * x_sw + (c * x_sc)[None, :]
+            else:
+                offs_x = x_rows[:, None] + (r * dil_h * x_sh + s * dil_w * x_sw + c * x_sc)[None, :]
+            x = tl.load(x_ptr + offs_x, mask=in_h & in_w & mask_k[None, :], other=0.0)
+            if FLIP:
+                r, s = KH - 1 - r, KW - 1 - s
+            offs_w = r * w_sh + s * w_sw + c * w_sc
+            if ALPHA == "map":
+                offs_w += p * w_sp
+            mask_w = mask_k[:, None] & mask_n[None, :]
+            w_ptrs = w_columns[None, :] + offs_w[:, None]
+            kernel = load_kernel(w_ptrs, w_sp, alphas, mask_w, P, BLENDED, dtype)
+            acc = tl.dot(x, kernel, acc, input_precision=PRECISION)
+        if HAS_BIAS:
+            bias = load_kernel(bias_ptr + p * bias_sp + offs_n, bias_sp, alphas, mask_n, P, BLENDED, dtype)
+            acc += bias.to(tl.float32)[None, :]
+        if ALPHA == "map":
+            weights = tl.load(alpha_ptr + p * alpha_sp + pixel, mask=mask_m, other=0.0)
+            total += acc * weights.to(tl.float32)[:, None]
+        else:
+            total = acc
+    y_sb, y_sc, y_sh, y_sw = y_strides
+    y_rows = sample * y_sb + oh * y_sh + ow * y_sw
+    offs_y = y_rows[:, None] + ((group * outputs + offs_n) * y_sc)[None, :]
+    tl.store(y_ptr + b * y_sb + offs_y, activate(total, ACTIVATION).to(dtype), mask=mask_m[:, None] & mask_n[None, :])
+
+
+def plan_tunable_conv2d_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    y: Tensor,
+    geometry: Geometry,
+    groups: int,
+    activation: str,
+    config: Config,
+) -> Launch:
+    """The launch that writes the convolution of `x` to `y`, both of any strides.
+
+    Args:
+        x: [B, C, H, W].
+        weight: [P, O, C/groups, kh, kw]; without alpha [1 or B, O, C/groups, kh, kw], blended before.
+        bias: [P, O] or None; without alpha [1 or B, O].
+        alpha: [P], [B, P], [B, P, OH, OW] (each [OH, OW] contiguous) or None.
+        y: [B, O, OH, OW].
+        geometry: Stride, padding, dilation.
+        groups: Of the convolution.
+        activation: "none", "relu", "gelu", "silu" or "leaky_relu".
+        config: Tile M of pixels, N of outputs, K of taps times inputs.
+    """
+    return _plan(x, weight, bias, alpha, y, geometry, groups, activation, config, transposed=False)
+
+
+def plan_tunable_conv2d_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    alpha: Tensor | None,
+    grad_input: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config,
+) -> Launch:
+    """The launch that writes the input gradient; arguments as in the forward one, alpha no map.
+
+    The geometry is the convolution's own.
+    """
+    backwards = geometry.gradient(tuple(weight.shape[3:]))  # type: ignore[arg-type]
+    return _plan(grad_output, weight, None, alpha, grad_input, backwards, groups, "none", config, transposed=True)
+
+
+def _plan(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    y: Tensor,
+    geometry: Geometry,
+    groups: int,
+    activation: str,
+    config: Config,
+    transposed: bool,
+) -> Launch:
+    batch, _, height, width = x.shape
+    out_height, out_width = y.shape[2:]
+    stack = describe(weight, bias, alpha)
+    _, rows, columns, kh, kw = weight.shape
+    w_sb, w_sp, w_so, w_sc, w_sh, w_sw = stack.strides
+    w_sg = rows // groups * w_so
+    inputs, outputs = columns, rows // groups
+    if transposed:
+        inputs, outputs, w_so, w_sc = outputs, inputs, w_sc, w_so
+    pixels = out_height * out_width
+    shared = stack.kind == "shared" or (stack.kind == "none" and w_sb == 0)
+    whole = shared and batch > 1 and pixels % config.block_m != 0 and batch * pixels < INDEX_LIMIT
+    if whole:
+        pixels *= batch
+    tiles = (cdiv(pixels, config.block_m), cdiv(outputs, config.block_n), groups)
+    return Launch(
+        _tunable_conv2d_forward_kernel,
+        (tiles[0] * tiles[1] * groups * (1 if whole else batch),),
+        (
+            x,
+            weight,
+            weight if bias is None else bias,
+            weight if alpha is None else alpha,
+            y,
+            (height, width, out_height, out_width, pixels, outputs),
+            x.stride(),
+            (w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw),
+            y.stride(),
+            stack.bias_strides,
+            stack.alpha_strides,
+            geometry.flat(),
+            tiles,
+        ),
+        {
+            "C": inputs,
+            "KH": kh,
+            "KW": kw,
+            "P": stack.kernels,
+            "ALPHA": stack.kind,
+            "WHOLE": whole,
+            "WIDE": whole and batch * max(x.stride(0), y.stride(0)) >= INDEX_LIMIT,
+            "FLIP": geometry.flip,
+            "UPSAMPLE": geometry.upsample != (1, 1),
+            "HAS_BIAS": bias is not None,
+            "ACTIVATION": activation,
+            "PRECISION": input_precision(x.dtype),
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+        },
+        config.num_warps,
+        config.num_stages,
+    )

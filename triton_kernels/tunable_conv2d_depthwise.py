@@ -1,0 +1,211 @@
+"""tunable_conv2d, depthwise (one input channel per group): no tensor cores, the blended taps stay in registers.
+
+A block takes a strip of output rows, a run of columns wide. At stride 1 it walks down the input rows: each is read once
+for every column shift and serves all kernel rows, whose sums wait in registers; otherwise every tap is read anew.
+Vectors run along the channels (NHWC) or along the columns (NCHW): the tile's shape decides.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from tunable_ops.triton_kernels.blocks import activate, load_alphas, load_kernel, source
+from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe
+
+
+@triton.jit
+def _load_row(ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE: tl.constexpr):
+    """Input row h at the columns that tap column s asks for, in fp32: [BLOCK_W, BLOCK_C]."""
+    _, _, _, _, _, dil_w, up_h, up_w = geometry
+    h, in_h = source(h, H, UPSAMPLE, up_h)
+    w, in_w = source(w_0 + s * dil_w, W, UPSAMPLE, up_w)
+    mask = (in_w & in_h)[:, None] & mask_c[None, :]
+    return tl.load(ptrs + h * x_sh + (w * x_sw)[:, None], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _tunable_conv2d_depthwise_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    alpha_ptr,
+    y_ptr,
+    sizes,  # H, W of the input; OH, OW; output channels
+    x_strides,  # sample, channel, row, column
+    w_strides,  # sample, kernel, output, row, column
+    y_strides,  # sample, channel, row, column
+    bias_strides,  # sample, kernel
+    alpha_strides,  # sample, kernel
+    geometry,  # stride, padding, dilation, upsampling factor; (rows, columns) each
+    tiles,  # along channels, columns, rows
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    P: tl.constexpr,
+    MULTIPLIER: tl.constexpr,
+    ALPHA: tl.constexpr,
+    FLIP: tl.constexpr,
+    UPSAMPLE: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    ROLLING: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    H, W, OH, OW, channels = sizes
+    x_sb, x_sc, x_sh, x_sw = x_strides
+    w_sb, w_sp, w_so, w_sh, w_sw = w_strides
+    y_sb, y_sc, y_sh, y_sw = y_strides
+    bias_sb, bias_sp = bias_strides
+    alpha_sb, alpha_sp = alpha_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, _, _, _ = geometry
+    tiles_c, tiles_w, tiles_h = tiles
+    dtype = x_ptr.dtype.element_ty
+    BLENDED: tl.constexpr = "none" if ALPHA == "map" else ALPHA
+
+    pid = tl.program_id(0)
+    tile_c = pid % tiles_c
+    tile_w = pid // tiles_c % tiles_w
+    tile_h = pid // (tiles_c * tiles_w) % tiles_h
+    b = (pid // (tiles_c * tiles_w * tiles_h)).to(tl.int64)
+    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < channels
+    ow = tile_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    w_0 = ow * stride_w - pad_w
+    x_ptrs = x_ptr + b * x_sb + (offs_c // MULTIPLIER * x_sc)[None, :]
+    mask_y = (ow < OW)[:, None] & mask_c[None, :]
+    y_ptrs = y_ptr + b * y_sb + (offs_c * y_sc)[None, :] + (ow * y_sw)[:, None]
+    w_ptrs = w_ptr + b * w_sb + offs_c * w_so
+    alpha_ptr += b * alpha_sb
+    alphas = ()
+    if BLENDED != "none":
+        alphas = load_alphas(alpha_ptr, alpha_sp, P)
+    bias_ptrs = bias_ptr + b * bias_sb + offs_c
+    taps = ()
+    if RESIDENT:
+        for tap in tl.static_range(KH * KW):
+            place = KH * KW - 1 - tap if FLIP else tap
+            ptrs = w_ptrs + place // KW * w_sh + place % KW * w_sw
+            taps = taps + (load_kernel(ptrs, w_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)[None, :],)
+
+    oh_0 = tile_h * ROWS
+    if ROLLING:
+        bias = tl.zeros([BLOCK_C], tl.float32)
+        if HAS_BIAS:
+            bias = load_kernel(bias_ptrs, bias_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)
+        # sums[r] belongs to the output row that meets the current input row with kernel row r.
+        sums = ()
+        for _ in tl.static_range(KH):
+            sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
+        for step in range(ROWS + KH - 1):
+            for s in tl.static_range(KW):
+                x = _load_row(x_ptrs, oh_0 - pad_h + step, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, False)
+                added = ()
+                for r in tl.static_range(KH):
+                    added = added + (sums[r] + x * taps[r * KW + s],)
+                sums = added
+            oh = oh_0 + step - (KH - 1)
+            value = activate(sums[KH - 1] + bias[None, :], ACTIVATION).to(dtype)
+            tl.store(y_ptrs + oh * y_sh, value, mask=mask_y & (oh >= oh_0) & (oh < OH))
+            moved = (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
+            for r in tl.static_range(KH - 1):
+                moved = moved + (sums[r],)
+            sums = moved
+    else:
+        for oh in range(oh_0, tl.minimum(oh_0 + ROWS, OH)):
+            h_0 = oh * stride_h - pad_h
+            total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+            for p in range(P if ALPHA == "map" else 1):
+                acc = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+                if RESIDENT:
+                    for tap in tl.static_range(KH * KW):
+                        h, s = h_0 + tap // KW * dil_h, tap % KW
+                        x = _load_row(x_ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE)
+                        acc += x * taps[tap]
+                else:
+                    for tap in range(KH * KW):
+                        h, s = h_0 + tap // KW * dil_h, tap % KW
+                        x = _load_row(x_ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE)
+                        place = KH * KW - 1 - tap if FLIP else tap
+                        ptrs = w_ptrs + p * w_sp + place // KW * w_sh + place % KW * w_sw
+                        acc += x * load_kernel(ptrs, w_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)[None, :]
+                if HAS_BIAS:
+                    bias = load_kernel(bias_ptrs + p * bias_sp, bias_sp, alphas, mask_c, P, BLENDED, dtype)
+                    acc += bias.to(tl.float32)[None, :]
+                if ALPHA == "map":
+                    weights = tl.load(alpha_ptr + p * alpha_sp + oh * OW + ow, mask=ow < OW, other=0.0)
+                    total += acc * weights.to(tl.float32)[:, None]
+                else:
+                    total = acc
+            tl.store(y_ptrs + oh * y_sh, activate(total, ACTIVATION).to(dtype), mask=mask_y)
+
+
+def plan_tunable_conv2d_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    y: Tensor,
+    geometry: Geometry,
+    activation: str,
+    config: Config,
+) -> Launch:
+    """The launch for one input channel per group; arguments as `plan_tunable_conv2d_forward` has them.
+
+    Args:
+        x: [B, C, H, W].
+        weight: [P, O, 1, kh, kw]; without alpha [1 or B, O, 1, kh, kw].
+        bias: [P, O] or None.
+        alpha: [P], [B, P], [B, P, OH, OW] or None.
+        y: [B, O, OH, OW].
+        geometry: The convolution's, or `Geometry.gradient` of it for the input gradient (where O = C).
+        activation: Of the epilogue.
+        config: block_m output rows, block_n columns and block_k channels of a tile.
+    """
+    batch, inputs, height, width = x.shape
+    _, outputs, out_height, out_width = y.shape
+    kh, kw = weight.shape[3:]
+    stack = describe(weight, bias, alpha)
+    w_sb, w_sp, w_so, _, w_sh, w_sw = stack.strides
+    upsample = geometry.upsample != (1, 1)
+    # More taps than this, of as many channels as a vector holds, do not fit into a thread's registers.
+    resident = stack.kind != "map" and kh * kw <= 12
+    rolling = resident and not upsample and geometry.stride[0] == geometry.dilation[0] == 1
+    tiles = (cdiv(outputs, config.block_k), cdiv(out_width, config.block_n), cdiv(out_height, config.block_m))
+    return Launch(
+        _tunable_conv2d_depthwise_kernel,
+        (tiles[0] * tiles[1] * tiles[2] * batch,),
+        (
+            x,
+            weight,
+            weight if bias is None else bias,
+            weight if alpha is None else alpha,
+            y,
+            (height, width, out_height, out_width, outputs),
+            x.stride(),
+            (w_sb, w_sp, w_so, w_sh, w_sw),
+            y.stride(),
+            stack.bias_strides,
+            stack.alpha_strides,
+            geometry.flat(),
+            tiles,
+        ),
+        {
+            "KH": kh,
+            "KW": kw,
+            "P": stack.kernels,
+            "MULTIPLIER": outputs // inputs,
+            "ALPHA": stack.kind,
+            "FLIP": geometry.flip,
+            "UPSAMPLE": upsample,
+            "RESIDENT": resident,
+            "ROLLING": rolling,
+            "HAS_BIAS": bias is not None,
+            "ACTIVATION": activation,
+            "ROWS": config.block_m,
+            "BLOCK_W": config.block_n,
+            "BLOCK_C": config.block_k,
+        },
+        config.num_warps,
+        config.num_stages,
+    )

@@ -1,0 +1,243 @@
+"""The weight gradient of one sample (or of the whole batch), in fp32: G = sum over pixels of grad_output times input.
+
+A matrix product [outputs, pixels] x [pixels, taps times inputs]. The pixels are split over blocks that write partial
+sums of their own to a workspace; the contraction adds these up in order, so that the result does not depend on which
+block ran first.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from tunable_ops.triton_kernels.launch import INDEX_LIMIT, Config, Geometry, Launch, cdiv, input_precision
+
+
+@triton.jit
+def _tunable_conv2d_weight_kernel(
+    dy_ptr,
+    x_ptr,
+    g_ptr,
+    sizes,  # H, W of the input; OH, OW; pixels along K; pixels of a split; outputs of a group
+    dy_strides,  # sample, channel, row, column
+    x_strides,  # sample, channel, row, column
+    g_strides,  # partial sum, group, output, input, row, column
+    geometry,  # stride, padding, dilation; (rows, columns) each
+    tiles,  # along M, along N, groups, splits
+    C: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    H, W, OH, OW, pixels, split_pixels, outputs = sizes
+    dy_sb, dy_sc, dy_sh, dy_sw = dy_strides
+    x_sb, x_sc, x_sh, x_sw = x_strides
+    g_sb, g_sg, g_so, g_sc, g_sh, g_sw = g_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, _, _ = geometry
+    tiles_m, tiles_n, groups, splits = tiles
+    N: tl.constexpr = KH * KW * C
+
+    pid = tl.program_id(0)
+    tile_n = pid % tiles_n
+    tile_m = pid // tiles_n % tiles_m
+    group = pid // (tiles_n * tiles_m) % groups
+    split = pid // (tiles_n * tiles_m * groups) % splits
+    b = (pid // (tiles_n * tiles_m * groups * splits)).to(tl.int64)
+
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_m, mask_n = offs_m < outputs, offs_n < N
+    tap, c = offs_n // C, offs_n % C
+    r, s = tap // KW, tap % KW
+    dy_ptr += b * dy_sb + group * outputs * dy_sc
+    x_ptr += b * x_sb + group * C * x_sc
+    offs_x = r * dil_h * x_sh + s * dil_w * x_sw + c * x_sc
+
+    first = split * split_pixels
+    last = tl.minimum(first + split_pixels, pixels)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(first, last, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        mask_k = k < last
+        sample = 0
+        pixel = k
+        if WHOLE:
+            sample = k // (OH * OW)
+            pixel = k % (OH * OW)
+            if WIDE:
+                sample = sample.to(tl.int64)
+        oh, ow = pixel // OW, pixel % OW
+        dy_ptrs = dy_ptr + (sample * dy_sb + oh * dy_sh + ow * dy_sw)[None, :] + (offs_m * dy_sc)[:, None]
+        dy = tl.load(dy_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
+        h_0, w_0 = oh * stride_h - pad_h, ow * stride_w - pad_w
+        h = h_0[:, None] + (r * dil_h)[None, :]
+        w = w_0[:, None] + (s * dil_w)[None, :]
+        mask_x = (h >= 0) & (h < H) & (w >= 0) & (w < W) & mask_k[:, None] & mask_n[None, :]
+        x_ptrs = x_ptr + (sample * x_sb + h_0 * x_sh + w_0 * x_sw)[:, None] + offs_x[None, :]
+        x = tl.load(x_ptrs, mask=mask_x, other=0.0)
+        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+    g_ptr += (b * splits + split) * g_sb + group * g_sg
+    offs_g = (offs_m * g_so)[:, None] + (r * g_sh + s * g_sw + c * g_sc)[None, :]
+    tl.store(g_ptr + offs_g, acc, mask=mask_m[:, None] & mask_n[None, :])
+
+
+@triton.jit
+def _tunable_conv2d_depthwise_weight_kernel(
+    dy_ptr,
+    x_ptr,
+    g_ptr,
+    sizes,  # H, W of the input; OH, OW; output channels; samples of a sum
+    dy_strides,  # sample, channel, row, column
+    x_strides,  # sample, channel, row, column
+    g_strides,  # partial sum, output, row, column
+    geometry,  # stride, padding, dilation; (rows, columns) each
+    tiles,  # along channels, kernel rows, splits of the output rows
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    MULTIPLIER: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    H, W, OH, OW, channels, samples = sizes
+    dy_sb, dy_sc, dy_sh, dy_sw = dy_strides
+    x_sb, x_sc, x_sh, x_sw = x_strides
+    g_sb, g_so, g_sh, g_sw = g_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, _, _ = geometry
+    tiles_c, tiles_r, splits = tiles
+
+    pid = tl.program_id(0)
+    tile_c = pid % tiles_c
+    row_0 = pid // tiles_c % tiles_r * TAP_ROWS
+    split = pid // (tiles_c * tiles_r) % splits
+    part = (pid // (tiles_c * tiles_r * splits)).to(tl.int64)
+    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < channels
+    dy_ptrs = dy_ptr + part * samples * dy_sb + (offs_c * dy_sc)[None, :]
+    x_ptrs = x_ptr + part * samples * x_sb + (offs_c // MULTIPLIER * x_sc)[None, :]
+    sums = ()
+    for _ in tl.static_range(TAP_ROWS * KW):
+        sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
+    tiles_w = (OW + BLOCK_W - 1) // BLOCK_W
+    # One loop over all strips of all rows of all samples of the sum; the splits take turns.
+    for strip in range(split, samples * OH * tiles_w, splits):
+        ow = strip % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
+        oh = strip // tiles_w % OH
+        sample = (strip // (tiles_w * OH)).to(tl.int64)
+        mask = (ow < OW)[:, None] & mask_c[None, :]
+        dy = tl.load(dy_ptrs + sample * dy_sb + oh * dy_sh + (ow * dy_sw)[:, None], mask=mask, other=0.0)
+        dy = dy.to(tl.float32)
+        added = ()
+        for tap in tl.static_range(TAP_ROWS * KW):
+            h = oh * stride_h - pad_h + (row_0 + tap // KW) * dil_h
+            w = ow * stride_w - pad_w + tap % KW * dil_w
+            inside = ((w >= 0) & (w < W) & (h >= 0) & (h < H) & (row_0 + tap // KW < KH))[:, None] & mask_c[None, :]
+            x = tl.load(x_ptrs + sample * x_sb + h * x_sh + (w * x_sw)[:, None], mask=inside, other=0.0)
+            added = added + (sums[tap] + dy * x.to(tl.float32),)
+        sums = added
+    g_ptrs = g_ptr + (part * splits + split) * g_sb + offs_c * g_so
+    for tap in tl.static_range(TAP_ROWS * KW):
+        r = row_0 + tap // KW
+        tl.store(g_ptrs + r * g_sh + tap % KW * g_sw, tl.sum(sums[tap], 0), mask=mask_c & (r < KH))
+
+
+def plan_tunable_conv2d_weight(
+    grad_output: Tensor,
+    input: Tensor,
+    partial: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config,
+) -> Launch:
+    """The launch that writes partial sums of the weight gradients.
+
+    Args:
+        grad_output: [B, O, OH, OW].
+        input: [B, C, H, W].
+        partial: [1 or B, splits, O, C/groups, kh, kw], fp32, any strides from the third dimension on: one gradient for
+            the batch, or one per sample, in as many sums.
+        geometry: The convolution's.
+        groups: Of the convolution.
+        config: Tile M of outputs, N of taps times inputs, K of pixels.
+    """
+    batch, _, height, width = input.shape
+    out_height, out_width = grad_output.shape[2:]
+    sums, splits, rows, inputs, kh, kw = partial.shape
+    whole = sums == 1 and batch > 1
+    pixels = out_height * out_width * (batch if whole else 1)
+    split_pixels = cdiv(cdiv(pixels, splits), config.block_k) * config.block_k
+    _, g_sb, g_so, g_sc, g_sh, g_sw = partial.stride()
+    outputs = rows // groups
+    tiles = (cdiv(outputs, config.block_m), cdiv(inputs * kh * kw, config.block_n), groups, splits)
+    return Launch(
+        _tunable_conv2d_weight_kernel,
+        (tiles[0] * tiles[1] * groups * splits * sums,),
+        (
+            grad_output,
+            input,
+            partial,
+            (height, width, out_height, out_width, pixels, split_pixels, outputs),
+            grad_output.stride(),
+            input.stride(),
+            (g_sb, outputs * g_so, g_so, g_sc, g_sh, g_sw),
+            geometry.flat(),
+            tiles,
+        ),
+        {
+            "C": inputs,
+            "KH": kh,
+            "KW": kw,
+            "WHOLE": whole,
+            "WIDE": whole and batch * max(input.stride(0), grad_output.stride(0)) >= INDEX_LIMIT,
+            "PRECISION": input_precision(input.dtype),
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+        },
+        config.num_warps,
+        config.num_stages,
+    )
+
+
+def plan_tunable_conv2d_depthwise_weight(
+    grad_output: Tensor, input: Tensor, partial: Tensor, geometry: Geometry, config: Config
+) -> Launch:
+    """The depthwise twin; arguments as `plan_tunable_conv2d_weight` has them.
+
+    config: block_n columns of a strip and block_k channels; a split takes every so many-th strip, so block_m is unused.
+    """
+    batch, inputs, height, width = input.shape
+    out_height, out_width = grad_output.shape[2:]
+    sums, splits, outputs, _, kh, kw = partial.shape
+    _, g_sb, g_so, _, g_sh, g_sw = partial.stride()
+    # As many sums as registers hold.
+    tap_rows = kh if kh * kw <= 9 else 1
+    tiles = (cdiv(outputs, config.block_k), cdiv(kh, tap_rows), splits)
+    return Launch(
+        _tunable_conv2d_depthwise_weight_kernel,
+        (tiles[0] * tiles[1] * splits * sums,),
+        (
+            grad_output,
+            input,
+            partial,
+            (height, width, out_height, out_width, outputs, batch // sums),
+            grad_output.stride(),
+            input.stride(),
+            (g_sb, g_so, g_sh, g_sw),
+            geometry.flat(),
+            tiles,
+        ),
+        {
+            "KH": kh,
+            "KW": kw,
+            "MULTIPLIER": outputs // inputs,
+            "TAP_ROWS": tap_rows,
+            "BLOCK_W": config.block_n,
+            "BLOCK_C": config.block_k,
+        },
+        config.num_warps,
+        config.num_stages,
+    )

@@ -1,0 +1,178 @@
+"""Measures the candidates for problems on the GPU at hand and writes the table that `choose_algorithm` reads.
+
+Runs on request alone, never within a call. A candidate whose result differs from the reference algorithm's is left
+out; the median of repeated, interleaved runs decides.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tunable_ops.triton_kernels import unavailable_reason
+from tunable_ops.triton_kernels.choose_algorithm import (
+    TABLES,
+    VERSION,
+    Choice,
+    Problem,
+    choose_algorithm,
+    load_table,
+    table_name,
+)
+from tunable_ops.triton_kernels.problems import Operands, candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_forward
+
+Run = Callable[[], Any]
+
+
+def tune(
+    problems: Iterable[Problem], out: Path | None = None, repeats: int = 30, report: Callable[[str], None] = print
+) -> Path:
+    """Measures every problem and merges the winners into the table of the current GPU.
+
+    Args:
+        problems: What to measure.
+        out: The table; default the one that the rule reads.
+        repeats: Runs of every candidate.
+        report: Takes a line per problem.
+
+    Returns:
+        The table's path.
+
+    Raises:
+        RuntimeError: No GPU, no Triton, or a CUDA graph is being captured.
+    """
+    reason = "it needs a CUDA device" if not torch.cuda.is_available() else unavailable_reason()
+    if reason is None and torch.cuda.is_current_stream_capturing():
+        reason = "a CUDA graph is being captured"
+    if reason is not None:
+        raise RuntimeError(f"tune: the kernels must be able to run here: {reason}")
+    device = torch.cuda.get_device_name()
+    path = out or TABLES / table_name(device)
+    entries = {problem: {"choice": choice} for problem, choice in load_table(path).items()}
+    for problem in problems:
+        measured = _measure(problem, repeats)
+        best = min(measured, key=lambda choice: measured[choice])
+        entries[problem] = {"choice": best, "milliseconds": measured[best]}
+        report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms of {len(measured)} tried")
+        _write(path, device, entries)
+    load_table.cache_clear()
+    choose_algorithm.cache_clear()
+    return path
+
+
+def _write(path: Path, device: str, entries: dict[Problem, dict[str, Any]]) -> None:
+    rows = [
+        {
+            "problem": problem._asdict(),
+            "algorithm": entry["choice"].algorithm,
+            "config": list(entry["choice"].config),
+            "milliseconds": entry.get("milliseconds"),
+        }
+        for problem, entry in entries.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {"version": VERSION, "device": device, "torch": torch.__version__, "entries": rows}
+    path.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+
+
+def _measure(problem: Problem, repeats: int) -> dict[Choice, float]:
+    """Median milliseconds of every candidate that agrees with the first that ran."""
+    operands = make_operands(problem, "cuda")
+    if problem.direction != "forward":
+        operands.y.normal_()
+    runs: dict[Choice, Run] = {}
+    expected = None
+    for choice, run, result in _candidates(problem, operands):
+        try:
+            run()
+        except Exception as error:  # out of registers or shared memory on this GPU: not a candidate
+            print(f"tune: {choice} left out: {error!r}")
+            continue
+        value = result().float()
+        expected = value if expected is None else expected
+        if (value - expected).norm() <= 0.02 * expected.norm():
+            runs[choice] = run
+    if not runs:
+        raise RuntimeError(f"tune: no candidate ran for {problem}")
+    times = _interleaved(list(runs.values()), repeats)
+    return dict(zip(runs, times, strict=True))
+
+
+def _interleaved(runs: Sequence[Run], repeats: int) -> list[float]:
+    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any second-level cache
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, row in zip(runs, times, strict=True):
+            flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            row.append(start.elapsed_time(end))
+    return [statistics.median(row) for row in times]
+
+
+def _candidates(problem: Problem, operands: Operands) -> Iterable[tuple[Choice, Run, Callable[[], torch.Tensor]]]:
+    """(choice, what runs it, what returns its result)."""
+    configs = candidates(problem)
+    target = operands.y if problem.direction == "forward" else operands.x
+    if problem.direction == "weight":
+        for config in configs:
+            launch = plan_problem(problem, operands, config)
+            yield Choice("fused", config), launch.run, lambda launch=launch: launch.arguments[2].sum(1)
+        if problem.alpha == "shared":
+            run, result = _library(problem, operands)
+            yield Choice("premix", configs[0]), run, lambda result=result: result()[None]
+        return
+    for config in configs:
+        yield Choice("fused", config), plan_problem(problem, operands, config).run, lambda: target.clone()
+    if problem.alpha == "shared":
+        run, result = _library(problem, operands)
+        yield Choice("premix", configs[0]), run, result
+    elif problem.alpha == "sample":
+        kernel, shift, blend = _blend(operands)
+        ready = operands._replace(weight=kernel, bias=shift, alpha=None)
+        for config in configs:
+            launch = plan_problem(problem._replace(alpha="none"), ready, config)
+            yield Choice("premix", config), lambda launch=launch: (blend(), launch.run()), lambda: target.clone()
+
+
+def _blend(operands: Operands) -> tuple[torch.Tensor, torch.Tensor, Run]:
+    """Blended kernels [1 or B, ...] with the layout of the stack, and what computes them."""
+    weight, bias, alpha = operands.weight, operands.bias, operands.alpha
+    assert alpha is not None
+    rows = alpha if alpha.dim() == 2 else alpha[None]
+    size = weight[0].numel()
+    kernel = weight.new_empty(rows.shape[0] * size).as_strided(
+        (rows.shape[0], *weight.shape[1:]), (size, *weight.stride()[1:])
+    )
+    shift = bias.new_empty(rows.shape[0], bias.shape[1])
+    matrices = (weight.as_strided((weight.shape[0], size), (size, 1)), bias)
+    launch = plan_tunable_parameter_forward(*matrices, rows, kernel.as_strided((rows.shape[0], size), (size, 1)), shift)
+    return kernel, shift, launch.run
+
+
+def _library(problem: Problem, operands: Operands) -> tuple[Run, Callable[[], torch.Tensor]]:
+    """One blend, then the library's convolution in the problem's direction."""
+    kernel, shift, blend = _blend(operands)
+    stride, padding, dilation = operands.geometry[:3]
+    out: list[torch.Tensor] = []
+    wanted = [problem.direction == "input", problem.direction == "weight", False]
+
+    def run() -> None:
+        out.clear()
+        if wanted[0] or problem.direction == "forward":
+            blend()
+        if problem.direction == "forward":
+            out.append(torch.conv2d(operands.x, kernel[0], shift[0], stride, padding, dilation, problem.groups))
+            return
+        gradients = torch.ops.aten.convolution_backward(
+            operands.y, operands.x, kernel[0], None, stride, padding, dilation, False, [0, 0], problem.groups, wanted
+        )
+        out.append(gradients[wanted.index(True)])
+
+    return run, lambda: out[0]

@@ -1,0 +1,41 @@
+"""The Triton kernels: where they run, and what they serve. The modules beside this one call them."""
+
+import importlib
+
+import torch
+from torch import Tensor
+
+OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter"})
+_kernels = importlib.import_module("tunable_ops.triton_kernels")
+# Asked once: looking for a distribution takes time, and torch.compile cannot trace it.
+_missing: str | None = _kernels.unavailable_reason()
+_interpreted: bool = _kernels.INTERPRETED
+
+
+def unavailable_reason(op: str) -> str | None:
+    """Says why `op` has no Triton kernel here, or returns None if it has."""
+    return _missing if _missing or op in OPS else f"this version has no triton kernel for {op}"
+
+
+def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+    """Says why the kernels cannot serve these tensors, which have passed the operator's checks."""
+    if input.device.type != "cuda" and not (_interpreted and input.device.type == "cpu"):
+        return (
+            f"it takes CUDA tensors (CPU ones only where TRITON_INTERPRET=1 was set before the import), "
+            f"got one on {input.device}"
+        )
+    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32, float16 and bfloat16, got {input.dtype}"
+    if torch.version.hip is not None:
+        return "its kernels are made for NVIDIA GPUs"
+    # Not while tracing: the tensors may be fake, and Inductor needs a GPU that Triton supports anyway.
+    if input.device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(input.device)
+        if major < 8:
+            return f"it needs compute capability 8.0 or more, got {major}.{minor}"
+    return None
+
+
+def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
+    """True where the default takes the Triton kernels: on every GPU that they run on."""
+    return input.device.type == "cuda" and unavailable_reason(op) is None and unfit(input) is None

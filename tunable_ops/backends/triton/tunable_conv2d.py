@@ -1,0 +1,318 @@
+"""tunable_conv2d on the Triton kernels: what a call needs of them, and the library where `choose_algorithm` says so."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunable_ops.backends.torch import per_sample
+from tunable_ops.backends.torch import tunable_conv2d as torch_backend
+from tunable_ops.backends.torch.layout import as_matrix, from_matrix, output_format
+from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
+from tunable_ops.reference.activation import activation_backward, apply_activation
+from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, choose_splits, dtype_name
+from tunable_ops.triton_kernels.launch import (
+    INDEX_LIMIT,
+    Config,
+    Geometry,
+    Launch,
+    device_name,
+    extent,
+    input_precision,
+    multiprocessors,
+)
+from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward, plan_tunable_conv2d_input
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_pointwise import is_pointwise, plan_tunable_conv2d_pointwise
+from tunable_ops.triton_kernels.tunable_conv2d_weight import (
+    plan_tunable_conv2d_depthwise_weight,
+    plan_tunable_conv2d_weight,
+)
+
+Pair = Sequence[int]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+MAX_KERNELS = 16
+_KINDS = {1: "shared", 2: "sample", 4: "map"}
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None = None,
+) -> Tensor:
+    """The operator of the schema; `choice` overrides the rule (for measurements and tests)."""
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], stride, padding, dilation, strict=True)
+    ]
+    memory_format = output_format(input, weight)
+    output = torch.empty(
+        (input.shape[0], weight.shape[1], *size), dtype=input.dtype, device=input.device, memory_format=memory_format
+    )
+    if output.numel() == 0:
+        return output
+    bias = bias if bias is None or bias.stride(1) == 1 else bias.contiguous()
+    if alpha.dim() == 4:
+        alpha = alpha.contiguous()
+    kind = _kind(weight, geometry, groups, input, output)
+    choice = choice or _choose("forward", kind, input, weight, alpha, geometry, groups, output)
+    if choice.algorithm == "library" or (choice.algorithm == "premix" and alpha.dim() == 4):
+        options = (stride, padding, dilation, groups, activation)
+        return torch_backend.forward(input, weight, bias, alpha, *options)
+    if choice.algorithm == "premix" and alpha.dim() == 1:
+        kernel, shift = blend(weight, bias, alpha)
+        result = per_sample.conv2d(input, kernel, shift, *geometry[:3], groups)
+        return apply_activation(result, activation).contiguous(memory_format=memory_format)
+    if choice.algorithm == "fused":
+        _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config).run()
+        return output
+    for rows in _chunks(weight, input.shape[0]):
+        kernel, shift = blend(weight, bias, alpha[rows])
+        part = (input[rows], kernel, shift, None, output[rows])
+        _plan(kind, *part, geometry, groups, activation, choice.config).run()
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    mask: Sequence[bool],
+    choices: tuple[Choice, Choice] | None = None,
+) -> Gradients:
+    """Gradients of input, weight, bias and alpha, each only where `mask` asks for it.
+
+    `choices` overrides the rule, for the input's gradient and for that of the kernels.
+    """
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+    on_input, on_weight = choices or (
+        _choose(
+            "input",
+            _input_kind(weight, geometry, groups, input, grad_output),
+            grad_output,
+            weight,
+            alpha,
+            geometry,
+            groups,
+            input,
+        ),
+        _choose("weight", _weight_kind(weight, groups), input, weight, alpha, geometry, groups, grad_output),
+    )
+    if alpha.dim() == 4 or grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
+        options = (stride, padding, dilation, groups, activation, mask)
+        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *options)
+    if saved is not None:
+        grad_output = activation_backward(grad_output, saved, activation)
+    wants_kernels = mask[1] or mask[3]
+    grad_input = gradient = None
+    if alpha.dim() == 1:  # what the library computes, in one call
+        wanted = [mask[0] and on_input.algorithm == "premix", wants_kernels and on_weight.algorithm == "premix", False]
+        if any(wanted):
+            grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
+            kernel = blend(weight, None, alpha)[0] if wanted[0] else weight[0]
+            grad_input, gradient, _ = per_sample.conv_backward(grad_output, input, kernel, geometry[:3], groups, wanted)
+    if mask[0] and grad_input is None:
+        grad_input = torch.empty_like(input, memory_format=output_format(input, weight))
+        _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
+    if grad_input is not None:
+        grad_input = grad_input.contiguous(memory_format=output_format(input, weight))
+    partials = _partial_sums(grad_output, input, weight, alpha, geometry, groups, on_weight, gradient)
+    return grad_input, *_contract(grad_output, weight, bias, alpha, partials if wants_kernels else None, mask)
+
+
+def _input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    grad_input: Tensor,
+    geometry: Geometry,
+    groups: int,
+    choice: Choice,
+) -> None:
+    """Writes grad_input: the forward operator on grad_output, its kernel flipped and transposed."""
+    kind = _input_kind(weight, geometry, groups, grad_input, grad_output)
+
+    def run(grad: Tensor, kernels: Tensor, weights: Tensor | None, result: Tensor) -> None:
+        if kind == "depthwise":
+            backwards = geometry.gradient(tuple(weight.shape[3:]))  # type: ignore[arg-type]
+            plan_tunable_conv2d_depthwise(grad, kernels, None, weights, result, backwards, "none", choice.config).run()
+        elif kind == "pointwise":
+            plan_tunable_conv2d_pointwise(
+                grad, kernels, None, weights, result, groups, "none", choice.config, transposed=True
+            ).run()
+        else:
+            plan_tunable_conv2d_input(grad, kernels, weights, result, geometry, groups, choice.config).run()
+
+    if choice.algorithm == "fused":
+        run(grad_output, weight, alpha, grad_input)
+        return
+    for rows in _chunks(weight, grad_output.shape[0]):
+        run(grad_output[rows], blend(weight, None, alpha[rows])[0], None, grad_input[rows])
+
+
+def _partial_sums(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    geometry: Geometry,
+    groups: int,
+    choice: Choice,
+    gradient: Tensor | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """(samples, G of each as the sum of parts [n, splits, N]) in fp32, or of a shared alpha the library's one G."""
+    if gradient is not None:
+        yield slice(0, 1), as_matrix(gradient[None], like=weight)[:, None]
+        return
+    kind, size = _weight_kind(weight, groups), weight[0].numel()
+    problem = _problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
+    for rows in [slice(0, 1)] if alpha.dim() == 1 else _chunks(weight, input.shape[0]):
+        sums = rows.stop - rows.start
+        limit = max(1, per_sample.CHUNK_BYTES // (4 * size * sums))
+        splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
+        parts = torch.empty(sums, splits, size, dtype=torch.float32, device=input.device)
+        laid = from_matrix(parts, weight)
+        samples = slice(None) if alpha.dim() == 1 else rows
+        if kind == "depthwise":
+            plan_tunable_conv2d_depthwise_weight(
+                grad_output[samples], input[samples], laid, geometry, choice.config
+            ).run()
+        else:
+            plan_tunable_conv2d_weight(
+                grad_output[samples], input[samples], laid, geometry, groups, choice.config
+            ).run()
+        yield rows, parts
+
+
+def _contract(
+    grad_output: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    partials: Iterator[tuple[slice, Tensor]] | None,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of weight, bias and alpha from G and the bias's own sums, chunk by chunk in a fixed order."""
+    rows = alpha if alpha.dim() == 2 else alpha[None]
+    chunks = len(list(_chunks(weight, rows.shape[0])))
+    on_weight = Contraction(weight, mask[1], chunks)
+    on_bias = None if bias is None else Contraction(bias, mask[2], 1)
+    blocks = on_weight.blocks + (0 if on_bias is None else on_bias.blocks)
+    # Blocks of <G, weight[p]> of the kernels, then of the biases; added up at the end, in this order.
+    shares = torch.empty(blocks, *rows.shape, dtype=torch.float32, device=weight.device) if mask[3] else None
+    for samples, parts in partials or ():
+        part = None
+        if shares is not None:
+            part = (
+                shares[: on_weight.blocks] if chunks == 1 else shares.new_empty(on_weight.blocks, *rows[samples].shape)
+            )
+        on_weight.add(parts, rows[samples], part)
+        if shares is not None and part is not None and chunks > 1:
+            shares[: on_weight.blocks, samples] = part
+    if on_bias is not None and (mask[2] or mask[3]):
+        dims = (2, 3) if alpha.dim() == 2 else (0, 2, 3)
+        sums = grad_output.sum(dims, dtype=torch.float32).view(rows.shape[0], 1, -1)
+        on_bias.add(sums, rows, None if shares is None else shares[on_weight.blocks :])
+    grad_alpha = None if shares is None else shares.sum(0).view(alpha.shape).to(alpha.dtype)
+    return on_weight.result(), None if on_bias is None else on_bias.result(), grad_alpha
+
+
+def _chunks(weight: Tensor, batch: int) -> Iterator[slice]:
+    """Runs of samples whose kernels in fp32 stay within the workspace."""
+    size = max(1, per_sample.CHUNK_BYTES // (4 * max(1, weight[0].numel())))
+    return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
+
+
+def _plan(
+    kind: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor | None,
+    output: Tensor,
+    geometry: Geometry,
+    groups: int,
+    activation: str,
+    config: Config,
+) -> Launch:
+    tensors = (input, weight, bias, alpha, output)
+    if kind == "depthwise":
+        return plan_tunable_conv2d_depthwise(*tensors, geometry, activation, config)
+    if kind == "pointwise":
+        return plan_tunable_conv2d_pointwise(*tensors, groups, activation, config)
+    return plan_tunable_conv2d_forward(*tensors, geometry, groups, activation, config)
+
+
+def _kind(weight: Tensor, geometry: Geometry, groups: int, source: Tensor, result: Tensor) -> str:
+    """Which kernel serves: pointwise and depthwise where they can."""
+    if weight.shape[2] == 1 and groups > 1:
+        return "depthwise"
+    taps = tuple(weight.shape[3:])
+    plain = taps == (1, 1) and geometry.stride == (1, 1) and geometry.padding == (0, 0)
+    return "pointwise" if plain and is_pointwise(source, result) else "dense"
+
+
+def _input_kind(weight: Tensor, geometry: Geometry, groups: int, input: Tensor, grad_output: Tensor) -> str:
+    """The same of the input gradient: with several outputs per channel it is a sum over them."""
+    kind = _kind(weight, geometry, groups, input, grad_output)
+    return "dense" if kind == "depthwise" and weight.shape[1] != groups else kind
+
+
+def _weight_kind(weight: Tensor, groups: int) -> str:
+    return "depthwise" if weight.shape[2] == 1 and groups > 1 else "dense"
+
+
+def _problem(
+    direction: str,
+    kind: str,
+    source: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    geometry: Geometry,
+    groups: int,
+    result: Tensor,
+) -> Problem:
+    _, outputs, inputs, kh, kw = weight.shape
+    outputs //= groups
+    if direction == "input":
+        inputs, outputs = outputs, inputs
+    return Problem(
+        direction,
+        kind,
+        _KINDS[alpha.dim()],
+        dtype_name(source.dtype, input_precision(source.dtype)),
+        "nhwc" if source.stride(1) == 1 and source.shape[1] > 1 else "nchw",
+        source.shape[0],
+        weight.shape[0],
+        inputs,
+        outputs,
+        groups,
+        (kh, kw),
+        geometry.stride,
+        (result.shape[2], result.shape[3]),
+    )
+
+
+def _choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any) -> Choice:
+    """Asks the rule; samples too large for 32-bit offsets, and more kernels than a launch takes, go to the library."""
+    choice = choose_algorithm(_problem(direction, kind, source, weight, *rest), device_name(source))
+    if weight.shape[0] > MAX_KERNELS or max(extent(source), extent(rest[-1])) >= INDEX_LIMIT:
+        return choice._replace(algorithm="library")
+    return choice
