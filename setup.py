@@ -72,6 +72,7 @@ class BuildPython(build_py):
     """The package, and the note in it if it has no operators."""
 
     def run(self) -> None:
+        """Copies the modules, then settles."""
         super().run()
         settle(Path("." if self.editable_mode else self.build_lib, "tunable_ops"), LEFT_OUT)
 
@@ -109,7 +110,7 @@ def extensions() -> dict[str, Any]:
 
 
 def build_command() -> type[build_ext]:
-    """The command that builds the operators, or leaves them out: a compiler that fails must not stop an installation."""
+    """The command that builds the operators, or leaves them out: a failing compiler must not stop an installation."""
     base = build_ext
     if LEFT_OUT is None:
         from torch.utils.cpp_extension import BuildExtension
