@@ -18,9 +18,11 @@ from tunable_ops.backends import cpp
 
 ROOT = Path(__file__).parents[2]
 HOW = "To get them: README.md, 'Compiled operators'"
-# The default works; "cpp" raises, and says why.
+# The default works; "cpp" raises, and says why. An editable install beside it would lend its own binaries.
 CODE = """
-import sys, torch, tunable_ops
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+import torch, tunable_ops
 x, weight, alpha = torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 1, 1), torch.tensor([1.0, 2.0])
 assert tunable_ops.__file__.startswith(sys.argv[1]), tunable_ops.__file__
 assert tunable_ops.tunable_conv2d(x, weight, None, alpha).mean() == 3
@@ -107,11 +109,11 @@ def test_operators_of_another_python_are_named(tmp_path: Path, monkeypatch: pyte
 
 
 def _damage_module(package: Path) -> None:
-    (package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("not a library")
+    (package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("not a library" * 1000)
 
 
 def _damage_operators(package: Path) -> None:
-    (package / "_ops_cpu.abi3.so").write_text("not a library")
+    (package / "_ops_cpu.abi3.so").write_text("not a library" * 1000)
 
 
 def _remove_operators(package: Path) -> None:

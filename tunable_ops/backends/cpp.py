@@ -42,7 +42,8 @@ def load() -> None:
             raise FileNotFoundError(f"no {facts['library']} in {_PACKAGE}")
         torch.ops.load_library(libraries[0])
     except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:  # damaged, or another's
-        _missing = _left_out(f"they do not load here ({type(error).__name__}: {' '.join(str(error).split())})")
+        cause = error.__cause__ or error  # torch names the file alone
+        _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
         return
     _missing, _build = None, facts | {"library": str(libraries[0])}
 
