@@ -115,7 +115,7 @@ def build_command() -> type[build_ext]:
     if LEFT_OUT is None:
         from torch.utils.cpp_extension import BuildExtension
 
-        base = BuildExtension.with_options(no_python_abi_suffix=False)
+        base = BuildExtension
 
     class Build(base):  # type: ignore[misc, valid-type]
         left_out = LEFT_OUT

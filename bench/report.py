@@ -109,7 +109,9 @@ def markdown(results: dict[str, Any]) -> str:
         *(f"- {text.strip()}" for text in summary(results)),
     ]
     cases = [row for row in results["rows"] if "case" in row and ok(row, "plain")]
-    if cases:
+    if cases and results["suite"] == "per-sample":
+        parts += ["", *_by_kind(cases)]
+    elif cases:
         names = [n for n in PROVIDERS if n != "plain" and any(ok(row, n) for row in cases)]
         parts += ["", *_table(cases, names)]
     nets = [row for row in results["rows"] if "network" in row and ok(row, "plain")]
@@ -127,6 +129,21 @@ def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
             cells.append(f"{result['ratio']:.2f}" if result else "-")
         plain = row["providers"]["plain"]["seconds"] * 1e3
         lines.append(f"| {row['id']} | {plain:.3g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _by_kind(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Geometric means by layer, memory format and pass; a dash where a provider does not serve all the cases."""
+    names = [n for n in PROVIDERS if n != "plain" and any(ok(row, n) for row in rows)]
+    lines = ["| layer | layout | pass | cases | " + " | ".join(names) + " |", "| --- " * (len(names) + 4) + "|"]
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        case = row["case"]
+        groups.setdefault((case["kind"], case["layout"], case["direction"]), []).append(row)
+    for key, picked in groups.items():
+        results = {name: [ok(row, name) for row in picked] for name in names}
+        cells = [f"{geomean(r['ratio'] for r in found if r):.2f}" if all(found) else "-" for found in results.values()]
+        lines.append(f"| {' | '.join(key)} | {len(picked)} | " + " | ".join(cells) + " |")
     return lines
 
 

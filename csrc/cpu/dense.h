@@ -1,4 +1,5 @@
-// Dense (and grouped) convolutions: tiles of output pixels by one panel of outputs, accumulated in registers.
+// Dense (and grouped) convolutions: tiles of output pixels by one panel of outputs, accumulated in registers. Each
+// chunk of taps and channels has a sum of its own, which keeps fp32 accurate.
 namespace tunable_ops::TO_ISA {
 
 // One tile: pixels of one output row, one panel. The taps that fall on the picture are `rows` x `columns`.
@@ -10,8 +11,8 @@ struct Tile {
   const float* bias;
   float* output;
   int64_t out_pixel;
-  int64_t lanes;  // of the last vector
-  bool first, last;  // the sums start with the bias, or with the output; they end with the activation
+  int64_t lanes;     // of the last vector
+  bool first, last;  // to the first sum the bias is added, to others the output; after the last is the activation
   Activation activation;
 };
 
@@ -49,15 +50,10 @@ inline __attribute__((always_inline)) void advance(const float* (&base)[kBases],
 template <int kPixels, int kVectors>
 void dense_tile(const Tile& t) {
   Vec sums[kPixels][kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    const bool whole = v + 1 < kVectors || t.lanes == kLanes;
-    const Vec start = t.first && t.bias ? load(t.bias + v * kLanes) : Vec{};
 #pragma GCC unroll 32
-    for (int m = 0; m < kPixels; ++m) {
-      const float* y = t.output + m * t.out_pixel + v * kLanes;
-      sums[m][v] = t.first ? start : whole ? load(y) : load_first(y, t.lanes);
-    }
+  for (int m = 0; m < kPixels; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec{};
   }
   const float* w = t.panel;
   const int64_t step = t.in_pixel;
@@ -78,16 +74,19 @@ void dense_tile(const Tile& t) {
       }
     }
   }
-#pragma GCC unroll 32
-  for (int m = 0; m < kPixels; ++m) {
-    float* y = t.output + m * t.out_pixel;
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec value = t.last ? activate(sums[m][v], t.activation) : sums[m][v];
-      if (v + 1 < kVectors || t.lanes == kLanes) {
-        store(y + v * kLanes, value);
+  for (int v = 0; v < kVectors; ++v) {
+    const bool whole = v + 1 < kVectors || t.lanes == kLanes;
+    const Vec bias = t.bias ? load(t.bias + v * kLanes) : Vec{};
+#pragma GCC unroll 32
+    for (int m = 0; m < kPixels; ++m) {
+      float* y = t.output + m * t.out_pixel + v * kLanes;
+      const Vec sum = sums[m][v] + (t.first ? bias : whole ? load(y) : load_first(y, t.lanes));
+      const Vec value = t.last ? activate(sum, t.activation) : sum;
+      if (whole) {
+        store(y, value);
       } else {
-        store_first(y + v * kLanes, value, t.lanes);
+        store_first(y, value, t.lanes);
       }
     }
   }
@@ -157,7 +156,7 @@ inline void copy_window(const float* row, int64_t pixel, int64_t start, int64_t 
 struct Chunk {
   int64_t row, rows, column, columns, channel, channels;
 };
-constexpr int64_t kChunkFloats = 16 * 1024 / 4;
+constexpr int64_t kChunkFloats = 48 * 1024 / 4;
 
 // Where a row of one panel begins: what is the same for all chunks and tiles.
 struct Row {
@@ -183,7 +182,8 @@ inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile
     } else {
       pixel = k.channels;
       for (int64_t r = 0; r < tile.rows; ++r) {
-        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel, window + r * width * pixel);
+        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel,
+                    window + r * width * pixel);
       }
       tile.input = window;
       tile.in_row = width * pixel;
@@ -213,7 +213,8 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
               rows.begin * c.taps_w * c.channels * vectors * kLanes;
   row.output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
   Tile tile;
-  tile.bias = run.bias ? run.bias + sample * run.bias_sample + (group * run.panels.vectors() + panel * run.panels.width) * kLanes
+  tile.bias = run.bias ? run.bias + sample * run.bias_sample +
+                             (group * run.panels.vectors() + panel * run.panels.width) * kLanes
                        : nullptr;
   tile.out_pixel = c.out_pixel;
   tile.lanes = least(kLanes, c.outputs - panel * block - (vectors - 1) * kLanes);
@@ -227,7 +228,8 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
   for (int64_t r = 0; r < count || r == 0; r += row_step) {
     for (int64_t s = 0; s < c.taps_w; s += column_step) {
       for (int64_t k = 0; k < c.channels; k += channel_step) {
-        const Chunk chunk{r, least(row_step, count - r), s, least(column_step, c.taps_w - s), k, least(channel_step, c.channels - k)};
+        const Chunk chunk{r, least(row_step, count - r),         s, least(column_step, c.taps_w - s),
+                          k, least(channel_step, c.channels - k)};
         tile.last = r + row_step >= count && s + column_step >= c.taps_w && k + channel_step >= c.channels;
         dense_chunk(c, row, chunk, tile, window);
         tile.first = false;

@@ -55,6 +55,15 @@ inline void depthwise_tile(const DepthwiseTile& t) {
 
 constexpr int kDepthwisePixels = 8;
 
+inline void depthwise_tile_of(const DepthwiseTile& tile, int64_t pixels) {
+  using Function = void (*)(const DepthwiseTile&);
+  static constexpr Function functions[kDepthwisePixels + 1] = {
+      nullptr,           depthwise_tile<1>, depthwise_tile<2>, depthwise_tile<3>, depthwise_tile<4>,
+      depthwise_tile<5>, depthwise_tile<6>, depthwise_tile<7>, depthwise_tile<8>,
+  };
+  functions[pixels](tile);
+}
+
 // Output pixels [x, x_end) of one row.
 inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64_t x, int64_t x_end) {
   const Conv& c = run.conv;
@@ -75,17 +84,19 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   tile.channels = c.groups;
   tile.activation = c.activation;
   float* output = run.output + sample * c.out_sample + y * c.out_row;
-  const int64_t span = (c.taps_w - 1) * c.dilation_w + 1;
+  // The pixels before this one keep all their taps off the right border.
+  const int64_t room = c.in_w + c.pad_w - (c.taps_w - 1) * c.dilation_w - 1;
+  const int64_t inner_end = room < 0 ? 0 : least(x_end, room / c.stride_w + 1);
   while (x < x_end) {
     const int64_t start = x * c.stride_w - c.pad_w;
-    const int64_t wide = start + (kDepthwisePixels - 1) * c.stride_w + span;
     tile.output = output + x * c.out_pixel;
-    if (start >= 0 && wide <= c.in_w && x + kDepthwisePixels <= x_end) {
+    if (start >= 0 && x < inner_end) {
+      const int64_t pixels = least(kDepthwisePixels, inner_end - x);
       tile.input = picture + start * c.in_pixel;
       tile.weights = weights;
       tile.columns = c.taps_w;
-      depthwise_tile<kDepthwisePixels>(tile);
-      x += kDepthwisePixels;
+      depthwise_tile_of(tile, pixels);
+      x += pixels;
       continue;
     }
     const Range columns = valid_taps(start, c.in_w, c.taps_w, c.dilation_w);

@@ -1,0 +1,71 @@
+"""Small kernels for the audit's own tests: one as it should be, and one for each fault."""
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+from tunable_ops.triton_kernels.configuration import Configuration
+
+
+@triton.jit
+def _blend_and_multiply(x_ptr, w_ptr, out_ptr, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The heart of a fused kernel: two weight tiles blended on their way to the tensor cores."""
+    offs_m, offs_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        x = tl.load(x_ptr + offs_m[:, None] * K + (k + offs_k)[None, :])
+        first = tl.load(w_ptr + offs_n[None, :] * K + (k + offs_k)[:, None])
+        second = tl.load(w_ptr + BLOCK_N * K + offs_n[None, :] * K + (k + offs_k)[:, None])
+        acc = tl.dot(x, (0.25 * first.to(tl.float32) + 0.75 * second.to(tl.float32)).to(x.dtype), acc)
+    tl.store(out_ptr + offs_m[:, None] * BLOCK_N + offs_n[None, :], acc.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _scale(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    """No tensor cores."""
+    offs = tl.arange(0, BLOCK)
+    tl.store(out_ptr + offs, tl.load(x_ptr + offs) * 2)
+
+
+@triton.jit
+def _hoard(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    """Needs every value again after the sum of all: BLOCK / 32 registers with one warp."""
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs)
+    tl.store(out_ptr + offs, x * tl.sum(x))
+
+
+@triton.jit
+def _broken(x_ptr):
+    undefined_name(x_ptr)  # noqa: F821
+
+
+MATRIX = {"x_ptr": "*fp16", "w_ptr": "*fp16", "out_ptr": "*fp16", "K": "i32"}
+
+
+def matrix(
+    name: str, m: int, n: int, k: int, num_warps: int = 4, num_stages: int = 3, **named: object
+) -> Configuration:
+    constants = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+    pointers = ("x_ptr", "w_ptr", "out_ptr", "K")
+    return Configuration(
+        name=name, fn=_blend_and_multiply, signature=MATRIX, constexprs=constants, divisible=pointers,
+        num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+
+
+GOOD = matrix("good", 128, 64, 64)
+SPILLING = Configuration(
+    name="spilling", fn=_hoard, signature={"x_ptr": "*fp32", "out_ptr": "*fp32"}, constexprs={"BLOCK": 16384},
+    num_warps=1, tensor_cores=False,
+)  # fmt: skip
+TOO_MUCH_SHARED = matrix("too-much-shared", 128, 128, 128, num_stages=6, num_warps=8)
+PLAIN = Configuration(
+    name="plain", fn=_scale, signature={"x_ptr": "*fp16", "out_ptr": "*fp16"}, constexprs={"BLOCK": 1024}
+)
+BROKEN = Configuration(name="broken", fn=_broken, signature={"x_ptr": "*fp16"}, tensor_cores=False)
+
+
+def configurations() -> Iterator[Configuration]:
+    yield PLAIN
+    yield GOOD
