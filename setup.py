@@ -25,6 +25,7 @@ from setuptools.command.build_py import build_py
 STABLE_ABI = "0x020b000000000000"  # 2.11
 OPERATORS = [
     "csrc/tunable_conv2d.cpp",
+    "csrc/tunable_conv2d_library.cpp",
     "csrc/tunable_conv2d_passes.cpp",
     "csrc/cpu/best_kernels.cpp",
     "csrc/cpu/kernels_portable.cpp",

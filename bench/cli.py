@@ -86,6 +86,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
+    if device == "cpu":
+        machine.keep_freed_memory()
     settings = Settings(rounds=args.rounds, budget=args.budget)
     if args.quick:
         settings = Settings(rounds=min(args.rounds, 5), min_call=1e-3, budget=0.5)

@@ -67,14 +67,6 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
     assert backends.select("tunable_conv2d", None, *case.tensors("map", torch.float32, True)) == "torch"
 
 
-def test_the_default_leaves_large_shared_convolutions_to_the_library() -> None:
-    if cpp.unavailable_reason("tunable_conv2d") is not None:
-        pytest.skip("needs the compiled operators")
-    case = Case(batch=4, channels=64, outputs=64, size=(64, 64), kernels=2)
-    for alpha, name in (("shared", "torch"), ("sample", "cpp")):
-        assert backends.select("tunable_conv2d", None, *case.tensors(alpha, torch.float32, True)) == name
-
-
 def test_a_size_that_export_leaves_open_is_no_condition() -> None:
     class Net(torch.nn.Module):
         def forward(self, input: torch.Tensor, weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

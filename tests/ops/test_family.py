@@ -20,9 +20,8 @@ FAMILY: dict[str, tuple[Any, ...]] = {
     "tunable_conv1d": ((B, 4, 61), (P, 6, 2, 3), True, (2, 1, 2, 2), (30,)),
     "tunable_conv3d": ((B, 4, 5, 6, 7), (P, 6, 2, 3, 2, 1), True, ((1, 2, 1), (1, 0, 1), 1, 2), (5, 3, 9)),
     "tunable_conv_transpose2d": ((B, 4, 5, 6), (P, 4, 3, 3, 2), True, ((2, 1), (1, 0), (1, 0), 2, 1), (10, 7)),
-    # kernels that do not overlap: with an alpha per sample a 1x1 convolution, laid out as blocks of pixels. Fewer
-    # pixels than weights: each pixel's gradient meets the same rounded weights, which the comparison takes for
-    # independent.
+    # kernels that do not overlap: per sample a 1x1 convolution, laid out as blocks of pixels. Here with fewer pixels
+    # than weights: each pixel's gradient meets the same rounded weights, which the comparison takes for independent.
     "tunable_conv_transpose2d, blocks": ((B, 8, 3, 4), (P, 8, 6, 2, 3), True, ((2, 3),), (6, 12)),
     "tunable_linear": ((B, 5, 4), (P, 6, 4), True, (), ()),
 }

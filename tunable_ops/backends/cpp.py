@@ -9,9 +9,6 @@ from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
-# From so many multiply-adds on (of a stride-1 layer) the library's convolution makes up for its cost per call where
-# one alpha is shared: 3x3 with 6e8, one core, 1.07 to 1.09 of a plain convolution against 1.16 to 1.19 (docs/cpp.md).
-LIBRARY_MACS = 4e8
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -73,15 +70,7 @@ def unfit(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> 
 
 
 def is_fastest(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> bool:
-    """True where the default takes the C++ operators: channels_last, and not one large dense convolution."""
+    """True where the default takes the C++ operators: channels_last, fp32, no map."""
     if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, weight, bias, alpha) is not None:
         return False
-    if not input.is_contiguous(memory_format=torch.channels_last):
-        return False
-    batch, channels, height, width = input.shape
-    outputs, taps = weight.shape[1], weight.shape[3] * weight.shape[4]
-    if alpha.dim() == 2 or taps == 1 or weight.shape[2] != channels:
-        return True
-    macs = batch * height * width * outputs * channels * taps
-    # a size that compile or export leaves open must not become a condition on it
-    return isinstance(macs, torch.SymInt) or macs < LIBRARY_MACS
+    return input.is_contiguous(memory_format=torch.channels_last)

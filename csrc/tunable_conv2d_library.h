@@ -1,0 +1,21 @@
+// tunable_conv2d with one alpha for the batch, where the library's convolution is the fastest: the kernels are blended
+// into one, and oneDNN does the rest through aten.
+#pragma once
+
+#include "tensors.h"
+#include "tunable_conv2d.h"
+
+namespace tunable_ops {
+
+// Whether the library's convolution is taken: one alpha, kernels dense in memory, and no layer that cuts the picture
+// into patches (2x2 with stride 2: 1.1 of a plain convolution by our kernel, 1.3 by the library's).
+bool library_serves(const Call& call, const Tensor& weight);
+
+// `bias` is [O], blended, or empty; the activation is relu, leaky_relu or none.
+Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias);
+
+// Gradients of the input, and of the blended kernel and bias (contracted into the stacks' and alpha's), as masked.
+Gradients gradients_by_library(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                               const std::optional<Tensor>& bias, const std::vector<bool>& mask);
+
+}  // namespace tunable_ops
