@@ -9,15 +9,15 @@ TORCH_INDEX ?=
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 
 BIN := .venv/bin
-# What an installation is made of besides Python files, which are used where they lie
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: all setup test test-all demo lint format clean
+CSRC := $(shell find csrc -type f)
+
+.PHONY: all setup test test-all demo wheel sdist lint format clean
 
 all: test
 
-setup: .venv/.dev
+setup: .venv/.dev .venv/.ops
 
 # torch first, so that the package finds it and pulls in no second one
 .venv/.torch:
@@ -27,28 +27,41 @@ setup: .venv/.dev
 	$(if $(TRITON),$(PIP) "$(TRITON)")
 	touch $@
 
-.venv/.train: .venv/.torch $(SOURCES)
-	$(PIP) --no-build-isolation --editable ".[train]"
+# without the operators, which pip would build from nothing each time: they have a step of their own, which keeps objects
+.venv/.train: .venv/.torch pyproject.toml
+	TUNABLE_OPS_CPP=0 $(PIP) --no-build-isolation --editable ".[train]"
 	touch $@
 
-# Not after .train: one installation compiles once, and brings what that one would
-.venv/.dev: .venv/.torch $(SOURCES)
-	$(PIP) --no-build-isolation --editable ".[dev]"
-	touch .venv/.train $@
+# what the extra asks for, beside the package that is there
+.venv/.dev: .venv/.train
+	$(PIP) "tunable-ops[dev]"
+	touch $@
 
 # Triton decides for its interpreter when it is imported: a process of its own
 INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels
 
-test: .venv/.dev
+.venv/.ops: .venv/.train setup.py $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+test: .venv/.dev .venv/.ops
 	$(BIN)/python -m pytest -q -m "not slow"
 	$(INTERPRETED) -m "not slow"
 
-test-all: .venv/.dev
+test-all: .venv/.dev .venv/.ops
 	$(BIN)/python -m pytest -q
 	$(INTERPRETED)
 
-demo: .venv/.train
+demo: .venv/.train .venv/.ops
 	$(BIN)/tunable-ops demo --out runs/demo
+
+# build/lib is what the last build left; modules that were deleted since would be packed again
+wheel: .venv/.torch
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+
+sdist: .venv/.torch
+	$(BIN)/python setup.py --quiet sdist
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -60,4 +73,4 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info runs tunable_ops/*.so
+	rm -rf .venv build dist *.egg-info runs tunable_ops/_C.* tunable_ops/_ops_cpu.* tunable_ops/lib tunable_ops/_left_out.txt

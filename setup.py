@@ -4,16 +4,22 @@
 repository installs as `tunable_ops.triton_kernels`; `bench` likewise as `tunable_ops.bench`.
 
 The C++ operators are built where torch, pybind11 and a compiler are there, unless TUNABLE_OPS_CPP=0; without them the
-package installs and works in pure Python, and one line says what was left out. Building needs the torch that will run
-it in the environment: `pip install --no-build-isolation .`
+package installs and works in pure Python. One line then says what was left out and why: while it is built, and again
+where the backend "cpp" is asked for. Building needs the torch that will run it in the environment:
+`pip install --no-build-isolation .`
 """
 
 import importlib.util
 import os
 import platform
+import shlex
+import shutil
+from pathlib import Path
 from typing import Any
 
 from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
@@ -31,59 +37,104 @@ OPERATORS = [
 ]
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
+BINARIES = ("_C.*", "_ops_cpu.*", "lib/schema.*")
 
 
-def leave_out(reason: str) -> dict[str, Any]:
-    """Says in one line that the package is pure Python, and why."""
-    print(f"tunable_ops: the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
-    return {}
+def reason_to_leave_out() -> str | None:
+    """Why no operators are built here, as far as it shows before the compiler runs."""
+    if os.environ.get("TUNABLE_OPS_CPP", "1") == "0":
+        return "TUNABLE_OPS_CPP=0"
+    for package in ("torch", "pybind11"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed where the package is built"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[:1]
+    if os.name == "posix" and not (compiler and shutil.which(compiler[0])):
+        return f"there is no C++ compiler {' '.join(compiler)!r}"
+    return None
+
+
+def settle(package: Path, reason: str | None) -> None:
+    """Leaves in the folder of the package why it has no operators; the package reads it when it is imported."""
+    note = package / "_left_out.txt"
+    note.unlink(missing_ok=True)
+    if reason is None:
+        return
+    text = f"the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    print(f"tunable_ops: {text}", flush=True)
+    note.write_text(text + "\n")
+    for stale in (file for pattern in BINARIES for file in package.glob(pattern)):
+        stale.unlink()
+
+
+LEFT_OUT = reason_to_leave_out()
+
+
+class BuildPython(build_py):
+    """The package, and the note in it if it has no operators."""
+
+    def run(self) -> None:
+        """Copies the modules, then settles."""
+        super().run()
+        settle(Path("." if self.editable_mode else self.build_lib, "tunable_ops"), LEFT_OUT)
 
 
 def extensions() -> dict[str, Any]:
-    """The arguments of setup() that build the operators, or none."""
-    if os.environ.get("TUNABLE_OPS_CPP", "1") == "0":
-        return leave_out("TUNABLE_OPS_CPP=0")
-    for package in ("torch", "pybind11"):
-        if importlib.util.find_spec(package) is None:
-            return leave_out(f"{package} is not installed where the package is built")
+    """The arguments of setup() that build the operators."""
     import pybind11
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CppExtension
 
-    class Build(BuildExtension):
-        """Builds, or leaves the operators out: a compiler that is missing or fails must not stop the installation."""
+    if importlib.util.find_spec("ninja"):  # torch looks for it in PATH, where an environment's own need not be
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+
+    def stable(name: str, sources: list[str]) -> Any:
+        macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
+        return CppExtension(name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True)
+
+    module = CppExtension(
+        "tunable_ops._C",
+        ["csrc/module.cpp"],
+        include_dirs=[pybind11.get_include()],
+        define_macros=[
+            ("TO_FLAGS", " ".join(FLAGS)),
+            ("TO_TORCH_VERSION", torch.__version__.replace("+", ".")),
+            ("TO_STABLE_ABI", STABLE_ABI),
+        ],
+        extra_compile_args=FLAGS,
+    )
+    module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
+    # In a folder that is no package: nothing that walks through the modules of tunable_ops may load the schemas.
+    schema = stable("tunable_ops.lib.schema", ["csrc/schema.cpp"])
+    return {"ext_modules": [stable("tunable_ops._ops_cpu", OPERATORS), schema, module]}
+
+
+def build_command() -> type[build_ext]:
+    """The command that builds the operators, or leaves them out: a failing compiler must not stop an installation."""
+    base = build_ext
+    if LEFT_OUT is None:
+        from torch.utils.cpp_extension import BuildExtension
+
+        base = BuildExtension
+
+    class Build(base):  # type: ignore[misc, valid-type]
+        left_out = LEFT_OUT
 
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
             except Exception as error:
                 self.extensions = []
-                leave_out(f"building them failed ({type(error).__name__}: {str(error).splitlines()[0]})")
+                self.left_out = f"building them failed ({type(error).__name__}: {str(error).splitlines()[0]})"
 
-    macros = [
-        ("TO_FLAGS", " ".join(FLAGS)),
-        ("TO_TORCH_VERSION", torch.__version__.replace("+", ".")),
-        ("TO_STABLE_ABI", STABLE_ABI),
-    ]
-    operators = CppExtension(
-        "tunable_ops._ops_cpu",
-        OPERATORS,
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)],
-        extra_compile_args=FLAGS,
-        py_limited_api=True,
-    )
-    module = CppExtension(
-        "tunable_ops._C",
-        ["csrc/module.cpp"],
-        include_dirs=[pybind11.get_include()],
-        define_macros=macros,
-        extra_compile_args=FLAGS,
-    )
-    module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
-    return {
-        "ext_modules": [operators, module],
-        "cmdclass": {"build_ext": Build},
-    }
+        def run(self) -> None:
+            if self.inplace:
+                Path("tunable_ops/lib").mkdir(exist_ok=True)
+            super().run()
+            settle(Path("." if self.inplace else self.build_lib, "tunable_ops"), self.left_out)
+
+    return Build
 
 
 setup(
@@ -98,5 +149,6 @@ setup(
         "tunable_ops.bench": ["results/schema.json"],
         "tunable_ops.triton_kernels": ["tables/*.json"],
     },
-    **extensions(),
+    cmdclass={"build_py": BuildPython, "build_ext": build_command()},
+    **({} if LEFT_OUT else extensions()),
 )

@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "tunable_ops.cli": {
         "tunable_ops",
+        "tunable_ops.backends",
         "tunable_ops.bench",
         "tunable_ops.images",
         "tunable_ops.losses",

@@ -78,3 +78,17 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert backends.select("tunable_conv2d", None, *tensors) == "torch"
     assert backends.select("tunable_conv2d", None, *case.tensors("map", torch.float32, True)) == "torch"
+
+
+def test_a_size_that_export_leaves_open_is_no_condition() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, input: torch.Tensor, weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+            return tunable_conv2d(input, weight, None, alpha)
+
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+    input, weight, _, alpha = Case().tensors("shared", torch.float32, True)
+    rows, columns = torch.export.Dim("rows", min=8, max=4096), torch.export.Dim("columns", min=8, max=4096)
+    program = torch.export.export(Net(), (input, weight, alpha), dynamic_shapes=({2: rows, 3: columns}, None, None))
+    op = torch.ops.tunable_ops.tunable_conv2d.default
+    assert [node.args[-1] for node in program.graph.nodes if node.target is op] == ["cpp"]

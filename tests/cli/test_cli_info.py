@@ -72,3 +72,15 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
         code, out, err = run("info", path)
         assert (code, out) == (2, ""), err
         assert err.startswith("tunable-ops info: error: ") and text in err and err.count("\n") == 1
+
+
+def test_the_installation(run):
+    code, out, err = run("info")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("tunable_ops   0.") and f"torch {torch.__version__}" in lines[0]
+    assert lines[1] == "backends      torch"
+    assert any(line.split()[0].rstrip(":") == "cpp" for line in lines)
+    facts = json.loads(run("info", "--json")[1])
+    assert facts["backends"]["reference"] is None
+    assert (facts["backends"]["cpp"] is None) == (facts["operators"] is not None)

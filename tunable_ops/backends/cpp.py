@@ -9,23 +9,48 @@ from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
-_HOW = "README.md, 'Compiled operators', says how to build them"
-_missing: str | None = f"this build has no compiled operators; {_HOW}"
+_PACKAGE = Path(__file__).parents[1]
+
+
+def _left_out(reason: str) -> str:
+    """As setup.py says it."""
+    return f"the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+
+
+_missing: str | None = _left_out("this build has none")
+_build: dict[str, str] | None = None
 
 
 def load() -> None:
     """Loads the library if this build has it; the schemas must be defined by then."""
-    global _missing
+    global _missing, _build
+    note = _PACKAGE / "_left_out.txt"  # of setup.py
     if importlib.util.find_spec("tunable_ops._C") is None:
+        if note.exists():
+            _missing = note.read_text().strip()
+        elif foreign := sorted(file.name for file in _PACKAGE.glob("_C.*")):
+            _missing = _left_out(f"they were built for another Python ({', '.join(foreign)})")
         return
     try:
         build = importlib.import_module("tunable_ops._C")
-        library = next(Path(build.__file__ or "").parent.glob(f"{build.library}.*"))
-        torch.ops.load_library(library)
-        _missing = None
-    except (AttributeError, ImportError, OSError, RuntimeError, StopIteration) as error:
-        # Built for another Python or torch, or damaged.
-        _missing = f"the compiled operators of this build do not load here ({error!r}); {_HOW}"
+        names = ("compiler", "flags", "torch", "stable_abi", "library")
+        facts = {name: str(getattr(build, name)) for name in names}
+        version = int(facts["stable_abi"], 16) >> 48  # a byte each: major, minor
+        facts["stable_abi"] = f"torch {version >> 8}.{version & 255} and later"
+        libraries = sorted(_PACKAGE.glob(f"{facts['library']}.*"))
+        if not libraries:
+            raise FileNotFoundError(f"no {facts['library']} in {_PACKAGE}")
+        torch.ops.load_library(libraries[0])
+    except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:  # damaged, or another's
+        cause = error.__cause__ or error  # torch names the file alone
+        _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
+        return
+    _missing, _build = None, facts | {"library": str(libraries[0])}
+
+
+def build_information() -> dict[str, str] | None:
+    """Compiler, flags, torch and stable ABI that the operators were built with, and their file; None without them."""
+    return _build
 
 
 def unavailable_reason(op: str) -> str | None:

@@ -22,7 +22,7 @@ _COMMANDS = {
     "train": "train a tunable network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
     "fold": "freeze the slider: write the plain network of one position",
-    "info": "describe a checkpoint",
+    "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
     "tune": "measure the kernels on this GPU and keep the fastest",

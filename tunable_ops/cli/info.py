@@ -1,31 +1,65 @@
-"""`tunable-ops info`: what a checkpoint says about itself."""
+"""`tunable-ops info`: what a checkpoint says about itself, or what this installation can run."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_parser", "describe", "run"]
+__all__ = ["add_parser", "describe", "describe_installation", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "info",
-        help="describe a checkpoint",
-        description="Describe a checkpoint: architecture, slider, layers, size, notes.",
+        help="describe a checkpoint, or this installation",
+        description="Describe a checkpoint: architecture, slider, layers, size, notes. Without one describe this "
+        "installation: versions, backends, and how the compiled operators were built.",
     )
-    parser.add_argument("checkpoint", type=Path, help="tunable or folded network, .safetensors")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="tunable or folded network, .safetensors")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description; returns 0."""
-    facts = describe(args.checkpoint)
-    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else _table(facts))
+    facts = describe_installation() if args.checkpoint is None else describe(args.checkpoint)
+    table = _installation_table if args.checkpoint is None else _table
+    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else table(facts))
     return 0
+
+
+def describe_installation() -> dict[str, Any]:
+    """Collect what this installation can run, as JSON values.
+
+    Returns:
+        dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); operators
+        (compiler, flags, torch, stable_abi and library of the C++ operators, or None).
+    """
+    import torch
+
+    import tunable_ops
+    from tunable_ops import backends
+    from tunable_ops.backends import cpp
+
+    return {
+        "version": tunable_ops.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "backends": {name: backends.unavailable_reason("tunable_conv2d", name) for name in backends.NAMES},
+        "operators": cpp.build_information(),
+    }
+
+
+def _installation_table(facts: dict[str, Any]) -> str:
+    rows = [("tunable_ops", f"{facts['version']}, Python {facts['python']}, torch {facts['torch']}")]
+    for index, (name, reason) in enumerate(facts["backends"].items()):
+        rows.append(("" if index else "backends", name if reason is None else f"{name}: no; {reason}"))
+    for index, (name, value) in enumerate((facts["operators"] or {}).items()):
+        rows.append(("" if index else "C++ operators", f"{name:<11} {value}"))
+    return "\n".join(f"{name:<13} {text}" for name, text in rows)
 
 
 def describe(path: Path) -> dict[str, Any]:
