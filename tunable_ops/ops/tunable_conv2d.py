@@ -214,6 +214,14 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
+# The CUDA operators ask at every fp32 call: compiled and exported programs follow the setting of the day too.
+registration.define(
+    f"{NAME}_tf32",
+    "Tensor input",
+    "bool",
+    lambda input: torch.backends.cudnn.conv.fp32_precision == "tf32",
+    lambda input: False,
+)
 registration.define_autograd(_forward_op, _TunableConv2d.apply, tensors=4)
 registration.define_autograd(_backward_op, _differentiable_backward, tensors=6)
 registration.define_autocast(_forward_op, cast=(0, 1, 2))
