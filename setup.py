@@ -6,14 +6,18 @@ repository installs as `tunable_ops.triton_kernels`.
 The C++ operators are built where torch, pybind11 and a compiler are there, unless TUNABLE_OPS_CPP=0; without them the
 package installs and works in pure Python, and one line says what was left out. Building needs the torch that will run
 it in the environment: `pip install --no-build-isolation .`
+
+The CUDA operators are a library of their own beside them, built where torch has CUDA and nvcc is there, or as
+csrc/build_cuda.py says.
 """
 
 import importlib.util
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
@@ -32,10 +36,19 @@ OPERATORS = [
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 
 
-def leave_out(reason: str) -> dict[str, Any]:
-    """Says in one line that the package is pure Python, and why."""
-    print(f"tunable_ops: the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
+def leave_out(reason: str, what: str = "C++") -> dict[str, Any]:
+    """Says in one line that the package has to do without some of its operators, and why."""
+    print(f"tunable_ops: the {what} operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
     return {}
+
+
+def cuda_builder() -> Any:
+    """The module csrc/build_cuda.py, which is not installed."""
+    spec = importlib.util.spec_from_file_location("build_cuda", Path(__file__).parent / "csrc" / "build_cuda.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def extensions() -> dict[str, Any]:
@@ -49,8 +62,21 @@ def extensions() -> dict[str, Any]:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    cuda = cuda_builder()
+    reason = cuda.left_out(torch.version.cuda)
+
     class Build(BuildExtension):
         """Builds, or leaves the operators out: a compiler that is missing or fails must not stop the installation."""
+
+        def build_extension(self, extension: Extension) -> None:
+            if extension.name != cuda.NAME:
+                return super().build_extension(extension)
+            try:
+                path = Path(self.get_ext_fullpath(extension.name))
+                cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
+            except Exception as error:
+                leave_out(f"building them failed ({error})", "CUDA")
+                self.extensions = [e for e in self.extensions if e is not extension]
 
         def build_extensions(self) -> None:
             try:
@@ -79,7 +105,12 @@ def extensions() -> dict[str, Any]:
         extra_compile_args=FLAGS,
     )
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
-    return {"ext_modules": [operators, module], "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
+    modules = [operators, module]
+    if reason is None:
+        modules.append(Extension(cuda.NAME, [], optional=True))
+    else:
+        leave_out(reason, "CUDA")
+    return {"ext_modules": modules, "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
 
 
 setup(

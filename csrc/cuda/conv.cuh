@@ -219,7 +219,7 @@ TO_DEVICE void store_sums(const ConvRun& run, const ConvBlock& block, const floa
 }
 
 template <class Tile, bool kVectors>
-TO_KERNEL(Tile::kThreads, 2)
+TO_KERNEL(Tile::kThreads, Tile::kBlocks)
 conv_kernel(TO_RUN ConvRun run) {
   using T = typename Tile::T;
   using Kernels = KernelLoader<T, Tile::kColumns, Tile::kThreads>;

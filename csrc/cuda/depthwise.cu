@@ -5,7 +5,7 @@
 namespace tunable_ops::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kGroupsPerThread = 4;  // of pixels
 
 // Tiles of a DepthwiseRun: channels, and groups of kPixels neighbours in a row of the destination.
@@ -65,26 +65,30 @@ struct DepthwiseThread {
     store(i, j, sums);
   }
 
-  // Four neighbours under 3 x 3 dense taps: six columns serve them all.
+  // Four neighbours under 3 x 3 dense taps: six columns serve them all, and a row of taps stays in registers.
   TO_DEVICE void four_pixels(int32_t i, int32_t j) const {
     float sums[4][kVector_] = {};
 #pragma unroll
     for (int r = 0; r < 3; ++r) {
-      float columns[6][kVector_];
+      Few<T, kVector_> columns[6];
 #pragma unroll
-      for (int s = 0; s < 6; ++s) {
-        const auto value = load(y.source(i) + r, x.source(j) + s);
-#pragma unroll
-        for (int e = 0; e < kVector_; ++e) columns[s][e] = to_float(value.data[e]);
-      }
+      for (int s = 0; s < 6; ++s) columns[s] = load(y.source(i) + r, x.source(j) + s);
+      float taps[3][kVector_];
 #pragma unroll
       for (int s = 0; s < 3; ++s) {
-        const float* w = weights + (r * 3 + s) * width;
+        const auto row = *reinterpret_cast<const Few<float, kVector_>*>(weights + (r * 3 + s) * width);
+#pragma unroll
+        for (int e = 0; e < kVector_; ++e) taps[s][e] = row.data[e];
+      }
+#pragma unroll
+      for (int s = 0; s < 6; ++s) {
 #pragma unroll
         for (int e = 0; e < kVector_; ++e) {
-          const float tap = w[e];
+          const float value = to_float(columns[s].data[e]);
 #pragma unroll
-          for (int q = 0; q < 4; ++q) sums[q][e] = fmaf(columns[q + s][e], tap, sums[q][e]);
+          for (int q = 0; q < 4; ++q) {
+            if (s - q >= 0 && s - q < 3) sums[q][e] = fmaf(value, taps[s - q][e], sums[q][e]);
+          }
         }
       }
     }
@@ -96,7 +100,7 @@ struct DepthwiseThread {
 };
 
 template <class T, int kVector_, bool kDense3>
-TO_KERNEL(kThreads, 2)
+TO_KERNEL(kThreads, kDense3 ? 3 : 4)
 depthwise_kernel(TO_RUN DepthwiseRun run) {
   constexpr int32_t kPixels = kDense3 ? 4 : 1;
   const DepthwiseGrid grid(run, kVector_, kPixels);

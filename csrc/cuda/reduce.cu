@@ -41,18 +41,18 @@ sum_kernel(TO_RUN SumRun run) {
   }
 }
 
-// Taps of one block; larger kernels take several.
-constexpr int32_t kTaps = 9;
-
-template <class T, int kVector_>
+// kTapsY x kTapsX taps of one block: 3 x 3, or a piece of one row of any kernel.
+template <class T, int kVector_, int kTapsY, int kTapsX>
 TO_KERNEL(kThreads, 2)
 depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
   const int32_t width = run.lanes * kVector_, taps = run.y.taps * run.x.taps, thread = static_cast<int32_t>(threadIdx.x);
-  const Place place = place_of(blockIdx.x, ceil_div(run.groups, width), run.segments, ceil_div(taps, kTaps), run.problems);
-  const int32_t lane = thread % run.lanes, channel = place.tile_n * width + lane * kVector_, first_tap = place.group * kTaps;
+  const int32_t pieces = ceil_div(run.x.taps, kTapsX);
+  const Place place = place_of(blockIdx.x, ceil_div(run.groups, width), run.segments, ceil_div(run.y.taps, kTapsY) * pieces, run.problems);
+  const int32_t lane = thread % run.lanes, channel = place.tile_n * width + lane * kVector_;
+  const int32_t first_y = place.group / pieces * kTapsY, first_x = place.group % pieces * kTapsX;
   const int32_t samples = run.samples / run.problems;
   const Range range = part_of(static_cast<int64_t>(samples) * run.y.out * run.x.out, run.segments, place.tile_m);
-  float sums[kTaps][kVector_] = {};
+  float sums[kTapsY][kTapsX][kVector_] = {};
   if (channel < run.groups) {
     for (int64_t index = range.begin + thread / run.lanes; index < range.end; index += kThreads / run.lanes) {
       const Pixel p = pixel_of(static_cast<int32_t>(index), run.y.out, run.x.out);
@@ -62,24 +62,31 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
       const T* from_input = static_cast<const T*>(run.input) + sample * run.source.sample + channel * run.source.channel;
       const auto grad = *reinterpret_cast<const Few<T, kVector_>*>(from_grad);
 #pragma unroll
-      for (int t = 0; t < kTaps; ++t) {
-        const int32_t y = p.y * run.y.stride - run.y.pad + (first_tap + t) / run.x.taps * run.y.dilation;
-        const int32_t x = p.x * run.x.stride - run.x.pad + (first_tap + t) % run.x.taps * run.x.dilation;
-        if (first_tap + t >= taps || y < 0 || y >= run.y.in || x < 0 || x >= run.x.in) continue;
-        const auto value = *reinterpret_cast<const Few<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
+      for (int r = 0; r < kTapsY; ++r) {
+        const int32_t y = p.y * run.y.stride - run.y.pad + (first_y + r) * run.y.dilation;
 #pragma unroll
-        for (int e = 0; e < kVector_; ++e) sums[t][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[t][e]);
+        for (int s = 0; s < kTapsX; ++s) {
+          const int32_t x = p.x * run.x.stride - run.x.pad + (first_x + s) * run.x.dilation;
+          const bool valid = first_x + s < run.x.taps && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in;
+          if (!valid) continue;
+          const auto value = *reinterpret_cast<const Few<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
+#pragma unroll
+          for (int e = 0; e < kVector_; ++e) sums[r][s][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[r][s][e]);
+        }
       }
     }
   }
   float* gradient = run.gradient + (static_cast<int64_t>(place.problem) * run.segments + place.tile_m) * run.groups * taps;
 #pragma unroll
-  for (int t = 0; t < kTaps; ++t) {
+  for (int r = 0; r < kTapsY; ++r) {
 #pragma unroll
-    for (int e = 0; e < kVector_; ++e) {
-      const float total = sum_over_lanes(reinterpret_cast<float*>(shared_memory()), sums[t][e], run.lanes);
-      if (thread < run.lanes && channel + e < run.groups && first_tap + t < taps) {
-        gradient[static_cast<int64_t>(channel + e) * taps + first_tap + t] = total;
+    for (int s = 0; s < kTapsX; ++s) {
+#pragma unroll
+      for (int e = 0; e < kVector_; ++e) {
+        const float total = sum_over_lanes(reinterpret_cast<float*>(shared_memory()), sums[r][s][e], run.lanes);
+        if (thread < run.lanes && channel + e < run.groups && first_x + s < run.x.taps) {
+          gradient[static_cast<int64_t>(channel + e) * taps + (first_y + r) * run.x.taps + first_x + s] = total;
+        }
       }
     }
   }
@@ -197,14 +204,20 @@ const char* launch_sum(const SumRun& run, void* stream) {
   });
 }
 
+template <class T, int kVector_, int kTapsY, int kTapsX>
+static const char* launch_depthwise_weight_grad_taps(const WeightGradRun& run, void* stream) {
+  const int64_t blocks = ceil_div<int64_t>(run.groups, run.lanes * kVector_) * run.segments * ceil_div(run.y.taps, kTapsY) *
+                         ceil_div(run.x.taps, kTapsX) * run.problems;
+  return launch(depthwise_weight_grad_kernel<T, kVector_, kTapsY, kTapsX>, blocks, kThreads, kThreads * 4, stream, run);
+}
+
 const char* launch_depthwise_weight_grad(const WeightGradRun& run, void* stream) {
+  const bool three = run.y.taps == 3 && run.x.taps == 3;
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t vector = run.vectors ? kVector<T> : 1;
-    const int64_t blocks = ceil_div<int64_t>(run.groups, run.lanes * vector) * run.segments *
-                           ceil_div(run.y.taps * run.x.taps, kTaps) * run.problems;
-    if (run.vectors) return launch(depthwise_weight_grad_kernel<T, kVector<T>>, blocks, kThreads, kThreads * 4, stream, run);
-    return launch(depthwise_weight_grad_kernel<T, 1>, blocks, kThreads, kThreads * 4, stream, run);
+    if (!run.vectors) return launch_depthwise_weight_grad_taps<T, 1, 1, 7>(run, stream);
+    return three ? launch_depthwise_weight_grad_taps<T, kVector<T>, 3, 3>(run, stream)
+                 : launch_depthwise_weight_grad_taps<T, kVector<T>, 1, 7>(run, stream);
   });
 }
 

@@ -28,6 +28,7 @@ struct TensorTile {
   using Math = Math_;
   using T = typename Math::T;
   static constexpr int kRows = kRows_, kColumns = kColumns_, kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;  // of a multiprocessor, at least
   static constexpr int kWarpRows = kRows / kWarpsM, kWarpColumns = kColumns / kWarpsN;
   static constexpr int kM = kWarpRows / 16, kN = kWarpColumns / 8;
   static_assert(kM * 16 == kWarpRows && kN * 8 == kWarpColumns && kN % 2 == 0, "whole fragments, two columns at a time");
@@ -102,7 +103,7 @@ struct TensorTile {
 // The same in IEEE fp32 without tensor cores: 64 x 64 sums, 8 x 4 of a thread.
 struct FloatTile {
   using T = float;
-  static constexpr int kRows = 64, kColumns = 64, kThreads = 128;
+  static constexpr int kRows = 64, kColumns = 64, kThreads = 128, kBlocks = 2;
   float sums[8][4];
 
   TO_DEVICE void clear() {

@@ -6,14 +6,15 @@ default chooses.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tunable_ops.backends import cpp
+from tunable_ops.backends import cpp, cuda
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NAMES = ("torch", "reference", "cpp", "triton", "cuda")
+_COMPILED: dict[str, Any] = {"cpp": cpp, "cuda": cuda}
 
 
 def select(op: str, name: str | None, *tensors: "Tensor | None") -> str:
@@ -29,15 +30,18 @@ def select(op: str, name: str | None, *tensors: "Tensor | None") -> str:
         RuntimeError: A backend that cannot run here, or cannot serve these tensors.
     """
     if name is None:
-        return "cpp" if tensors and cpp.is_fastest(op, *tensors) else "torch"  # type: ignore[arg-type]
+        for candidate, backend in _COMPILED.items():
+            if tensors and backend.is_fastest(op, *tensors):
+                return candidate
+        return "torch"
     if name in ("torch", "reference"):
         return name
     if name not in NAMES:
         known = ", ".join(map(repr, NAMES))
         raise ValueError(f"{op}: backend must be None or one of {known}; got {name!r}")
     reason = unavailable_reason(op, name)
-    if reason is None and tensors:
-        reason = cpp.unfit(*tensors)  # type: ignore[arg-type]
+    if reason is None and tensors and name in _COMPILED:
+        reason = _COMPILED[name].unfit(*tensors)
     if reason is None:
         return name
     raise RuntimeError(
@@ -50,9 +54,10 @@ def unavailable_reason(op: str, name: str) -> str | None:
     """Says why a backend cannot serve `op` here, or returns None if it can."""
     if name in ("torch", "reference"):
         return None
-    if name == "cpp":
-        return cpp.unavailable_reason(op)
+    if name in _COMPILED:
+        reason: str | None = _COMPILED[name].unavailable_reason(op)
+        return reason
     if name == "triton":
         triton_kernels = importlib.import_module("tunable_ops.triton_kernels")
         return triton_kernels.unavailable_reason() or f"this version has no Triton kernel for {op}"
-    return f"this version has no {name} kernel for {op}"
+    raise AssertionError(name)

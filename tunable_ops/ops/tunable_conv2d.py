@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
-from tunable_ops.backends import cpp
+from tunable_ops.backends import cpp, cuda
 from tunable_ops.backends.torch import layout
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.ops import registration
@@ -227,3 +227,4 @@ registration.define_autograd(_backward_op, _differentiable_backward, tensors=6)
 registration.define_autocast(_forward_op, cast=(0, 1, 2))
 registration.define_autocast(_backward_op, cast=())
 cpp.load()
+cuda.load()
