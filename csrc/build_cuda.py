@@ -51,7 +51,7 @@ def left_out(torch_cuda: str | None) -> str | None:
             return f"nvcc {version} does not fit torch's CUDA {torch_cuda}"
         if not architectures(nvcc):
             return f"nvcc {version} knows none of the architectures asked for"
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return f"nvcc does not run ({error})"
     return None
 
@@ -64,7 +64,7 @@ def architectures(nvcc: str) -> list[str]:
 
 
 def gencode(archs: list[str]) -> list[str]:
-    """nvcc's flags: machine code for each, and PTX of the newest portable one for what comes after."""
+    """The flags of nvcc: machine code for each, and PTX of the newest portable one for what comes after."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     portable = [a for a in archs if a.isdigit()]
     if portable:
@@ -89,7 +89,16 @@ def compile_kernels(folder: Path, archs: list[str], *extra: str, jobs: int | Non
 def host_flags(torch_folder: Path, stable_abi: str) -> list[str]:
     """The C++ compiler's flags for the sources that know Torch."""
     macros = [f"-DTORCH_TARGET_VERSION={stable_abi}", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
-    return ["-std=c++17", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", *macros, "-isystem", str(torch_folder / "include")]
+    return [
+        "-std=c++17",
+        "-O2",
+        "-g0",
+        "-fPIC",
+        "-fvisibility=hidden",
+        *macros,
+        "-isystem",
+        str(torch_folder / "include"),
+    ]
 
 
 def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
@@ -104,10 +113,16 @@ def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
         for source in sorted(SOURCES.glob("*.cpp")):
             target = folder / f"{source.stem}_host.o"
             _output(compiler, *host_flags(torch_folder, stable_abi), "-c", str(source), "-o", str(target))
-        objects = [str(o) for o in sorted(folder.glob("*.o"))]
-        # libtorch leads to libtorch_cuda where there is one; nothing in it is named before the library is loaded.
-        link = ["-shared", "-cudart", "static", "-Xlinker", "--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
-        _output(nvcc, *link, *objects, "-o", str(output))
+        link([str(o) for o in sorted(folder.glob("*.o"))], output, torch_folder)
+
+
+def link(objects: list[str], output: Path, torch_folder: Path) -> None:
+    """Links the objects into the library at `output`."""
+    nvcc = find_nvcc()
+    assert nvcc is not None, "left_out comes first"
+    # libtorch leads to libtorch_cuda where there is one; nothing in it is named before the library is loaded.
+    torch = ["-Xlinker", "--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    _output(nvcc, "-shared", "-cudart", "static", *torch, *objects, "-o", str(output))
 
 
 def _release(nvcc: str) -> str:

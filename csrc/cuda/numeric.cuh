@@ -86,6 +86,24 @@ TO_DEVICE float activate(float v, Activation activation) {
   }
 }
 
+// The derivative at the saved value: the output, or for gelu and silu the argument.
+TO_DEVICE float derivative(float v, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return v > 0 ? 1.0f : 0.0f;
+    case Activation::kLeakyRelu:
+      return v > 0 ? 1.0f : kLeakySlope;
+    case Activation::kGelu:
+      return 0.5f * (1.0f + erff(v * 0.70710678118654752440f)) + v * 0.39894228040143267794f * expf(-0.5f * v * v);
+    case Activation::kSilu: {
+      const float sigmoid = 1.0f / (1.0f + expf(-v));
+      return sigmoid * (1.0f + v * (1.0f - sigmoid));
+    }
+    default:
+      return 1.0f;
+  }
+}
+
 // Calls f with a value of the storage type.
 template <class F>
 const char* for_type(Type type, F f) {

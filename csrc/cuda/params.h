@@ -102,6 +102,16 @@ struct WeightGradRun {
   int32_t lanes;  // depthwise only
 };
 
+// result = grad * the activation's derivative, from its output (relu, leaky_relu) or its argument (gelu, silu).
+struct ActivationRun {
+  const void* grad;
+  const void* saved;
+  void* result;
+  int64_t count;
+  Activation activation;
+  Type type;
+};
+
 // sums[problem, segment, output]: grad_output summed over a share of the problem's pixels.
 struct SumRun {
   int32_t outputs, samples, pixels, problems, segments, lanes;
@@ -159,6 +169,7 @@ const char* launch_conv_float(const ConvRun& run, void* stream);
 const char* launch_depthwise(const DepthwiseRun& run, void* stream);
 const char* launch_weight_grad(const WeightGradRun& run, void* stream);
 const char* launch_depthwise_weight_grad(const WeightGradRun& run, void* stream);
+const char* launch_activation_grad(const ActivationRun& run, void* stream);
 const char* launch_sum(const SumRun& run, void* stream);
 const char* launch_contract(const ContractRun& run, void* stream);
 const char* launch_finish(const FinishRun& run, void* stream);

@@ -1,4 +1,4 @@
-// The reductions of the backward pass. Every sum has one order that depends on the shapes alone.
+// The reductions of the backward pass, and the gradient before the activation. Every sum has one order that depends on the shapes alone.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
@@ -18,6 +18,20 @@ TO_DEVICE float sum_over_lanes(float* memory, float value, int32_t lanes) {
   const float total = thread < lanes ? memory[thread] : 0.0f;
   block_sync();
   return total;
+}
+
+template <class T>
+TO_KERNEL(kThreads, 1)
+activation_grad_kernel(TO_RUN ActivationRun run) {
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector<T>;
+  const T* grad = static_cast<const T*>(run.grad);
+  const T* saved = static_cast<const T*>(run.saved);
+#pragma unroll
+  for (int e = 0; e < kVector<T>; ++e) {
+    if (first + e >= run.count) return;
+    const float value = to_float(grad[first + e]) * derivative(to_float(saved[first + e]), run.activation);
+    static_cast<T*>(run.result)[first + e] = from_float<T>(value);
+  }
 }
 
 template <class T>
@@ -196,6 +210,13 @@ finish_kernel(TO_RUN FinishRun run) {
 }
 
 }  // namespace
+
+const char* launch_activation_grad(const ActivationRun& run, void* stream) {
+  return for_type(run.type, [&](auto zero) {
+    using T = decltype(zero);
+    return launch(activation_grad_kernel<T>, ceil_div<int64_t>(run.count, kThreads * kVector<T>), kThreads, 0, stream, run);
+  });
+}
 
 const char* launch_sum(const SumRun& run, void* stream) {
   const int64_t blocks = static_cast<int64_t>(ceil_div(run.outputs, run.lanes)) * run.segments * run.problems;

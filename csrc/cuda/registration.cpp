@@ -20,6 +20,8 @@ OnDevice::OnDevice(const Tensor& tensor) : state_(std::make_unique<State>(tensor
 OnDevice::~OnDevice() = default;
 void* OnDevice::stream() const { return state_->stream; }
 
+int64_t chunk_bytes() { return int64_t{64} << 20; }
+
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CUDA, m) {
   m.impl("tunable_conv2d", TORCH_BOX(&forward));
   m.impl("tunable_conv2d_backward", TORCH_BOX(&backward));

@@ -53,14 +53,6 @@ Extent extent_of(int64_t in, int64_t taps, int64_t stride, int64_t pad, int64_t 
           static_cast<int32_t>(stride), static_cast<int32_t>(dilation), static_cast<int32_t>(pad)};
 }
 
-Activation activation_of(const std::string& name) {
-  return name == "relu"         ? Activation::kRelu
-         : name == "leaky_relu" ? Activation::kLeakyRelu
-         : name == "gelu"       ? Activation::kGelu
-         : name == "silu"       ? Activation::kSilu
-                                : Activation::kNone;
-}
-
 Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                        const std::string& activation, const std::string& backend) {
@@ -104,6 +96,14 @@ const char* launch_dense(const ConvRun& run, void* stream) {
 
 void check_launch(const char* kernel, const char* error) {
   STD_TORCH_CHECK(error == nullptr, "tunable_conv2d: ", kernel, " could not be launched: ", error);
+}
+
+Activation activation_of(const std::string& name) {
+  return name == "relu"         ? Activation::kRelu
+         : name == "leaky_relu" ? Activation::kLeakyRelu
+         : name == "gelu"       ? Activation::kGelu
+         : name == "silu"       ? Activation::kSilu
+                                : Activation::kNone;
 }
 
 Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,

@@ -22,6 +22,9 @@ class OnDevice {
 // Makes the device current in the kernels' own CUDA runtime; null, or what went wrong.
 const char* use_device(int32_t index);
 
+// Gradients of blended kernels kept at a time; more are contracted chunk by chunk.
+int64_t chunk_bytes();
+
 void check_launch(const char* kernel, const char* error);
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -59,6 +62,8 @@ struct Lanes {
   bool vectors;
 };
 Lanes depthwise_lanes(const Call& c, bool aligned, bool keeps_kernels);
+
+Activation activation_of(const std::string& name);
 
 // The convolution, or with `gradient` the gradient of its input, into `target`; all in the kernels' format.
 void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -6,8 +6,6 @@
 namespace tunable_ops::cuda {
 namespace {
 
-// Gradients of blended kernels kept at a time; more are contracted chunk by chunk.
-constexpr int64_t kChunkBytes = int64_t{64} << 20;
 // Blocks that a pass is cut into where its pixels allow: a few per multiprocessor of the largest devices. Not read off
 // the device: the order of the sums must not depend on it.
 constexpr int64_t kWantedBlocks = 512;
@@ -25,29 +23,17 @@ Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
 }
 
-Tensor called(const char* name, const Tensor& grad, const Tensor& value) {
-  std::array<StableIValue, 2> stack{from(grad), from(value)};
-  call(name, "", stack);
-  return to<Tensor>(stack[0]);
-}
-
-// The gradient before the activation.
-Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation) {
-  if (!saved || activation == "none") return grad;
-  if (activation == "silu") return called("aten::silu_backward", grad, *saved);
-  if (activation == "gelu") {
-    std::array<StableIValue, 3> stack{from(grad), from(*saved), from(std::string("none"))};
-    call("aten::gelu_backward", "", stack);
-    return to<Tensor>(stack[0]);
-  }
-  if (activation == "relu") {
-    std::array<StableIValue, 3> stack{from(grad), from(*saved), from(0.0)};
-    call("aten::threshold_backward", "", stack);
-    return to<Tensor>(stack[0]);
-  }
-  std::array<StableIValue, 4> stack{from(grad), from(*saved), from(static_cast<double>(kLeakySlope)), from(true)};
-  call("aten::leaky_relu_backward", "", stack);
-  return to<Tensor>(stack[0]);
+// The gradient before the activation, in the kernels' format.
+Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation,
+                          void* stream) {
+  const Tensor dense = in_format(grad, c.kernel_format);
+  if (!saved || activation == "none") return dense;
+  const Tensor value = in_format(*saved, c.kernel_format);
+  const Tensor result = empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
+  const ActivationRun run{dense.const_data_ptr(),  value.const_data_ptr(),    result.mutable_data_ptr(),
+                          result.numel(),          activation_of(activation), c.type};
+  check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
+  return result;
 }
 
 int32_t segments_of(int64_t blocks, int64_t pixels) {
@@ -92,8 +78,8 @@ std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const
   WeightGradRun run = weight_grad_run(c, input, grad);
   const int64_t bytes = 4 * c.kernel_size(), samples = c.batch / c.problems;
   run.segments = segments_of(blocks_of(c, run) * c.problems, samples * c.pixels());
-  run.segments = static_cast<int32_t>(std::clamp<int64_t>(kChunkBytes / bytes, 1, run.segments));
-  const int32_t chunk = static_cast<int32_t>(std::clamp<int64_t>(kChunkBytes / (bytes * run.segments), 1, c.problems));
+  run.segments = static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / bytes, 1, run.segments));
+  const int32_t chunk = static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / (bytes * run.segments), 1, c.problems));
   const Tensor gradient = empty(input, {chunk, run.segments, c.kernel_size()}, ScalarType::Float);
   std::optional<Tensor> total, partial;
   if (grad_weight && chunk < c.problems) total = empty(input, {c.stack.kernels, c.kernel_size()}, ScalarType::Float);
@@ -174,7 +160,7 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
   const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups);
   const OnDevice device(input);
   void* stream = device.stream();
-  const Tensor grad = in_format(without_activation(grad_output, saved, activation), c.kernel_format);
+  const Tensor grad = without_activation(c, grad_output, saved, activation, stream);
   const Tensor none = empty(input, {0}, input.scalar_type());
   Tensor grad_input = none, grad_bias = none, grad_alpha = none;
   if (mask[0]) {

@@ -8,6 +8,7 @@ OnDevice::OnDevice(const Tensor&) {}
 OnDevice::~OnDevice() = default;
 void* OnDevice::stream() const { return nullptr; }
 const char* use_device(int32_t) { return nullptr; }
+int64_t chunk_bytes() { return 16 << 10; }  // small enough that some of the tests' cases take several
 
 STABLE_TORCH_LIBRARY(tunable_ops_emulated, m) {
   m.def("tunable_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor alpha, SymInt[2] stride, SymInt[2] padding, "

@@ -42,7 +42,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   ucontext_t start;
   jmp_buf at;
-  bool fresh, done;
+  bool fresh = false, done = false;
   std::vector<std::vector<Copy>> copies;  // groups; the last one is open
 };
 

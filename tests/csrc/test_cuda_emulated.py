@@ -25,6 +25,8 @@ VECTORS = [
     Case(channels=16, outputs=8, size=(8, 8), kernels=2, taps=(1, 1), stride=(2, 3), padding=(0, 0)),  # empty phases
     Case(channels=48, outputs=32, size=(5, 9), kernels=2, groups=2),
     Case(batch=1, channels=8, outputs=136, size=(7, 5), kernels=16, taps=(1, 1), padding=(0, 0)),
+    Case(batch=5, channels=24, outputs=40, size=(3, 4), kernels=2),  # a gradient per chunk; the others take one for all
+    Case(batch=9, channels=16, outputs=8, size=(4, 3), kernels=3),  # three gradients per chunk
     Case(channels=3, outputs=8, size=(20, 30), kernels=2),  # vectors of outputs only; two segments
     Case(channels=16, outputs=16, size=(19, 21), kernels=2, groups=16),  # depthwise from here on
     Case(channels=24, outputs=24, size=(9, 17), kernels=3, groups=24, taps=(5, 4), stride=(2, 1), padding=(2, 0)),
@@ -117,7 +119,7 @@ def test_tf32(case: Case) -> None:
 
 
 @pytest.mark.parametrize("act", [None, "relu", "gelu", "silu", "leaky_relu"])
-@pytest.mark.parametrize("case", [CASES[0], CASES[8], VECTORS[0]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[8], Case(channels=16, outputs=8, size=(5, 6))], ids=str)
 def test_low_precision_agrees(case: Case, act: str | None) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         for alpha in ("shared", "sample"):
@@ -131,7 +133,7 @@ def test_low_precision_agrees(case: Case, act: str | None) -> None:
                 assert_agrees(o, r, b, f"result {i}")
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[8], VECTORS[0], VECTORS[2]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[8], VECTORS[1]], ids=str)
 def test_fp32_agrees(case: Case) -> None:
     """A plain bound: the sums here have another order, and longer runs, than those of the CPU's library."""
     for alpha in ("shared", "sample"):
@@ -172,7 +174,7 @@ def test_strides_of_any_kind() -> None:
             assert torch.equal(out.double(), expected)
 
 
-def test_same_bits_twice_and_in_chunks() -> None:
+def test_same_bits_twice() -> None:
     case = Case(batch=3, channels=5, outputs=6, size=(20, 17), kernels=2)
     for alpha in ("shared", "sample"):
         tensors = case.tensors(alpha, torch.float32)
@@ -180,19 +182,6 @@ def test_same_bits_twice_and_in_chunks() -> None:
         first = run(emulated.tunable_conv2d, tensors, case, None, grad)
         for one, two in zip(first, run(emulated.tunable_conv2d, tensors, case, None, grad), strict=True):
             assert torch.equal(one, two)
-
-
-def test_weight_gradients_larger_than_a_chunk() -> None:
-    """Kernels of 17 MB: three samples at a time, so that a sum goes on over two chunks."""
-    case = Case(batch=4, channels=1040, outputs=1024, size=(1, 2), taps=(2, 2), padding=(1, 1), kernels=1, bias=False)
-    tensors = case.tensors("sample", torch.float16, True)
-    grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).half()
-    x, weight, _, a = (None if t is None else integers(t, 1) for t in tensors)
-    op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
-    out = op(grad, None, x, weight, None, a, *case.geometry, "none", "cuda", [False, True, False, False])[1]
-    pixels = torch.nn.functional.unfold(x.double(), case.taps, padding=case.padding)
-    ref = torch.einsum("b,bon,bcn->oc", a[:, 0].double(), grad.double().flatten(2), pixels)
-    assert torch.equal(out.double().reshape(1024, -1), ref)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -219,7 +219,7 @@ registration.define(
     f"{NAME}_tf32",
     "Tensor input",
     "bool",
-    lambda input: torch.backends.cudnn.conv.fp32_precision == "tf32",
+    lambda input: torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
     lambda input: False,
 )
 registration.define_autograd(_forward_op, _TunableConv2d.apply, tensors=4)
