@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
 
 BIN := .venv/bin
+# What an installation is made of besides Python files, which are used where they lie
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*.py csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: all setup test test-all demo lint format clean
@@ -25,13 +27,14 @@ setup: .venv/.dev
 	$(if $(TRITON),$(PIP) "$(TRITON)")
 	touch $@
 
-.venv/.train: .venv/.torch pyproject.toml setup.py
+.venv/.train: .venv/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[train]"
 	touch $@
 
-.venv/.dev: .venv/.train
+# Not after .train: one installation compiles once, and brings what that one would
+.venv/.dev: .venv/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable ".[dev]"
-	touch $@
+	touch .venv/.train $@
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -52,4 +55,4 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs tunable_ops/*.so

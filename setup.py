@@ -110,7 +110,7 @@ def extensions() -> dict[str, Any]:
         modules.append(Extension(cuda.NAME, [], optional=True))
     else:
         leave_out(reason, "CUDA")
-    return {"ext_modules": modules, "cmdclass": {"build_ext": Build.with_options(no_python_abi_suffix=False)}}
+    return {"ext_modules": modules, "cmdclass": {"build_ext": Build}}
 
 
 setup(

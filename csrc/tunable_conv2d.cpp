@@ -88,16 +88,24 @@ void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   STD_TORCH_CHECK(input.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
                       alpha.scalar_type() == ScalarType::Float && (!bias || bias->scalar_type() == ScalarType::Float),
                   "tunable_conv2d: input, weight, bias and alpha must be float32 for backend 'cpp'");
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight "
-                  "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
+                  "tunable_conv2d: input must be [B, C, H, W] and weight "
+                  "[P, O, C/groups, kh, kw]; got ",
+                  input.dim(), " and ", weight.dim(), " dimensions");
   STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && alpha.size(0) == input.size(0))) &&
                       alpha.size(alpha.dim() - 1) == weight.size(0),
                   "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cpp'");
 }
 
 Stack stack_of(const Tensor& weight, int64_t groups) {
-  return {weight.const_data_ptr<float>(), weight.size(0), weight.stride(0), weight.size(1) / groups * weight.stride(1),
-          weight.stride(1), weight.stride(2), weight.stride(3), weight.stride(4)};
+  return {weight.const_data_ptr<float>(),
+          weight.size(0),
+          weight.stride(0),
+          weight.size(1) / groups * weight.stride(1),
+          weight.stride(1),
+          weight.stride(2),
+          weight.stride(3),
+          weight.stride(4)};
 }
 
 Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Ints& stride, const Ints& padding,
@@ -129,7 +137,8 @@ Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, con
   c.input = nullptr;
   c.rows = alpha.dim() == 1 ? 1 : alpha.size(0);
   const float* values = alpha.const_data_ptr<float>();
-  const int64_t kernels = weight.size(0), row_step = alpha.dim() == 1 ? 0 : alpha.stride(0), step = alpha.stride(alpha.dim() - 1);
+  const int64_t kernels = weight.size(0), row_step = alpha.dim() == 1 ? 0 : alpha.stride(0),
+                step = alpha.stride(alpha.dim() - 1);
   c.alpha.resize(c.rows * kernels);
   for (int64_t i = 0; i < c.rows * kernels; ++i) c.alpha[i] = values[i / kernels * row_step + i % kernels * step];
   c.threads = {&parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())};
@@ -192,9 +201,9 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
   return result;
 }
 
-Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                       const std::string& activation, const std::string& backend) {
+Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
+                       int64_t groups, const std::string& activation, const std::string& backend) {
   std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
                                      from(padding), from(dilation), from(groups), from(activation), from(backend)};
   call("tunable_ops::tunable_conv2d_library", "", stack);
@@ -204,7 +213,8 @@ Tensor forward_library(const Tensor& input, const Tensor& weight, const std::opt
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend) {
-  if (backend != "cpp") return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
+  if (backend != "cpp")
+    return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
   check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   c.conv.activation = activation == "relu"         ? Activation::kRelu
@@ -226,9 +236,19 @@ Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor
                            const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                            const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
   const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
-  std::array<StableIValue, 13> stack{from(grad_output), from(saved),  from(input),      from(weight),  from(bias),
-                                     from(alpha),       from(stride), from(padding),    from(dilation), from(groups),
-                                     from(activation),  from(backend), from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
+  std::array<StableIValue, 13> stack{from(grad_output),
+                                     from(saved),
+                                     from(input),
+                                     from(weight),
+                                     from(bias),
+                                     from(alpha),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(groups),
+                                     from(activation),
+                                     from(backend),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
   call("tunable_ops::tunable_conv2d_backward_library", "", stack);
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
 }
@@ -243,7 +263,7 @@ Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  std::array<StableIValue, 6> stack{from(sizes), from(strides), from(std::optional(ScalarType::Float)),
+  std::array<StableIValue, 6> stack{from(sizes),        from(strides),      from(std::optional(ScalarType::Float)),
                                     from(std::nullopt), from(std::nullopt), from(std::nullopt)};
   call("aten::empty_strided", "", stack);
   return to<Tensor>(stack[0]);

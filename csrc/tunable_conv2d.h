@@ -1,5 +1,5 @@
-// tunable_conv2d on the CPU, between the operator (tensors, checks) and the kernels (pointers, loops): the geometry of a
-// call, and the passes that forward and backward are made of. No Torch here.
+// tunable_conv2d on the CPU, between the operator (tensors, checks) and the kernels (pointers, loops): the geometry of
+// a call, and the passes that forward and backward are made of. No Torch here.
 #pragma once
 
 #include <cstdint>
@@ -51,10 +51,10 @@ void input_gradient(const Call& call, const float* grad_output, float* grad_inpu
 
 // Where the gradients of the kernels go; null where not asked for.
 struct KernelGradients {
-  Stack weight;         // the layout of grad_weight
-  float* grad_weight;   // like `weight`
-  double* grad_alpha;   // [rows, kernels], the weight's share
-  double* bias_sums;    // [batch, O], sums of grad_output over the pixels
+  Stack weight;        // the layout of grad_weight
+  float* grad_weight;  // like `weight`
+  double* grad_alpha;  // [rows, kernels], the weight's share
+  double* bias_sums;   // [batch, O], sums of grad_output over the pixels
 };
 
 void kernel_gradients(const Call& call, const float* grad_output, const KernelGradients& to);

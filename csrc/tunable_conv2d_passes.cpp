@@ -60,16 +60,23 @@ void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, 
       std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
     }
   }
-  ConvRun run{conv, panels, input, output, blended.get(), call.rows > 1 ? panels.size() : 0,
-              bias.empty() ? nullptr : shift.data(), call.rows > 1 ? panels.groups * padded : 0, 1};
+  ConvRun run{conv,
+              panels,
+              input,
+              output,
+              blended.get(),
+              call.rows > 1 ? panels.size() : 0,
+              bias.empty() ? nullptr : shift.data(),
+              call.rows > 1 ? panels.groups * padded : 0,
+              1};
   const int64_t row_bytes = 4 * conv.in_w * conv.groups * conv.channels * conv.stride_h;
   run.rows = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(1, row_bytes), 1, conv.out_h);
-  while (run.rows > 1 && conv.batch * ceil_div(conv.out_h, run.rows) < 4 * call.threads.count) run.rows = (run.rows + 1) / 2;
+  while (run.rows > 1 && conv.batch * ceil_div(conv.out_h, run.rows) < 4 * call.threads.count)
+    run.rows = (run.rows + 1) / 2;
   const int64_t macs = run.rows * conv.out_w * macs_per_pixel(conv, call.depthwise);
-  call.threads.parallel_for(conv.batch * ceil_div(conv.out_h, run.rows), std::max<int64_t>(1, kGrainMacs / macs),
-                            [&](int64_t begin, int64_t end) {
-                              (call.depthwise ? kernels.depthwise : kernels.dense)(run, begin, end);
-                            });
+  call.threads.parallel_for(
+      conv.batch * ceil_div(conv.out_h, run.rows), std::max<int64_t>(1, kGrainMacs / macs),
+      [&](int64_t begin, int64_t end) { (call.depthwise ? kernels.depthwise : kernels.dense)(run, begin, end); });
 }
 
 // One dimension of the gradient of the input: the inputs phase, phase + stride, ... see every step-th tap.
@@ -98,21 +105,43 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output) {
 void input_gradient(const Call& call, const float* grad_output, float* grad_input) {
   const Conv& c = call.conv;
   bool covered = true;
-  for (int64_t py = 0; py < c.stride_h; ++py) covered &= phase_of(py, c.in_h, c.taps_h, c.stride_h, c.dilation_h, c.pad_h).taps > 0;
-  for (int64_t px = 0; px < c.stride_w; ++px) covered &= phase_of(px, c.in_w, c.taps_w, c.stride_w, c.dilation_w, c.pad_w).taps > 0;
+  for (int64_t py = 0; py < c.stride_h; ++py)
+    covered &= phase_of(py, c.in_h, c.taps_h, c.stride_h, c.dilation_h, c.pad_h).taps > 0;
+  for (int64_t px = 0; px < c.stride_w; ++px)
+    covered &= phase_of(px, c.in_w, c.taps_w, c.stride_w, c.dilation_w, c.pad_w).taps > 0;
   if (!covered) std::memset(grad_input, 0, sizeof(float) * c.batch * c.in_sample);
   for (int64_t py = 0; py < c.stride_h; ++py) {
     const Phase y = phase_of(py, c.in_h, c.taps_h, c.stride_h, c.dilation_h, c.pad_h);
     for (int64_t px = 0; px < c.stride_w; ++px) {
       const Phase x = phase_of(px, c.in_w, c.taps_w, c.stride_w, c.dilation_w, c.pad_w);
       if (y.taps == 0 || x.taps == 0 || y.count == 0 || x.count == 0) continue;
-      Conv turned{c.batch, c.groups, c.outputs, c.channels, c.out_h, c.out_w, y.count, x.count,
-                  y.taps, x.taps, 1, 1, y.dilation, x.dilation, y.pad, x.pad,
-                  c.out_sample, c.out_row, c.out_pixel,
-                  c.in_sample, c.stride_h * c.in_row, c.stride_w * c.in_pixel, Activation::kNone};
+      Conv turned{c.batch,
+                  c.groups,
+                  c.outputs,
+                  c.channels,
+                  c.out_h,
+                  c.out_w,
+                  y.count,
+                  x.count,
+                  y.taps,
+                  x.taps,
+                  1,
+                  1,
+                  y.dilation,
+                  x.dilation,
+                  y.pad,
+                  x.pad,
+                  c.out_sample,
+                  c.out_row,
+                  c.out_pixel,
+                  c.in_sample,
+                  c.stride_h * c.in_row,
+                  c.stride_w * c.in_pixel,
+                  Activation::kNone};
       Stack stack = call.weight;
       std::swap(stack.stride_output, stack.stride_channel);
-      stack.data += (y.first + (y.taps - 1) * y.step) * stack.stride_tap_h + (x.first + (x.taps - 1) * x.step) * stack.stride_tap_w;
+      stack.data += (y.first + (y.taps - 1) * y.step) * stack.stride_tap_h +
+                    (x.first + (x.taps - 1) * x.step) * stack.stride_tap_w;
       stack.stride_tap_h *= -y.step;
       stack.stride_tap_w *= -x.step;
       blend_and_convolve(call, turned, call.depthwise ? as_depthwise(stack) : stack, {}, grad_output,
@@ -137,7 +166,8 @@ void add_sums(const WeightGradRun& run, int64_t first, bool depthwise, double* s
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t o = 0; o < p.outputs; ++o) {
         double total = 0;
-        for (int64_t i = 0; i < run.segments; ++i) total += run.sums[((b * run.segments + i) * p.groups + g) * padded + o];
+        for (int64_t i = 0; i < run.segments; ++i)
+          total += run.sums[((b * run.segments + i) * p.groups + g) * padded + o];
         sums[((first + b) * p.groups + g) * p.outputs + o] = total;
       }
     }
@@ -156,27 +186,37 @@ void kernel_gradients(const Call& call, const float* grad_output, const KernelGr
   const int64_t segments = segments_of(c, call.depthwise, tiles);
   const int64_t chunk = std::clamp<int64_t>(kChunkBytes / (4 * segments * size), 1, c.batch);
   const int64_t sums_size = panels.groups * panels.vectors() * panels.lanes;
-  const Workspace gradient(weighted ? chunk * segments * size : 0), sums(to.bias_sums ? chunk * segments * sums_size : 0);
+  const Workspace gradient(weighted ? chunk * segments * size : 0),
+      sums(to.bias_sums ? chunk * segments * sums_size : 0);
   const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);
   for (int64_t first = 0; first < c.batch; first += chunk) {
     const int64_t batch = std::min(chunk, c.batch - first);
-    WeightGradRun run{c, panels, call.input + first * c.in_sample, grad_output + first * c.out_sample,
-                      weighted ? gradient.get() : nullptr, to.bias_sums ? sums.get() : nullptr, segments, 1};
+    WeightGradRun run{c,
+                      panels,
+                      call.input + first * c.in_sample,
+                      grad_output + first * c.out_sample,
+                      weighted ? gradient.get() : nullptr,
+                      to.bias_sums ? sums.get() : nullptr,
+                      segments,
+                      1};
     run.conv.batch = batch;
     if (!call.depthwise) run.parts = std::clamp<int64_t>(ceil_div(4 * call.threads.count, batch * segments), 1, tiles);
     const int64_t macs = c.out_h * c.out_w * macs_per_pixel(c, call.depthwise) / (segments * run.parts);
-    call.threads.parallel_for(batch * segments * run.parts, std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs)),
-                              [&](int64_t begin, int64_t end) {
-                                (call.depthwise ? kernels.depthwise_weight_grad : kernels.dense_weight_grad)(run, begin, end);
-                              });
+    call.threads.parallel_for(
+        batch * segments * run.parts, std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs)),
+        [&](int64_t begin, int64_t end) {
+          (call.depthwise ? kernels.depthwise_weight_grad : kernels.dense_weight_grad)(run, begin, end);
+        });
     if (to.bias_sums) add_sums(run, first, call.depthwise, to.bias_sums);
     if (!weighted) continue;
     std::vector<float> alpha(batch * count);
     for (int64_t i = 0; i < batch * count; ++i) alpha[i] = call.alpha[call.rows > 1 ? first * count + i : i % count];
     const Stack stack = call.depthwise ? as_depthwise(call.weight) : call.weight;
     const Stack grad_stack = call.depthwise ? as_depthwise(to.weight) : to.weight;
-    const Contract contract{panels, stack, grad_stack, to.grad_weight, batch, segments, alpha.data(), gradient.get(),
-                            to.grad_alpha ? partial.get() : nullptr, first > 0};
+    const Contract contract{panels,         stack,          grad_stack,
+                            to.grad_weight, batch,          segments,
+                            alpha.data(),   gradient.get(), to.grad_alpha ? partial.get() : nullptr,
+                            first > 0};
     for_each_slice(call.threads, panels, 2 * count * (batch + 1),
                    [&](int64_t begin, int64_t end) { kernels.contract(contract, begin, end); });
     for (int64_t i = 0; to.grad_alpha && i < batch * count; ++i) {

@@ -23,6 +23,8 @@ def shape_of(tensor: Tensor) -> list[int]:
 
 def to_ints(op: str, name: str, value: Any, count: int, minimum: int) -> tuple[int, ...]:
     """Reads an int or a sequence of `count` ints, each at least `minimum`."""
+    if type(value) is int and value >= minimum:  # almost every call, and it has to be quick
+        return (value,) * count
     if type(value) is int or isinstance(value, torch.SymInt):
         values: tuple[Any, ...] = (value,) * count
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -55,6 +57,8 @@ def autocast_is_on(device_type: str) -> bool:
 
 def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> None:
     """Types, dtypes and devices: one device; input, weight and bias of one dtype (not under autocast)."""
+    if _all_alike(input, weight, bias, alpha):
+        return
     named = {"input": input, "weight": weight, "alpha": alpha}
     if bias is not None:
         named["bias"] = bias
@@ -72,6 +76,18 @@ def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, a
             raise TypeError(f"{op}: {name} must have the input's dtype, {input.dtype}; got {named[name].dtype}")
     if alpha.dtype not in (input.dtype, torch.float32):
         raise TypeError(f"{op}: alpha must be float32 or have the input's dtype, {input.dtype}; got {alpha.dtype}")
+
+
+def _all_alike(input: Any, weight: Any, bias: Any, alpha: Any) -> bool:
+    """True for tensors of one allowed dtype on one device: almost every call, told in little time."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(alpha, Tensor)):
+        return False
+    dtype, device = input.dtype, input.device
+    if weight.dtype is not dtype or alpha.dtype is not dtype or dtype not in FLOATS:
+        return False
+    if bias is not None and not (isinstance(bias, Tensor) and bias.dtype is dtype and bias.device == device):
+        return False
+    return bool(weight.device == device and alpha.device == device)
 
 
 def check_kernels(

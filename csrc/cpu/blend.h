@@ -102,7 +102,8 @@ void contract(const Contract& args, int64_t begin, int64_t end) {
         gradient = whole;
       }
       for (int64_t p = 0; p < kernels; ++p) {
-        if (args.partial) args.partial[(item * args.batch + b) * kernels + p] = dot(gradient, slices + p * s.size, s.size);
+        if (args.partial)
+          args.partial[(item * args.batch + b) * kernels + p] = dot(gradient, slices + p * s.size, s.size);
         if (args.grad_data) scale_add(grads + p * s.size, gradient, args.alpha[b * kernels + p], s.size, b == 0);
       }
     }

@@ -1,4 +1,5 @@
-// Dense (and grouped) convolutions: tiles of output pixels by one panel of outputs, accumulated in registers.
+// Dense (and grouped) convolutions: tiles of output pixels by one panel of outputs, accumulated in registers. Each
+// chunk of taps and channels has a sum of its own, which keeps fp32 accurate.
 namespace tunable_ops::TO_ISA {
 
 // One tile: pixels of one output row, one panel. The taps that fall on the picture are `rows` x `columns`.
@@ -10,61 +11,82 @@ struct Tile {
   const float* bias;
   float* output;
   int64_t out_pixel;
-  int64_t lanes;  // of the last vector
+  int64_t lanes;     // of the last vector
+  bool first, last;  // to the first sum the bias is added, to others the output; after the last is the activation
   Activation activation;
 };
+
+// Adds the products of kSteps channels. One base address serves five pixels: with step, 2 step, 3 step and 4 step the
+// rest is in the addressing mode.
+template <int kPixels, int kVectors, int kSteps>
+inline __attribute__((always_inline)) void dense_steps(Vec (&sums)[kPixels][kVectors], const float* const* base,
+                                                       int64_t step, const float* w) {
+  const int64_t step3 = 3 * step;
+#pragma GCC unroll 4
+  for (int k = 0; k < kSteps; ++k) {
+    Vec weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) weights[v] = load(w + (k * kVectors + v) * kLanes);
+#pragma GCC unroll 32
+    for (int m = 0; m < kPixels; ++m) {
+      const int rest = m % 5;
+      const Vec x = broadcast(base[m / 5][k + (rest == 3 ? step3 : rest * step)]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[m][v] += x * weights[v];
+    }
+    asm volatile("" ::: "memory");  // no load of the next step before this one's sums: registers are full
+  }
+}
+
+template <int kBases>
+inline __attribute__((always_inline)) void advance(const float* (&base)[kBases], int64_t steps) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBases; ++i) {
+    base[i] += steps;
+    asm("" : "+r"(base[i]));  // keeps the compiler from one induction variable per pixel
+  }
+}
 
 template <int kPixels, int kVectors>
 void dense_tile(const Tile& t) {
   Vec sums[kPixels][kVectors];
-#pragma GCC unroll 2
-  for (int v = 0; v < kVectors; ++v) {
-    const Vec start = t.bias ? load(t.bias + v * kLanes) : Vec{};
 #pragma GCC unroll 32
-    for (int m = 0; m < kPixels; ++m) sums[m][v] = start;
+  for (int m = 0; m < kPixels; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec{};
   }
   const float* w = t.panel;
   const int64_t step = t.in_pixel;
-  // One base address for five pixels: with step, 2 step, 3 step and 4 step the rest is in the addressing mode.
-  constexpr int kBases = (kPixels + 4) / 5;
+  constexpr int kBases = (kPixels + 4) / 5, kSteps = 4;
   for (int64_t r = 0; r < t.rows; ++r) {
     for (int64_t s = 0; s < t.columns; ++s) {
-      const float* first = t.input + r * t.in_row + s * t.in_column;
       const float* base[kBases];
 #pragma GCC unroll 8
-      for (int i = 0; i < kBases; ++i) base[i] = first + 5 * i * step;
-      const float* end = first + t.run;
-      const int64_t step3 = 3 * step;
-      while (base[0] != end) {
-        Vec weights[kVectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) weights[v] = load(w + v * kLanes);
-#pragma GCC unroll 32
-        for (int m = 0; m < kPixels; ++m) {
-          const int rest = m % 5;
-          const Vec x = broadcast(base[m / 5][rest == 3 ? step3 : rest * step]);
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) sums[m][v] += x * weights[v];
-        }
-        w += kVectors * kLanes;
-#pragma GCC unroll 8
-        for (int i = 0; i < kBases; ++i) {
-          ++base[i];
-          asm("" : "+r"(base[i]));  // keeps the compiler from one induction variable per pixel
-        }
+      for (int i = 0; i < kBases; ++i) base[i] = t.input + r * t.in_row + s * t.in_column + 5 * i * step;
+      int64_t left = t.run;
+      for (; left >= kSteps; left -= kSteps, w += kSteps * kVectors * kLanes) {
+        dense_steps<kPixels, kVectors, kSteps>(sums, base, step, w);
+        advance(base, kSteps);
+      }
+      for (; left > 0; --left, w += kVectors * kLanes) {
+        dense_steps<kPixels, kVectors, 1>(sums, base, step, w);
+        advance(base, 1);
       }
     }
   }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    const bool whole = v + 1 < kVectors || t.lanes == kLanes;
+    const Vec bias = t.bias ? load(t.bias + v * kLanes) : Vec{};
 #pragma GCC unroll 32
-  for (int m = 0; m < kPixels; ++m) {
-    float* y = t.output + m * t.out_pixel;
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec value = activate(sums[m][v], t.activation);
-      if (v + 1 < kVectors || t.lanes == kLanes) {
-        store(y + v * kLanes, value);
+    for (int m = 0; m < kPixels; ++m) {
+      float* y = t.output + m * t.out_pixel + v * kLanes;
+      const Vec sum = sums[m][v] + (t.first ? bias : whole ? load(y) : load_first(y, t.lanes));
+      const Vec value = t.last ? activate(sum, t.activation) : sum;
+      if (whole) {
+        store(y, value);
       } else {
-        store_first(y + v * kLanes, value, t.lanes);
+        store_first(y, value, t.lanes);
       }
     }
   }
@@ -106,17 +128,75 @@ inline Range valid_taps(int64_t start, int64_t size, int64_t taps, int64_t dilat
   return {begin, most(begin, end)};
 }
 
+inline void copy(float* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+inline void clear(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = 0;
+}
+
 // Copies the window of a tile that reaches over the left or right border, with zeros there.
 inline void copy_window(const float* row, int64_t pixel, int64_t start, int64_t width, int64_t size, int64_t channels,
                         float* window) {
-  for (int64_t i = 0; i < width; ++i, window += channels) {
-    const int64_t x = start + i;
-    if (x >= 0 && x < size) {
-      const float* source = row + x * pixel;
-      for (int64_t c = 0; c < channels; ++c) window[c] = source[c];
+  const int64_t begin = least(width, most(0, -start)), end = most(begin, least(width, size - start));
+  clear(window, begin * channels);
+  clear(window + end * channels, (width - end) * channels);
+  const float* from = row + (start + begin) * pixel;
+  if (pixel == channels) {
+    copy(window + begin * channels, from, (end - begin) * channels);
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i, from += pixel) copy(window + i * channels, from, channels);
+}
+
+// A share of the taps and channels whose weights stay in the first-level cache while a row of pixels goes by.
+struct Chunk {
+  int64_t row, rows, column, columns, channel, channels;
+};
+constexpr int64_t kChunkFloats = 48 * 1024 / 4;
+
+// Where a row of one panel begins: what is the same for all chunks and tiles.
+struct Row {
+  const float* picture;  // the first valid kernel row
+  const float* panel;
+  float* output;
+  int64_t vectors;
+};
+
+inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile, float* window) {
+  tile.panel = row.panel + ((k.row * c.taps_w + k.column) * c.channels + k.channel) * row.vectors * kLanes;
+  tile.rows = k.rows;
+  const int64_t count = ceil_div(c.out_w, kRows[row.vectors]);
+  const int64_t span = (k.columns - 1) * c.dilation_w + 1;
+  const float* picture = row.picture + k.row * c.dilation_h * c.in_row + k.channel;
+  for (int64_t i = 0, x = 0; i < count; ++i) {
+    const int64_t pixels = c.out_w / count + (i < c.out_w % count);
+    const int64_t start = x * c.stride_w - c.pad_w + k.column * c.dilation_w, width = (pixels - 1) * c.stride_w + span;
+    int64_t pixel = c.in_pixel;
+    if (start >= 0 && start + width <= c.in_w) {
+      tile.input = picture + start * c.in_pixel;
+      tile.in_row = c.dilation_h * c.in_row;
     } else {
-      for (int64_t c = 0; c < channels; ++c) window[c] = 0;
+      pixel = k.channels;
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel,
+                    window + r * width * pixel);
+      }
+      tile.input = window;
+      tile.in_row = width * pixel;
     }
+    tile.in_pixel = pixel * c.stride_w;
+    tile.in_column = pixel * c.dilation_w;
+    // Taps side by side make one long run.
+    const bool joined = c.dilation_w == 1 && pixel == k.channels;
+    tile.columns = joined ? 1 : k.columns;
+    tile.run = joined ? k.columns * k.channels : k.channels;
+    tile.output = row.output + x * c.out_pixel;
+    (row.vectors == 2 ? tile_function<2> : tile_function<1>)(pixels)(tile);
+    x += pixels;
   }
 }
 
@@ -125,44 +205,36 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
   const Conv& c = run.conv;
   const int64_t vectors = run.panels.panel_vectors(panel), block = run.panels.width * kLanes;
   const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
-  const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h;
-  const float* picture = run.input + sample * c.in_sample + group * c.channels;
+  const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h, count = rows.end - rows.begin;
+  Row row;
+  row.vectors = vectors;
+  row.picture = run.input + sample * c.in_sample + group * c.channels + top * c.in_row;
+  row.panel = run.blended + sample * run.blended_sample + run.panels.offset(group, panel) +
+              rows.begin * c.taps_w * c.channels * vectors * kLanes;
+  row.output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
   Tile tile;
-  tile.rows = rows.end - rows.begin;
-  tile.panel = run.blended + sample * run.blended_sample + run.panels.offset(group, panel) +
-               rows.begin * c.taps_w * c.channels * vectors * kLanes;
-  tile.bias = run.bias ? run.bias + sample * run.bias_sample + (group * run.panels.vectors() + panel * run.panels.width) * kLanes : nullptr;
+  tile.bias = run.bias ? run.bias + sample * run.bias_sample +
+                             (group * run.panels.vectors() + panel * run.panels.width) * kLanes
+                       : nullptr;
   tile.out_pixel = c.out_pixel;
   tile.lanes = least(kLanes, c.outputs - panel * block - (vectors - 1) * kLanes);
   tile.activation = c.activation;
-  float* output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
-  const int64_t count = ceil_div(c.out_w, kRows[vectors]);
-  const int64_t span = (c.taps_w - 1) * c.dilation_w + 1;
-  for (int64_t i = 0, x = 0; i < count; ++i) {
-    const int64_t pixels = c.out_w / count + (i < c.out_w % count);
-    const int64_t start = x * c.stride_w - c.pad_w, width = (pixels - 1) * c.stride_w + span;
-    int64_t pixel = c.in_pixel;
-    if (start >= 0 && start + width <= c.in_w) {
-      tile.input = picture + top * c.in_row + start * c.in_pixel;
-      tile.in_row = c.dilation_h * c.in_row;
-    } else {
-      pixel = c.channels;
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        copy_window(picture + (top + r * c.dilation_h) * c.in_row, c.in_pixel, start, width, c.in_w, c.channels,
-                    window + r * width * c.channels);
+  // Whole kernel rows where they fit, else whole taps, else some of the channels.
+  const int64_t width = vectors * kLanes, tap = c.channels * width;
+  const int64_t row_step = most(1, least(count, kChunkFloats / (tap * c.taps_w)));
+  const int64_t column_step = row_step > 1 || tap * c.taps_w <= kChunkFloats ? c.taps_w : most(1, kChunkFloats / tap);
+  const int64_t channel_step = column_step > 1 || tap <= kChunkFloats ? c.channels : most(1, kChunkFloats / width);
+  tile.first = true;
+  for (int64_t r = 0; r < count || r == 0; r += row_step) {
+    for (int64_t s = 0; s < c.taps_w; s += column_step) {
+      for (int64_t k = 0; k < c.channels; k += channel_step) {
+        const Chunk chunk{r, least(row_step, count - r),         s, least(column_step, c.taps_w - s),
+                          k, least(channel_step, c.channels - k)};
+        tile.last = r + row_step >= count && s + column_step >= c.taps_w && k + channel_step >= c.channels;
+        dense_chunk(c, row, chunk, tile, window);
+        tile.first = false;
       }
-      tile.input = window;
-      tile.in_row = width * c.channels;
     }
-    tile.in_pixel = pixel * c.stride_w;
-    tile.in_column = pixel * c.dilation_w;
-    // Taps side by side make one long run.
-    const bool joined = c.dilation_w == 1 && pixel == c.channels;
-    tile.columns = joined ? 1 : c.taps_w;
-    tile.run = joined ? c.taps_w * c.channels : c.channels;
-    tile.output = output + x * c.out_pixel;
-    (vectors == 2 ? tile_function<2> : tile_function<1>)(pixels)(tile);
-    x += pixels;
   }
 }
 

@@ -55,7 +55,17 @@ inline void depthwise_tile(const DepthwiseTile& t) {
 
 constexpr int kDepthwisePixels = 8;
 
-inline void depthwise_row(const ConvRun& run, int64_t sample, int64_t y) {
+inline void depthwise_tile_of(const DepthwiseTile& tile, int64_t pixels) {
+  using Function = void (*)(const DepthwiseTile&);
+  static constexpr Function functions[kDepthwisePixels + 1] = {
+      nullptr,           depthwise_tile<1>, depthwise_tile<2>, depthwise_tile<3>, depthwise_tile<4>,
+      depthwise_tile<5>, depthwise_tile<6>, depthwise_tile<7>, depthwise_tile<8>,
+  };
+  functions[pixels](tile);
+}
+
+// Output pixels [x, x_end) of one row.
+inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64_t x, int64_t x_end) {
   const Conv& c = run.conv;
   const int64_t row_size = run.panels.vectors() * kLanes;
   const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
@@ -74,17 +84,19 @@ inline void depthwise_row(const ConvRun& run, int64_t sample, int64_t y) {
   tile.channels = c.groups;
   tile.activation = c.activation;
   float* output = run.output + sample * c.out_sample + y * c.out_row;
-  const int64_t span = (c.taps_w - 1) * c.dilation_w + 1;
-  for (int64_t x = 0; x < c.out_w;) {
+  // The pixels before this one keep all their taps off the right border.
+  const int64_t room = c.in_w + c.pad_w - (c.taps_w - 1) * c.dilation_w - 1;
+  const int64_t inner_end = room < 0 ? 0 : least(x_end, room / c.stride_w + 1);
+  while (x < x_end) {
     const int64_t start = x * c.stride_w - c.pad_w;
-    const int64_t wide = start + (kDepthwisePixels - 1) * c.stride_w + span;
     tile.output = output + x * c.out_pixel;
-    if (start >= 0 && wide <= c.in_w && x + kDepthwisePixels <= c.out_w) {
+    if (start >= 0 && x < inner_end) {
+      const int64_t pixels = least(kDepthwisePixels, inner_end - x);
       tile.input = picture + start * c.in_pixel;
       tile.weights = weights;
       tile.columns = c.taps_w;
-      depthwise_tile<kDepthwisePixels>(tile);
-      x += kDepthwisePixels;
+      depthwise_tile_of(tile, pixels);
+      x += pixels;
       continue;
     }
     const Range columns = valid_taps(start, c.in_w, c.taps_w, c.dilation_w);
@@ -96,12 +108,23 @@ inline void depthwise_row(const ConvRun& run, int64_t sample, int64_t y) {
   }
 }
 
+// Floats of the input rows that a strip keeps in the first-level cache from one output row to the next.
+constexpr int64_t kStripFloats = 16 * 1024 / 4;
+
 void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
-  const int64_t blocks = ceil_div(run.conv.out_h, run.rows);
+  const Conv& c = run.conv;
+  const int64_t blocks = ceil_div(c.out_h, run.rows);
+  const int64_t fits = kStripFloats / most(1, c.taps_h * c.in_pixel * c.stride_w);
+  const int64_t strip = most(1, fits / kDepthwisePixels) * kDepthwisePixels;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t sample = item / blocks, first = item % blocks * run.rows;
-    const int64_t last = least(first + run.rows, run.conv.out_h);
-    for (int64_t y = first; y < last; ++y) depthwise_row(run, sample, y);
+    const int64_t last = least(first + run.rows, c.out_h);
+    for (int64_t x = 0; x < c.out_w;) {
+      // The first strip takes one pixel more, so that the others begin where tiles are whole.
+      const int64_t x_end = least(c.out_w, x + strip + (x == 0));
+      for (int64_t y = first; y < last; ++y) depthwise_strip(run, sample, y, x, x_end);
+      x = x_end;
+    }
   }
 }
 

@@ -36,7 +36,9 @@ struct Panels {
   int64_t slices() const { return groups * count() * taps(); }
   int64_t group_size() const { return taps() * channels * vectors() * lanes; }
   int64_t size() const { return groups * group_size(); }
-  int64_t panel_vectors(int64_t panel) const { return vectors() - panel * width < width ? vectors() - panel * width : width; }
+  int64_t panel_vectors(int64_t panel) const {
+    return vectors() - panel * width < width ? vectors() - panel * width : width;
+  }
   int64_t offset(int64_t group, int64_t panel) const {
     return group * group_size() + panel * width * lanes * taps() * channels;
   }

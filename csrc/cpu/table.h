@@ -8,11 +8,16 @@ namespace tunable_ops {
 
 const Kernels& TO_JOIN(TO_ISA, _kernels)() {
   static constexpr Kernels kernels = {
-      TO_TEXT(TO_ISA),           TO_ISA::kLanes,
-      TO_ISA::kWidth,            TO_ISA::blend,
-      TO_ISA::dense,             TO_ISA::depthwise,
-      TO_ISA::dense_weight_grad_tiles, TO_ISA::dense_weight_grad,
-      TO_ISA::depthwise_weight_grad,   TO_ISA::contract,
+      TO_TEXT(TO_ISA),
+      TO_ISA::kLanes,
+      TO_ISA::kWidth,
+      TO_ISA::blend,
+      TO_ISA::dense,
+      TO_ISA::depthwise,
+      TO_ISA::dense_weight_grad_tiles,
+      TO_ISA::dense_weight_grad,
+      TO_ISA::depthwise_weight_grad,
+      TO_ISA::contract,
   };
   return kernels;
 }

@@ -31,7 +31,7 @@ inline void grad_tile_of(const GradTile& t) {
   Vec sums[kChannels][kVectors];
 #pragma GCC unroll 32
   for (int m = 0; m < kChannels; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sums[m][v] = Vec{};
   }
   for (int64_t y = 0; y < t.rows; ++y) {
@@ -39,21 +39,22 @@ inline void grad_tile_of(const GradTile& t) {
     const float* g = t.grad + y * t.grad_row;
     for (int64_t i = 0; i < t.pixels; ++i) {
       Vec grads[kVectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) grads[v] = load_grad<kWhole, kVectors>(g, v, t.lanes);
 #pragma GCC unroll 32
       for (int m = 0; m < kChannels; ++m) {
         const Vec value = broadcast(x[m]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[m][v] += value * grads[v];
       }
+      asm volatile("" ::: "memory");
       x += t.in_pixel;
       g += t.grad_pixel;
     }
   }
 #pragma GCC unroll 32
   for (int m = 0; m < kChannels; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       float* to = t.target + (m * kVectors + v) * kLanes;
       store(to, t.first ? sums[m][v] : sums[m][v] + load(to));
@@ -82,7 +83,9 @@ inline GradFunction grad_function(int64_t vectors, int64_t channels) {
                       : GradTable<1, TO_COUNT(TO_ROWS_1)>::functions[channels];
 }
 
-inline int64_t channel_tiles(const Panels& p, int64_t panel) { return ceil_div(p.channels, kRows[p.panel_vectors(panel)]); }
+inline int64_t channel_tiles(const Panels& p, int64_t panel) {
+  return ceil_div(p.channels, kRows[p.panel_vectors(panel)]);
+}
 
 // Tiles of one sample: every tap of every panel by blocks of channels, and one for the sums of a panel's gradients.
 int64_t dense_weight_grad_tiles(const Panels& p) {
@@ -149,7 +152,8 @@ inline void sum_gradients(const WeightGradRun& run, const GradPlace& at) {
     for (int64_t y = at.y; y < at.y_end; ++y) {
       const float* g = at.grad + y * c.out_row + v * kLanes;
       Vec row = {};
-      for (int64_t x = 0; x < c.out_w; ++x) row += lanes == kLanes ? load(g + x * c.out_pixel) : load_first(g + x * c.out_pixel, lanes);
+      for (int64_t x = 0; x < c.out_w; ++x)
+        row += lanes == kLanes ? load(g + x * c.out_pixel) : load_first(g + x * c.out_pixel, lanes);
       total += row;
     }
     float* to = at.sums + v * kLanes;
@@ -173,7 +177,7 @@ inline void block_gradient(const WeightGradRun& run, GradPlace at, int64_t begin
       at.sums = start.sums ? start.sums + at.group * p.vectors() * kLanes + outputs : nullptr;
       for (int64_t tap = 0; tap < p.taps(); ++tap, index += tiles) {
         const int64_t from = most(0, begin - index), to = least(tiles, end - index);
-        if (from < to) tap_gradient(run, at, tap, from, to);
+        if (from < to && start.gradient) tap_gradient(run, at, tap, from, to);
       }
       if (index >= begin && index < end) sum_gradients(run, at);
       ++index;
@@ -195,7 +199,7 @@ void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
     GradPlace at;
     at.input = run.input + sample * c.in_sample;
     at.grad = run.grad_output + sample * c.out_sample;
-    at.gradient = run.gradient + index * run.panels.size();
+    at.gradient = run.gradient ? run.gradient + index * run.panels.size() : nullptr;
     at.sums = run.sums ? run.sums + index * sums_size : nullptr;
     for (int64_t y = y_begin; y < y_end; y += block) {
       at.y = y;
@@ -208,7 +212,8 @@ void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
 
 // One tap of one row for a vector of channels; two chains of additions.
 template <bool kWhole>
-inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t grad_pixel, int64_t lanes) {
+inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t grad_pixel,
+                         int64_t lanes) {
   Vec even = {}, odd = {};
   int64_t i = 0;
   for (; i + 2 <= count; i += 2) {
@@ -242,44 +247,40 @@ inline void depthwise_dot3(const float* x, const float* g, int64_t count, int64_
   }
 }
 
-// The taps of one kernel row over one output row, added to target [taps_w][all channels].
-inline void depthwise_row_gradient(const Conv& c, const float* input, const float* grad, int64_t channel, int64_t lanes,
-                                   float* target, int64_t row_size) {
-  int64_t s = 0;
-  while (s < c.taps_w) {
+// The taps of one kernel row over one output row, added to target [taps_w][all channels]; columns: the output columns
+// at which each tap falls on the picture.
+inline void depthwise_row_gradient(const Conv& c, const Range* columns, const float* input, const float* grad,
+                                   int64_t channel, int64_t lanes, float* target, int64_t row_size) {
+  const int64_t in_pixel = c.stride_w * c.in_pixel, column = c.dilation_w * c.in_pixel;
+  for (int64_t s = 0; s < c.taps_w;) {
+    const float* x = input + (s * c.dilation_w - c.pad_w) * c.in_pixel + channel;  // of output column 0
+    const float* g = grad + channel;
+    float* to = target + s * row_size + channel;
     if (lanes == kLanes && s + 3 <= c.taps_w) {
-      const Range left = valid_outputs(s, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
-      const Range right = valid_outputs(s + 2, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
-      const int64_t begin = most(left.begin, right.begin), end = least(left.end, right.end);
+      const int64_t begin = columns[s].begin, end = columns[s + 2].end;  // where all three taps are valid
       if (begin < end) {
         Vec sums[3] = {};
-        const float* x = input + (begin * c.stride_w - c.pad_w + s * c.dilation_w) * c.in_pixel + channel;
-        const int64_t in_pixel = c.stride_w * c.in_pixel, column = c.dilation_w * c.in_pixel;
-        depthwise_dot3(x, grad + begin * c.out_pixel + channel, end - begin, in_pixel, column, c.out_pixel, sums);
-        for (int64_t i = 0; i < 3; ++i) {  // what is left at the borders
-          const Range all = valid_outputs(s + i, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
-          for (int64_t o = all.begin; o < all.end; ++o) {
-            if (o == begin) o = end;
-            if (o >= all.end) break;
-            sums[i] += load(input + (o * c.stride_w - c.pad_w + (s + i) * c.dilation_w) * c.in_pixel + channel) *
-                       load(grad + o * c.out_pixel + channel);
+        depthwise_dot3(x + begin * in_pixel, g + begin * c.out_pixel, end - begin, in_pixel, column, c.out_pixel, sums);
+        for (int64_t i = 0; i < 3; ++i) {  // and what is left at the borders
+          for (int64_t o = columns[s + i].begin; o < begin; ++o) {
+            sums[i] += load(x + o * in_pixel + i * column) * load(g + o * c.out_pixel);
           }
-          float* to = target + (s + i) * row_size + channel;
-          store(to, load(to) + sums[i]);
+          for (int64_t o = end; o < columns[s + i].end; ++o) {
+            sums[i] += load(x + o * in_pixel + i * column) * load(g + o * c.out_pixel);
+          }
+          store(to + i * row_size, load(to + i * row_size) + sums[i]);
         }
         s += 3;
         continue;
       }
     }
-    const Range all = valid_outputs(s, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
-    if (all.begin < all.end) {
-      const float* x = input + (all.begin * c.stride_w - c.pad_w + s * c.dilation_w) * c.in_pixel + channel;
-      const float* g = grad + all.begin * c.out_pixel + channel;
-      const int64_t count = all.end - all.begin, in_pixel = c.stride_w * c.in_pixel;
+    const int64_t begin = columns[s].begin, count = columns[s].end - begin;
+    if (count > 0) {
+      x += begin * in_pixel;
+      g += begin * c.out_pixel;
       const Vec dot = lanes == kLanes ? depthwise_dot<true>(x, g, count, in_pixel, c.out_pixel, lanes)
                                       : depthwise_dot<false>(x, g, count, in_pixel, c.out_pixel, lanes);
-      float* to = target + s * row_size + channel;
-      store(to, load(to) + dot);
+      store(to, load(to) + dot);  // panels are padded to whole vectors
     }
     ++s;
   }
@@ -288,11 +289,15 @@ inline void depthwise_row_gradient(const Conv& c, const float* input, const floa
 void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;
   const int64_t row_size = run.panels.vectors() * kLanes;
+  Range* columns = new Range[c.taps_w];
+  for (int64_t s = 0; s < c.taps_w; ++s) {
+    columns[s] = valid_outputs(s, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
+  }
   for (int64_t item = begin; item < end; ++item) {
     const int64_t segment = item % run.segments, sample = item / run.segments;
     float* gradient = run.gradient + item * run.panels.size();
     float* sums = run.sums ? run.sums + item * row_size : nullptr;
-    for (int64_t i = 0; i < run.panels.size(); ++i) gradient[i] = 0;
+    for (int64_t i = 0; run.gradient && i < run.panels.size(); ++i) gradient[i] = 0;
     for (int64_t i = 0; sums && i < row_size; ++i) sums[i] = 0;
     const int64_t y_end = c.out_h * (segment + 1) / run.segments;
     for (int64_t y = c.out_h * segment / run.segments; y < y_end; ++y) {
@@ -300,9 +305,10 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
       const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
       for (int64_t channel = 0; channel < c.groups; channel += kLanes) {
         const int64_t lanes = least(kLanes, c.groups - channel);
-        for (int64_t r = rows.begin; r < rows.end; ++r) {
-          const float* input = run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
-          depthwise_row_gradient(c, input, grad, channel, lanes, gradient + r * c.taps_w * row_size, row_size);
+        for (int64_t r = rows.begin; run.gradient && r < rows.end; ++r) {
+          const float* input =
+              run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
+          depthwise_row_gradient(c, columns, input, grad, channel, lanes, gradient + r * c.taps_w * row_size, row_size);
         }
         if (!sums) continue;
         Vec total = {};
@@ -314,6 +320,7 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
       }
     }
   }
+  delete[] columns;
 }
 
 }  // namespace tunable_ops::TO_ISA

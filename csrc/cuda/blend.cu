@@ -38,7 +38,8 @@ blend_kernel(TO_RUN BlendRun run) {
 }  // namespace
 
 const char* launch_blend(const BlendRun& run, void* stream) {
-  const int64_t size = static_cast<int64_t>(run.stack.outputs) * run.stack.channels * run.stack.taps_h * run.stack.taps_w;
+  const int64_t size =
+      static_cast<int64_t>(run.stack.outputs) * run.stack.channels * run.stack.taps_h * run.stack.taps_w;
   const int64_t blocks = ceil_div<int64_t>(size, kThreads);
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);

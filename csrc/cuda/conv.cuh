@@ -56,7 +56,8 @@ struct PixelLoader {
     }
   }
 
-  TO_DEVICE bool find(const ConvRun& run, const ConvBlock& block, int i, int32_t tap_y, int32_t tap_x, int64_t& offset) const {
+  TO_DEVICE bool find(const ConvRun& run, const ConvBlock& block, int i, int32_t tap_y, int32_t tap_x,
+                      int64_t& offset) const {
     const int32_t at_y = y[i] + tap_y * block.y.src_step, at_x = x[i] + tap_x * block.x.src_step;
     if (at_y < 0 || at_y >= block.y.src_size || at_x < 0 || at_x >= block.x.src_size) return false;
     offset = sample[i] + (at_y * run.source.row + at_x * run.source.pixel);
@@ -108,7 +109,8 @@ struct KernelLoader {
     return (block.group * run.outputs + block.column + row) * run.y.taps * run.x.taps;
   }
 
-  TO_DEVICE static void load_vectors(unsigned char* tile, const ConvRun& run, const ConvBlock& block, const Cursor& at) {
+  TO_DEVICE static void load_vectors(unsigned char* tile, const ConvRun& run, const ConvBlock& block,
+                                     const Cursor& at) {
     const int32_t chunk = static_cast<int32_t>(threadIdx.x) % 4, channel = at.channel + chunk * kVector<T>;
     const int32_t tap = tap_of(run, block, at.y, at.x), kernels = run.fused ? run.alpha.kernels : 1;
 #pragma unroll
@@ -118,7 +120,8 @@ struct KernelLoader {
       const T* from = static_cast<const T*>(run.weight);
       if (valid) from += block.problem * run.weight_problem + (row_of(run, block, row) + tap) * run.channels + channel;
       for (int32_t p = 0; p < kernels; ++p) {
-        copy_async(tile + p * kTileBytes + row_chunk_offset(row, chunk), from + (valid ? p * run.weight_kernel : 0), valid);
+        copy_async(tile + p * kTileBytes + row_chunk_offset(row, chunk), from + (valid ? p * run.weight_kernel : 0),
+                   valid);
       }
     }
   }
@@ -181,8 +184,9 @@ struct ConvGrid {
   int32_t tiles_n, tiles_m, phases;
   TO_HD constexpr explicit ConvGrid(const ConvRun& run)
       : tiles_n(ceil_div(run.outputs, static_cast<int32_t>(Tile::kColumns))),
-        tiles_m(ceil_div(run.samples / run.problems * axis_of(run.y, run.gradient, 0).count * axis_of(run.x, run.gradient, 0).count,
-                         static_cast<int32_t>(Tile::kRows))),
+        tiles_m(ceil_div(
+            run.samples / run.problems * axis_of(run.y, run.gradient, 0).count * axis_of(run.x, run.gradient, 0).count,
+            static_cast<int32_t>(Tile::kRows))),
         phases(run.gradient ? run.y.stride * run.x.stride : 1) {}
   constexpr int64_t blocks(const ConvRun& run) const {
     return static_cast<int64_t>(tiles_n) * tiles_m * run.groups * run.problems * phases;
@@ -205,7 +209,8 @@ TO_DEVICE void store_sums(const ConvRun& run, const ConvBlock& block, const floa
     Pack<T> result;
 #pragma unroll
     for (int e = 0; e < kVector<T>; ++e) {
-      result.data[e] = from_float<T>(activate(sums[m * ConvMemory<Tile>::kRowOfSums + n + e] + bias[n + e], run.activation));
+      result.data[e] =
+          from_float<T>(activate(sums[m * ConvMemory<Tile>::kRowOfSums + n + e] + bias[n + e], run.activation));
     }
     if (run.vector_stores) {
       *reinterpret_cast<Pack<T>*>(output + offset) = result;
@@ -235,7 +240,9 @@ conv_kernel(TO_RUN ConvRun run) {
   for (int32_t n = static_cast<int32_t>(threadIdx.x); n < Tile::kColumns; n += Tile::kThreads) {
     const bool valid = run.bias != nullptr && block.column + n < run.outputs;
     const int64_t output = block.group * run.outputs + block.column + n;
-    bias[n] = valid ? blended_bias(run.bias, run.type, run.bias_kernel, output * run.bias_output, run.alpha, block.problem) : 0.0f;
+    bias[n] =
+        valid ? blended_bias(run.bias, run.type, run.bias_kernel, output * run.bias_output, run.alpha, block.problem)
+              : 0.0f;
   }
   if (run.fused && static_cast<int32_t>(threadIdx.x) < run.alpha.kernels) {
     alpha[threadIdx.x] = alpha_of(run.alpha, block.problem, static_cast<int32_t>(threadIdx.x));
@@ -293,7 +300,8 @@ conv_kernel(TO_RUN ConvRun run) {
 
 template <class Tile, bool kVectors>
 const char* launch_conv_tile(const ConvRun& run, void* stream) {
-  return launch(conv_kernel<Tile, kVectors>, ConvGrid<Tile>(run).blocks(run), Tile::kThreads, ConvMemory<Tile>(run).bytes, stream, run);
+  return launch(conv_kernel<Tile, kVectors>, ConvGrid<Tile>(run).blocks(run), Tile::kThreads,
+                ConvMemory<Tile>(run).bytes, stream, run);
 }
 
 // A block of 128 x 64 reads least per product; smaller ones fill the device where there are few. By arithmetic, for

@@ -1,5 +1,5 @@
-// Depthwise convolutions: a thread has a vector of channels (one in contiguous pictures); the block blends its channels'
-// kernels into shared memory and keeps them.
+// Depthwise convolutions: a thread has a vector of channels (one in contiguous pictures); the block blends its
+// channels' kernels into shared memory and keeps them.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
@@ -47,7 +47,8 @@ struct DepthwiseThread {
     Few<T, kVector_> result;
 #pragma unroll
     for (int e = 0; e < kVector_; ++e) result.data[e] = from_float<T>(activate(sums[e] + bias[e], run.activation));
-    T* to = static_cast<T*>(run.output) + target + (y.destination(i) * run.target.row + x.destination(j) * run.target.pixel);
+    T* to = static_cast<T*>(run.output) + target +
+            (y.destination(i) * run.target.row + x.destination(j) * run.target.pixel);
     *reinterpret_cast<Few<T, kVector_>*>(to) = result;
   }
 
@@ -115,7 +116,8 @@ depthwise_kernel(TO_RUN DepthwiseRun run) {
     const int32_t tap = i / width, channel = first + i % width;
     float value = 0;
     if (channel < run.channels && tap == taps) {
-      if (run.bias) value = blended_bias(run.bias, run.type, run.bias_kernel, channel * run.bias_output, run.alpha, row);
+      if (run.bias)
+        value = blended_bias(run.bias, run.type, run.bias_kernel, channel * run.bias_output, run.alpha, row);
     } else if (channel < run.channels) {
       const T* from = static_cast<const T*>(run.stack.data) + channel * run.stack.output +
                       y.tap(tap / x.taps) * run.stack.tap_h + x.tap(tap % x.taps) * run.stack.tap_w;

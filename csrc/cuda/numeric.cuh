@@ -64,9 +64,11 @@ TO_DEVICE float alpha_of(const Alpha& alpha, int64_t row, int32_t p) {
 }
 
 // The blended bias of an output, not rounded: it joins an fp32 sum.
-TO_DEVICE float blended_bias(const void* bias, Type type, int64_t kernel, int64_t index, const Alpha& alpha, int64_t row) {
+TO_DEVICE float blended_bias(const void* bias, Type type, int64_t kernel, int64_t index, const Alpha& alpha,
+                             int64_t row) {
   float total = 0;
-  for (int32_t p = 0; p < alpha.kernels; ++p) total += alpha_of(alpha, row, p) * load_scalar(bias, type, p * kernel + index);
+  for (int32_t p = 0; p < alpha.kernels; ++p)
+    total += alpha_of(alpha, row, p) * load_scalar(bias, type, p * kernel + index);
   return total;
 }
 

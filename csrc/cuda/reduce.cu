@@ -1,4 +1,5 @@
-// The reductions of the backward pass, and the gradient before the activation. Every sum has one order that depends on the shapes alone.
+// The reductions of the backward pass, and the gradient before the activation. Every sum has one order that depends on
+// the shapes alone.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
@@ -59,9 +60,11 @@ sum_kernel(TO_RUN SumRun run) {
 template <class T, int kVector_, int kTapsY, int kTapsX>
 TO_KERNEL(kThreads, 2)
 depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
-  const int32_t width = run.lanes * kVector_, taps = run.y.taps * run.x.taps, thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t width = run.lanes * kVector_, taps = run.y.taps * run.x.taps,
+                thread = static_cast<int32_t>(threadIdx.x);
   const int32_t pieces = ceil_div(run.x.taps, kTapsX);
-  const Place place = place_of(blockIdx.x, ceil_div(run.groups, width), run.segments, ceil_div(run.y.taps, kTapsY) * pieces, run.problems);
+  const Place place = place_of(blockIdx.x, ceil_div(run.groups, width), run.segments,
+                               ceil_div(run.y.taps, kTapsY) * pieces, run.problems);
   const int32_t lane = thread % run.lanes, channel = place.tile_n * width + lane * kVector_;
   const int32_t first_y = place.group / pieces * kTapsY, first_x = place.group % pieces * kTapsX;
   const int32_t samples = run.samples / run.problems;
@@ -73,7 +76,8 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
       const int64_t sample = place.problem * samples + p.sample;
       const T* from_grad = static_cast<const T*>(run.grad_output) + sample * run.target.sample +
                            (p.y * run.target.row + p.x * run.target.pixel + channel * run.target.channel);
-      const T* from_input = static_cast<const T*>(run.input) + sample * run.source.sample + channel * run.source.channel;
+      const T* from_input =
+          static_cast<const T*>(run.input) + sample * run.source.sample + channel * run.source.channel;
       const auto grad = *reinterpret_cast<const Few<T, kVector_>*>(from_grad);
 #pragma unroll
       for (int r = 0; r < kTapsY; ++r) {
@@ -83,14 +87,17 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
           const int32_t x = p.x * run.x.stride - run.x.pad + (first_x + s) * run.x.dilation;
           const bool valid = first_x + s < run.x.taps && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in;
           if (!valid) continue;
-          const auto value = *reinterpret_cast<const Few<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
+          const auto value =
+              *reinterpret_cast<const Few<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
 #pragma unroll
-          for (int e = 0; e < kVector_; ++e) sums[r][s][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[r][s][e]);
+          for (int e = 0; e < kVector_; ++e)
+            sums[r][s][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[r][s][e]);
         }
       }
     }
   }
-  float* gradient = run.gradient + (static_cast<int64_t>(place.problem) * run.segments + place.tile_m) * run.groups * taps;
+  float* gradient =
+      run.gradient + (static_cast<int64_t>(place.problem) * run.segments + place.tile_m) * run.groups * taps;
 #pragma unroll
   for (int r = 0; r < kTapsY; ++r) {
 #pragma unroll
@@ -214,7 +221,8 @@ finish_kernel(TO_RUN FinishRun run) {
 const char* launch_activation_grad(const ActivationRun& run, void* stream) {
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);
-    return launch(activation_grad_kernel<T>, ceil_div<int64_t>(run.count, kThreads * kVector<T>), kThreads, 0, stream, run);
+    return launch(activation_grad_kernel<T>, ceil_div<int64_t>(run.count, kThreads * kVector<T>), kThreads, 0, stream,
+                  run);
   });
 }
 
@@ -227,8 +235,8 @@ const char* launch_sum(const SumRun& run, void* stream) {
 
 template <class T, int kVector_, int kTapsY, int kTapsX>
 static const char* launch_depthwise_weight_grad_taps(const WeightGradRun& run, void* stream) {
-  const int64_t blocks = ceil_div<int64_t>(run.groups, run.lanes * kVector_) * run.segments * ceil_div(run.y.taps, kTapsY) *
-                         ceil_div(run.x.taps, kTapsX) * run.problems;
+  const int64_t blocks = ceil_div<int64_t>(run.groups, run.lanes * kVector_) * run.segments *
+                         ceil_div(run.y.taps, kTapsY) * ceil_div(run.x.taps, kTapsX) * run.problems;
   return launch(depthwise_weight_grad_kernel<T, kVector_, kTapsY, kTapsX>, blocks, kThreads, kThreads * 4, stream, run);
 }
 
@@ -243,7 +251,8 @@ const char* launch_depthwise_weight_grad(const WeightGradRun& run, void* stream)
 }
 
 const char* launch_contract(const ContractRun& run, void* stream) {
-  const int64_t size = static_cast<int64_t>(run.stack.outputs) * run.stack.channels * run.stack.taps_h * run.stack.taps_w;
+  const int64_t size =
+      static_cast<int64_t>(run.stack.outputs) * run.stack.channels * run.stack.taps_h * run.stack.taps_w;
   const int64_t blocks = contract_warps(size) / (kContractThreads / 32);
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);
@@ -255,7 +264,8 @@ const char* launch_contract(const ContractRun& run, void* stream) {
 
 const char* launch_finish(const FinishRun& run, void* stream) {
   const int64_t alphas = run.grad_alpha ? static_cast<int64_t>(run.problems) * run.alpha.kernels : 0;
-  const int64_t biases = run.grad_bias ? ceil_div<int64_t>(static_cast<int64_t>(run.alpha.kernels) * run.outputs, kThreads) : 0;
+  const int64_t biases =
+      run.grad_bias ? ceil_div<int64_t>(static_cast<int64_t>(run.alpha.kernels) * run.outputs, kThreads) : 0;
   return launch(finish_kernel, alphas + biases, kThreads, kThreads * 4, stream, run);
 }
 

@@ -28,7 +28,8 @@ void call(const char* name, const char* overload, std::array<StableIValue, n>& s
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
 }
 
-inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type, MemoryFormat format = MemoryFormat::Contiguous) {
+inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
@@ -91,9 +92,12 @@ inline Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  std::array<StableIValue, 6> stack{from(sizes),        from(strides),
-                                    from(std::optional(weight.scalar_type())), from(std::nullopt),
-                                    from(std::optional(weight.device())),      from(std::nullopt)};
+  std::array<StableIValue, 6> stack{from(sizes),
+                                    from(strides),
+                                    from(std::optional(weight.scalar_type())),
+                                    from(std::nullopt),
+                                    from(std::optional(weight.device())),
+                                    from(std::nullopt)};
   call("aten::empty_strided", "", stack);
   return to<Tensor>(stack[0]);
 }
@@ -103,7 +107,7 @@ inline bool is_served(ScalarType type) {
 }
 
 inline Type type_of(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? Type::kFloat
+  return t.scalar_type() == ScalarType::Float  ? Type::kFloat
          : t.scalar_type() == ScalarType::Half ? Type::kHalf
                                                : Type::kBFloat16;
 }

@@ -9,17 +9,23 @@ namespace tunable_ops::cuda {
 struct HalfMath {
   using T = Half;
   TO_DEVICE static void prepare(uint32_t&) {}
-  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { multiply_half(c, a, b); }
+  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_half(c, a, b);
+  }
 };
 struct BFloat16Math {
   using T = BFloat16;
   TO_DEVICE static void prepare(uint32_t&) {}
-  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { multiply_bfloat16(c, a, b); }
+  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_bfloat16(c, a, b);
+  }
 };
 struct Tf32Math {
   using T = float;
   TO_DEVICE static void prepare(uint32_t& v) { v = to_tf32(v); }
-  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { multiply_tf32(c, a, b); }
+  TO_DEVICE static void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_tf32(c, a, b);
+  }
 };
 
 // kRows x kColumns sums in the layout of the tensor cores, kWarpsM x kWarpsN warps.
@@ -31,7 +37,8 @@ struct TensorTile {
   static constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;  // of a multiprocessor, at least
   static constexpr int kWarpRows = kRows / kWarpsM, kWarpColumns = kColumns / kWarpsN;
   static constexpr int kM = kWarpRows / 16, kN = kWarpColumns / 8;
-  static_assert(kM * 16 == kWarpRows && kN * 8 == kWarpColumns && kN % 2 == 0, "whole fragments, two columns at a time");
+  static_assert(kM * 16 == kWarpRows && kN * 8 == kWarpColumns && kN % 2 == 0,
+                "whole fragments, two columns at a time");
 
   float sums[kM][kN][4];
 
@@ -88,7 +95,8 @@ struct TensorTile {
   // f(m, n, sum at n, sum at n + 1)
   template <class F>
   TO_DEVICE void each_pair(F f) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, row = first_row() + lane / 4, column = first_column() + lane % 4 * 2;
+    const int lane = static_cast<int>(threadIdx.x) % 32, row = first_row() + lane / 4,
+              column = first_column() + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -122,7 +130,8 @@ struct FloatTile {
     for (int chunk = 0; chunk < 4; ++chunk) {
       Pack<float> a[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) a[i] = *reinterpret_cast<const Pack<float>*>(tile_a + row_chunk_offset(row(i), chunk));
+      for (int i = 0; i < 8; ++i)
+        a[i] = *reinterpret_cast<const Pack<float>*>(tile_a + row_chunk_offset(row(i), chunk));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const auto b = *reinterpret_cast<const Pack<float>*>(tile_b + row_chunk_offset(column(j), chunk));

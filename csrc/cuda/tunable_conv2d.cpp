@@ -14,12 +14,15 @@ constexpr int64_t kFusedMacs = int64_t{1} << 31;
 constexpr int32_t kSharedBytes = 48 << 10;
 
 void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
-  STD_TORCH_CHECK(is_served(input.scalar_type()) && weight.scalar_type() == input.scalar_type() &&
-                      (!bias || bias->scalar_type() == input.scalar_type()) && is_served(alpha.scalar_type()),
-                  "tunable_conv2d: input, weight and bias must share a dtype of float32, float16 and bfloat16, and alpha "
-                  "must have one of these, for backend 'cuda'");
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight "
-                  "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK(
+      is_served(input.scalar_type()) && weight.scalar_type() == input.scalar_type() &&
+          (!bias || bias->scalar_type() == input.scalar_type()) && is_served(alpha.scalar_type()),
+      "tunable_conv2d: input, weight and bias must share a dtype of float32, float16 and bfloat16, and alpha "
+      "must have one of these, for backend 'cuda'");
+  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
+                  "tunable_conv2d: input must be [B, C, H, W] and weight "
+                  "[P, O, C/groups, kh, kw]; got ",
+                  input.dim(), " and ", weight.dim(), " dimensions");
   STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && alpha.size(0) == input.size(0))) &&
                       alpha.size(alpha.dim() - 1) == weight.size(0),
                   "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cuda'");
@@ -53,9 +56,9 @@ Extent extent_of(int64_t in, int64_t taps, int64_t stride, int64_t pad, int64_t 
           static_cast<int32_t>(stride), static_cast<int32_t>(dilation), static_cast<int32_t>(pad)};
 }
 
-Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                       const std::string& activation, const std::string& backend) {
+Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
+                       int64_t groups, const std::string& activation, const std::string& backend) {
   std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
                                      from(padding), from(dilation), from(groups), from(activation), from(backend)};
   call("tunable_ops::tunable_conv2d_library", "", stack);
@@ -135,7 +138,8 @@ Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tens
              c.channels,
              c.y.taps,
              c.x.taps};
-  c.alpha = {alpha.const_data_ptr(), alpha.dim() == 1 ? 0 : alpha.stride(0), alpha.stride(alpha.dim() - 1), c.stack.kernels, type_of(alpha)};
+  c.alpha = {alpha.const_data_ptr(), alpha.dim() == 1 ? 0 : alpha.stride(0), alpha.stride(alpha.dim() - 1),
+             c.stack.kernels, type_of(alpha)};
   c.format = output_format(input, weight);
   c.kernel_format = c.depthwise ? c.format : MemoryFormat::ChannelsLast;
   return c;

@@ -16,22 +16,33 @@ Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor
                            const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                            const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
   const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
-  std::array<StableIValue, 13> stack{from(grad_output), from(saved),  from(input),      from(weight),   from(bias),
-                                     from(alpha),       from(stride), from(padding),    from(dilation), from(groups),
-                                     from(activation),  from(backend), from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
+  std::array<StableIValue, 13> stack{from(grad_output),
+                                     from(saved),
+                                     from(input),
+                                     from(weight),
+                                     from(bias),
+                                     from(alpha),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(groups),
+                                     from(activation),
+                                     from(backend),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
   call("tunable_ops::tunable_conv2d_backward_library", "", stack);
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
 }
 
 // The gradient before the activation, in the kernels' format.
-Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation,
-                          void* stream) {
+Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
+                          const std::string& activation, void* stream) {
   const Tensor dense = in_format(grad, c.kernel_format);
   if (!saved || activation == "none") return dense;
   const Tensor value = in_format(*saved, c.kernel_format);
-  const Tensor result = empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
-  const ActivationRun run{dense.const_data_ptr(),  value.const_data_ptr(),    result.mutable_data_ptr(),
-                          result.numel(),          activation_of(activation), c.type};
+  const Tensor result =
+      empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
+  const ActivationRun run{dense.const_data_ptr(), value.const_data_ptr(),    result.mutable_data_ptr(),
+                          result.numel(),         activation_of(activation), c.type};
   check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
   return result;
 }
@@ -73,13 +84,14 @@ int64_t blocks_of(const Call& c, const WeightGradRun& run) {
 }
 
 // grad_weight where it is given; the weight's share of grad_alpha, [problems, P, partials], where that is asked for.
-std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const Tensor& grad, const std::optional<Tensor>& grad_weight,
-                                       bool need_alpha, void* stream) {
+std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const Tensor& grad,
+                                       const std::optional<Tensor>& grad_weight, bool need_alpha, void* stream) {
   WeightGradRun run = weight_grad_run(c, input, grad);
   const int64_t bytes = 4 * c.kernel_size(), samples = c.batch / c.problems;
   run.segments = segments_of(blocks_of(c, run) * c.problems, samples * c.pixels());
   run.segments = static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / bytes, 1, run.segments));
-  const int32_t chunk = static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / (bytes * run.segments), 1, c.problems));
+  const int32_t chunk =
+      static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / (bytes * run.segments), 1, c.problems));
   const Tensor gradient = empty(input, {chunk, run.segments, c.kernel_size()}, ScalarType::Float);
   std::optional<Tensor> total, partial;
   if (grad_weight && chunk < c.problems) total = empty(input, {c.stack.kernels, c.kernel_size()}, ScalarType::Float);
@@ -112,10 +124,13 @@ std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const
     const int32_t problems = std::min(chunk, c.problems - first);
     run.problems = problems;
     run.samples = static_cast<int32_t>(problems * samples);
-    run.input = static_cast<const char*>(input.const_data_ptr()) + first * samples * run.source.sample * size_of(c.type);
-    run.grad_output = static_cast<const char*>(grad.const_data_ptr()) + first * samples * run.target.sample * size_of(c.type);
+    run.input =
+        static_cast<const char*>(input.const_data_ptr()) + first * samples * run.source.sample * size_of(c.type);
+    run.grad_output =
+        static_cast<const char*>(grad.const_data_ptr()) + first * samples * run.target.sample * size_of(c.type);
     run.gradient = gradient.mutable_data_ptr<float>();
-    check_launch("weight_grad_kernel", c.depthwise ? launch_depthwise_weight_grad(run, stream) : launch_weight_grad(run, stream));
+    check_launch("weight_grad_kernel",
+                 c.depthwise ? launch_depthwise_weight_grad(run, stream) : launch_weight_grad(run, stream));
     contract.problems = problems;
     contract.first_problem = first;
     contract.first = first == 0;
@@ -135,7 +150,8 @@ Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
   run.problems = c.problems;
   run.lanes = 1;
   while (c.kernel_format == MemoryFormat::ChannelsLast && run.lanes < 32 && run.lanes < run.outputs) run.lanes *= 2;
-  run.segments = segments_of(ceil_div(run.outputs, run.lanes) * static_cast<int64_t>(c.problems), c.batch / c.problems * c.pixels());
+  run.segments = segments_of(ceil_div(run.outputs, run.lanes) * static_cast<int64_t>(c.problems),
+                             c.batch / c.problems * c.pixels());
   run.sample = p.sample;
   run.pixel = p.pixel;
   run.channel = p.channel;
@@ -170,11 +186,13 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
   }
   std::optional<Tensor> grad_weight, partial, sums;
   if (mask[1]) grad_weight = empty_stack_like(weight);
-  if (mask[1] || mask[3]) partial = kernel_gradients(c, in_format(input, c.kernel_format), grad, grad_weight, mask[3], stream);
+  if (mask[1] || mask[3])
+    partial = kernel_gradients(c, in_format(input, c.kernel_format), grad, grad_weight, mask[3], stream);
   const bool need_bias = bias && mask[2];
   if (bias && (mask[2] || mask[3])) sums = output_sums(c, grad, stream);
-  if (mask[3]) grad_alpha = alpha.dim() == 1 ? empty(alpha, {alpha.size(0)}, alpha.scalar_type())
-                                             : empty(alpha, {alpha.size(0), alpha.size(1)}, alpha.scalar_type());
+  if (mask[3])
+    grad_alpha = alpha.dim() == 1 ? empty(alpha, {alpha.size(0)}, alpha.scalar_type())
+                                  : empty(alpha, {alpha.size(0), alpha.size(1)}, alpha.scalar_type());
   if (need_bias) grad_bias = empty(input, {bias->size(0), bias->size(1)}, bias->scalar_type());
   if (mask[3] || need_bias) {
     FinishRun run{};

@@ -41,7 +41,8 @@ struct TensorGradTile : TensorTile<Math, kGradTile, kGradTile, 2, 2> {
 #pragma unroll
         for (int i = 0; i < Base::kM; ++i) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) a[i][k] = word(tile_a, pixel + k / 2 * 4, Base::first_row() + i * 16 + k % 2 * 8 + lane / 4);
+          for (int k = 0; k < 4; ++k)
+            a[i][k] = word(tile_a, pixel + k / 2 * 4, Base::first_row() + i * 16 + k % 2 * 8 + lane / 4);
         }
 #pragma unroll
         for (int j = 0; j < Base::kN; ++j) {
@@ -106,7 +107,8 @@ struct GradGrid {
   TO_HD constexpr explicit GradGrid(const WeightGradRun& run)
       : tiles_m(ceil_div(run.outputs, kGradTile)),
         tiles_c(ceil_div(run.channels, kGradTile)),
-        tiles_n(kVectors ? run.y.taps * run.x.taps * tiles_c : ceil_div(run.y.taps * run.x.taps * run.channels, kGradTile)) {}
+        tiles_n(kVectors ? run.y.taps * run.x.taps * tiles_c
+                         : ceil_div(run.y.taps * run.x.taps * run.channels, kGradTile)) {}
 };
 
 // A block's share: outputs from `output`, and columns from `column` of [taps, channels]; with vectors those of one tap.
@@ -123,7 +125,8 @@ TO_DEVICE GradBlock grad_block(const WeightGradRun& run) {
   b.problem = place.problem;
   b.segment = place.tile_m / grid.tiles_m;
   b.output = place.tile_m % grid.tiles_m * kGradTile;
-  const Range range = part_of(static_cast<int64_t>(run.samples / run.problems) * run.y.out * run.x.out, run.segments, b.segment);
+  const Range range =
+      part_of(static_cast<int64_t>(run.samples / run.problems) * run.y.out * run.x.out, run.segments, b.segment);
   b.begin = static_cast<int32_t>(range.begin);
   b.end = static_cast<int32_t>(range.end);
   if (kVectors) {
@@ -150,12 +153,14 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int32_t id = static_cast<int32_t>(threadIdx.x) + i * kGradThreads, row = id / kChunks, chunk = id % kChunks;
-    const int32_t index = first_pixel + row, offset = pixel_chunk_offset<sizeof(T)>(row, chunk), element = chunk * kVector<T>;
+    const int32_t index = first_pixel + row, offset = pixel_chunk_offset<sizeof(T)>(row, chunk),
+                  element = chunk * kVector<T>;
     const bool inside = index < block.end;
     const Pixel p = pixel_of(inside ? index : block.begin, run.y.out, run.x.out);
     const int64_t sample = first_sample + p.sample;
-    const int64_t from_grad = sample * run.target.sample + (p.y * run.target.row + p.x * run.target.pixel +
-                                                            (block.group * run.outputs + block.output + element) * run.target.channel);
+    const int64_t from_grad =
+        sample * run.target.sample + (p.y * run.target.row + p.x * run.target.pixel +
+                                      (block.group * run.outputs + block.output + element) * run.target.channel);
     const int64_t from_input = sample * run.source.sample + block.group * run.channels * run.source.channel;
     if constexpr (kVectors) {
       const bool valid = inside && block.output + element < run.outputs;
@@ -174,7 +179,8 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
         const int32_t x = p.x * run.x.stride - run.x.pad + tap % run.x.taps * run.x.dilation;
         const bool meets = inside && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in && element + e < block.columns;
         const int32_t from = y * run.source.row + x * run.source.pixel + column % run.channels * run.source.channel;
-        reinterpret_cast<T*>(tile + kGradTileBytes + offset)[e] = meets ? input[from_input + from] : from_float<T>(0.0f);
+        reinterpret_cast<T*>(tile + kGradTileBytes + offset)[e] =
+            meets ? input[from_input + from] : from_float<T>(0.0f);
       }
     }
   }
@@ -224,7 +230,8 @@ template <class Tile, bool kVectors>
 const char* launch_grad_tile(const WeightGradRun& run, void* stream) {
   const GradGrid<kVectors> grid(run);
   const int64_t blocks = static_cast<int64_t>(grid.tiles_n) * grid.tiles_m * run.segments * run.groups * run.problems;
-  return launch(weight_grad_kernel<Tile, kVectors>, blocks, kGradThreads, kGradStages * 2 * kGradTileBytes, stream, run);
+  return launch(weight_grad_kernel<Tile, kVectors>, blocks, kGradThreads, kGradStages * 2 * kGradTileBytes, stream,
+                run);
 }
 
 template <class Tile>

@@ -1,6 +1,6 @@
-// Runs the CUDA kernels' own source on the host, a block at a time, every thread a fiber. Slow, exact about indices, and
-// pessimistic: shared memory starts as NaN, asynchronous copies arrive only when they are waited for, and threads run in
-// ascending and descending order in turn, so that a missing barrier shows as a wrong value.
+// Runs the CUDA kernels' own source on the host, a block at a time, every thread a fiber. Slow, exact about indices,
+// and pessimistic: shared memory starts as NaN, asynchronous copies arrive only when they are waited for, and threads
+// run in ascending and descending order in turn, so that a missing barrier shows as a wrong value.
 #pragma once
 
 #include <setjmp.h>
@@ -228,7 +228,8 @@ inline float shuffle_xor(float v, int32_t mask) {
 
 inline void copy_async(void* target, const void* source, bool valid) {
   emulator::check_shared(target);
-  if (reinterpret_cast<uintptr_t>(source) % 16 != 0) emulator::fail("a copy from an address that is not aligned to 16 bytes");
+  if (reinterpret_cast<uintptr_t>(source) % 16 != 0)
+    emulator::fail("a copy from an address that is not aligned to 16 bytes");
   emulator::Block& b = emulator::block();
   b.fibers[b.thread.x].copies.back().push_back({target, source, valid});
 }
@@ -260,28 +261,30 @@ struct FourWords {
 
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
   emulator::check_shared(row);
-  const auto result = emulator::collective<const void*, FourWords>(row, [](const void* const* rows, FourWords* results) {
-    for (int l = 0; l < 32; ++l) {
-      for (int i = 0; i < 4; ++i) {
-        std::memcpy(&results[l].r[i], static_cast<const char*>(rows[i * 8 + l / 4]) + l % 4 * 4, 4);
-      }
-    }
-  });
+  const auto result =
+      emulator::collective<const void*, FourWords>(row, [](const void* const* rows, FourWords* results) {
+        for (int l = 0; l < 32; ++l) {
+          for (int i = 0; i < 4; ++i) {
+            std::memcpy(&results[l].r[i], static_cast<const char*>(rows[i * 8 + l / 4]) + l % 4 * 4, 4);
+          }
+        }
+      });
   std::memcpy(r, result.r, 16);
 }
 
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
   emulator::check_shared(row);
-  const auto result = emulator::collective<const void*, FourWords>(row, [](const void* const* rows, FourWords* results) {
-    for (int l = 0; l < 32; ++l) {
-      for (int i = 0; i < 4; ++i) {
-        uint16_t low, high;
-        std::memcpy(&low, static_cast<const char*>(rows[i * 8 + l % 4 * 2]) + l / 4 * 2, 2);
-        std::memcpy(&high, static_cast<const char*>(rows[i * 8 + l % 4 * 2 + 1]) + l / 4 * 2, 2);
-        results[l].r[i] = low | static_cast<uint32_t>(high) << 16;
-      }
-    }
-  });
+  const auto result =
+      emulator::collective<const void*, FourWords>(row, [](const void* const* rows, FourWords* results) {
+        for (int l = 0; l < 32; ++l) {
+          for (int i = 0; i < 4; ++i) {
+            uint16_t low, high;
+            std::memcpy(&low, static_cast<const char*>(rows[i * 8 + l % 4 * 2]) + l / 4 * 2, 2);
+            std::memcpy(&high, static_cast<const char*>(rows[i * 8 + l % 4 * 2 + 1]) + l / 4 * 2, 2);
+            results[l].r[i] = low | static_cast<uint32_t>(high) << 16;
+          }
+        }
+      });
   std::memcpy(r, result.r, 16);
 }
 

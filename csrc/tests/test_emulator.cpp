@@ -86,10 +86,14 @@ int main() {
   expect(result[2] != result[2], "a copy that nobody waits for arrives");
   launch(warp_kernel, 1, 64, 0, nullptr, Run{result, nullptr, false, false, true});
   expect(result[0] == 496 && result[63] == 496 + 32 * 32, "shuffles");
-  expect(aborts(warp_kernel, 0, Run{result, nullptr, false, false, false}), "a warp that waits for a thread for ever goes on");
-  expect(aborts(bounds_kernel, 512, Run{result, source, false, false, false, true}), "a copy behind the shared memory goes unseen");
-  expect(aborts(bounds_kernel, 1024, Run{result, source, false, false, false, false}), "a write behind the shared memory goes unseen");
-  expect(!aborts(bounds_kernel, 1024, Run{result, source, false, false, false, true}), "a copy inside the shared memory aborts");
+  expect(aborts(warp_kernel, 0, Run{result, nullptr, false, false, false}),
+         "a warp that waits for a thread for ever goes on");
+  expect(aborts(bounds_kernel, 512, Run{result, source, false, false, false, true}),
+         "a copy behind the shared memory goes unseen");
+  expect(aborts(bounds_kernel, 1024, Run{result, source, false, false, false, false}),
+         "a write behind the shared memory goes unseen");
+  expect(!aborts(bounds_kernel, 1024, Run{result, source, false, false, false, true}),
+         "a copy inside the shared memory aborts");
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

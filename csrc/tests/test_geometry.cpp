@@ -1,4 +1,5 @@
-// Index arithmetic of the CUDA kernels against loops that say what it means. Prints what fails; exits with their number.
+// Index arithmetic of the CUDA kernels against loops that say what it means. Prints what fails; exits with their
+// number.
 #include <cstdio>
 #include <set>
 #include <tuple>
@@ -36,7 +37,8 @@ static void collect(const Axis& axis, bool gradient, Pairs& pairs, std::vector<i
     for (int t = 0; t < axis.taps; ++t) {
       const int source = axis.source(i) + t * axis.src_step;
       if (source < 0 || source >= axis.src_size) continue;
-      pairs.insert(gradient ? std::make_tuple(target, axis.tap(t), source) : std::make_tuple(source, axis.tap(t), target));
+      pairs.insert(gradient ? std::make_tuple(target, axis.tap(t), source)
+                            : std::make_tuple(source, axis.tap(t), target));
     }
   }
 }
@@ -56,7 +58,8 @@ static void test_axes() {
             collect(forward_axis(e), false, forward, outputs);
             for (int phase = 0; phase < stride; ++phase) {
               const Axis axis = gradient_axis(e, phase);
-              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase larger than the first", in, phase);
+              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase larger than the first", in,
+                     phase);
               collect(axis, true, gradient, inputs);
             }
             expect(forward == expected, "forward taps", in, taps, stride * 100 + dilation * 10 + pad);
@@ -78,7 +81,8 @@ static void test_places() {
         for (int m = 0; m < 5; ++m) {
           for (int n = 0; n < 3; ++n, ++block) {
             const Place p = place_of(block, 3, 5, 4, 3);
-            expect(p.tile_n == n && p.tile_m == m && p.group == group && p.problem == problem && p.phase == phase, "place");
+            expect(p.tile_n == n && p.tile_m == m && p.group == group && p.problem == problem && p.phase == phase,
+                   "place");
           }
         }
       }
@@ -103,7 +107,8 @@ static void test_parts() {
       int64_t at = 0;
       for (int i = 0; i < parts; ++i) {
         const Range r = part_of(count, parts, i);
-        expect(r.begin == at && r.end >= r.begin && r.end - r.begin <= count / parts + 1, "part", static_cast<int>(count), parts, i);
+        expect(r.begin == at && r.end >= r.begin && r.end - r.begin <= count / parts + 1, "part",
+               static_cast<int>(count), parts, i);
         at = r.end;
       }
       expect(at == count, "parts that do not add up", static_cast<int>(count), parts);

@@ -1,8 +1,11 @@
 """Which backend serves a call: named ones are used or raise, the default chooses."""
 
 import pytest
+import torch
 
-from tunable_ops import backends
+from tests.ops.conv2d_cases import Case
+from tunable_ops import backends, tunable_conv2d
+from tunable_ops.backends import cpp
 
 
 def test_default_and_named() -> None:
@@ -13,7 +16,8 @@ def test_default_and_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpp", "triton", "cuda"])
-def test_a_backend_that_is_not_there_says_why(name: str) -> None:
+def test_a_backend_that_is_not_there_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
     with pytest.raises(RuntimeError, match=f"backend must be one that can run here; got '{name}': .*backend=None"):
         backends.select("tunable_conv2d", name)
 
@@ -23,3 +27,49 @@ def test_unknown_name_lists_the_known() -> None:
         ValueError, match="backend must be None or one of 'torch', 'reference', 'cpp', 'triton', 'cuda'; got 'x'"
     ):
         backends.select("tunable_conv2d", "x")
+
+
+def test_without_the_library_the_default_is_torch_and_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = Case().tensors("sample", torch.float32, channels_last=True)
+    expected = tunable_conv2d(*tensors, padding=1, backend="torch")
+    monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
+    assert backends.select("tunable_conv2d", None, *tensors) == "torch"
+    assert torch.equal(tunable_conv2d(*tensors, padding=1), expected)
+
+
+def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: object) -> None:
+        raise OSError("undefined symbol")
+
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+    monkeypatch.setattr(cpp, "_missing", None)
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    cpp.load()
+    with pytest.raises(RuntimeError, match=r"do not load here .*undefined symbol.*README\.md"):
+        backends.select("tunable_conv2d", "cpp")
+
+
+def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+    case = Case()
+    for dtype, channels_last, name in (
+        (torch.float32, True, "cpp"),
+        (torch.float32, False, "torch"),
+        (torch.float64, True, "torch"),
+    ):
+        tensors = case.tensors("sample", dtype, channels_last)
+        assert backends.select("tunable_conv2d", None, *tensors) == name
+    tensors = case.tensors("sample", torch.float32, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backends.select("tunable_conv2d", None, *tensors) == "torch"
+    assert backends.select("tunable_conv2d", None, *case.tensors("map", torch.float32, True)) == "torch"
+
+
+def test_the_default_leaves_large_shared_convolutions_to_the_library() -> None:
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+    case = Case(batch=4, channels=64, outputs=64, size=(64, 64), kernels=2)
+    for alpha, name in (("shared", "torch"), ("sample", "cpp")):
+        assert backends.select("tunable_conv2d", None, *case.tensors(alpha, torch.float32, True)) == name

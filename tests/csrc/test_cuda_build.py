@@ -53,7 +53,7 @@ def compiled(archs: list[str]) -> tuple[Path, list[dict[str, Any]]]:
 def check_resources(rows: list[dict[str, Any]], archs: list[str]) -> None:
     """No spills, no stack, and two blocks of every kernel fit a multiprocessor's registers but where one is meant."""
     print("\n" + "\n".join(f"{r['arch']:8} {r['registers']:>4} {r['name']}" for r in rows))
-    assert len(rows) == 61 * len(archs), len(rows)
+    assert len({r["name"] for r in rows}) * len(archs) == len(rows) > 60 * len(archs), len(rows)
     for row in rows:
         assert int(row["spills"]) == 0 and int(row["stack"]) == 0, row
         threads = 128 if row["name"].startswith(("conv", "weight_grad", "depthwise_kernel")) else 256
@@ -108,7 +108,7 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
     symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     names = [line.split()[-1].split("@")[0] for line in symbols.stdout.splitlines()]
     foreign = [n for n in names if re.search(r"tunable_ops|c10|at::|_ZN2at|^cu[A-Z]|cuda", n)]
-    assert foreign in ([], ["aoti_torch_get_current_cuda_stream"])
+    assert sorted(foreign) == ["aoti_torch_device_type_cuda", "aoti_torch_get_current_cuda_stream"]
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     libraries = re.findall(r"Shared library: \[(.*?)\]", needed)
     assert "libtorch.so" in libraries

@@ -199,9 +199,9 @@ ERRORS = {
     "conv1d backend": (
         "tunable_conv1d",
         (torch.zeros(1, 2, 9), torch.zeros(P, 2, 2, 3), None, A),
-        {"backend": "cpp"},
+        {"backend": "triton"},
         RuntimeError,
-        "backend must be one that can run here; got 'cpp'",
+        "backend must be one that can run here; got 'triton'",
     ),
     "conv3d weight": (
         "tunable_conv3d",

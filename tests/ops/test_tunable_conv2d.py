@@ -1,5 +1,6 @@
 """tunable_conv2d: values and every gradient against the reference, layouts, dtypes, edges."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,13 +25,19 @@ def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Te
 
 
 def check(
-    case: Case, alpha: str, dtype: torch.dtype, channels_last: bool, act: str | None, fp32_alpha: bool = False
+    case: Case,
+    alpha: str,
+    dtype: torch.dtype,
+    channels_last: bool,
+    act: str | None,
+    fp32_alpha: bool = False,
+    backend: str = "torch",
 ) -> None:
     tensors = case.tensors(alpha, dtype, channels_last)
     if fp32_alpha:
         tensors[3] = torch.rand(tensors[3].shape)
     grad = torch.randn(case.batch, case.outputs, *case.grid).to(dtype)
-    out = run(tunable_conv2d, tensors, case, act, grad)
+    out = run(partial(tunable_conv2d, backend=backend), tensors, case, act, grad)
     base = run(reference.tunable_conv2d, tensors, case, act, grad)
     ref = run(reference.tunable_conv2d, [None if t is None else t.double() for t in tensors], case, act, grad.double())
     names = ["output", "grad_input", "grad_weight", *(["grad_bias"] if case.bias else []), "grad_alpha"]

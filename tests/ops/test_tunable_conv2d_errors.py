@@ -172,8 +172,14 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
         ValueError,
         "backend must be None or one of 'torch', 'reference'",
     ),
-    "backend cpp": (
-        (X, W, BIAS, A),
+    "backend cpp with fp64": (
+        (X.double(), W.double(), BIAS.double(), A.double()),
+        {"backend": "cpp"},
+        RuntimeError,
+        "backend must be one that can run here; got 'cpp'",
+    ),
+    "backend cpp with a map": (
+        (X, W, BIAS, torch.zeros(2, 3, 6, 6)),
         {"backend": "cpp"},
         RuntimeError,
         "backend must be one that can run here; got 'cpp'",

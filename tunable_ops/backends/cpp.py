@@ -9,6 +9,9 @@ from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
+# From so many multiply-adds on (of a stride-1 layer) the library's convolution makes up for its cost per call where
+# one alpha is shared: 3x3 with 6e8, one core, 1.07 to 1.09 of a plain convolution against 1.16 to 1.19 (docs/cpp.md).
+LIBRARY_MACS = 4e8
 _HOW = "README.md, 'Compiled operators', says how to build them"
 _missing: str | None = f"this build has no compiled operators; {_HOW}"
 
@@ -45,11 +48,13 @@ def unfit(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> 
 
 
 def is_fastest(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> bool:
-    """True where the default takes the C++ operators."""
-    return (
-        _missing is None
-        and op in OPS
-        and input.dim() == 4
-        and unfit(input, weight, bias, alpha) is None
-        and input.is_contiguous(memory_format=torch.channels_last)
-    )
+    """True where the default takes the C++ operators: channels_last, and not one large dense convolution."""
+    if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, weight, bias, alpha) is not None:
+        return False
+    if not input.is_contiguous(memory_format=torch.channels_last):
+        return False
+    batch, channels, height, width = input.shape
+    outputs, taps = weight.shape[1], weight.shape[3] * weight.shape[4]
+    if alpha.dim() == 2 or taps == 1 or weight.shape[2] != channels:
+        return True
+    return bool(batch * height * width * outputs * channels * taps < LIBRARY_MACS)

@@ -72,6 +72,15 @@ def below_autograd(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
+def call(op: Any, tensors: Sequence[Tensor | None], *options: Any) -> Any:
+    """Calls an operator; where no gradient is wanted straight below autograd, whose key is a slow Python function."""
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    ):
+        return op(*tensors, *options)
+    return below_autograd(op, *tensors, *options)
+
+
 def needs_composite() -> bool:
     """True inside torch.func transforms and forward-mode AD, which need differentiable PyTorch operators.
 

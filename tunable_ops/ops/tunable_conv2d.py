@@ -88,7 +88,8 @@ def tunable_conv2d(
         options = (stride, padding, dilation, groups, name)
         output = registration.run_composite(reference.tunable_conv2d, (input, weight, bias, alpha), 3, *options)
     else:
-        output = _forward_op(input, weight, bias, alpha, stride, padding, dilation, groups, name, chosen)
+        tensors = (input, weight, bias, alpha)
+        output = registration.call(_forward_op, tensors, stride, padding, dilation, groups, name, chosen)
     return output if batched else output[0]
 
 

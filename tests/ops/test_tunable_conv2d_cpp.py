@@ -1,0 +1,163 @@
+"""backend="cpp": tails of tiles, thread counts, strides, and what it leaves to PyTorch's own operators."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.conv2d_cases import Case, kernels_last
+from tests.ops.test_tunable_conv2d import ACTIVATIONS, CASES, check, run
+from tunable_ops import backends, reference, tunable_conv1d, tunable_conv2d
+
+pytestmark = pytest.mark.skipif(
+    backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
+)
+ALPHAS = ("shared", "one", "sample")
+# Panels of 2 vectors of 16, 8 or 4 outputs; tiles of up to 28, 14, 12 or 6 pixels; chunks of 48 KB of weights.
+TAILS = [
+    Case(channels=16, outputs=16, size=(3, 28), kernels=2),
+    Case(channels=15, outputs=17, size=(4, 29), kernels=2),
+    Case(channels=17, outputs=31, size=(5, 14), kernels=2, taps=(1, 1), padding=(0, 0)),
+    Case(channels=33, outputs=32, size=(6, 15), kernels=2, taps=(2, 2), stride=(2, 2), padding=(0, 0)),
+    Case(channels=13, outputs=49, size=(7, 43), kernels=2, taps=(5, 5), padding=(2, 2)),
+    Case(channels=130, outputs=33, size=(5, 13), kernels=2),
+    Case(channels=3, outputs=20, size=(9, 6), kernels=2, padding=(3, 4)),
+    Case(channels=24, outputs=18, groups=3, size=(4, 31), kernels=2),
+    Case(channels=16, outputs=16, groups=16, size=(4, 9), kernels=2),
+    Case(channels=17, outputs=17, groups=17, size=(5, 40), kernels=2, taps=(5, 4), padding=(2, 1)),
+    Case(channels=40, outputs=40, groups=40, size=(9, 17), kernels=2, stride=(2, 3), dilation=(1, 2)),
+    Case(channels=8, outputs=8, groups=8, size=(3, 4), kernels=2, taps=(7, 7), padding=(3, 3)),
+]
+
+
+def cpp(*args: Any, **kwargs: Any) -> Tensor:
+    return tunable_conv2d(*args, **kwargs, backend="cpp")
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_agrees(case: Case, alpha: str, channels_last: bool) -> None:
+    check(case, alpha, torch.float32, channels_last, None, backend="cpp")
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_activations(alpha: str, act: str | None) -> None:
+    check(CASES[0], alpha, torch.float32, True, act, backend="cpp")
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("case", TAILS, ids=str)
+def test_tails_of_tiles(case: Case, alpha: str) -> None:
+    check(case, alpha, torch.float32, True, None, backend="cpp")
+
+
+def test_integer_values_are_exact() -> None:
+    """Small integers are exact in fp32, so that an index that is off by one cannot hide in rounding."""
+    for case in (*CASES, *TAILS):
+        for alpha in ALPHAS:
+            for channels_last in (False, True):
+                tensors = case.tensors(alpha, torch.float32, channels_last)
+                for t in tensors:
+                    if t is not None:
+                        t.copy_(torch.randint(-2, 3, t.shape))
+                doubles = [None if t is None else t.double() for t in tensors]
+                expected = run(reference.tunable_conv2d, doubles, case, None, None)
+                for o, r in zip(run(cpp, tensors, case, None, None), expected, strict=True):
+                    assert torch.equal(o.double(), r), case
+
+
+def test_the_same_bits_with_every_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    for case in (
+        Case(batch=1, channels=16, outputs=33, size=(40, 41), kernels=2),
+        Case(batch=5, channels=40, outputs=24, size=(33, 40), kernels=2, taps=(1, 1), padding=(0, 0)),
+        Case(batch=3, channels=48, outputs=48, groups=48, size=(40, 40), kernels=2),
+    ):
+        for alpha in ("shared", "sample"):
+            tensors = case.tensors(alpha, torch.float32, channels_last=True)
+            results = []
+            for count in (1, 2, 3, 5):
+                torch.set_num_threads(count)
+                try:
+                    results.append(run(cpp, tensors, case, "relu", None))
+                finally:
+                    torch.set_num_threads(threads)
+            for other in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_what_is_asked_for(wanted: int) -> None:
+    for alpha in ALPHAS:
+        for case in (CASES[0], CASES[2], CASES[8]):
+            tensors = case.tensors(alpha, torch.float32, channels_last=True)
+            full = run(cpp, tensors, case, "silu", None)[1:]
+            leaves = [
+                t.clone(memory_format=torch.preserve_format).requires_grad_(i == wanted) for i, t in enumerate(tensors)
+            ]
+            cpp(*leaves, *case.geometry, activation="silu").sum().backward()
+            for i, leaf in enumerate(leaves):
+                assert (leaf.grad is not None) == (i == wanted)
+            assert torch.equal(leaves[wanted].grad, full[wanted])
+
+
+def test_unusual_strides_change_no_bit() -> None:
+    case = Case(channels=4, outputs=4, size=(6, 6))
+    x, weight, bias, alpha = case.tensors("sample", torch.float32)
+    expected = run(cpp, [x, weight, bias, alpha], case, None, None)
+    wide = torch.randn(2, 8, 12, 12)
+    wide[:, ::2, 1::2, ::2] = x
+    for variant in (wide[:, ::2, 1::2, ::2], x.mT.contiguous().mT, x.to(memory_format=torch.channels_last)):
+        for kernel in (weight, kernels_last(weight), weight.transpose(0, 1).contiguous().transpose(0, 1)):
+            turned = alpha.t().contiguous().t()
+            for o, e in zip(
+                run(cpp, [variant, kernel, bias.t().contiguous().t(), turned], case, None, None), expected, strict=True
+            ):
+                assert torch.equal(o, e)
+
+
+@pytest.mark.parametrize("alpha", ["shared", "sample"])
+def test_empty_batch(alpha: str) -> None:
+    case = Case(batch=0)
+    out = run(cpp, case.tensors(alpha, torch.float32), case, "relu", None)
+    assert out[0].shape == (0, 5, 9, 11)
+    assert not any(o.any() for o in out)
+
+
+def test_a_nan_spreads_as_in_torch() -> None:
+    """Zero padding is left out, not multiplied in; relu keeps NaN."""
+    case = Case(channels=5, outputs=6)
+    x, weight, bias, alpha = case.tensors("sample", torch.float32, channels_last=True)
+    x[0, 2, 4, 5] = float("nan")
+    out = cpp(x, weight, bias, alpha, *case.geometry, activation="relu")
+    ref = reference.tunable_conv2d(x, weight, bias, alpha, *case.geometry, activation="relu")
+    assert torch.equal(out.isnan(), ref.isnan())
+
+
+def test_second_order() -> None:
+    case = Case(batch=2, channels=2, outputs=3, size=(4, 5), kernels=2)
+    gradients = []
+    for function in (cpp, reference.tunable_conv2d):
+        torch.manual_seed(1)
+        leaves = [t.requires_grad_() for t in case.tensors("sample", torch.float32)]
+        first = torch.autograd.grad(function(*leaves, *case.geometry).square().sum(), leaves, create_graph=True)
+        gradients.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_opcheck() -> None:
+    for channels_last in (False, True):
+        tensors = [t.requires_grad_() for t in CASES[0].tensors("sample", torch.float32, channels_last)]
+        torch.library.opcheck(
+            torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, (1, 1), (1, 1), (1, 1), 1, "relu", "cpp")
+        )
+
+
+def test_conv1d_reaches_it() -> None:
+    x, weight, bias, alpha = torch.randn(3, 4, 20), torch.randn(2, 6, 4, 3), torch.randn(2, 6), torch.rand(3, 2)
+    out = tunable_conv1d(x, weight, bias, alpha, padding=1, backend="cpp")
+    torch.testing.assert_close(out, reference.tunable_conv1d(x, weight, bias, alpha, padding=1))
