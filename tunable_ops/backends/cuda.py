@@ -13,17 +13,22 @@ _HOW = "README.md, 'Compiled operators', says how to build them"
 _missing: str | None = f"this build has no CUDA operators; {_HOW}"
 
 
+def libraries() -> list[Path]:
+    """The library beside the package, if this build has it."""
+    return sorted(Path(__file__).parents[1].glob("_ops_cuda.*"))
+
+
 def load() -> None:
     """Loads the library if this build has it and torch has CUDA; the schemas must be defined by then."""
     global _missing
     if torch.version.cuda is None:
         _missing = "this torch has no CUDA"
         return
-    library = next(iter(sorted(Path(__file__).parents[1].glob("_ops_cuda.*"))), None)
-    if library is None:
+    found = libraries()
+    if not found:
         return
     try:
-        torch.ops.load_library(library)
+        torch.ops.load_library(found[0])
         _missing = None
     except (OSError, RuntimeError) as error:  # built for another torch, or damaged
         _missing = f"the CUDA operators of this build do not load here ({error!r}); {_HOW}"
