@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,29 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
     libraries = re.findall(r"Shared library: \[(.*?)\]", needed)
     assert "libtorch.so" in libraries
     assert not [name for name in libraries if "cuda" in name or "cudart" in name]
+    check_registration(library, tmp_path)
+
+
+def check_registration(library: Path, folder: Path) -> None:
+    """The library loads and stands at the CUDA key; the one symbol that a CPU wheel lacks comes from a stub."""
+    stub = folder / "stub.so"
+    source = folder / "stub.c"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", stub], check=True)
+    code = f"""
+import ctypes, torch
+if torch.version.cuda is None:
+    ctypes.CDLL({str(stub)!r}, ctypes.RTLD_GLOBAL)
+torch.version.cuda = None  # the package must not load a library of its own
+import tunable_ops
+torch.ops.load_library({str(library)!r})
+for name in ("tunable_conv2d", "tunable_conv2d_backward"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::{{name}}", "CUDA"), name
+print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2.0"
 
 
 def test_when_it_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

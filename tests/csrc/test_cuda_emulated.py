@@ -33,7 +33,8 @@ VECTORS = [
     Case(channels=8, outputs=8, size=(9, 17), kernels=3, groups=8, taps=(3, 8), padding=(1, 4)),
     Case(batch=1, channels=72, outputs=72, size=(9, 5), kernels=2, groups=72),
 ]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# bfloat16 differs from float16 in its conversions and one instruction, which the comparisons below reach.
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True, scope="module")
