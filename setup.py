@@ -7,6 +7,9 @@ The C++ operators are built where torch, pybind11 and a compiler are there, unle
 package installs and works in pure Python. One line then says what was left out and why: while it is built, and again
 where the backend "cpp" is asked for. Building needs the torch that will run it in the environment:
 `pip install --no-build-isolation .`
+
+The CUDA operators are a library of their own beside them, built where torch has CUDA and nvcc is there, or as
+csrc/build_cuda.py says.
 """
 
 import importlib.util
@@ -17,7 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -78,6 +81,20 @@ class BuildPython(build_py):
         settle(Path("." if self.editable_mode else self.build_lib, "tunable_ops"), LEFT_OUT)
 
 
+def leave_out_cuda(reason: str) -> None:
+    """Says in one line that the package has to do without its CUDA operators, and why."""
+    print(f"tunable_ops: the CUDA operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
+
+
+def cuda_builder() -> Any:
+    """The module csrc/build_cuda.py, which is not installed."""
+    spec = importlib.util.spec_from_file_location("build_cuda", Path(__file__).parent / "csrc" / "build_cuda.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def extensions() -> dict[str, Any]:
     """The arguments of setup() that build the operators."""
     import pybind11
@@ -107,7 +124,13 @@ def extensions() -> dict[str, Any]:
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
     # In a folder that is no package: nothing that walks through the modules of tunable_ops may load the schemas.
     schema = stable("tunable_ops.lib.schema", ["csrc/schema.cpp"])
-    return {"ext_modules": [stable("tunable_ops._ops_cpu", OPERATORS), schema, module]}
+    modules = [stable("tunable_ops._ops_cpu", OPERATORS), schema, module]
+    cuda = cuda_builder()
+    if (reason := cuda.left_out(torch.version.cuda)) is None:
+        modules.append(Extension(cuda.NAME, [], optional=True))
+    else:
+        leave_out_cuda(reason)
+    return {"ext_modules": modules}
 
 
 def build_command() -> type[build_ext]:
@@ -120,6 +143,19 @@ def build_command() -> type[build_ext]:
 
     class Build(base):  # type: ignore[misc, valid-type]
         left_out = LEFT_OUT
+
+        def build_extension(self, extension: Extension) -> None:
+            cuda = cuda_builder()
+            if extension.name != cuda.NAME:
+                return super().build_extension(extension)
+            import torch
+
+            try:
+                path = Path(self.get_ext_fullpath(extension.name))
+                cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
+            except Exception as error:
+                leave_out_cuda(f"building them failed ({error})")
+                self.extensions = [e for e in self.extensions if e is not extension]
 
         def build_extensions(self) -> None:
             try:

@@ -5,7 +5,7 @@ import torch
 
 from tests.ops.conv2d_cases import Case
 from tunable_ops import backends, tunable_conv2d
-from tunable_ops.backends import cpp, triton
+from tunable_ops.backends import cpp, cuda, triton
 from tunable_ops.ops import tunable_conv2d as conv2d_operator
 
 
@@ -18,7 +18,8 @@ def test_default_and_named() -> None:
 
 @pytest.mark.parametrize("name", ["cpp", "triton", "cuda"])
 def test_a_backend_that_is_not_there_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
+    for backend in (cpp, cuda):
+        monkeypatch.setattr(backend, "_missing", "this build has no compiled operators")
     with pytest.raises(RuntimeError, match=f"backend must be one that can run here; got '{name}': .*backend=None"):
         backends.select("tunable_conv2d", name, torch.ones(1))
 
@@ -92,3 +93,31 @@ def test_a_size_that_export_leaves_open_is_no_condition() -> None:
     program = torch.export.export(Net(), (input, weight, alpha), dynamic_shapes=({2: rows, 3: columns}, None, None))
     op = torch.ops.tunable_ops.tunable_conv2d.default
     assert [node.args[-1] for node in program.graph.nodes if node.target is op] == ["cpp"]
+
+
+def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    tensors = case.tensors("sample", torch.float16, channels_last=True)
+    assert "these are on cpu" in str(cuda.unfit(*tensors))
+    assert not cuda.is_fastest("tunable_conv2d", *tensors)
+    monkeypatch.setattr(cuda, "_missing", None)
+    assert cuda.unavailable_reason("tunable_conv3d") == "this version has no cuda kernel for tunable_conv3d"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda.unavailable_reason("tunable_conv2d") == "no CUDA device is there"
+    assert not cuda.is_fastest("tunable_conv2d", *tensors)
+
+
+def test_a_torch_without_cuda_loads_no_cuda_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: object) -> None:
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(cuda, "_missing", None)
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    cuda.load()
+    assert cuda.unavailable_reason("tunable_conv2d") == "this torch has no CUDA"
+    library = next(iter(cuda.libraries()), None)
+    monkeypatch.setattr(cuda, "libraries", lambda: [library or "_ops_cuda.so"])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    cuda.load()
+    assert "do not load here" in str(cuda.unavailable_reason("tunable_conv2d"))

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tunable_ops.backends import cpp, triton
+from tunable_ops.backends import cpp, cuda, triton
 
 NAMES = ("torch", "reference", "cpp", "triton", "cuda")
-_KERNELS: dict[str, Any] = {"cpp": cpp, "triton": triton}
+_KERNELS: dict[str, Any] = {"cpp": cpp, "triton": triton, "cuda": cuda}
 
 
 def select(op: str, name: str | None, *tensors: Tensor | None) -> str:

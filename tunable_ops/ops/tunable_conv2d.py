@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
-from tunable_ops.backends import cpp
+from tunable_ops.backends import cpp, cuda
 from tunable_ops.backends.torch import layout
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.ops import registration
@@ -254,8 +254,17 @@ registration.define(
     _backward_kernel,
     _backward_fake,
 )
+# The CUDA operators ask at every fp32 call: compiled and exported programs follow the setting of the day too.
+registration.define(
+    f"{NAME}_tf32",
+    "Tensor input",
+    "bool",
+    lambda input: torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
+    lambda input: False,
+)
 registration.define_autograd(_forward_op, _TunableConv2d.apply, tensors=4)
 registration.define_autograd(_backward_op, _differentiable_backward, tensors=6)
 registration.define_autocast(_forward_op, cast=(0, 1, 2))
 registration.define_autocast(_backward_op, cast=())
 cpp.load()
+cuda.load()

@@ -1,0 +1,12 @@
+#include <cuda_runtime.h>
+
+#include "params.h"
+
+namespace tunable_ops::cuda {
+
+const char* use_device(int32_t index) {
+  const cudaError_t error = cudaSetDevice(index);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace tunable_ops::cuda

@@ -1,0 +1,72 @@
+// tunable_conv2d and its backward on CUDA: the operator's side, and what its device must offer.
+#pragma once
+
+#include <memory>
+
+#include "tensors.h"
+
+namespace tunable_ops::cuda {
+
+// Makes a tensor's device the current one for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor);
+  ~OnDevice();
+  void* stream() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Makes the device current in the kernels' own CUDA runtime; null, or what went wrong.
+const char* use_device(int32_t index);
+
+// Gradients of blended kernels kept at a time; more are contracted chunk by chunk.
+int64_t chunk_bytes();
+
+void check_launch(const char* kernel, const char* error);
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// The operators of the schema, for backend "cuda"; calls for another one go on to what Python defines for it.
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+               const std::string& activation, const std::string& backend);
+Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
+                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                   const std::string& backend, const std::vector<bool>& mask);
+
+// A call in the kernels' terms.
+struct Call {
+  Extent y, x;
+  int32_t batch, groups, channels, outputs;  // of one group
+  bool depthwise, tf32;
+  int32_t problems;  // 1 for a shared alpha, else one per sample
+  Type type;
+  Stack stack;
+  Alpha alpha;
+  MemoryFormat format, kernel_format;  // of the result; of what the kernels read and write
+  int64_t kernel_size() const { return static_cast<int64_t>(stack.outputs) * channels * y.taps * x.taps; }
+  int64_t pixels() const { return static_cast<int64_t>(y.out) * x.out; }
+};
+
+Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+Picture picture_of(int32_t channels, int32_t height, int32_t width, MemoryFormat format);
+
+// How depthwise kernels read pictures: vectors of channels, and how many lie side by side in a block.
+struct Lanes {
+  int32_t count;
+  bool vectors;
+};
+Lanes depthwise_lanes(const Call& c, bool aligned, bool keeps_kernels);
+
+Activation activation_of(const std::string& name);
+
+// The convolution, or with `gradient` the gradient of its input, into `target`; all in the kernels' format.
+void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
+              const Tensor& target, Activation activation, bool gradient, void* stream);
+
+}  // namespace tunable_ops::cuda

@@ -1,0 +1,215 @@
+// The gradients of tunable_conv2d on CUDA: G[b], the gradient of a sample's blended kernel, and its contraction.
+#include <algorithm>
+
+#include "tunable_conv2d.h"
+
+namespace tunable_ops::cuda {
+namespace {
+
+// Blocks that a pass is cut into where its pixels allow: a few per multiprocessor of the largest devices. Not read off
+// the device: the order of the sums must not depend on it.
+constexpr int64_t kWantedBlocks = 512;
+constexpr int64_t kLeastPixels = 256;  // of a segment
+
+Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
+  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
+  std::array<StableIValue, 13> stack{from(grad_output),
+                                     from(saved),
+                                     from(input),
+                                     from(weight),
+                                     from(bias),
+                                     from(alpha),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(groups),
+                                     from(activation),
+                                     from(backend),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
+  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
+}
+
+// The gradient before the activation, in the kernels' format.
+Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
+                          const std::string& activation, void* stream) {
+  const Tensor dense = in_format(grad, c.kernel_format);
+  if (!saved || activation == "none") return dense;
+  const Tensor value = in_format(*saved, c.kernel_format);
+  const Tensor result =
+      empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
+  const ActivationRun run{dense.const_data_ptr(), value.const_data_ptr(),    result.mutable_data_ptr(),
+                          result.numel(),         activation_of(activation), c.type};
+  check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
+  return result;
+}
+
+int32_t segments_of(int64_t blocks, int64_t pixels) {
+  const int64_t most = std::max<int64_t>(1, pixels / kLeastPixels);
+  return static_cast<int32_t>(std::clamp<int64_t>(ceil_div<int64_t>(kWantedBlocks, blocks), 1, most));
+}
+
+WeightGradRun weight_grad_run(const Call& c, const Tensor& input, const Tensor& grad) {
+  WeightGradRun run{};
+  run.y = c.y, run.x = c.x;
+  run.groups = c.groups;
+  run.channels = c.channels;
+  run.outputs = c.outputs;
+  run.samples = c.batch;
+  run.problems = c.problems;
+  run.source = picture_of(c.groups * c.channels, c.y.in, c.x.in, c.kernel_format);
+  run.target = picture_of(c.groups * c.outputs, c.y.out, c.x.out, c.kernel_format);
+  run.input = input.const_data_ptr();
+  run.grad_output = grad.const_data_ptr();
+  run.type = c.type;
+  run.tf32 = c.tf32;
+  const bool aligned = is_aligned(input) && is_aligned(grad);
+  if (c.depthwise) {
+    const Lanes lanes = depthwise_lanes(c, aligned, false);
+    run.vectors = lanes.vectors;
+    run.lanes = lanes.count;
+  } else {
+    const int64_t vector = 16 / size_of(c.type);
+    run.vectors = aligned && c.channels % vector == 0 && c.outputs % vector == 0;
+  }
+  return run;
+}
+
+int64_t blocks_of(const Call& c, const WeightGradRun& run) {
+  if (!c.depthwise) return weight_grad_tiles(run);
+  return ceil_div<int64_t>(c.groups, run.lanes * (run.vectors ? 16 / size_of(c.type) : 1));
+}
+
+// grad_weight where it is given; the weight's share of grad_alpha, [problems, P, partials], where that is asked for.
+std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const Tensor& grad,
+                                       const std::optional<Tensor>& grad_weight, bool need_alpha, void* stream) {
+  WeightGradRun run = weight_grad_run(c, input, grad);
+  const int64_t bytes = 4 * c.kernel_size(), samples = c.batch / c.problems;
+  run.segments = segments_of(blocks_of(c, run) * c.problems, samples * c.pixels());
+  run.segments = static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / bytes, 1, run.segments));
+  const int32_t chunk =
+      static_cast<int32_t>(std::clamp<int64_t>(chunk_bytes() / (bytes * run.segments), 1, c.problems));
+  const Tensor gradient = empty(input, {chunk, run.segments, c.kernel_size()}, ScalarType::Float);
+  std::optional<Tensor> total, partial;
+  if (grad_weight && chunk < c.problems) total = empty(input, {c.stack.kernels, c.kernel_size()}, ScalarType::Float);
+  const int32_t warps = contract_warps(c.kernel_size());
+  if (need_alpha) partial = empty(input, {c.problems, c.stack.kernels, warps}, ScalarType::Float);
+  ContractRun contract{};
+  contract.stack = contract.grad_stack = c.stack;
+  contract.alpha = c.alpha;
+  contract.gradient = gradient.const_data_ptr<float>();
+  contract.segments = run.segments;
+  contract.total = total ? total->mutable_data_ptr<float>() : nullptr;
+  if (grad_weight) {
+    contract.grad_weight = grad_weight->mutable_data_ptr();
+    contract.grad_stack = {nullptr,
+                           grad_weight->stride(0),
+                           grad_weight->stride(1),
+                           grad_weight->stride(2),
+                           grad_weight->stride(3),
+                           grad_weight->stride(4),
+                           c.stack.kernels,
+                           c.stack.outputs,
+                           c.channels,
+                           c.y.taps,
+                           c.x.taps};
+  }
+  contract.partial = partial ? partial->mutable_data_ptr<float>() : nullptr;
+  contract.partials = warps;
+  contract.type = c.type;
+  for (int32_t first = 0; first < c.problems; first += chunk) {
+    const int32_t problems = std::min(chunk, c.problems - first);
+    run.problems = problems;
+    run.samples = static_cast<int32_t>(problems * samples);
+    run.input =
+        static_cast<const char*>(input.const_data_ptr()) + first * samples * run.source.sample * size_of(c.type);
+    run.grad_output =
+        static_cast<const char*>(grad.const_data_ptr()) + first * samples * run.target.sample * size_of(c.type);
+    run.gradient = gradient.mutable_data_ptr<float>();
+    check_launch("weight_grad_kernel",
+                 c.depthwise ? launch_depthwise_weight_grad(run, stream) : launch_weight_grad(run, stream));
+    contract.problems = problems;
+    contract.first_problem = first;
+    contract.first = first == 0;
+    contract.last = first + problems == c.problems;
+    check_launch("contract_kernel", launch_contract(contract, stream));
+  }
+  return partial;
+}
+
+// [problems, segments, O]
+Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
+  SumRun run{};
+  const Picture p = picture_of(c.stack.outputs, c.y.out, c.x.out, c.kernel_format);
+  run.outputs = c.stack.outputs;
+  run.samples = c.batch;
+  run.pixels = static_cast<int32_t>(c.pixels());
+  run.problems = c.problems;
+  run.lanes = 1;
+  while (c.kernel_format == MemoryFormat::ChannelsLast && run.lanes < 32 && run.lanes < run.outputs) run.lanes *= 2;
+  run.segments = segments_of(ceil_div(run.outputs, run.lanes) * static_cast<int64_t>(c.problems),
+                             c.batch / c.problems * c.pixels());
+  run.sample = p.sample;
+  run.pixel = p.pixel;
+  run.channel = p.channel;
+  run.grad_output = grad.const_data_ptr();
+  const Tensor sums = empty(grad, {c.problems, run.segments, run.outputs}, ScalarType::Float);
+  run.sums = sums.mutable_data_ptr<float>();
+  run.type = c.type;
+  check_launch("sum_kernel", launch_sum(run, stream));
+  return sums;
+}
+
+}  // namespace
+
+Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
+                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                   const std::string& backend, const std::vector<bool>& mask) {
+  if (backend != "cuda" || input.numel() == 0) {
+    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
+                            activation, backend == "cuda" ? "torch" : backend, mask);
+  }
+  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups);
+  const OnDevice device(input);
+  void* stream = device.stream();
+  const Tensor grad = without_activation(c, grad_output, saved, activation, stream);
+  const Tensor none = empty(input, {0}, input.scalar_type());
+  Tensor grad_input = none, grad_bias = none, grad_alpha = none;
+  if (mask[0]) {
+    grad_input = empty(input, {c.batch, input.size(1), c.y.in, c.x.in}, input.scalar_type(), c.kernel_format);
+    convolve(c, grad, weight, std::nullopt, grad_input, Activation::kNone, true, stream);
+    grad_input = in_format(grad_input, c.format);
+  }
+  std::optional<Tensor> grad_weight, partial, sums;
+  if (mask[1]) grad_weight = empty_stack_like(weight);
+  if (mask[1] || mask[3])
+    partial = kernel_gradients(c, in_format(input, c.kernel_format), grad, grad_weight, mask[3], stream);
+  const bool need_bias = bias && mask[2];
+  if (bias && (mask[2] || mask[3])) sums = output_sums(c, grad, stream);
+  if (mask[3])
+    grad_alpha = alpha.dim() == 1 ? empty(alpha, {alpha.size(0)}, alpha.scalar_type())
+                                  : empty(alpha, {alpha.size(0), alpha.size(1)}, alpha.scalar_type());
+  if (need_bias) grad_bias = empty(input, {bias->size(0), bias->size(1)}, bias->scalar_type());
+  if (mask[3] || need_bias) {
+    FinishRun run{};
+    run.alpha = c.alpha;
+    run.problems = c.problems;
+    run.outputs = c.stack.outputs;
+    run.segments = sums ? static_cast<int32_t>(sums->size(1)) : 0;
+    run.partials = partial ? static_cast<int32_t>(partial->size(2)) : 0;
+    run.partial = partial ? partial->const_data_ptr<float>() : nullptr;
+    run.sums = sums ? sums->const_data_ptr<float>() : nullptr;
+    if (bias) run.bias = bias->const_data_ptr(), run.bias_kernel = bias->stride(0), run.bias_output = bias->stride(1);
+    run.grad_alpha = mask[3] ? grad_alpha.mutable_data_ptr() : nullptr;
+    run.grad_bias = need_bias ? grad_bias.mutable_data_ptr() : nullptr;
+    run.type = c.type;
+    check_launch("finish_kernel", launch_finish(run, stream));
+  }
+  return {grad_input, grad_weight.value_or(none), grad_bias, grad_alpha};
+}
+
+}  // namespace tunable_ops::cuda

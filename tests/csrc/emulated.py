@@ -1,0 +1,85 @@
+"""The CUDA operators on CPU tensors: their host code as it is, and their kernels run by the emulator of csrc/tests/.
+
+Nothing here knows a GPU, and nothing is timed; what the emulator shows is that every index, mask and barrier is right.
+"""
+
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+# The operators call back for these: they must be defined before the first call.
+import tunable_ops  # noqa: E402, F401
+
+_STABLE_ABI = "0x020b000000000000"
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+
+
+def sources() -> list[Path]:
+    """What the emulated operators are made of."""
+    cuda = ROOT / "csrc" / "cuda"
+    kernels = [s for s in sorted(cuda.glob("*.cu")) if s.name != "device.cu"]
+    return [*kernels, *sorted(cuda.glob("tunable_conv2d*.cpp")), ROOT / "csrc" / "tests" / "emulated.cpp"]
+
+
+def build() -> Path:
+    """Builds the library once per state of its sources."""
+    files = [*sources(), *sorted((ROOT / "csrc").glob("cuda/*.h")), *sorted((ROOT / "csrc").glob("cuda/*.cuh"))]
+    files.append(ROOT / "csrc" / "tests" / "emulator.h")
+    content = b"".join(f.read_bytes() for f in files) + torch.__version__.encode() + " ".join(_FLAGS).encode()
+    folder = ROOT / "build" / f"emulated-{hashlib.sha256(content).hexdigest()[:16]}"
+    library = folder / "emulated.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    torch_folder = Path(torch.__file__).parent
+    macros = [f"-DTORCH_TARGET_VERSION={_STABLE_ABI}", "-DTORCH_STABLE_ONLY", "-isystem", str(torch_folder / "include")]
+
+    def compile_one(source: Path) -> str:
+        target = folder / f"{source.name}.o"
+        subprocess.run(["g++", *_FLAGS, *macros, "-x", "c++", "-c", source, "-o", target], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources()))
+    partial = folder / "partial.so"
+    link = ["-shared", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run(["g++", *objects, *link, "-o", partial], check=True)
+    partial.rename(library)
+    return library
+
+
+class _Emulated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
+        *geometry, activation = options
+        op = torch.ops.tunable_ops_emulated.tunable_conv2d
+        output = saved = op(input, weight, bias, alpha, *geometry, activation, "cuda")
+        if activation in ("gelu", "silu"):
+            saved = op(input, weight, bias, alpha, *geometry, "none", "cuda")
+        ctx.save_for_backward(input, weight, bias, alpha, None if activation == "none" else saved)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+        *tensors, saved = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:4])
+        op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
+        grads = op(grad_output, saved, *tensors, *ctx.options, "cuda", mask)
+        return (*(g if m else None for g, m in zip(grads, mask, strict=True)), *(None for _ in ctx.options))
+
+
+def tunable_conv2d(*args: Any, activation: str | None = None) -> Tensor:
+    """The operator with the emulated kernels; input, weight, bias, alpha, stride, padding, dilation, groups."""
+    return _Emulated.apply(*args, activation or "none")
+
+
+if __name__ == "__main__":
+    sys.exit(print(build()))

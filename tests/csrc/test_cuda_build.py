@@ -1,0 +1,173 @@
+"""The CUDA operators compile without a GPU: resources of every kernel, its instructions, and what the library needs."""
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+STABLE_ABI = "0x020b000000000000"
+
+
+def _builder() -> Any:
+    spec = importlib.util.spec_from_file_location("build_cuda", ROOT / "csrc" / "build_cuda.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build_cuda = _builder()
+needs_nvcc = pytest.mark.skipif(build_cuda.find_nvcc() is None, reason="needs nvcc")
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'"
+    r"(?:(?!Compiling entry)[\s\S])*?(?P<stack>\d+) bytes stack frame, (?P<spills>\d+) bytes spill stores"
+    r"(?:(?!Compiling entry)[\s\S])*?Used (?P<registers>\d+) registers"
+)
+
+
+def compiled(archs: list[str]) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of the objects and a row per kernel and architecture; kept for each state of the sources."""
+    files = sorted(build_cuda.SOURCES.glob("*.[chu]*"))
+    content = b"".join(f.read_bytes() for f in files) + repr((build_cuda.FLAGS, archs)).encode()
+    folder = ROOT / "build" / f"kernels-{'-'.join(archs)}-{hashlib.sha256(content).hexdigest()[:16]}"
+    table = folder / "resources.json"
+    if not table.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        said = build_cuda.compile_kernels(folder, archs, "-Xptxas", "-v", jobs=2)
+        rows = [{"file": file, **m.groupdict()} for file, text in said.items() for m in ENTRY.finditer(text)]
+        names = subprocess.run(["c++filt"], input="\n".join(r["name"] for r in rows), capture_output=True, text=True)
+        for row, name in zip(rows, names.stdout.splitlines(), strict=True):
+            row["name"] = re.sub(r"tunable_ops::cuda::|\(anonymous namespace\)::|^void |\(\w+\)$", "", name)
+        table.write_text(json.dumps(rows, indent=1))
+    return folder, json.loads(table.read_text())
+
+
+def check_resources(rows: list[dict[str, Any]], archs: list[str]) -> None:
+    """No spills, no stack, and two blocks of every kernel fit a multiprocessor's registers but where one is meant."""
+    print("\n" + "\n".join(f"{r['arch']:8} {r['registers']:>4} {r['name']}" for r in rows))
+    assert len({r["name"] for r in rows}) * len(archs) == len(rows) > 60 * len(archs), len(rows)
+    for row in rows:
+        assert int(row["spills"]) == 0 and int(row["stack"]) == 0, row
+        threads = 128 if row["name"].startswith(("conv", "weight_grad", "depthwise_kernel")) else 256
+        assert int(row["registers"]) * threads * (1 if "16>" in row["name"] else 2) <= 65536, row
+
+
+@needs_nvcc
+def test_resources_and_instructions_on_hopper() -> None:
+    folder, rows = compiled(["90a"])
+    check_resources(rows, ["90a"])
+    dump = shutil.which("cuobjdump") or _tritons_cuobjdump()
+    if dump is None:
+        return
+    for name, wanted in (
+        ("conv_half", ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4")),
+        ("conv_bfloat16", ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128")),
+        ("conv_float", ("HMMA.1688.F32.TF32", "FFMA")),
+        ("weight_grad", ("HMMA.16816.F32", "HMMA.1688.F32.TF32", "LDSM.16.MT88.4", "FFMA")),
+    ):
+        text = subprocess.run([dump, "-sass", folder / f"{name}.o"], capture_output=True, text=True, check=True).stdout
+        for instruction in wanted:
+            assert instruction in text, f"{name} has no {instruction}"
+        assert not re.search(r"\b(STL|LDL)\b", text), f"{name} spills"
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_resources_on_every_architecture() -> None:
+    archs = build_cuda.architectures(build_cuda.find_nvcc())
+    check_resources(compiled(archs)[1], archs)
+
+
+def _tritons_cuobjdump() -> str | None:
+    spec = importlib.util.find_spec("triton")
+    paths = (spec.submodule_search_locations or []) if spec else []
+    found = [Path(p) / "backends" / "nvidia" / "bin" / "cuobjdump" for p in paths]
+    return next((str(p) for p in found if p.exists()), None)
+
+
+@needs_nvcc
+def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
+    """No CUDA library and no C++ of Torch's: the stable ABI, from any wheel."""
+    objects = [str(o) for o in sorted(compiled(["90a"])[0].glob("*.o"))]
+    torch_folder = Path(torch.__file__).parent
+    for source in sorted(build_cuda.SOURCES.glob("*.cpp")):
+        target = tmp_path / f"{source.stem}_host.o"
+        command = ["g++", "-Wall", "-Werror", *build_cuda.host_flags(torch_folder, STABLE_ABI), "-c", str(source)]
+        subprocess.run([*command, "-o", str(target)], check=True)
+        objects.append(str(target))
+    library = tmp_path / "_ops_cuda.so"
+    build_cuda.link(objects, library, torch_folder)
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
+    names = [line.split()[-1].split("@")[0] for line in symbols.stdout.splitlines()]
+    foreign = [n for n in names if re.search(r"tunable_ops|c10|at::|_ZN2at|^cu[A-Z]|cuda", n)]
+    assert sorted(foreign) == ["aoti_torch_device_type_cuda", "aoti_torch_get_current_cuda_stream"]
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    libraries = re.findall(r"Shared library: \[(.*?)\]", needed)
+    assert "libtorch.so" in libraries
+    assert not [name for name in libraries if "cuda" in name or "cudart" in name]
+    check_registration(library, tmp_path)
+
+
+def check_registration(library: Path, folder: Path) -> None:
+    """The library loads and stands at the CUDA key; the one symbol that a CPU wheel lacks comes from a stub."""
+    stub = folder / "stub.so"
+    source = folder / "stub.c"
+    source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", stub], check=True)
+    code = f"""
+import ctypes, torch
+if torch.version.cuda is None:
+    ctypes.CDLL({str(stub)!r}, ctypes.RTLD_GLOBAL)
+torch.version.cuda = None  # the package must not load a library of its own
+import tunable_ops
+torch.ops.load_library({str(library)!r})
+for name in ("tunable_conv2d", "tunable_conv2d_backward"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::{{name}}", "CUDA"), name
+print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2.0"
+
+
+def test_when_it_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TUNABLE_OPS_CUDA", "TUNABLE_OPS_CUDA_ARCHS", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\n[ $1 = --version ] && echo release 12.9, V12.9.1 || echo sm_80 sm_90\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert build_cuda.left_out("12.9") is None
+    assert build_cuda.architectures(str(nvcc)) == ["80", "90a"]
+    assert build_cuda.left_out("13.0") == "nvcc 12.9 does not fit torch's CUDA 13.0"
+    assert "this torch has no CUDA" in build_cuda.left_out(None)
+    monkeypatch.setenv("TUNABLE_OPS_CUDA", "1")
+    assert build_cuda.left_out(None) is None
+    monkeypatch.setenv("TUNABLE_OPS_CUDA_ARCHS", "100")
+    assert build_cuda.left_out(None) == "nvcc 12.9 knows none of the architectures asked for"
+    nvcc.write_text("#!/bin/sh\nexit 3\n")
+    assert "nvcc does not run" in build_cuda.left_out(None)
+    monkeypatch.setattr(build_cuda, "find_nvcc", lambda: None)
+    assert build_cuda.left_out(None) == "nvcc was not found (PATH or CUDA_HOME)"
+    monkeypatch.setenv("TUNABLE_OPS_CUDA", "0")
+    assert build_cuda.left_out("13.0") == "TUNABLE_OPS_CUDA=0"
+
+
+def test_flags_of_architectures() -> None:
+    assert build_cuda.gencode(["80", "90a", "100"]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+    assert build_cuda.gencode(["90a"]) == ["-gencode=arch=compute_90a,code=sm_90a"]

@@ -1,0 +1,73 @@
+"""The CUDA operators: loading them, and which calls they serve and win."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# The operators that the library implements, or that map onto one of those.
+OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
+MAX_KERNELS = 16
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_HOW = "README.md, 'Compiled operators', says how to build them"
+_missing: str | None = f"this build has no CUDA operators; {_HOW}"
+
+
+def libraries() -> list[Path]:
+    """The library beside the package, if this build has it."""
+    return sorted(Path(__file__).parents[1].glob("_ops_cuda.*"))
+
+
+def load() -> None:
+    """Loads the library if this build has it and torch has CUDA; the schemas must be defined by then."""
+    global _missing
+    if torch.version.cuda is None:
+        _missing = "this torch has no CUDA"
+        return
+    found = libraries()
+    if not found:
+        return
+    try:
+        torch.ops.load_library(found[0])
+        _missing = None
+    except (OSError, RuntimeError) as error:  # built for another torch, or damaged
+        _missing = f"the CUDA operators of this build do not load here ({error!r}); {_HOW}"
+
+
+def unavailable_reason(op: str) -> str | None:
+    """Says why `op` has no CUDA operator here, or returns None if it has."""
+    if op not in OPS:
+        return f"this version has no cuda kernel for {op}"
+    return _missing or (None if torch.cuda.is_available() else "no CUDA device is there")
+
+
+def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+    """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the operator's checks."""
+    if input.device.type != "cuda":
+        return f"it serves tensors on CUDA devices, and these are on {input.device}"
+    if any(t is not None and t.dtype not in _DTYPES for t in (input, *others)):
+        return "it serves float32, float16 and bfloat16"
+    if not others:
+        return None
+    weight, alpha = others[0], others[-1]
+    assert weight is not None and alpha is not None
+    if alpha.dim() > 2:
+        return "it serves no alpha that is a map"
+    if weight.shape[0] > MAX_KERNELS:
+        return f"it serves at most {MAX_KERNELS} kernels, and these are {weight.shape[0]}"
+    return None
+
+
+def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
+    """True where the default takes the CUDA operators: no layout has to change, and the tensor cores serve.
+
+    A rule from arithmetic, not from measurements: 16 bits in channels_last.
+    """
+    return (
+        _missing is None
+        and op in OPS
+        and input.dim() == 4
+        and input.dtype in (torch.float16, torch.bfloat16)
+        and unfit(input, *others) is None
+        and input.is_contiguous(memory_format=torch.channels_last)
+    )
