@@ -42,7 +42,7 @@ def unavailable_reason(op: str) -> str | None:
 
 
 def unfit(input: Tensor, *others: Tensor | None) -> str | None:
-    """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the operator's checks."""
+    """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
     if any(t is not None and t.dtype not in _DTYPES for t in (input, *others)):
