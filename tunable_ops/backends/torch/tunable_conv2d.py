@@ -37,7 +37,11 @@ def forward(
     if alpha.dim() == 4:
         products = _map_products(input, weight, bias, geometry, groups)
         accumulate = torch.promote_types(input.dtype, torch.float32)
-        output = torch.einsum("bphw,bpohw->bohw", alpha.to(accumulate), products.to(accumulate)).to(input.dtype)
+        products, weights = products.to(accumulate), alpha.to(accumulate)
+        output = products[:, 0] * weights[:, 0, None]
+        for p in range(1, products.shape[1]):
+            output.addcmul_(products[:, p], weights[:, p, None])
+        output = output.to(input.dtype)
     elif alpha.dim() == 1:
         kernel, shift = blend.forward(weight, alpha), None if bias is None else blend.forward(bias, alpha)
         output = per_sample.conv2d(input, kernel, shift, *geometry, groups)
