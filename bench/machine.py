@@ -50,13 +50,17 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with `-dirty` where files differ from it; "unknown" without git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit of the checkout, with `-dirty` where code differs from it; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, timeout=30).stdout.strip()
+
     try:
-        result = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=30)
+        head = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs", ":!*.md")
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return result.stdout.strip() or os.environ.get("TUNABLE_OPS_COMMIT", "unknown")
+    return f"{head}-dirty" if head and changed else head or os.environ.get("TUNABLE_OPS_COMMIT", "unknown")
 
 
 def clocks(device: str) -> dict[str, float]:
