@@ -245,7 +245,8 @@ const char* launch_depthwise_weight_grad(const WeightGradRun& run, void* stream)
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);
     if (!run.vectors) return launch_depthwise_weight_grad_taps<T, 1, 1, 7>(run, stream);
-    return three ? launch_depthwise_weight_grad_taps<T, kVector<T>, 3, 3>(run, stream)
+    // Nine taps of four channels; those of eight would not fit the registers of two blocks.
+    return three ? launch_depthwise_weight_grad_taps<T, 4, 3, 3>(run, stream)
                  : launch_depthwise_weight_grad_taps<T, kVector<T>, 1, 7>(run, stream);
   });
 }

@@ -128,9 +128,17 @@ inline void run_block(int threads) {
   }
   for (volatile int64_t pass = b.block.x; b.alive > 0; ++pass) {
     const volatile int64_t before = b.progress;
-    for (volatile int i = 0; i < threads; ++i) {
-      const int next = pass % 2 ? threads - 1 - i : static_cast<int>(i);
-      if (!b.fibers[next].done) resume(next);
+    // A warp runs until it can go no further alone: it overtakes the others wherever no barrier holds it.
+    for (volatile int w = 0; w < static_cast<int>(b.warps.size()); ++w) {
+      const int first = 32 * static_cast<int>(pass % 2 ? b.warps.size() - 1 - w : static_cast<size_t>(w));
+      volatile int64_t last;
+      do {
+        last = b.progress;
+        for (volatile int i = 0; i < 32; ++i) {
+          const int next = first + (pass % 2 ? 31 - i : static_cast<int>(i));
+          if (next < threads && !b.fibers[next].done) resume(next);
+        }
+      } while (b.progress != last);
     }
     if (b.progress == before) fail("no thread can go on: a barrier or a warp waits for threads that never come");
   }

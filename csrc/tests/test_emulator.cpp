@@ -22,6 +22,18 @@ neighbours_kernel(TO_RUN Run run) {
   run.result[thread] = memory[(thread + 1) % 64] + memory[(thread + 63) % 64];
 }
 
+// A warp reads what the other one wrote, some warp instructions later.
+TO_KERNEL(64, 1)
+warps_kernel(TO_RUN Run run) {
+  float* memory = reinterpret_cast<float*>(shared_memory());
+  const int thread = static_cast<int>(threadIdx.x);
+  memory[thread] = static_cast<float>(thread);
+  if (run.barrier) block_sync();
+  float value = 0;
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  run.result[thread] = value + memory[(thread + 32) % 64];
+}
+
 TO_KERNEL(64, 1)
 copy_kernel(TO_RUN Run run) {
   float* memory = reinterpret_cast<float*>(shared_memory());
@@ -80,6 +92,12 @@ int main() {
   expect(result[0] == 64 && result[5] == 10, "neighbours");
   launch(neighbours_kernel, 1, 64, 256, nullptr, Run{result, nullptr, false});
   expect(result[5] != result[5], "a missing barrier goes unseen");
+  launch(warps_kernel, 2, 64, 256, nullptr, Run{result, nullptr, true});
+  expect(result[0] == 32 && result[40] == 8, "warps");
+  launch(warps_kernel, 1, 64, 256, nullptr, Run{result, nullptr, false});
+  expect(result[0] != result[0], "a barrier missing between warps goes unseen, ascending");
+  launch(warps_kernel, 2, 64, 256, nullptr, Run{result, nullptr, false});
+  expect(result[40] != result[40], "a barrier missing between warps goes unseen, descending");
   launch(copy_kernel, 2, 64, 1024, nullptr, Run{result, source, false, true});
   expect(result[2] == 8 && result[3] == 0, "copies");
   launch(copy_kernel, 1, 64, 1024, nullptr, Run{result, source, false, false});

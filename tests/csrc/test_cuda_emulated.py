@@ -27,6 +27,7 @@ VECTORS = [
     Case(batch=1, channels=8, outputs=136, size=(7, 5), kernels=16, taps=(1, 1), padding=(0, 0)),
     Case(batch=5, channels=24, outputs=40, size=(3, 4), kernels=2),  # a gradient per chunk; the others take one for all
     Case(batch=9, channels=16, outputs=8, size=(4, 3), kernels=3),  # three gradients per chunk
+    Case(channels=8, outputs=8, size=(24, 23), kernels=2),  # segments of the weight gradient
     Case(channels=3, outputs=8, size=(20, 30), kernels=2),  # vectors of outputs only; two segments
     Case(channels=16, outputs=16, size=(19, 21), kernels=2, groups=16),  # depthwise from here on
     Case(channels=24, outputs=24, size=(9, 17), kernels=3, groups=24, taps=(5, 4), stride=(2, 1), padding=(2, 0)),
