@@ -78,10 +78,11 @@ def summary(results: dict[str, Any]) -> list[str]:
         if rows:
             ratios = [row["providers"]["tunable"]["ratio"] for row in rows]
             practice = [best[1] for row in rows if (best := best_practice(row)) is not None]
-            lines.append(
-                f"{what}: tunable / plain {geomean(ratios):.2f} (worst {max(ratios):.2f}), best of today's practice "
-                f"{geomean(practice):.2f}, over {len(rows)} cases"
-            )
+            text = f"{what}: tunable / plain {geomean(ratios):.2f} (worst {max(ratios):.2f})"
+            text += f", best of today's practice {geomean(practice):.2f}" if len(practice) == len(rows) else ""
+            lines.append(f"{text}, over {len(rows)} cases")
+    if not any(best_practice(row) for row in results["rows"]):
+        return lines
     lost = losses(results)
     lines.append(f"slower than the best of today's practice by more than 5 %: {len(lost)} cases")
     return lines + [f"  {text}" for text in lost]
