@@ -18,7 +18,6 @@ from tunable_ops.triton_kernels import hopper_conv2d
 
 import tunable_ops
 from tunable_ops import backends, reference
-from tunable_ops.backends import cpp
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 
@@ -74,10 +73,11 @@ def _tunable(backend: str | None) -> Callable[[Problem], Function]:
 def _backend_missing(name: str) -> Callable[[Problem], str | None]:
     def refuses(problem: Problem) -> str | None:
         op = "tunable_conv_transpose2d" if KINDS[problem.case.kind].transposed else "tunable_conv2d"
-        reason = backends.unavailable_reason(op, name)
-        if reason is None and name == "cpp":
-            reason = cpp.unfit(problem.input, problem.weight, problem.bias, problem.alpha)
-        return reason
+        try:
+            backends.select(op, name, problem.input, problem.weight, problem.bias, problem.alpha)
+        except RuntimeError as error:
+            return str(error)
+        return None
 
     return refuses
 

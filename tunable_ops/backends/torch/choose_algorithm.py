@@ -1,4 +1,4 @@
-"""The rule that picks the algorithm for a per-sample alpha; `python -m bench.per_sample` measures what it rests on.
+"""The rule that picks the algorithm for a per-sample alpha; `python -m bench --suite per-sample` measures it.
 
 Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors:
 "grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back,
