@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.bench.providers import PROVIDERS
 from tunable_ops.bench.report import PRACTICE, best_practice, ok
 
 _AXES = {"kernels": "kernels P", "batch": "batch B", "channels": "channels C", "size": "height and width"}
@@ -77,7 +78,8 @@ def _scaling(results: dict[str, Any]) -> Any:
     if not rows:
         return None
     base = {axis: max({r["case"][axis] for r in rows}, key=[r["case"][axis] for r in rows].count) for axis in _AXES}
-    figure, grid = plt.subplots(2, 4, figsize=(15, 6.5), squeeze=False)
+    order = {name: n for n, name in enumerate(PROVIDERS)}
+    figure, grid = plt.subplots(2, 4, figsize=(15, 7), squeeze=False, layout="constrained")
     for i, alpha in enumerate(("shared", "per_sample")):
         for j, (axis, label) in enumerate(_AXES.items()):
             others = [a for a in _AXES if a != axis]
@@ -85,9 +87,10 @@ def _scaling(results: dict[str, Any]) -> Any:
             line.sort(key=lambda r: r["case"][axis])
             for name in dict.fromkeys(n for r in line for n in r["providers"]):
                 points = [(r["case"][axis], p["seconds"] * 1e3) for r in line if (p := ok(r, name)) is not None]
-                style = {"plain": "k--", "tunable": "C0o-"}.get(name, ".-")
+                color = {"plain": "black", "tunable": "tab:blue"}.get(name, f"C{1 + len(PROVIDERS) - order[name]}")
+                style = {"plain": "--", "tunable": "o-"}.get(name, ".-")
                 if points:
-                    grid[i][j].plot(*zip(*points, strict=True), style, label=name, lw=1.2, ms=4)
+                    grid[i][j].plot(*zip(*points, strict=True), style, color=color, label=name, lw=1.2, ms=4)
             grid[i][j].set(xscale="log", yscale="log", xlabel=label, ylabel="ms" if j == 0 else "")
             ticks = sorted({r["case"][axis] for r in line})
             grid[i][j].set_xticks(ticks, ticks)
