@@ -25,7 +25,7 @@ from tunable_ops.triton_kernels import unavailable_reason
 from tunable_ops.triton_kernels.configuration import ARCHS, Configuration
 
 # Every module with kernels that can be chosen; each has configurations().
-MODULES = ("tunable_ops.triton_kernels.hopper_conv2d",)
+MODULES = ("tunable_ops.triton_kernels.configurations", "tunable_ops.triton_kernels.hopper_conv2d")
 
 # The most shared memory of one block, and the columns of tensor memory, by architecture.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
