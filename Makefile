@@ -38,7 +38,8 @@ setup: .venv/.dev .venv/.ops
 	touch $@
 
 # Triton decides for its interpreter when it is imported: a process of its own
-INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_kernels
+INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -q \
+	$(addprefix tests/triton_kernels/test_,kernels.py operator.py tune.py)
 
 .venv/.ops: .venv/.train setup.py $(CSRC)
 	$(BIN)/python setup.py --quiet build_ext --inplace
