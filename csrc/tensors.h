@@ -35,17 +35,39 @@ inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Conti
   return torch::stable::empty(sizes, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
 }
 
-// True where the strides of a [B, C, H, W] tensor are those of a dense one with the dimensions in this order.
-inline bool is_dense(const Tensor& t, std::array<int, 4> order) {
+inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
+inline Tensor empty_strided(const Tensor& like, const Ints& sizes, const Ints& strides) {
+  std::array<StableIValue, 6> stack{from(sizes),
+                                    from(strides),
+                                    from(std::optional(like.scalar_type())),
+                                    from(std::nullopt),
+                                    from(std::optional(like.device())),
+                                    from(std::nullopt)};
+  call("aten::empty_strided", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+// True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.
+template <size_t n>
+bool is_dense(const Tensor& t, const std::array<int, n>& order) {
   int64_t expected = 1;
-  for (int i = 3; i >= 0; --i) {
+  for (size_t i = n; i-- > 0;) {
     const int d = order[i];
     if (t.size(d) == 0) return true;
-    if (t.size(d) == 1) continue;
-    if (t.stride(d) != expected) return false;
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
     expected *= t.size(d);
   }
   return true;
+}
+
+inline bool is_channels_last(const Tensor& t) { return is_dense<4>(t, {0, 2, 3, 1}); }
+
+inline bool kernels_are_channels_last(const Tensor& weight) {
+  return !weight.is_contiguous() && is_dense<5>(weight, {0, 1, 3, 4, 2});
 }
 
 // torch's own guess for tensors that are dense in neither format.
@@ -61,34 +83,21 @@ inline bool strides_look_channels_last(const Tensor& t) {
   return true;
 }
 
-inline bool kernels_are_channels_last(const Tensor& weight) {
-  if (weight.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int d : {2, 4, 3, 1, 0}) {
-    if (weight.size(d) != 1 && weight.stride(d) != expected) return false;
-    expected *= weight.size(d);
-  }
-  return true;
-}
-
 // As `output_format` of the Python side: the input's format, the kernels' where the input fits both.
 inline MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
-  const bool first = is_dense(input, {0, 1, 2, 3}), last = is_dense(input, {0, 2, 3, 1});
+  const bool first = is_dense<4>(input, {0, 1, 2, 3}), last = is_channels_last(input);
   if (first && !last) return MemoryFormat::Contiguous;
   if (last && (!first || kernels_are_channels_last(weight))) return MemoryFormat::ChannelsLast;
   return strides_look_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-inline Tensor in_channels_last(const Tensor& t) {
-  return is_dense(t, {0, 2, 3, 1}) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+// The tensor itself where it is dense in the format already.
+inline Tensor in_format(const Tensor& t, MemoryFormat format) {
+  const bool fits = format == MemoryFormat::ChannelsLast ? is_channels_last(t) : is_dense<4>(t, {0, 1, 2, 3});
+  return fits ? t : torch::stable::contiguous(t, format);
 }
 
-inline Tensor empty_strided(const Ints& sizes, const Ints& strides) {
-  std::array<StableIValue, 6> stack{from(sizes),        from(strides),      from(std::optional(ScalarType::Float)),
-                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  call("aten::empty_strided", "", stack);
-  return to<Tensor>(stack[0]);
-}
+inline Tensor in_channels_last(const Tensor& t) { return in_format(t, MemoryFormat::ChannelsLast); }
 
 // An uninitialised stack with the shape and the kernels' layout of `weight`.
 inline Tensor empty_stack_like(const Tensor& weight) {
@@ -100,9 +109,41 @@ inline Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  return empty_strided(sizes, strides);
+  return empty_strided(weight, sizes, strides);
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Calls for another backend go on to the operators that Python defines for it.
+inline Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
+                       int64_t groups, const std::string& activation, const std::string& backend) {
+  std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
+                                     from(padding), from(dilation), from(groups), from(activation), from(backend)};
+  call("tunable_ops::tunable_conv2d_library", "", stack);
+  return to<Tensor>(stack[0]);
+}
+
+inline Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
+  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
+  std::array<StableIValue, 13> stack{from(grad_output),
+                                     from(saved),
+                                     from(input),
+                                     from(weight),
+                                     from(bias),
+                                     from(alpha),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(groups),
+                                     from(activation),
+                                     from(backend),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
+  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
+}
 
 }  // namespace tunable_ops

@@ -135,15 +135,6 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
   return result;
 }
 
-Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
-                       int64_t groups, const std::string& activation, const std::string& backend) {
-  std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
-                                     from(padding), from(dilation), from(groups), from(activation), from(backend)};
-  call("tunable_ops::tunable_conv2d_library", "", stack);
-  return to<Tensor>(stack[0]);
-}
-
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend) {
@@ -163,28 +154,6 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
   output = with_activation(output, activation);
   return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
-}
-
-Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
-  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
-  std::array<StableIValue, 13> stack{from(grad_output),
-                                     from(saved),
-                                     from(input),
-                                     from(weight),
-                                     from(bias),
-                                     from(alpha),
-                                     from(stride),
-                                     from(padding),
-                                     from(dilation),
-                                     from(groups),
-                                     from(activation),
-                                     from(backend),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
-  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
 }
 
 // The bias's gradients from the sums of grad_output [batch, O]; its share of grad_alpha is added.

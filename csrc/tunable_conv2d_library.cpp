@@ -22,7 +22,7 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
 Tensor empty_kernel(const Tensor& weight) {
   Ints sizes, strides;
   for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
-  return empty_strided(sizes, strides);
+  return empty_strided(weight, sizes, strides);
 }
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {

@@ -1,106 +1,13 @@
-// Tensors through Torch's stable ABI: formats, allocation, calls of the dispatcher.
+// What the CUDA operators ask of tensors beyond csrc/tensors.h.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <array>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
+#include "../tensors.h"
 #include "params.h"
 
 namespace tunable_ops::cuda {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using torch::stable::detail::from;
-using torch::stable::detail::to;
-using Ints = std::vector<int64_t>;
-
-template <size_t n>
-void call(const char* name, const char* overload, std::array<StableIValue, n>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-}
-
-inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
-                    MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
-}
-
-// True where the strides of the dimensions named, all but the first of them, are those of a dense tensor in this order.
-template <size_t n>
-bool is_dense(const Tensor& t, const std::array<int, n>& order) {
-  int64_t expected = 1;
-  for (size_t i = n; i-- > 0;) {
-    const int d = order[i];
-    if (t.size(d) == 0) return true;
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
-inline bool is_channels_last(const Tensor& t) { return is_dense<4>(t, {0, 2, 3, 1}); }
-
 // Each kernel lies as [O, kh, kw, C].
 inline bool kernels_are_packed(const Tensor& weight) { return is_dense<4>(weight, {1, 3, 4, 2}); }
-
-inline bool kernels_are_channels_last(const Tensor& weight) {
-  return !weight.is_contiguous() && is_dense<5>(weight, {0, 1, 3, 4, 2});
-}
-
-// torch's own guess for tensors that are dense in neither format.
-inline bool strides_look_channels_last(const Tensor& t) {
-  int64_t least = 0;
-  if (t.stride(1) == 0) return false;
-  for (const int d : {1, 3, 2, 0}) {
-    if (t.size(d) == 0 || t.stride(d) < least) return false;
-    if (d == 0 && least == t.stride(1)) return false;
-    least = t.stride(d);
-    if (t.size(d) > 1) least *= t.size(d);
-  }
-  return true;
-}
-
-// As `output_format` of the Python side: the input's format, the kernels' where the input fits both.
-inline MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
-  const bool first = is_dense<4>(input, {0, 1, 2, 3}), last = is_channels_last(input);
-  if (first && !last) return MemoryFormat::Contiguous;
-  if (last && (!first || kernels_are_channels_last(weight))) return MemoryFormat::ChannelsLast;
-  return strides_look_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-// The tensor itself where it is dense in the format already.
-inline Tensor in_format(const Tensor& t, MemoryFormat format) {
-  const bool fits = format == MemoryFormat::ChannelsLast ? is_channels_last(t) : is_dense<4>(t, {0, 1, 2, 3});
-  return fits ? t : torch::stable::contiguous(t, format);
-}
-
-// An uninitialised stack with the shape and the kernels' layout of `weight`.
-inline Tensor empty_stack_like(const Tensor& weight) {
-  Ints sizes, strides(5);
-  for (int d = 0; d < 5; ++d) sizes.push_back(weight.size(d));
-  const bool last = kernels_are_channels_last(weight);
-  int64_t step = 1;
-  for (const int d : last ? std::array<int, 5>{2, 4, 3, 1, 0} : std::array<int, 5>{4, 3, 2, 1, 0}) {
-    strides[d] = step;
-    step *= sizes[d];
-  }
-  std::array<StableIValue, 6> stack{from(sizes),
-                                    from(strides),
-                                    from(std::optional(weight.scalar_type())),
-                                    from(std::nullopt),
-                                    from(std::optional(weight.device())),
-                                    from(std::nullopt)};
-  call("aten::empty_strided", "", stack);
-  return to<Tensor>(stack[0]);
-}
 
 inline bool is_served(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16;

@@ -56,15 +56,6 @@ Extent extent_of(int64_t in, int64_t taps, int64_t stride, int64_t pad, int64_t 
           static_cast<int32_t>(stride), static_cast<int32_t>(dilation), static_cast<int32_t>(pad)};
 }
 
-Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
-                       int64_t groups, const std::string& activation, const std::string& backend) {
-  std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
-                                     from(padding), from(dilation), from(groups), from(activation), from(backend)};
-  call("tunable_ops::tunable_conv2d_library", "", stack);
-  return to<Tensor>(stack[0]);
-}
-
 void convolve_depthwise(const Call& c, const Tensor& source, const std::optional<Tensor>& bias, const Tensor& target,
                         Activation activation, bool gradient, void* stream) {
   DepthwiseRun run{};

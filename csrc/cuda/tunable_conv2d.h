@@ -27,7 +27,6 @@ int64_t chunk_bytes();
 
 void check_launch(const char* kernel, const char* error);
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // The operators of the schema, for backend "cuda"; calls for another one go on to what Python defines for it.
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,

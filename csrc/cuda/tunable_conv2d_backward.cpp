@@ -11,28 +11,6 @@ namespace {
 constexpr int64_t kWantedBlocks = 512;
 constexpr int64_t kLeastPixels = 256;  // of a segment
 
-Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
-  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
-  std::array<StableIValue, 13> stack{from(grad_output),
-                                     from(saved),
-                                     from(input),
-                                     from(weight),
-                                     from(bias),
-                                     from(alpha),
-                                     from(stride),
-                                     from(padding),
-                                     from(dilation),
-                                     from(groups),
-                                     from(activation),
-                                     from(backend),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
-  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
-}
-
 // The gradient before the activation, in the kernels' format.
 Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
                           const std::string& activation, void* stream) {

@@ -30,7 +30,8 @@ def sources() -> list[Path]:
 
 def build() -> Path:
     """Builds the library once per state of its sources."""
-    files = [*sources(), *sorted((ROOT / "csrc").glob("cuda/*.h")), *sorted((ROOT / "csrc").glob("cuda/*.cuh"))]
+    headers = [file for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh") for file in sorted((ROOT / "csrc").glob(pattern))]
+    files = [*sources(), *headers]
     files.append(ROOT / "csrc" / "tests" / "emulator.h")
     content = b"".join(f.read_bytes() for f in files) + torch.__version__.encode() + " ".join(_FLAGS).encode()
     folder = ROOT / "build" / f"emulated-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -85,14 +85,16 @@ def tunable_conv2d(
     if not batched:
         input = input[None]
     chosen = backends.select(NAME, backend, input, weight, bias, alpha)
-    if alpha.dim() == 2 and alpha.shape[0] == 1:
+    single = alpha.dim() == 2 and alpha.shape[0] == 1
+    if single:
         alpha = alpha[0]
     if chosen == "reference" or registration.needs_composite():
         options = (stride, padding, dilation, groups, name)
         output = registration.run_composite(reference.tunable_conv2d, (input, weight, bias, alpha), 3, *options)
     else:
         options = (stride, padding, dilation, groups, name, chosen)
-        if call is not None and batched and not any(extra) and alpha.dim() == len(call[3]):
+        # A remembered call hands its tensors to the operator as they are.
+        if call is not None and batched and not single and not any(extra):
             if len(_CHECKED) >= _CHECKED_LIMIT:
                 _CHECKED.clear()
             _CHECKED[call] = options
