@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tunable_ops.train.config import Degradation
     from tunable_ops.train.evaluate import Score, View
 
 __all__ = ["add_parser", "run"]
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from tunable_ops.cli.device import choose_device
-    from tunable_ops.train.evaluate import View, evaluate
+    from tunable_ops.train.data import held_out
+    from tunable_ops.train.evaluate import View, evaluate, sweep
 
     for name, least in (("border", 0), ("crop", 0), ("threads", 1), ("seed", 0)):
         value = getattr(args, name)
@@ -76,12 +78,18 @@ def run(args: argparse.Namespace) -> int:
     lams = _positions(net, args)
     net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     view = View(luma=args.y, border=args.border, eight_bits=True)
+    options: dict[str, Any] = {"view": view, "progress": sys.stderr.isatty()}
     results = {}
     for folder in args.on:
-        pictures = _pictures(folder, args, notes, grey=channels == 1)
-        found = evaluate(net, pictures, lams, view=view, progress=sys.stderr.isatty())
+        clean = held_out(folder, args.crop)
+        if channels == 1:
+            clean = [(name, _grey(picture)) for name, picture in clean]
+        if args.input is None:
+            found = sweep(net, clean, _degradation(args, notes), lams, args.seed, **options)
+        else:
+            found = evaluate(net, _pairs(clean, args, channels), lams, **options)
         results[folder] = found
-        print(_table(folder, len(pictures), found, lams, view))
+        print(_table(folder, len(clean), found, lams, view))
     if args.json:
         _write(args, results)
     return 0
@@ -112,28 +120,29 @@ def _positions(net: nn.Module, args: argparse.Namespace) -> list[tuple[float, ..
     return list(dict.fromkeys(tuple(lam) for _, lams in rows for lam in lams))
 
 
-def _pictures(folder: str, args: argparse.Namespace, notes: dict[str, Any], grey: bool) -> _Pictures:
-    """Pairs of a folder; grey ones (luma, one channel) for a network that takes those."""
+def _degradation(args: argparse.Namespace, notes: dict[str, Any]) -> Degradation:
+    """That of the checkpoint's validation, changed by --set."""
     from tunable_ops.train.config import read_degradation
-    from tunable_ops.train.data import held_out
-    from tunable_ops.train.evaluate import degraded_pictures
 
-    clean = [(name, _grey(picture) if grey else picture) for name, picture in held_out(folder, args.crop)]
-    if args.input is None:
-        trained: dict[str, Any] = notes.get("config") or {}
-        tree = (trained.get("validation") or {}).get("degradation") or trained.get("degradation") or {}
-        chosen = {key: value for key, value in tree.items() if value is not None}
-        degradation = read_degradation(chosen, args.set)
-        if not degradation.model_dump(exclude_none=True):
-            raise ValueError("--set must say what is done to the pictures, such as noise.sigma=[25,25]; got nothing")
-        return degraded_pictures(clean, degradation, args.seed)
+    trained: dict[str, Any] = notes.get("config") or {}
+    tree = (trained.get("validation") or {}).get("degradation") or trained.get("degradation") or {}
+    degradation = read_degradation({key: value for key, value in tree.items() if value is not None}, args.set)
+    if not degradation.model_dump(exclude_none=True):
+        raise ValueError("--set must say what is done to the pictures, such as noise.sigma=[25,25]; got nothing")
+    return degradation
+
+
+def _pairs(clean: Sequence[tuple[str, Tensor]], args: argparse.Namespace, channels: int) -> _Pictures:
+    """The clean pictures with their twins of --input."""
+    from tunable_ops.train.data import held_out
+
     if args.set or args.crop:
         raise ValueError("--input must stand alone; got --set or --crop beside it")
     degraded = dict(held_out(str(args.input)))
     missing = [name for name, _ in clean if name not in degraded]
     if missing:
         raise ValueError(f"--input must hold a picture of every name; got none for {', '.join(missing[:3])}")
-    return [(name, picture, _grey(degraded[name]) if grey else degraded[name]) for name, picture in clean]
+    return [(name, picture, _grey(degraded[name]) if channels == 1 else degraded[name]) for name, picture in clean]
 
 
 def _grey(picture: Tensor) -> Tensor:

@@ -120,9 +120,14 @@ class Data(_Section):
 
 
 class Noise(_Section):
-    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255."""
+    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
+
+    With ``levels``, one per objective, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then says
+    how noisy the input is, rather than what to make of it.
+    """
 
     sigma: _Range = (25.0, 25.0)
+    levels: list[Annotated[float, Field(ge=0)]] | None = None
     clip: bool = False
 
 
@@ -256,6 +261,11 @@ class Config(_Section):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives must have different names; got {names}")
+        noise = self.degradation.noise
+        if noise and noise.levels is not None and len(noise.levels) != len(names):
+            raise ValueError(
+                f"degradation.noise.levels must have one entry per objective, {len(names)}; got {noise.levels}"
+            )
         for key in ("names", "defaults", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != len(names):

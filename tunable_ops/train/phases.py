@@ -4,43 +4,50 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
-from tunable_ops.control import PhasedModel
-from tunable_ops.train.config import Optim
+from tunable_ops.train.config import Config, Optim
 
 __all__ = ["Phase", "Schedule"]
 
 
 class Phase(NamedTuple):
-    """A stretch of a run: its number, its first step, and the optimiser's settings with the number of its steps."""
+    """A stretch of a run.
+
+    Attributes:
+        number: From 0 on.
+        first: Its first step.
+        optim: The optimiser's settings with the number of the phase's steps.
+        lam: The lambda that it trains at, where none is drawn.
+    """
 
     number: int
     first: int
     optim: Optim
+    lam: list[float]
 
 
 class Schedule:
-    """Equal shares of the steps for every phase of a network; the last takes what does not divide.
+    """Equal shares of the steps for every phase; the last takes what does not divide.
 
     Args:
-        net: A `PhasedModel`, or any other network, which has one phase.
-        optim: The settings of the whole run.
+        config: The run's configuration.
 
     Raises:
         ValueError: Fewer steps than phases.
     """
 
-    def __init__(self, net: nn.Module, optim: Optim) -> None:
-        self.count = net.phases if isinstance(net, PhasedModel) else 1
-        if optim.steps < self.count:
-            raise ValueError(f"train: optim.steps must be at least {self.count}, one per phase; got {optim.steps}")
-        self.optim = optim
-        self.share = optim.steps // self.count
+    def __init__(self, config: Config) -> None:
+        objectives = len(config.objectives)
+        self.count = objectives if config.tuning.phased else 1
+        self.optim = config.optim
+        if self.optim.steps < self.count:
+            raise ValueError(f"train: optim.steps must be at least {self.count}, one per phase; got {self.optim.steps}")
+        self.share = self.optim.steps // self.count
+        corners = [[float(i == k) for i in range(objectives)] for k in range(objectives)]
+        self.lams = corners if config.tuning.phased else [config.fixed_lam]
 
     def at(self, step: int) -> Phase:
         """The phase that a step, counted from 0, belongs to."""
         number = min(step // self.share, self.count - 1)
         first = number * self.share
         steps = self.optim.steps - first if number == self.count - 1 else self.share
-        return Phase(number, first, self.optim.model_copy(update={"steps": steps}))
+        return Phase(number, first, self.optim.model_copy(update={"steps": steps}), self.lams[number])

@@ -25,7 +25,7 @@ from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, batch_loader, find_training_files, held_out
 from tunable_ops.train.distributed import Process, process
 from tunable_ops.train.ema import Ema
-from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, evaluate, mean_psnr
+from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.state import load_training_state, save_training_state
@@ -114,8 +114,7 @@ class _Run:
         self.net: nn.Module = build_network(config).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.criterion = build_criterion(config).to(here.device)
-        self.schedule = Schedule(self.net, config.optim)
-        self.fixed_lam: Tensor | None = None  # of the current phase, where there are several
+        self.schedule = Schedule(config)
         self.optimizer = build_optimizer(self.net, config.optim)
         self.ema = Ema(self.net, config.ema.decay)
         files = find_training_files(config.data.source)
@@ -126,13 +125,12 @@ class _Run:
         precision = config.compute.precision
         self.bf16 = precision == "bf16" or (precision == "auto" and here.device.type == "cuda")
 
-    def _prepare_validation(self) -> list[tuple[str, Tensor, Tensor]]:
+    def _prepare_validation(self) -> list[tuple[str, Tensor]]:
         config = self.config.validation
         source = config.source or ("skimage" if self.config.data.source == "skimage" else None)
         if source is None or not config.every or not self.here.main:
             return []
-        degradation = config.degradation or self.config.degradation
-        return degraded_pictures(held_out(source, config.crop), degradation, self.config.seed)
+        return held_out(source, config.crop)
 
     def _wrap(self) -> Any:
         """The network as the steps call it: synchronised between processes, compiled."""
@@ -167,7 +165,8 @@ class _Run:
         if isinstance(self.net, PhasedModel) and self.step:
             # at a border, the phase that begins there is entered by its first step
             state = self.optimizer.state
-            self._set_phase(self.net.enter_phase(self.schedule.at(self.step - 1).number))
+            self.net.enter_phase(self.schedule.at(self.step - 1).number)
+            self._take_freezes_in()
             self.optimizer.state.update(state)
         then, now = position.circumstances, self.circumstances
         if then["world_size"] != now["world_size"]:
@@ -180,9 +179,8 @@ class _Run:
             warnings.warn(f"train: resumed elsewhere ({', '.join(differing)}): the last bits may differ", stacklevel=3)
         _log.info("resumed %s at step %d of %d", self.out, self.step, self.config.optim.steps)
 
-    def _set_phase(self, lam: list[float]) -> None:
-        """Takes in what a phase froze, and the lambda that it trains at."""
-        self.fixed_lam = torch.tensor(lam, device=self.here.device)
+    def _take_freezes_in(self) -> None:
+        """An optimiser and a wrapper for what the current phase trains."""
         self.optimizer = build_optimizer(self.net, self.config.optim)
         self.forward = self._wrap()
 
@@ -190,7 +188,8 @@ class _Run:
         """Begins a phase, on the averaged weights that the one before delivers."""
         assert isinstance(self.net, PhasedModel)
         self.net.load_state_dict(self.ema.module.state_dict())
-        self._set_phase(self.net.start_phase(phase))
+        self.net.start_phase(phase)
+        self._take_freezes_in()
         self.ema = Ema(self.net, self.config.ema.decay)
 
     def loop(self, signals: _StopSignals, stop_at: int | None) -> Outcome:
@@ -228,7 +227,7 @@ class _Run:
         if self.schedule.count > 1 and self.step == phase.first:
             self._start_phase(phase.number)
         x = batch.input.to(device, non_blocking=True).contiguous(memory_format=self.layout)
-        lam = batch.lam.to(device, non_blocking=True) if self.fixed_lam is None else self.fixed_lam
+        lam = batch.lam.to(device, non_blocking=True)
         targets = {
             objective.name: batch.targets[objective.target].to(device, non_blocking=True)
             for objective in config.objectives
@@ -261,7 +260,9 @@ class _Run:
     def validate(self, log: _Log) -> None:
         """PSNR over lambda with the averaged weights, where this process has pictures for it."""
         if self.validation:
-            self.scores = evaluate(self.ema.module, self.validation, self.lams, ssim=False)
+            degradation = self.config.validation.degradation or self.config.degradation
+            seed = self.config.seed
+            self.scores = sweep(self.ema.module, self.validation, degradation, self.lams, seed, ssim=False)
             log.validation(self.scores, self.lams)
 
     def save(self) -> None:
