@@ -21,7 +21,6 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "train a tunable network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
-    "eval": "measure a trained network over the slider on folders of pictures",
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",

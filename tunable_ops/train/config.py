@@ -6,7 +6,6 @@ one.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import sys
@@ -14,7 +13,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,9 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Config", "flatten", "load_config", "packaged_configs", "read_degradation"]
-
-_Any = TypeVar("_Any", bound=BaseModel)
+__all__ = ["Config", "flatten", "load_config", "packaged_configs"]
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -321,26 +318,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
-    return _checked(Config, tree, overrides)
-
-
-def read_degradation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Degradation:
-    """A `Degradation` from a dict, for instance of a checkpoint's notes, and overrides such as "noise.sigma=[25, 25]".
-
-    Raises:
-        ValueError: as `load_config`.
-    """
-    return _checked(Degradation, tree, overrides)
-
-
-def _checked(section: type[_Any], tree: dict[str, Any], overrides: Sequence[str]) -> _Any:
-    tree = copy.deepcopy(tree)
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return section.model_validate(tree)
+        return Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -391,12 +374,12 @@ def _item(node: Any, part: str, override: str) -> Any:
     return node[int(part)]
 
 
-def _explain(problem: Any, section: type[BaseModel]) -> str:
+def _explain(problem: Any) -> str:
     """One line for one of pydantic's findings."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, last = problem["loc"]
-        known = _keys_at(section, parents)
+        known = _keys_at(parents)
         close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parents)
         hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
@@ -409,8 +392,9 @@ def _explain(problem: Any, section: type[BaseModel]) -> str:
     return f"config: {where} must be valid; got {problem['input']!r}: {message}"
 
 
-def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys of the section at a path of keys and indices below another."""
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a path of keys and indices."""
+    section: type[BaseModel] = Config
     for part in path:
         if isinstance(part, int):
             continue

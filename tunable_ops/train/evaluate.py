@@ -16,44 +16,7 @@ from tunable_ops.train.config import Degradation
 from tunable_ops.train.degradations import degrade
 from tunable_ops.train.seeding import generator
 
-__all__ = ["Score", "View", "default_lams", "degraded_pictures", "evaluate", "mean", "mean_psnr", "restore"]
-
-# Rows of RGB in [0, 1] to luma in [0, 1], as ITU-R BT.601 has it for video: 16/255 is black, 235/255 white.
-_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-_BLACK = 16 / 255
-
-
-@dataclass(frozen=True)
-class View:
-    """What of a picture is compared.
-
-    Attributes:
-        luma: The Y channel of BT.601 instead of RGB, as super-resolution does.
-        border: Pixels left out at each side, by convention the factor of super-resolution.
-        eight_bits: Values rounded to multiples of 1/255, as a file would hold them.
-    """
-
-    luma: bool = False
-    border: int = 0
-    eight_bits: bool = False
-
-    def of(self, picture: Tensor) -> Tensor:
-        """[C, H, W] -> the part that is compared, [1 or C, H - 2 border, W - 2 border], clamped to [0, 1].
-
-        Raises:
-            ValueError: The picture is all border.
-        """
-        height, width = picture.shape[-2:]
-        if min(height, width) <= 2 * self.border:
-            raise ValueError(
-                f"evaluate: pictures must be larger than twice the border, {self.border}; got {height} x {width}"
-            )
-        part = picture[:, self.border : height - self.border, self.border : width - self.border].clamp(0, 1)
-        if self.eight_bits:
-            part = (part * 255).round() / 255
-        if self.luma and part.shape[0] == 3:
-            part = _BLACK + torch.einsum("c,chw->hw", part.new_tensor(_LUMA), part)[None]
-        return part
+__all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "restore"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +73,10 @@ def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None) -> Ten
     return y[0].float().clamp(0, 1).cpu()
 
 
-def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, ssim: bool, view: View) -> Score:
+def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, ssim: bool) -> Score:
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    output, clean = view.of(output).unsqueeze(0), view.of(clean).unsqueeze(0)
+    output, clean = output.clamp(0, 1).unsqueeze(0), clean.unsqueeze(0)
     psnr = float(peak_signal_noise_ratio(output, clean, data_range=1.0))
     similarity: Any = structural_similarity_index_measure(output, clean, data_range=1.0) if ssim else None
     return Score(name, None if lam is None else tuple(lam), psnr, None if similarity is None else float(similarity))
@@ -125,7 +88,6 @@ def evaluate(
     lams: Sequence[Sequence[float]],
     *,
     ssim: bool = True,
-    view: View | None = None,
     progress: bool = False,
 ) -> list[Score]:
     """Score every picture as it is, then at every lambda; the network runs in evaluation mode and is left as it was.
@@ -135,19 +97,17 @@ def evaluate(
         pictures: from `degraded_pictures`. An input of another size than the clean picture is not scored itself.
         lams: the points.
         ssim: whether to measure SSIM, which takes longer than PSNR.
-        view: what of the pictures is compared; None: all of them, in RGB, unrounded.
         progress: whether to show a bar.
     """
-    view = view or View()
     training = net.training
     net.eval()
     found = []
     with tqdm(total=len(pictures) * len(lams), desc="evaluate", disable=not progress, leave=False) as bar:
         for name, clean, degraded in pictures:
             if degraded.shape == clean.shape:
-                found.append(_score(name, None, degraded, clean, ssim, view))
+                found.append(_score(name, None, degraded, clean, ssim))
             for lam in lams:
-                found.append(_score(name, lam, restore(net, degraded, lam), clean, ssim, view))
+                found.append(_score(name, lam, restore(net, degraded, lam), clean, ssim))
                 bar.update()
     net.train(training)
     return found
@@ -185,11 +145,6 @@ def sweep(
 
 def mean_psnr(found: Sequence[Score], lam: Sequence[float] | None) -> float:
     """Mean PSNR in dB over the pictures at one lambda, or of the inputs for None; NaN if there is none."""
-    return mean(found, lam, "psnr")
-
-
-def mean(found: Sequence[Score], lam: Sequence[float] | None, metric: str) -> float:
-    """Mean of "psnr" or "ssim" over the pictures at one lambda, or of the inputs for None; NaN if there is none."""
     wanted = None if lam is None else tuple(lam)
-    values = [getattr(score, metric) for score in found if score.lam == wanted]
-    return sum(values) / len(values) if values and None not in values else float("nan")
+    values = [score.psnr for score in found if score.lam == wanted]
+    return sum(values) / len(values) if values else float("nan")
