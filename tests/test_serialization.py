@@ -104,7 +104,8 @@ def test_own_network_must_be_given(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save(convert(plain, num_params=3), file, architecture="my net", arguments={"width": 2})
     with pytest.raises(
-        ValueError, match=r"architecture must be one of dncnn, edsr, nafnet; got 'my net' .* pass network="
+        ValueError,
+        match=r"architecture must be one of dncnn, edsr, nafnet, stylenet, swinir; got 'my net' .* pass network=",
     ):
         load(file)
     before = {name: value.clone() for name, value in plain.state_dict().items()}

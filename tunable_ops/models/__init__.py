@@ -12,10 +12,18 @@ from torch import nn
 from tunable_ops.models.dncnn import DnCNN
 from tunable_ops.models.edsr import EDSR
 from tunable_ops.models.nafnet import NAFNet
+from tunable_ops.models.stylenet import StyleNet
+from tunable_ops.models.swinir import SwinIR
 
-__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "NAFNet", "build"]
+__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "NAFNet", "StyleNet", "SwinIR", "build"]
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"dncnn": DnCNN, "edsr": EDSR, "nafnet": NAFNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "dncnn": DnCNN,
+    "edsr": EDSR,
+    "nafnet": NAFNet,
+    "stylenet": StyleNet,
+    "swinir": SwinIR,
+}
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
