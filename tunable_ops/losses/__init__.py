@@ -2,7 +2,8 @@
 
 Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
 features (`Perceptual`, `GramStyle`) are Modules that hold their network. `MultiLoss` weighs several of
-them by lambda, sample by sample, and takes the mean over the batch last.
+them by lambda, sample by sample, and takes the mean over the batch last; `StyleTransfer` does so for styles, which
+share one pass through the features.
 """
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
@@ -11,6 +12,7 @@ from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import ssim
+from tunable_ops.losses.style import StyleTransfer
 
 __all__ = [
     "AlexNetFeatures",
@@ -18,6 +20,7 @@ __all__ = [
     "MultiLoss",
     "Perceptual",
     "Sampler",
+    "StyleTransfer",
     "VGG16Features",
     "VGG19Features",
     "charbonnier",

@@ -50,8 +50,9 @@ class WindowAttention(nn.Module):
             Tensor like x.
         """
         rows, pixels, dim = x.shape
-        q, k, v = self.qkv(x).view(rows, pixels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attention = (q * (dim // self.heads) ** -0.5) @ k.transpose(-2, -1)  # [B * n, heads, N, N]
+        d = dim // self.heads
+        q, k, v = self.qkv(x).view(rows, pixels, 3, self.heads, d).permute(2, 0, 3, 1, 4)
+        attention = (q * d**-0.5) @ k.transpose(-2, -1)  # [B * n, heads, N, N]
         # one table, or one per sample: [..., heads, N, N]
         bias = self.relative_position_bias_table[..., self.relative_position_index, :].movedim(-1, -3)
         if bias.dim() == 4:

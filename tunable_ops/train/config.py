@@ -137,13 +137,47 @@ class Objective(_Section):
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
     with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
     ``scale`` a fixed factor that brings objectives to comparable sizes.
+
+    With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
+    scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
     """
 
     name: str
-    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv"] = "mse"
+    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv", "style"] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
     arguments: dict[str, float | int | str | bool] = {}
+    picture: str | None = None
+
+    @model_validator(mode="after")
+    def _picture_of_a_style(self) -> Objective:
+        if (self.loss == "style") != (self.picture is not None):
+            raise ValueError(
+                f"objectives.picture must be given for the loss 'style' and no other; got {self.picture!r} for the "
+                f"loss {self.loss!r} of {self.name!r}"
+            )
+        if self.loss == "style" and self.arguments:
+            raise ValueError(f"objectives.arguments must be empty for the loss 'style'; got {self.arguments}")
+        return self
+
+
+class Style(_Section):
+    """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
+
+    ``size``: shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
+    ``layers``: of the Gram matrices; ``content_layer``, ``content``: layer and weight of the content term;
+    ``smooth``: weight of the total variation. ``network``, ``pool``, ``weights``: the features and where their weights
+    come from (null: see `tunable_ops.losses.weights`).
+    """
+
+    size: int = Field(default=256, ge=16)
+    layers: list[str] = Field(default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1)
+    content_layer: str = "relu3_3"
+    content: float = Field(default=1.0, ge=0)
+    smooth: float = Field(default=0.0, ge=0)
+    network: Literal["vgg16", "vgg19"] = "vgg16"
+    pool: Literal["avg", "max"] = "avg"
+    weights: str | None = None
 
 
 class Optim(_Section):
@@ -220,6 +254,7 @@ class Config(_Section):
     data: Data = Data()
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
+    style: Style = Style()
     optim: Optim = Optim()
     ema: Ema = Ema()
     compute: Compute = Compute()
@@ -246,7 +281,28 @@ class Config(_Section):
             factor = self.degradation.downsample.factors[0]
             if self.data.crop % factor:
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
+        self._check_styles()
         return self
+
+    def _check_styles(self) -> None:
+        losses = {objective.loss for objective in self.objectives}
+        if "style" not in losses:
+            return
+        targets = {objective.target for objective in self.objectives}
+        if len(losses) > 1 or len(targets) > 1:
+            raise ValueError(
+                "objectives must all be styles over one target where one is; got "
+                + ", ".join(f"{o.name}: {o.loss} ({o.target})" for o in self.objectives)
+            )
+        if self.validation.every:
+            raise ValueError(
+                f"validation.every must be 0 for styles, which PSNR says nothing about; got {self.validation.every}"
+            )
+
+    @property
+    def trains_styles(self) -> bool:
+        """Whether the objectives are styles, all of them then."""
+        return self.objectives[0].loss == "style"
 
     @property
     def fixed_lam(self) -> list[float]:
