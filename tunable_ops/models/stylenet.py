@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_COLOUR = 16.0  # the last convolution's unit of colour: see StyleNet
 _SMALLEST = 8  # pixels: reflects 4 for the 9x9 convolutions, and leaves 2 x 2 at the deepest level
 
 
@@ -38,7 +39,7 @@ class StyleNet(nn.Module):
     - ``intro`` 9x9, 3 -> w; ``down1`` 3x3 of stride 2, w -> 2w; blocks ``body.0``;
     - ``down2`` 3x3 of stride 2, 2w -> 4w; blocks ``body.1``;
     - ``up1`` nearest x2 and 3x3, 4w -> 2w; blocks ``body.2``;
-    - ``up2`` nearest x2 and 3x3, 2w -> w; ``y = sigmoid(ending(...))`` with a 9x9, w -> 3.
+    - ``up2`` nearest x2 and 3x3, 2w -> w; ``y = sigmoid(ending(...) / 16)`` with a 9x9, w -> 3.
 
     All five convolutions before the last are units. Borders are reflected. The norms are instance normalisation with a
     learned gain and offset; `convert` leaves them static and makes every convolution tunable, with as many parameters
@@ -49,7 +50,8 @@ class StyleNet(nn.Module):
     The defaults are the published configuration of the tunable style network: 64 -> 128 -> 256 channels, blocks
     [2, 6, 2], 9x9 at both ends. What the publication leaves open is a choice of ours: that the three numbers of blocks
     stand before, at and after the deepest level, the order inside a block, and the sigmoid, which keeps colours in
-    [0, 1] as the scaled tanh of Johnson et al. does in its unit.
+    [0, 1] as the scaled tanh of Johnson et al. does in its unit. The 16, which the first weights make up for, is there
+    for Adam: a step moves all of the 81 w weights behind a colour by the rate, which without it repaints the picture.
 
     Args:
         img_channel: channels C of the picture, 3 for RGB.
@@ -95,6 +97,8 @@ class StyleNet(nn.Module):
         self.up1 = nn.Sequential(nn.Upsample(scale_factor=2), *_unit(4 * width, 2 * width, 3))
         self.up2 = nn.Sequential(nn.Upsample(scale_factor=2), *_unit(2 * width, width, 3))
         self.ending = _conv(width, img_channel, 9)
+        with torch.no_grad():
+            self.ending.weight.mul_(_COLOUR)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the painted picture.
@@ -118,7 +122,7 @@ class StyleNet(nn.Module):
         out = self.body[0](self.down1(self.intro(out)))
         out = self.body[1](self.down2(out))
         out = self.body[2](self.up1(out))
-        return torch.sigmoid(self.ending(self.up2(out)))[..., :height, :width]
+        return torch.sigmoid(self.ending(self.up2(out)) / _COLOUR)[..., :height, :width]
 
 
 def _conv(c: int, o: int, side: int, stride: int = 1) -> nn.Conv2d:
