@@ -378,3 +378,14 @@ def test_checkpoint_by_name(tmp_path: Path) -> None:
     assert type(loaded.network) is SwinIR
     x, lam = torch.rand(2, 3, 5, 6), [[0.1, 0.9], [0.5, 0.5]]
     assert torch.equal(loaded(x, lam), net(x, lam))
+
+
+def test_training_configuration_by_name() -> None:
+    from tunable_ops.train.build import build_network
+    from tunable_ops.train.config import load_config
+
+    arguments = "{img_size = 8, embed_dim = 6, depths = [2], num_heads = [3], window_size = 4}"
+    overrides = ["model.name=swinir", f"model.arguments={arguments}", f"tuning.parameters={list(TABLES)}"]
+    net = build_network(load_config("demo", overrides))
+    assert isinstance(net, TunableModel) and isinstance(net.network, SwinIR)
+    assert sum(isinstance(layer, ParameterBlend) for layer in net.layers) == 2

@@ -42,6 +42,7 @@ def build_network(config: Config) -> nn.Module:
             domain=tuning.domain,
             include=tuning.include,
             exclude=tuple(tuning.exclude),
+            parameters=tuple(tuning.parameters),
             names=tuning.names or [objective.name for objective in config.objectives],
             defaults=tuning.defaults,
         )

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tunable_ops.modules.convert import USUAL_PARAMETERS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -48,8 +50,10 @@ class Model(_Section):
 class Tuning(_Section):
     """How the network is made tunable; the arguments of `tunable_ops.convert`.
 
-    ``kind="none"`` trains the plain network itself with the fixed weights ``lam`` of the objectives (default: the first
-    objective alone). ``names`` are the names of the tuning parameters (default: those of the objectives).
+    ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
+    "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
+    of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
+    those of the objectives).
     """
 
     kind: Literal["affine", "identity", "none"] = "affine"
@@ -57,6 +61,7 @@ class Tuning(_Section):
     num_kernels: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
     exclude: list[str] = []
+    parameters: list[str] = list(USUAL_PARAMETERS)
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
