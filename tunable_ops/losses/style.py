@@ -32,7 +32,7 @@ class StyleTransfer(nn.Module):
         scales: s_i, one per picture; None for 1.
         style_layers: layers of the Gram matrices.
         content_layer: layer c.
-        content: weight of the content term.
+        content: weight of the content term; about 1 paints hardly anything.
         smooth: weight of the total variation.
 
     Attributes:
@@ -61,7 +61,7 @@ class StyleTransfer(nn.Module):
         *,
         style_layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
         content_layer: str = "relu3_3",
-        content: float = 1.0,
+        content: float = 0.25,
         smooth: float = 0.0,
     ) -> None:
         super().__init__()

@@ -178,7 +178,7 @@ class Style(_Section):
     size: int = Field(default=256, ge=16)
     layers: list[str] = Field(default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1)
     content_layer: str = "relu3_3"
-    content: float = Field(default=1.0, ge=0)
+    content: float = Field(default=0.25, ge=0)
     smooth: float = Field(default=0.0, ge=0)
     network: Literal["vgg16", "vgg19"] = "vgg16"
     pool: Literal["avg", "max"] = "avg"
