@@ -1,11 +1,13 @@
 """Losses, their parametric sum under lambda, and the samplers of lambda. Needs torch alone.
 
 Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
-features (`Perceptual`, `GramStyle`) are Modules that hold their network. `MultiLoss` weighs several of
-them by lambda, sample by sample, and takes the mean over the batch last.
+features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are Modules that hold their network. `MultiLoss` weighs several
+of them by lambda, sample by sample, and takes the mean over the batch last.
 """
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
+from tunable_ops.losses.field import PerceptualGradient
+from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
@@ -13,10 +15,13 @@ from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import ssim
 
 __all__ = [
+    "DISTS",
+    "LPIPS",
     "AlexNetFeatures",
     "GramStyle",
     "MultiLoss",
     "Perceptual",
+    "PerceptualGradient",
     "Sampler",
     "VGG16Features",
     "VGG19Features",
