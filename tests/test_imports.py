@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.modules",
         "tunable_ops.serialization",
     },
+    "tunable_ops.pgn": {"tunable_ops.losses", "tunable_ops.serialization", "tunable_ops.train"},
     "tunable_ops.bench": {
         "tunable_ops",
         "tunable_ops.backends",
@@ -43,6 +44,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
+        "tunable_ops.pgn",
         "tunable_ops.serialization",
         "tunable_ops.tiles",
         "tunable_ops.train",

@@ -23,28 +23,27 @@ class Loss(Section):
 
 
 class Terms(Section):
-    """Weights of the three terms: of the field's error, of the proxy's perceptual loss, and of its L1 distance.
-
-    ``proxies``: of how many autoencoders the proxies take part in the second term at a step, in turn.
-    """
+    """Weights of the three terms: of the field's error, of the proxy's perceptual loss, and of its L1 distance."""
 
     field: float = Field(default=2.0**26, ge=0)
     proxy: float = Field(default=0.2, ge=0)
     l1: float = Field(default=0.5, ge=0)
-    proxies: int = Field(default=3, ge=1, le=3)
 
 
 class Optim(Section):
     """Adam; ``lr`` falls along a cosine to ``lr * final``. Gradients are clipped at ``clip`` times their running norm.
 
-    ``toy_lr`` is the rate of the autoencoders.
+    ``toys`` of the three autoencoders take part at a step, in turn; ``toy_lr`` is their rate. ``ema`` is the decay of
+    the average of the weights, which is what is delivered.
     """
 
     steps: int = Field(default=200_000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     final: float = Field(default=0.02, ge=0, le=1)
     clip: float = Field(default=5.0, gt=0)
+    toys: int = Field(default=3, ge=1, le=3)
     toy_lr: float = Field(default=1e-3, gt=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
 
 
 class Every(Section):

@@ -119,11 +119,11 @@ class PGN(nn.Module):
 
     def field(self, x: Tensor, target: Tensor) -> Tensor:
         """The gradient of a proxy target: ``(2 / (C*H*W)) * (x - t) / (s * deviation**2)`` in units of [0, 1]."""
-        return (x - target) * (2 / (x[0].numel() * self.scale) / self.std**2)
+        return (x - target) * (2 / (x.shape[1:].numel() * self.scale) / self.std**2)
 
     def true_proxy(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The proxy target whose field is the gradient given: the inverse of `field`, for inspection."""
-        return x - gradient * (self.std**2 * (self.scale * x[0].numel() / 2))
+        return x - gradient * (self.std**2 * (self.scale * x.shape[1:].numel() / 2))
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         check_pictures("PGN", "x", x, bounded=self.bounded)

@@ -31,6 +31,7 @@ def save_state(trainer: PGNTrainer, path: Path) -> None:
         for name, parameter in net.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{part}/optimizer/{name}/{key}"] = value
+    tensors.update({f"ema/{name}": value for name, value in trainer.average.state_dict().items()})
     toys = [[str(toy.best), toy.since, str(toy.average), toy.resets] for toy in trainer.toys]  # str: inf is no JSON
     metadata = {
         "step": trainer.step,
@@ -60,6 +61,7 @@ def load_state(trainer: PGNTrainer, path: Path) -> None:
             found = _under(tensors, f"{part}/optimizer/{name}/")
             if found:
                 optimizer.state[parameter] = {key: _like(parameter, value) for key, value in found.items()}
+    trainer.average.load_state_dict(_under(tensors, "ema/"))
     for toy, (best, since, average, resets) in zip(trainer.toys, metadata["toys"], strict=True):
         toy.best, toy.since, toy.average, toy.resets = float(best), since, float(average), resets
     trainer.step, trainer.clip.running = metadata["step"], float(metadata["running"])

@@ -19,6 +19,7 @@ from tunable_ops.pgn.state import load_state, save_state
 from tunable_ops.pgn.toys import DEPTHS, Toy
 from tunable_ops.train.config import flatten
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
+from tunable_ops.train.ema import Ema
 from tunable_ops.train.seeding import derive_seed, generator
 
 __all__ = ["LOG", "MODEL", "STATE", "PGNTrainer", "agreement", "true_gradient"]
@@ -65,8 +66,8 @@ class _Clip:
 class PGNTrainer:
     """A run in a folder: ``pgn.safetensors``, ``state.safetensors`` (to resume from) and ``log.jsonl``.
 
-    At every step three toy autoencoders reproduce a batch of pictures y as x; the PGN writes the gradient for (x, y),
-    which the autoencoders follow; the PGN itself follows that of::
+    At every step toy autoencoders reproduce a batch of pictures y as x; the PGN writes the gradient for (x, y), which
+    the autoencoders follow; the PGN itself follows that of::
 
         2**26 * mean((g_n - g_true_n)**2) * (C*H*W / (3*224*224))**2 + 0.2 * perceptual(t, y) + 0.5 * mean(|t_n - y_n|)
 
@@ -102,6 +103,7 @@ class PGNTrainer:
             self.toys = [Toy(depth, config.optim.toy_lr, self.device) for depth in DEPTHS]
         self.optimizer = torch.optim.Adam(self.pgn.parameters(), lr=config.optim.lr, foreach=True)
         self.clip = _Clip(config.optim.clip)
+        self.ema = Ema(self.pgn, config.optim.ema)
         if (self.out / STATE).exists():
             load_state(self, self.out / STATE)
 
@@ -128,21 +130,24 @@ class PGNTrainer:
         source = generator(config.seed, "step", self.step)
         y = torch.stack([draw_crop(self.photographs, config.data, source) for _ in range(config.data.batch)])
         y = y.to(self.device)
-        outputs = [toy.net(y) for toy in self.toys]
+        first = config.optim.toys * self.step
+        toys = [self.toys[(first + k) % len(self.toys)] for k in range(config.optim.toys)]
+        outputs = [toy.net(y) for toy in toys]
         x = torch.cat([output.detach() for output in outputs])
         fraction = self.step / config.optim.steps
         for group in self.optimizer.param_groups:
             falling = config.optim.final + (1 - config.optim.final) * 0.5 * (1 + math.cos(math.pi * fraction))
             group["lr"] = config.optim.lr * falling
         self.pgn.train()
-        target = self.pgn(x, y.repeat(len(self.toys), 1, 1, 1))
+        target = self.pgn(x, y.repeat(len(x) // len(y), 1, 1, 1))
         predicted = self.pgn.field(x, target)
         total, line, true = self._terms(x, y, target, predicted)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = self.clip(list(self.pgn.parameters()))
         self.optimizer.step()
-        self._drive(outputs, predicted.detach(), y)
+        self.ema.update(self.pgn, self.step)
+        self._drive(toys, outputs, predicted.detach(), y)
         angle, ratio = agreement(predicted.detach(), true)
         self.step += 1
         return {**line, "norm": norm, "angle": float(angle.mean()), "ratio": float(ratio.mean())}
@@ -152,29 +157,26 @@ class PGNTrainer:
     ) -> tuple[Tensor, dict[str, float], Tensor]:
         """The loss of a step, its parts for the log, and the true gradient."""
         terms, size = self.config.terms, x[0].numel()
-        # one pass through the big network gives the true gradient at every x, and those of some proxies in turn
-        count = len(y) * terms.proxies
-        turn = (torch.arange(count) + count * self.step) % len(x)
-        both = torch.cat((x, target.detach()[turn])).requires_grad_()
-        wanted = {k: v.repeat(len(self.toys), 1, 1, 1) for k, v in self.loss.features.extract(y).items()}
-        wanted = {k: torch.cat((v, v[turn])) for k, v in wanted.items()}
+        # one pass through the big network gives the true gradient at x and the proxy's own
+        both = torch.cat((x, target.detach())).requires_grad_()
+        wanted = {k: v.repeat(len(both) // len(y), 1, 1, 1) for k, v in self.loss.features.extract(y).items()}
         values = self.loss.between(self.loss.features.extract(both), wanted)
         (gradients,) = torch.autograd.grad(values.sum(), both)
-        true, pull = gradients[: len(x)], gradients[len(x) :]
+        true, pull = gradients.chunk(2)
         difference = (predicted - true) * self.pgn.std  # in units of normalised pictures
         field = terms.field * (size / _REFERENCE) ** 2 * (difference**2).mean()
-        l1 = terms.l1 * ((target - y.repeat(len(self.toys), 1, 1, 1)) / self.pgn.std).abs().mean()
+        l1 = terms.l1 * ((target - y.repeat(len(x) // len(y), 1, 1, 1)) / self.pgn.std).abs().mean()
         proxy = terms.proxy * values[len(x) :].mean()
         # its value is known already, so only its gradient goes back, by the product rule's linear part
-        linear = terms.proxy * ((target - target.detach())[turn] * pull).sum() / count
+        linear = terms.proxy * ((target - target.detach()) * pull).sum() / len(x)
         parts = {"field": field, "proxy": proxy, "l1": l1, "perceptual": values[: len(x)].mean()}
         return field + l1 + linear + proxy.detach(), {k: float(v.detach()) for k, v in parts.items()}, true
 
-    def _drive(self, outputs: list[Tensor], predicted: Tensor, y: Tensor) -> None:
+    def _drive(self, toys: list[Toy], outputs: list[Tensor], predicted: Tensor, y: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "reset", self.step))
-            fields = predicted.chunk(len(self.toys))
-            for toy, x, gradient in zip(self.toys, outputs, fields, strict=True):
+            fields = predicted.chunk(len(toys))
+            for toy, x, gradient in zip(toys, outputs, fields, strict=True):
                 toy.step(x, gradient)
                 toy.watch(float((x.detach() - y).abs().mean()), float(torch.rand(())))
 
@@ -195,8 +197,14 @@ class PGNTrainer:
         for name, value in self.pgn.named_parameters():
             if not torch.isfinite(value).all():
                 raise RuntimeError(f"pgn: weights must stay finite; got NaN or infinity in {name} at step {self.step}")
-        self.pgn.save(self.out / MODEL, notes=self.notes)
+        self.average.save(self.out / MODEL, notes=self.notes)
         save_state(self, self.out / STATE)
+
+    @property
+    def average(self) -> PGN:
+        """The averaged network, the one that is delivered."""
+        assert isinstance(self.ema.module, PGN)
+        return self.ema.module
 
     @property
     def notes(self) -> dict[str, Any]:
