@@ -32,7 +32,9 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.bench": {
         "tunable_ops",
         "tunable_ops.backends",
+        "tunable_ops.losses",
         "tunable_ops.models",
+        "tunable_ops.pgn",
         "tunable_ops.reference",
         "tunable_ops.triton_kernels",
     },
