@@ -38,7 +38,8 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
     """The results of a case, in the form of `bench.networks.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
     torch.manual_seed(0)
-    x, y = (torch.rand(case.batch, 3, case.size, case.size, device=device) for _ in "xy")
+    shape = (case.batch, 3, case.size, case.size)
+    x, y = (torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last) for _ in "xy")
     if case.mode == "graph" and device != "cuda":
         reason = {"status": "unsupported", "reason": "graph replay needs a GPU"}
         return {**row, "providers": dict.fromkeys(BUILDERS, reason)}
