@@ -84,7 +84,7 @@ def _eval(args: argparse.Namespace) -> int:
     loss = Perceptual(network, config.get("loss.layers", "relus"), config.get("loss.pool", "avg"), weights=args.weights)
     pictures = [picture for _, picture in held_out(args.pictures, args.crop)][: args.count]
     print(f"{pgn.name}, {pgn.notes.get('step', '?')} steps; {network}; {len(pictures)} pictures")
-    print(f"{'x':24} {'angle':>6} {'norm ratio':>10}")
-    for name, (angle, ratio) in evaluate_pgn(pgn, loss, pictures).items():
-        print(f"{name:24} {angle:6.1f} {ratio:10.3f}")
+    print(f"{'x':20} {'angle':>6} {'norm ratio':>10} {'angle of x - y':>15}")
+    for name, row in evaluate_pgn(pgn, loss, pictures).items():
+        print(f"{name:20} {row.angle:6.1f} {row.ratio:10.3f} {row.pixels:15.1f}")
     return 0

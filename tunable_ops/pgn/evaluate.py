@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from tunable_ops.pgn.network import PGN
 from tunable_ops.pgn.trainer import agreement, true_gradient
 from tunable_ops.train.seeding import generator
 
-__all__ = ["CHANGES", "evaluate_pgn"]
+__all__ = ["CHANGES", "Agreement", "evaluate_pgn"]
 
 
 def _resampled(y: Tensor, source: torch.Generator) -> Tensor:
@@ -32,10 +34,16 @@ CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 """What is made of a picture y to have an x."""
 
 
-def evaluate_pgn(
-    pgn: PGN, loss: Perceptual, pictures: Sequence[Tensor], seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Mean angle (degrees) between the predicted and the true gradient, and geometric mean of the ratio of norms.
+class Agreement(NamedTuple):
+    """Angle to the true gradient in degrees, ratio of the norms, and the angle that x - y, MSE's field, has to it."""
+
+    angle: float
+    ratio: float
+    pixels: float
+
+
+def evaluate_pgn(pgn: PGN, loss: Perceptual, pictures: Sequence[Tensor], seed: int = 0) -> dict[str, Agreement]:
+    """How the predicted gradients agree with the true ones: mean angles, geometric mean of the ratios of norms.
 
     Args:
         pgn: the network.
@@ -44,16 +52,17 @@ def evaluate_pgn(
         seed: of the noise.
 
     Returns:
-        change (`CHANGES`) -> (angle, ratio). At 90 degrees the field knows nothing.
+        change (`CHANGES`) -> `Agreement`. At 90 degrees a field knows nothing.
     """
     found = {}
     for name, change in CHANGES.items():
-        angles, ratios = [], []
+        rows = []
         for index, picture in enumerate(pictures):
             y = picture.unsqueeze(0)
             x = change(y, generator(seed, name, index))
-            angle, ratio = agreement(pgn.gradient(x, y), true_gradient(loss, x, y)[0])
-            angles.append(float(angle))
-            ratios.append(math.log(float(ratio)))
-        found[name] = (sum(angles) / len(angles), math.exp(sum(ratios) / len(ratios)))
+            true, _ = true_gradient(loss, x, y)
+            angle, ratio = agreement(pgn.gradient(x, y), true)
+            rows.append((float(angle), math.log(float(ratio)), float(agreement(x - y, true)[0])))
+        angles, logs, pixels = zip(*rows, strict=True)
+        found[name] = Agreement(fmean(angles), math.exp(fmean(logs)), fmean(pixels))
     return found
