@@ -168,6 +168,13 @@ def test_a_file_is_found_and_its_checksum_checked(empty: Path, monkeypatch) -> N
         losses.VGG16Features(["relu1_2"])
 
 
+def test_a_file_of_another_network_is_refused(empty: Path) -> None:
+    net = losses.VGG16Features(["relu1_1"], weights="random")
+    save_file({k: v[..., :1].contiguous() for k, v in net.state_dict().items()}, empty / "other.safetensors")
+    with pytest.raises(ValueError, match=r"weights must hold features.0.weight of shape \[64, 3, 3, 3\]; got \[64, 3"):
+        losses.VGG16Features(["relu1_1"], weights=empty / "other.safetensors")
+
+
 def test_a_state_dict_of_torch_is_read_and_code_is_not(empty: Path) -> None:
     net = losses.VGG16Features(["relu1_1"], weights="random")
     torch.save({**net.state_dict(), "classifier.0.weight": torch.zeros(2)}, empty / "mine.pth")

@@ -25,6 +25,7 @@ _COMMANDS = {
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
+    "pgn": "train or evaluate a perceptual gradient network",
     "tune": "measure the kernels on this GPU and keep the fastest",
 }
 # what `pip install tunable-ops[train]` brings, by the name it is imported under

@@ -5,7 +5,8 @@ Parameters have torchvision's names (``features.0.weight``), torchvision itself 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,9 @@ class Features(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.min_size, self.receptive_field = _sizes(self.features)
         if weights != "random":
-            self.load_state_dict(read_weights(op, self.network, list(self.state_dict()), weights))
+            found = read_weights(op, self.network, list(self.state_dict()), weights)
+            _check_shapes(op, found, self.state_dict())
+            self.load_state_dict({name: value.to(self.mean.device) for name, value in found.items()}, assign=True)
         # in channels_last the convolutions run about twice as fast on a CPU
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -129,13 +132,14 @@ class _VGG(Features):
         modules: list[nn.Module] = []
         names = []
         inputs = 3
-        for block, (count, width) in enumerate(zip(self.counts, _WIDTHS, strict=True), 1):
-            if block > 1:
-                modules.append({"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pool](2) if pool != "l2" else L2Pool2d())
-            for index in range(1, count + 1):
-                modules += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
-                names.append(f"relu{block}_{index}")
-                inputs = width
+        with _undrawn(weights):
+            for block, (count, width) in enumerate(zip(self.counts, _WIDTHS, strict=True), 1):
+                if block > 1:
+                    modules.append({"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pool](2) if pool != "l2" else L2Pool2d())
+                for index in range(1, count + 1):
+                    modules += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+                    names.append(f"relu{block}_{index}")
+                    inputs = width
         chosen = names[: names.index("relu5_1") + 1] if isinstance(layers, str) and layers == "relus" else layers
         super().__init__(modules, names, chosen, weights)
 
@@ -185,17 +189,32 @@ class AlexNetFeatures(Features):
 
     def __init__(self, layers: str | Sequence[str] = "relus", weights: str | os.PathLike[str] | None = None) -> None:
         names = [f"relu{k}" for k in range(1, 6)]
-        modules: list[nn.Module] = [
-            *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
-            *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        ]
+        with _undrawn(weights):
+            modules: list[nn.Module] = [
+                *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+                *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+                *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+            ]
         super().__init__(modules, names, names if isinstance(layers, str) and layers == "relus" else layers, weights)
 
 
 NETWORKS: dict[str, type[Features]] = {"vgg16": VGG16Features, "vgg19": VGG19Features, "alexnet": AlexNetFeatures}
+
+
+def _undrawn(weights: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
+    """Layers without memory where a file fills them: drawing millions of numbers takes longer than reading them."""
+    return nullcontext() if weights == "random" else torch.device("meta")
+
+
+def _check_shapes(op: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            raise ValueError(
+                f"{op}: weights must hold {name} of shape {list(value.shape)}; got {list(found[name].shape)}: is it "
+                f"the file of another network?"
+            )
 
 
 def _sizes(modules: nn.Sequential) -> tuple[int, int]:

@@ -68,13 +68,17 @@ class Perceptual(nn.Module):
             ValueError: shapes or devices differ, not RGB, smaller than the deepest layer needs, or outside [0, 1].
         """
         output, target = check_picture_pair("Perceptual", output, target, self.features.min_size, self.bounded)
-        found, wanted = self.features.extract(output), self.features.extract(target)
-        total = output.new_zeros(output.shape[0], dtype=at_least_float32(self.features.mean))
+        return self.between(self.features.extract(output), self.features.extract(target))
+
+    def between(self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+        """The loss [B] of features that `features` has extracted already."""
+        values = []
         for layer, weight in self.layer_weights.items():
-            difference = (found[layer] - wanted[layer]).to(total.dtype)
+            difference = found[layer] - wanted[layer]
+            difference = difference.to(at_least_float32(difference))
             power = difference.abs() if self.distance == "l1" else difference * difference
-            total = total + weight * mean_per_sample(power)
-        return total
+            values.append(weight * mean_per_sample(power))
+        return torch.stack(values).sum(0)
 
     def extra_repr(self) -> str:
         """Network, distance and layers."""

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,7 +24,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Config", "flatten", "load_config", "packaged_configs"]
+__all__ = ["Config", "Section", "flatten", "load_config", "packaged_configs", "read_tree", "validate"]
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -36,18 +38,20 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of keys; unknown ones are refused, values stay as they are."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Model(_Section):
+class Model(Section):
     """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
 
     name: str = "dncnn"
     arguments: dict[str, Any] = {}
 
 
-class Tuning(_Section):
+class Tuning(Section):
     """How the network is made tunable; the arguments of `tunable_ops.convert`.
 
     ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
@@ -67,7 +71,7 @@ class Tuning(_Section):
     lam: list[float] | None = None
 
 
-class Sampler(_Section):
+class Sampler(Section):
     """How lambda is drawn: ``kind`` over the domain (null: its own), with probability ``corners`` one of its corners.
 
     ``groups``: how many are drawn per batch and process, each for an equal part of it (null: one per sample). Few make
@@ -81,7 +85,7 @@ class Sampler(_Section):
     balanced: bool = True
 
 
-class Data(_Section):
+class Data(Section):
     """Where clean pictures come from, how they are cut and varied.
 
     ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
@@ -100,20 +104,20 @@ class Data(_Section):
     cache_mb: int = Field(default=2048, ge=0)
 
 
-class Noise(_Section):
+class Noise(Section):
     """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255."""
 
     sigma: _Range = (25.0, 25.0)
     clip: bool = False
 
 
-class Blur(_Section):
+class Blur(Section):
     """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels."""
 
     sigma: _Range = (0.0, 2.0)
 
 
-class Downsample(_Section):
+class Downsample(Section):
     """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
 
     factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
@@ -128,7 +132,7 @@ class Downsample(_Section):
         return self
 
 
-class Degradation(_Section):
+class Degradation(Section):
     """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
 
     blur: Blur | None = None
@@ -136,7 +140,7 @@ class Degradation(_Section):
     noise: Noise | None = None
 
 
-class Objective(_Section):
+class Objective(Section):
     """One objective of the multi-loss.
 
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
@@ -166,7 +170,7 @@ class Objective(_Section):
         return self
 
 
-class Style(_Section):
+class Style(Section):
     """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
 
     ``size``: shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
@@ -185,7 +189,7 @@ class Style(_Section):
     weights: str | None = None
 
 
-class Optim(_Section):
+class Optim(Section):
     """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
@@ -205,13 +209,13 @@ class Optim(_Section):
     clip: float = Field(default=1.0, ge=0)
 
 
-class Ema(_Section):
+class Ema(Section):
     """Exponential moving average of the weights, the ones that are delivered; ``decay`` 0 delivers the last weights."""
 
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
-class Compute(_Section):
+class Compute(Section):
     """Where and how: ``precision`` "auto" is bf16 autocast on CUDA, fp32 elsewhere."""
 
     device: str = "auto"
@@ -220,20 +224,20 @@ class Compute(_Section):
     compile: bool = False
 
 
-class Log(_Section):
+class Log(Section):
     """TensorBoard scalars ``every`` so many steps."""
 
     every: int = Field(default=20, ge=1)
     tensorboard: bool = True
 
 
-class Checkpoints(_Section):
+class Checkpoints(Section):
     """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
 
     every: int = Field(default=500, ge=1)
 
 
-class Validation(_Section):
+class Validation(Section):
     """PSNR over lambda on held-out pictures ``every`` so many steps and at the end; 0 for never.
 
     ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
@@ -249,7 +253,7 @@ class Validation(_Section):
     lams: list[list[float]] | None = None
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that decides a training run; the same Config on the same machine gives the same weights."""
 
     seed: int = 0
@@ -333,7 +337,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         >>> load_config("demo", ["optim.lr=1e-4", "tuning.kind=none"]).optim.lr
         0.0001
     """
-    packaged = packaged_configs()
+    tree = read_tree(path, packaged_configs(), overrides)
+    return validate(Config, tree)
+
+
+def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_config`.
+    """
     file = Path(path)
     if not file.is_file():
         if str(path) not in packaged:
@@ -347,15 +360,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
     for override in overrides:
         _apply_override(tree, override)
+    return tree
+
+
+def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
+    """The checked configuration of a tree of keys.
+
+    Raises:
+        ValueError: every unknown key and wrong value, one line each.
+    """
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
 
 
-def packaged_configs() -> dict[str, Path]:
-    """Name to file of the configurations that ship with the package."""
-    folder = Path(str(resources.files(__package__) / "configs"))
+def packaged_configs(package: str = __package__) -> dict[str, Path]:
+    """Name to file of the configurations that ship in a package's folder ``configs``."""
+    folder = Path(str(resources.files(package) / "configs"))
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
@@ -401,12 +423,12 @@ def _item(node: Any, part: str, override: str) -> Any:
     return node[int(part)]
 
 
-def _explain(problem: Any) -> str:
+def _explain(schema: type[BaseModel], problem: Any) -> str:
     """One line for one of pydantic's findings."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, last = problem["loc"]
-        known = _keys_at(parents)
+        known = _keys_at(schema, parents)
         close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parents)
         hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
@@ -419,9 +441,8 @@ def _explain(problem: Any) -> str:
     return f"config: {where} must be valid; got {problem['input']!r}: {message}"
 
 
-def _keys_at(path: Sequence[str | int]) -> list[str]:
+def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys of the section at a path of keys and indices."""
-    section: type[BaseModel] = Config
     for part in path:
         if isinstance(part, int):
             continue
