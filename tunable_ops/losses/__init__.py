@@ -13,12 +13,14 @@ from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
+from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
 from tunable_ops.losses.ssim import ssim
 from tunable_ops.losses.style import StyleTransfer
 
 __all__ = [
     "DISTS",
     "LPIPS",
+    "SSIM_WINDOW",
     "AlexNetFeatures",
     "GramStyle",
     "MultiLoss",

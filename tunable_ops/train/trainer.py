@@ -25,6 +25,7 @@ from tunable_ops.train.data import Batch, Batches, Photographs, batch_loader, fi
 from tunable_ops.train.distributed import Process, process
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, evaluate, mean_psnr
+from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.state import load_training_state, save_training_state
 
@@ -236,7 +237,7 @@ class _Run:
     def validate(self, log: _Log) -> None:
         """PSNR over lambda with the averaged weights, where this process has pictures for it."""
         if self.validation:
-            self.scores = evaluate(self.ema.module, self.validation, self.lams, ssim=False)
+            self.scores = evaluate(self.ema.module, self.validation, self.lams, measure=Measure(ssim=False))
             log.validation(self.scores, self.lams)
 
     def save(self) -> None:
