@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from tunable_ops.bench import cases as suites
-from tunable_ops.bench import machine, networks, providers, report, results_file
+from tunable_ops.bench import machine, networks, perceptual, providers, report, results_file
 from tunable_ops.bench.measure import Settings, measure
 
-SUITES = (*suites.SUITES, "networks", "all")
+SUITES = (*suites.SUITES, "networks", "perceptual", "all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +101,8 @@ def _chosen_cases(args: argparse.Namespace, device: str) -> list[Any]:
             chosen += suites.SUITES[name](device)
     chosen = list(dict.fromkeys(chosen))
     nets = networks.network_suite(device) if args.suite in ("networks", "all") else []
+    if args.suite == "perceptual":
+        return suites.select(perceptual.perceptual_suite(device), args.cases)
     if args.suite == "networks":
         return suites.select(nets, args.cases)
     if args.quick and not args.cases:
@@ -128,7 +130,8 @@ def _measure_all(args: argparse.Namespace, device: str, chosen: Sequence[Any], s
         try:
             for case in chosen:
                 if isinstance(case, networks.NetworkCase):
-                    row = networks.measure(case, device, settings)
+                    suite = perceptual if case.network == "perceptual" else networks
+                    row = suite.measure(case, device, settings)
                 else:
                     row = measure(case, providers.select(case, args.providers), device, settings, results["peaks"])
                 results["rows"].append(row)

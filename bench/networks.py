@@ -77,21 +77,28 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
     """The results of a network, in the form of `bench.measure.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
     names = ("plain", "tunable", "tunable-per-sample", "folded", "live-fold", "cast-kernels")
-    results: dict[str, dict[str, Any]] = {}
     if case.mode == "graph" and device != "cuda":
         reason = {"status": "unsupported", "reason": "graph replay needs a GPU"}
         return {**row, "providers": dict.fromkeys(names, reason)}
-    candidates: dict[str, Callable[[], Any]] = {}
-    extras: dict[str, dict[str, Any]] = {}
     try:
         variants, gate = _variants(case, device)
         gate()
     except Exception as error:
         return {**row, "providers": dict.fromkeys(names, failure(error))}
+    results = timed(variants, case.mode, device, settings)
+    left_out = {"status": "unsupported", "reason": "not part of this kind of step"}
+    return {**row, "providers": {name: results.get(name, left_out) for name in names}}
+
+
+def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Memory, launches and interleaved times of steps, by name; the first, "plain", is the yardstick."""
+    results: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, Callable[[], Any]] = {}
+    extras: dict[str, dict[str, Any]] = {}
     for name, step in variants.items():
         try:
             extras[name] = {"peak_bytes": steps.peak_bytes(step, device), "launches": steps.launches(step, device)}
-            candidates[name] = steps.captured(step) if case.mode == "graph" else step
+            candidates[name] = steps.captured(step) if mode == "graph" else step
         except Exception as error:
             results[name] = failure(error)
     if "plain" in candidates:
@@ -101,11 +108,10 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
             min_call=settings.min_call,
             budget=4 * settings.budget,
             warmup=1,
-            clock=clock_for(device, case.mode),
+            clock=clock_for(device, mode),
         )
         results.update({n: {"status": "ok", **t.to_dict(), **extras[n]} for n, t in timings.items()})
-    left_out = {"status": "unsupported", "reason": "not part of this kind of step"}
-    return {**row, "providers": {name: results.get(name, left_out) for name in names}}
+    return results
 
 
 def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Callable[[], None]]:

@@ -193,7 +193,10 @@ def test_compare_exits_with_1_and_names_the_case(small: None, tmp_path: Path, ca
         (["--device", "tpu"], "--device must be one of cpu, cuda; got 'tpu'"),
         (["--providers", "cudnn"], "--providers must be among plain, tunable, .*; got 'cudnn'"),
         (["--cases", "kind=9x9"], "kind must be one of 3x3, .*; got '9x9'"),
-        (["--suite", "nets"], "--suite must be one of operators, scaling, per-sample, networks, all; got 'nets'"),
+        (
+            ["--suite", "nets"],
+            "--suite must be one of operators, scaling, per-sample, networks, perceptual, all; got 'nets'",
+        ),
         (["--rounds", "2"], "--rounds must be at least 3; got 2"),
         (["--compare", "/nowhere.json"], "No such file"),
     ],

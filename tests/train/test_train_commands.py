@@ -62,7 +62,7 @@ def test_overrides_reach_the_run(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.toml"], "config: path must be a file or one of demo; got 'nowhere.toml'"),
+        (["nowhere.toml"], "config: path must be a file or one of demo, style; got 'nowhere.toml'"),
         (["demo", "--set", "optim.setps=3"], "optim.setps must be a known key; got 'setps': did you mean optim.steps?"),
         (["demo", "--set", "data.source=/no/such/folder"], "images: path must be an existing file or folder"),
         (["demo", "--set", "model.name=dcnn"], "; got 'dcnn'"),

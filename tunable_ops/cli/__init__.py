@@ -21,10 +21,12 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "train a tunable network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
+    "eval": "measure a trained network over lambda on folders of pictures",
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
+    "pgn": "train or evaluate a perceptual gradient network",
     "tune": "measure the kernels on this GPU and keep the fastest",
 }
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
@@ -37,7 +39,6 @@ _EXTRA = {
     "skimage",
     "tensorboard",
     "tomli",
-    "torchmetrics",
     "tqdm",
 }
 

@@ -1,12 +1,39 @@
 """Losses, their parametric sum under lambda, and the samplers of lambda. Needs torch alone.
 
-Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. `MultiLoss` weighs
-several of them by lambda, sample by sample, and takes the mean over the batch last.
+Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
+features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are Modules that hold their network. `MultiLoss` weighs several
+of them by lambda, sample by sample, and takes the mean over the batch last; `StyleTransfer` does so for styles, which
+share one pass through the features.
 """
 
+from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
+from tunable_ops.losses.field import PerceptualGradient
+from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
+from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
+from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
 from tunable_ops.losses.ssim import ssim
+from tunable_ops.losses.style import StyleTransfer
 
-__all__ = ["MultiLoss", "Sampler", "charbonnier", "l1", "mse", "sampler", "ssim", "tv"]
+__all__ = [
+    "DISTS",
+    "LPIPS",
+    "SSIM_WINDOW",
+    "AlexNetFeatures",
+    "GramStyle",
+    "MultiLoss",
+    "Perceptual",
+    "PerceptualGradient",
+    "Sampler",
+    "StyleTransfer",
+    "VGG16Features",
+    "VGG19Features",
+    "charbonnier",
+    "l1",
+    "mse",
+    "sampler",
+    "ssim",
+    "tv",
+]

@@ -65,6 +65,57 @@ def check_pair(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return output.to(dtype), target.to(dtype)
 
 
+def check_pictures(loss: str, name: str, value: Tensor, min_size: int = 1, bounded: bool = True) -> None:
+    """Refuse what is not a batch of RGB pictures in [0, 1].
+
+    The range is looked at only where that is free: on the CPU, outside compilation and transforms. (On a GPU a look
+    would stop the stream and break graph capture.)
+
+    Args:
+        loss: name of the loss, for the message.
+        name: name of the argument, for the message.
+        value: the argument.
+        min_size: least height and width.
+        bounded: whether the range is checked, with a margin of 1e-3.
+
+    Raises:
+        TypeError: not a Tensor, or not floating point.
+        ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+    """
+    check_image(loss, name, value)
+    if value.ndim != 4 or value.shape[1] != 3:
+        raise ValueError(f"{loss}: {name} must be RGB pictures, [B, 3, H, W]; got {list(value.shape)}")
+    if min(value.shape[2:]) < min_size:
+        raise ValueError(
+            f"{loss}: {name} must be at least {min_size}x{min_size} pixels, for one value of the deepest layer; "
+            f"got {value.shape[2]}x{value.shape[3]}"
+        )
+    if not (bounded and value.numel() and _can_look_at(value)):
+        return
+    low, high = torch.aminmax(value.detach())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
+        raise ValueError(
+            f"{loss}: {name} must lie in [0, 1]; got values from {low.item():.4g} to {high.item():.4g}; scale or clamp "
+            f"it, or pass bounded=False for the raw output of a network in training"
+        )
+
+
+def check_picture_pair(
+    loss: str, output: Tensor, target: Tensor, min_size: int = 1, bounded: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`check_pair` for RGB pictures of at least ``min_size``: the target in [0, 1], the output too if ``bounded``."""
+    output, target = check_pair(loss, output, target)
+    check_pictures(loss, "output", output, min_size, bounded)
+    check_pictures(loss, "target", target, min_size)
+    return output, target
+
+
+def _can_look_at(value: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
+
+
 def at_least_float32(value: Tensor) -> torch.dtype:
     """float64 for float64, float32 for every narrower type."""
     return torch.promote_types(value.dtype, torch.float32)

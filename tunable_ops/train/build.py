@@ -7,11 +7,14 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tunable_ops import control, losses, models
+from tunable_ops.images import read_image
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
 from tunable_ops.train.config import Config, Optim
+from tunable_ops.train.data import skimage_files
 from tunable_ops.train.seeding import derive_seed
 
 __all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
@@ -42,17 +45,21 @@ def build_network(config: Config) -> nn.Module:
             domain=tuning.domain,
             include=tuning.include,
             exclude=tuple(tuning.exclude),
+            parameters=tuple(tuning.parameters),
             names=names,
             defaults=tuning.defaults,
         )
 
 
-def build_criterion(config: Config) -> losses.MultiLoss:
+def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     """The multi-loss of the configured objectives, in their order.
 
     Raises:
-        ValueError: if a loss does not take the arguments given.
+        ValueError: if a loss does not take the arguments given, or a style picture cannot be read.
+        FileNotFoundError: if the weights of the features are not at hand.
     """
+    if config.trains_styles:
+        return _style_criterion(config)
     objectives: dict[str, Any] = {}
     for objective in config.objectives:
         function = getattr(losses, objective.loss)
@@ -65,6 +72,38 @@ def build_criterion(config: Config) -> losses.MultiLoss:
                 )
         objectives[objective.name] = (functools.partial(function, **objective.arguments), objective.scale)
     return losses.MultiLoss(objectives)
+
+
+def _style_criterion(config: Config) -> losses.StyleTransfer:
+    shared = config.style
+    network = {"vgg16": losses.VGG16Features, "vgg19": losses.VGG19Features}[shared.network]
+    features = network([*shared.layers, shared.content_layer], pool=shared.pool, weights=shared.weights)
+    return losses.StyleTransfer(
+        features,
+        {objective.name: style_picture(str(objective.picture), shared.size) for objective in config.objectives},
+        [objective.scale for objective in config.objectives],
+        style_layers=shared.layers,
+        content_layer=shared.content_layer,
+        content=shared.content,
+        smooth=shared.smooth,
+    )
+
+
+def style_picture(source: str, size: int) -> Tensor:
+    """A style picture [1, 3, h, w] in [0, 1] whose shorter side is ``size`` pixels.
+
+    Args:
+        source: a file, or "skimage:NAME" for one that scikit-image ships.
+        size: in pixels.
+
+    Raises:
+        ValueError: if it is not there or cannot be read.
+    """
+    kind, colon, name = source.partition(":")
+    picture = read_image(skimage_files([name])[0] if colon and kind == "skimage" else source).unsqueeze(0)
+    height, width = picture.shape[-2:]
+    target = [max(size, round(side * size / min(height, width))) for side in (height, width)]
+    return F.interpolate(picture, size=target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:

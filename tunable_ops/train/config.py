@@ -13,16 +13,20 @@ import typing
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tunable_ops.modules.convert import USUAL_PARAMETERS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Config", "flatten", "load_config", "packaged_configs"]
+__all__ = ["Config", "Section", "flatten", "load_config", "packaged_configs", "read_tree", "validate"]
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -34,22 +38,26 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of keys; unknown ones are refused, values stay as they are."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Model(_Section):
+class Model(Section):
     """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
 
     name: str = "dncnn"
     arguments: dict[str, Any] = {}
 
 
-class Tuning(_Section):
+class Tuning(Section):
     """How the network is made tunable; the arguments of `tunable_ops.convert`.
 
-    ``kind="none"`` trains the plain network itself with the fixed weights ``lam`` of the objectives (default: the first
-    objective alone). ``names`` are the names of the tuning parameters (default: those of the objectives).
+    ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
+    "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
+    of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
+    those of the objectives).
 
     The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
     are objectives, each with an equal part of the steps and a schedule of its own.
@@ -61,6 +69,7 @@ class Tuning(_Section):
     num_kernels: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
     exclude: list[str] = []
+    parameters: list[str] = list(USUAL_PARAMETERS)
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
@@ -83,7 +92,7 @@ class Tuning(_Section):
         return self
 
 
-class Sampler(_Section):
+class Sampler(Section):
     """How lambda is drawn: ``kind`` over the domain (null: its own), with probability ``corners`` one of its corners.
 
     ``groups``: how many are drawn per batch and process, each for an equal part of it (null: one per sample). Few make
@@ -97,7 +106,7 @@ class Sampler(_Section):
     balanced: bool = True
 
 
-class Data(_Section):
+class Data(Section):
     """Where clean pictures come from, how they are cut and varied.
 
     ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
@@ -116,7 +125,7 @@ class Data(_Section):
     cache_mb: int = Field(default=2048, ge=0)
 
 
-class Noise(_Section):
+class Noise(Section):
     """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
 
     With ``levels``, one per objective, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then says
@@ -128,13 +137,13 @@ class Noise(_Section):
     clip: bool = False
 
 
-class Blur(_Section):
+class Blur(Section):
     """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels."""
 
     sigma: _Range = (0.0, 2.0)
 
 
-class Downsample(_Section):
+class Downsample(Section):
     """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
 
     factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
@@ -149,7 +158,7 @@ class Downsample(_Section):
         return self
 
 
-class Degradation(_Section):
+class Degradation(Section):
     """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
 
     blur: Blur | None = None
@@ -157,22 +166,56 @@ class Degradation(_Section):
     noise: Noise | None = None
 
 
-class Objective(_Section):
+class Objective(Section):
     """One objective of the multi-loss.
 
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
     with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
     ``scale`` a fixed factor that brings objectives to comparable sizes.
+
+    With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
+    scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
     """
 
     name: str
-    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv"] = "mse"
+    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv", "style"] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
     arguments: dict[str, float | int | str | bool] = {}
+    picture: str | None = None
+
+    @model_validator(mode="after")
+    def _picture_of_a_style(self) -> Objective:
+        if (self.loss == "style") != (self.picture is not None):
+            raise ValueError(
+                f"objectives.picture must be given for the loss 'style' and no other; got {self.picture!r} for the "
+                f"loss {self.loss!r} of {self.name!r}"
+            )
+        if self.loss == "style" and self.arguments:
+            raise ValueError(f"objectives.arguments must be empty for the loss 'style'; got {self.arguments}")
+        return self
 
 
-class Optim(_Section):
+class Style(Section):
+    """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
+
+    ``size``: shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
+    ``layers``: of the Gram matrices; ``content_layer``, ``content``: layer and weight of the content term;
+    ``smooth``: weight of the total variation. ``network``, ``pool``, ``weights``: the features and where their weights
+    come from (null: see `tunable_ops.losses.weights`).
+    """
+
+    size: int = Field(default=256, ge=16)
+    layers: list[str] = Field(default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1)
+    content_layer: str = "relu3_3"
+    content: float = Field(default=0.25, ge=0)
+    smooth: float = Field(default=0.0, ge=0)
+    network: Literal["vgg16", "vgg19"] = "vgg16"
+    pool: Literal["avg", "max"] = "avg"
+    weights: str | None = None
+
+
+class Optim(Section):
     """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
@@ -192,13 +235,13 @@ class Optim(_Section):
     clip: float = Field(default=1.0, ge=0)
 
 
-class Ema(_Section):
+class Ema(Section):
     """Exponential moving average of the weights, the ones that are delivered; ``decay`` 0 delivers the last weights."""
 
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
-class Compute(_Section):
+class Compute(Section):
     """Where and how: ``precision`` "auto" is bf16 autocast on CUDA, fp32 elsewhere."""
 
     device: str = "auto"
@@ -207,20 +250,20 @@ class Compute(_Section):
     compile: bool = False
 
 
-class Log(_Section):
+class Log(Section):
     """TensorBoard scalars ``every`` so many steps."""
 
     every: int = Field(default=20, ge=1)
     tensorboard: bool = True
 
 
-class Checkpoints(_Section):
+class Checkpoints(Section):
     """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
 
     every: int = Field(default=500, ge=1)
 
 
-class Validation(_Section):
+class Validation(Section):
     """PSNR over lambda on held-out pictures ``every`` so many steps and at the end; 0 for never.
 
     ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
@@ -236,7 +279,7 @@ class Validation(_Section):
     lams: list[list[float]] | None = None
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that decides a training run; the same Config on the same machine gives the same weights."""
 
     seed: int = 0
@@ -246,6 +289,7 @@ class Config(_Section):
     data: Data = Data()
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
+    style: Style = Style()
     optim: Optim = Optim()
     ema: Ema = Ema()
     compute: Compute = Compute()
@@ -280,7 +324,28 @@ class Config(_Section):
             factor = self.degradation.downsample.factors[0]
             if self.data.crop % factor:
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
+        self._check_styles()
         return self
+
+    def _check_styles(self) -> None:
+        losses = {objective.loss for objective in self.objectives}
+        if "style" not in losses:
+            return
+        targets = {objective.target for objective in self.objectives}
+        if len(losses) > 1 or len(targets) > 1:
+            raise ValueError(
+                "objectives must all be styles over one target where one is; got "
+                + ", ".join(f"{o.name}: {o.loss} ({o.target})" for o in self.objectives)
+            )
+        if self.validation.every:
+            raise ValueError(
+                f"validation.every must be 0 for styles, which PSNR says nothing about; got {self.validation.every}"
+            )
+
+    @property
+    def trains_styles(self) -> bool:
+        """Whether the objectives are styles, all of them then."""
+        return self.objectives[0].loss == "style"
 
     @property
     def fixed_lam(self) -> list[float]:
@@ -306,7 +371,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         >>> load_config("demo", ["optim.lr=1e-4", "tuning.kind=none"]).optim.lr
         0.0001
     """
-    packaged = packaged_configs()
+    tree = read_tree(path, packaged_configs(), overrides)
+    return validate(Config, tree)
+
+
+def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_config`.
+    """
     file = Path(path)
     if not file.is_file():
         if str(path) not in packaged:
@@ -320,15 +394,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
     for override in overrides:
         _apply_override(tree, override)
+    return tree
+
+
+def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
+    """The checked configuration of a tree of keys.
+
+    Raises:
+        ValueError: every unknown key and wrong value, one line each.
+    """
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
 
 
-def packaged_configs() -> dict[str, Path]:
-    """Name to file of the configurations that ship with the package."""
-    folder = Path(str(resources.files(__package__) / "configs"))
+def packaged_configs(package: str = __package__) -> dict[str, Path]:
+    """Name to file of the configurations that ship in a package's folder ``configs``."""
+    folder = Path(str(resources.files(package) / "configs"))
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
@@ -374,12 +457,12 @@ def _item(node: Any, part: str, override: str) -> Any:
     return node[int(part)]
 
 
-def _explain(problem: Any) -> str:
+def _explain(schema: type[BaseModel], problem: Any) -> str:
     """One line for one of pydantic's findings."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, last = problem["loc"]
-        known = _keys_at(parents)
+        known = _keys_at(schema, parents)
         close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parents)
         hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
@@ -392,9 +475,8 @@ def _explain(problem: Any) -> str:
     return f"config: {where} must be valid; got {problem['input']!r}: {message}"
 
 
-def _keys_at(path: Sequence[str | int]) -> list[str]:
+def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys of the section at a path of keys and indices."""
-    section: type[BaseModel] = Config
     for part in path:
         if isinstance(part, int):
             continue

@@ -28,6 +28,7 @@ __all__ = [
     "Photographs",
     "balance",
     "batch_loader",
+    "draw_crop",
     "find_training_files",
     "held_out",
     "skimage_files",
@@ -189,7 +190,7 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         data = self.config.data
         crops = generator(self.config.seed, "crops", step, self.rank)
-        clean = torch.stack([self._crop(data, crops) for _ in range(data.batch)])
+        clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
         if self.sampler is None:
             lam = torch.tensor(self.schedule.at(step).lam)
         else:
@@ -202,26 +203,29 @@ class Batches(Dataset[Batch]):
         pair = degrade(clean, self.config.degradation, draws, lam)
         return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
 
-    def _crop(self, data: Data, source: torch.Generator) -> Tensor:
-        def draw(below: int) -> int:
-            return int(torch.randint(below, (), generator=source))
 
-        picture = self.photographs[draw(len(self.photographs))]
-        top = draw(picture.shape[-2] - data.crop + 1)
-        left = draw(picture.shape[-1] - data.crop + 1)
-        patch = picture[:, top : top + data.crop, left : left + data.crop]
-        flip, turns = draw(2), draw(4)
-        if data.flips and flip:
-            patch = patch.flip(-1)
-        if data.rotations:
-            patch = patch.rot90(turns, (-2, -1))
-        patch = patch.float() / 255
-        if data.colours:
-            patch = patch[torch.randperm(3, generator=source)]
-            factors = 0.5 + 0.5 * torch.rand(3, 1, 1, generator=source)
-            if draw(2):
-                patch = patch * factors
-        return patch
+def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:
+    """A random part of a random picture, varied as ``data`` says: [3, crop, crop] float32 in [0, 1]."""
+
+    def draw(below: int) -> int:
+        return int(torch.randint(below, (), generator=source))
+
+    picture = photographs[draw(len(photographs))]
+    top = draw(picture.shape[-2] - data.crop + 1)
+    left = draw(picture.shape[-1] - data.crop + 1)
+    patch = picture[:, top : top + data.crop, left : left + data.crop]
+    flip, turns = draw(2), draw(4)
+    if data.flips and flip:
+        patch = patch.flip(-1)
+    if data.rotations:
+        patch = patch.rot90(turns, (-2, -1))
+    patch = patch.float() / 255
+    if data.colours:
+        patch = patch[torch.randperm(3, generator=source)]
+        factors = 0.5 + 0.5 * torch.rand(3, 1, 1, generator=source)
+        if draw(2):
+            patch = patch * factors
+    return patch
 
 
 def balance(lam: Tensor, kind: str) -> Tensor:

@@ -26,6 +26,7 @@ from tunable_ops.train.data import Batch, Batches, Photographs, batch_loader, fi
 from tunable_ops.train.distributed import Process, process
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.state import load_training_state, save_training_state
@@ -261,8 +262,10 @@ class _Run:
         """PSNR over lambda with the averaged weights, where this process has pictures for it."""
         if self.validation:
             degradation = self.config.validation.degradation or self.config.degradation
-            seed = self.config.seed
-            self.scores = sweep(self.ema.module, self.validation, degradation, self.lams, seed, ssim=False)
+            measure = Measure(ssim=False)
+            self.scores = sweep(
+                self.ema.module, self.validation, degradation, self.lams, self.config.seed, measure=measure
+            )
             log.validation(self.scores, self.lams)
 
     def save(self) -> None:

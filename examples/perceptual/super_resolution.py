@@ -1,0 +1,217 @@
+"""A tunable x4 super-resolution network with objectives L1 and perceptual, by the true loss or by a PGN.
+
+The network is a small EDSR on top of bicubic enlargement, made tunable by `convert`; lambda is drawn per sample on the
+simplex. Both runs (``--objective true`` and ``pgn``) have the same seeds, pictures and steps. A run goes on from its
+state where it was stopped. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures, ``--plot`` the
+figure.
+
+python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn pgn.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tunable_ops
+from tunable_ops import losses
+from tunable_ops.images import find_images, read_image, strip, write_image
+from tunable_ops.models import EDSR
+from tunable_ops.pgn import PGN
+from tunable_ops.serialization import read_file, write_file
+from tunable_ops.train.config import Data
+from tunable_ops.train.data import Photographs, draw_crop
+from tunable_ops.train.seeding import generator
+
+OBJECTIVES = ("true", "pgn")
+LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SCALE = 0.01  # of the perceptual objective: its gradient then has about the norm of L1's
+KIND = "tunable_ops.example.super_resolution"
+
+
+class Enlarger(nn.Module):
+    """Bicubic x4 plus what an EDSR adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edsr = EDSR(scale=4, num_blocks=4, features=24, mean=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 3, 4 H, 4 W]."""
+        return F.interpolate(x, scale_factor=4, mode="bicubic") + self.edsr(x) - 0.5
+
+
+def reduced(y: Tensor) -> Tensor:
+    """Bicubic to a quarter of the size."""
+    return F.interpolate(y, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def build() -> tunable_ops.TunableModel:
+    """The tunable network as every run begins: bicubic enlargement at every lambda."""
+    torch.manual_seed(0)
+    plain = Enlarger()
+    nn.init.zeros_(plain.edsr.conv_last.weight)  # begin as bicubic enlargement
+    nn.init.constant_(plain.edsr.conv_last.bias, 0)
+    return tunable_ops.convert(plain, num_params=2, names=["l1", "perceptual"])
+
+
+def criterion(args: argparse.Namespace) -> losses.MultiLoss:
+    """L1 and the perceptual objective, true or predicted."""
+    if args.objective == "true":
+        second: nn.Module = losses.Perceptual("vgg16", weights=args.weights, bounded=False)
+    else:
+        pgn = PGN.load(args.pgn, bounded=False) if args.pgn else PGN.pretrained(bounded=False)
+        second = losses.PerceptualGradient(pgn)
+    return losses.MultiLoss({"l1": losses.l1, "perceptual": (second, SCALE)})
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, one of the two runs."""
+    net, loss = build(), criterion(args)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    draw = losses.sampler("simplex", 2, corners=0.4)
+    data = Data(crop=64, batch=args.batch)
+    photographs = Photographs(find_images(args.pictures), data.crop)
+    file = args.out / f"{args.objective}.safetensors"
+    first, spent = load(file, net, optimizer) if file.exists() else (0, 0.0)
+    started = time.perf_counter()
+    for step in range(first, args.steps):
+        source = generator(0, "step", step)
+        y = torch.stack([draw_crop(photographs, data, source) for _ in range(data.batch)])
+        lam = draw(data.batch, source)
+        total, terms = loss(net(reduced(y), lam), {"l1": y, "perceptual": y}, lam)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            seconds = spent + time.perf_counter() - started
+            save(file, net, optimizer, step + 1, seconds)
+            values = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+            print(f"{args.objective} {step + 1}: {values}, {seconds / (step + 1):.3f} s/step", flush=True)
+
+
+def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    """All that decides the rest of a run."""
+    tensors = {f"net/{name}": value for name, value in net.state_dict().items()}
+    for index, parameter in enumerate(net.parameters()):
+        tensors.update({f"optimizer/{index}/{k}": v for k, v in optimizer.state.get(parameter, {}).items()})
+    write_file(file, tensors, {"step": step, "seconds": seconds}, kind=KIND, version=1)
+
+
+def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[int, float]:
+    """Read what `save` wrote; returns the steps done and the seconds they took."""
+    tensors, metadata = read_file(file, kind=KIND, version=1)
+    net.load_state_dict({k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
+    for index, parameter in enumerate(net.parameters()):
+        prefix = f"optimizer/{index}/"
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if optimizer is not None and found:
+            optimizer.state[parameter] = found
+    return metadata["step"], metadata["seconds"]
+
+
+@torch.no_grad()
+def evaluate(args: argparse.Namespace) -> None:
+    """PSNR, LPIPS and the imitated loss over lambda; bicubic alone for comparison."""
+    measures = {
+        "lpips": losses.LPIPS(weights=args.weights),
+        "perceptual": losses.Perceptual("vgg16", weights=args.weights),
+    }
+    pictures = [centre(read_image(path), args.size) for path in find_images(args.held_out)[: args.count]]
+    nets = {name: build().eval() for name in OBJECTIVES if (args.out / f"{name}.safetensors").exists()}
+    steps = {name: load(args.out / f"{name}.safetensors", net)[0] for name, net in nets.items()}
+
+    def score(outputs: list[Tensor]) -> dict[str, float]:
+        pairs = [(x.clamp(0, 1), y) for x, y in zip(outputs, pictures, strict=True)]
+        found = {"psnr": [-10 * float(losses.mse(x, y).log10()) for x, y in pairs]}
+        found.update({k: [float(measure(x, y)) for x, y in pairs] for k, measure in measures.items()})
+        return {key: round(sum(values) / len(values), 4) for key, values in found.items()}
+
+    rows: dict = {"steps": steps, "pictures": len(pictures), "crop": args.size}
+    rows["bicubic"] = score([F.interpolate(reduced(y), scale_factor=4, mode="bicubic") for y in pictures])
+    for name, net in nets.items():
+        rows[name] = []
+        for lam in LAMS:
+            outputs = [net(reduced(y), torch.tensor([1 - lam, lam])) for y in pictures]
+            rows[name].append({"lambda": lam, **score(outputs)})
+            print(name, rows[name][-1], flush=True)
+    (args.out / "evaluation.json").write_text(json.dumps(rows, indent=1))
+    show = pictures[args.show]
+    shown = [("original", show), ("bicubic", F.interpolate(reduced(show), scale_factor=4, mode="bicubic"))]
+    for name, net in nets.items():
+        shown += [(f"{name}, {lam:g}", net(reduced(show), torch.tensor([1 - lam, lam]))) for lam in (0.0, 0.5, 1.0)]
+    row = strip([x[0].clamp(0, 1) for _, x in shown], [label for label, _ in shown], height=192)
+    write_image(row, args.out / "super_resolution_strip.png")
+
+
+def centre(picture: Tensor, size: int) -> Tensor:
+    """[3, H, W] -> its middle, [1, 3, size, size]."""
+    top, left = ((side - size) // 2 for side in picture.shape[-2:])
+    return picture[None, :, top : top + size, left : left + size].contiguous()
+
+
+def plot(args: argparse.Namespace) -> None:
+    """The three measures over lambda."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = json.loads((args.out / "evaluation.json").read_text())
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
+    labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "imitated loss (VGG16)"}
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        for name, colour in (("true", "tab:blue"), ("pgn", "tab:orange")):
+            if name in rows:
+                axis.plot(
+                    [r["lambda"] for r in rows[name]], [r[key] for r in rows[name]], "o-", color=colour, label=name
+                )
+        axis.axhline(rows["bicubic"][key], color="tab:gray", linestyle="--", label="bicubic")
+        axis.set(xlabel="lambda of the perceptual objective", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(args.out / "super_resolution.png", dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options and do what they say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", choices=OBJECTIVES, default="pgn")
+    parser.add_argument("--pictures", type=Path, help="folder to train on")
+    parser.add_argument("--held-out", type=Path, help="folder to evaluate on")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--every", type=int, default=50, help="steps between saved states")
+    parser.add_argument("--size", type=int, default=192, help="side of the held-out pictures' central part")
+    parser.add_argument("--count", type=int, default=8, help="held-out pictures")
+    parser.add_argument("--show", type=int, default=0, help="index of the picture that is shown")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", help="of VGG16 (default: looked for)")
+    parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.steps, args.every, args.size, args.count = 4, 2, 64, 1
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.evaluate:
+        evaluate(args)
+    if args.plot:
+        plot(args)
+    if not (args.evaluate or args.plot):
+        train(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The two programs of examples/perceptual, for a few steps with random weights."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunable_ops import losses
+from tunable_ops.images import write_image
+from tunable_ops.pgn import PGN
+
+FOLDER = Path(__file__).parents[2] / "examples" / "perceptual"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the examples")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A picture, and a PGN that knows nothing."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "pictures").mkdir()
+    write_image(torch.rand(3, 70, 80), folder / "pictures" / "a.png")
+    PGN("unet").save(folder / "pgn.safetensors")
+    return folder
+
+
+def call(name: str, *words: str) -> None:
+    runpy.run_path(str(FOLDER / name))["main"](list(words))
+
+
+def test_image_prior(data: Path, tmp_path: Path) -> None:
+    words = [str(data / "pictures" / "a.png"), "--out", str(tmp_path), "--pgn", str(data / "pgn.safetensors")]
+    words += ["--size", "32", "--shrink", "2", "--weights", "random"]
+    call("image_prior.py", *words, "--quick")
+    curves = {name: json.loads((tmp_path / f"a-{name}.json").read_text()) for name in ("mse", "true", "pgn")}
+    assert [point["iteration"] for point in curves["pgn"]] == [0, 3, 6, 9]
+    assert curves["mse"][-1]["psnr"] > curves["mse"][0]["psnr"]
+    assert curves["true"][-1]["perceptual"] < curves["true"][0]["perceptual"]
+    before = (tmp_path / "a-true.json").stat().st_mtime_ns
+    call("image_prior.py", *words, "--quick")
+    assert (tmp_path / "a-true.json").stat().st_mtime_ns == before  # what is there is kept
+    call("image_prior.py", *words, "--plot")
+    assert (tmp_path / "image_prior.png").exists() and (tmp_path / "a-strip.png").exists()
+
+
+@pytest.mark.slow
+def test_super_resolution(data: Path, tmp_path: Path, monkeypatch) -> None:
+    heads = {f"alex.lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}
+    monkeypatch.setattr(losses.lpips, "read_weights", lambda *_: heads)
+    words = ["--pictures", str(data / "pictures"), "--held-out", str(data / "pictures"), "--weights", "random"]
+    words += ["--pgn", str(data / "pgn.safetensors"), "--quick", "--out"]
+    call("super_resolution.py", *words, str(tmp_path / "one"), "--objective", "true")
+    call("super_resolution.py", *words, str(tmp_path / "one"), "--objective", "pgn")
+    call("super_resolution.py", *words, str(tmp_path / "one"), "--evaluate", "--plot")
+    rows = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+    assert rows["steps"] == {"true": 4, "pgn": 4} and len(rows["pgn"]) == 5
+    assert {path.name for path in (tmp_path / "one").glob("*.png")} == {
+        "super_resolution.png",
+        "super_resolution_strip.png",
+    }
+
+
+def test_super_resolution_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
+    module = runpy.run_path(str(FOLDER / "super_resolution.py"))
+    words = ["--objective", "pgn", "--pictures", str(data / "pictures"), "--pgn", str(data / "pgn.safetensors")]
+    words += ["--every", "1"]
+    for out, steps in (("whole", (3,)), ("parts", (1, 3))):
+        for count in steps:
+            module["main"]([*words, "--out", str(tmp_path / out), "--steps", str(count)])
+    nets = [module["build"]() for _ in range(2)]
+    for net, out in zip(nets, ("whole", "parts"), strict=True):
+        assert module["load"](tmp_path / out / "pgn.safetensors", net)[0] == 3
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,169 @@
+"""The networks, the closed form of the field, and the file."""
+
+import math
+
+import pytest
+import torch
+
+from tunable_ops import losses
+from tunable_ops.pgn import PGN
+
+MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+def pair(batch: int = 2, height: int = 33, width: int = 22) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(batch, 3, height, width), torch.rand(batch, 3, height, width)
+
+
+@pytest.fixture(scope="module")
+def unet() -> PGN:
+    torch.manual_seed(0)
+    return PGN("unet").requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize(
+    "name, millions, within",
+    [("resnet4", 1.34, 5e-3), ("resnet6", 1.93, 5e-3), ("resnet8", 2.52, 5e-3), ("unet", 1.77, 0.05 * 1.77)],
+)
+def test_parameters_and_operations(name, millions, within) -> None:
+    with torch.device("meta"):
+        pgn = PGN(name).eval()
+    assert abs(sum(p.numel() for p in pgn.parameters()) / 1e6 - millions) <= within
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        pgn(*(torch.empty(1, 3, 224, 224, device="meta") for _ in "xy"))
+    macs = {"resnet4": 19.7, "resnet6": 27.1, "resnet8": 34.5, "unet": 1.8}[name]
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, abs=0.06)
+
+
+def test_ten_times_fewer_operations_than_a_gradient_of_vgg19() -> None:
+    with torch.device("meta"):
+        pgn, loss = PGN("unet").eval(), losses.Perceptual("vgg19", weights="random")
+    x, y = (torch.empty(1, 3, 224, 224, device="meta", requires_grad=k == 0) for k in range(2))
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as small:
+        pgn.gradient(x, y)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as large:
+        loss(x, y).sum().backward()
+    assert large.get_total_flops() > 10 * small.get_total_flops()
+
+
+@pytest.mark.parametrize("name, s", [("unet", 0.048), ("resnet4", 0.025)])
+def test_the_field_is_the_gradient_of_the_distance_to_the_proxy(name, s) -> None:
+    pgn = PGN(name).eval()
+    with torch.no_grad():
+        pgn.net.last.weight.mul_(30)
+    x, y = pair()
+    x.requires_grad_()
+    target = pgn.proxy_target(x, y).detach()
+    distance = ((((x - MEAN) / STD) - (target - MEAN) / STD) ** 2).mean((1, 2, 3)) / s
+    (wanted,) = torch.autograd.grad(distance.sum(), x)
+    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(pgn.gradient(x, y), wanted, rtol=1e-4, atol=1e-6)
+    field, value = pgn.objective(x, y)
+    torch.testing.assert_close(field, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(value, distance.detach())
+    torch.testing.assert_close(pgn.true_proxy(x.detach(), field), target, rtol=0, atol=1e-5)
+
+
+def test_the_proxy_target_has_the_published_range(unet: PGN) -> None:
+    x, y = pair()
+    low, high = MEAN - 1.1 * MEAN, MEAN + 1.1 * (1 - MEAN)
+    target = unet.proxy_target(x, y)
+    assert ((target > low) & (target < high)).all()
+    still = PGN("unet").eval()
+    torch.nn.init.zeros_(still.net.last.weight)
+    torch.testing.assert_close(still.proxy_target(x, y), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unet", "resnet4"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 40), (64, 65)], ids=str)
+def test_any_size_and_no_mixing_of_samples(name, size) -> None:
+    pgn = PGN(name).eval()
+    x, y = pair(2, *size)
+    found = pgn.gradient(x, y)
+    assert found.shape == x.shape and not found.requires_grad
+    alone = torch.cat([pgn.gradient(x[b : b + 1], y[b : b + 1]) for b in range(2)])
+    torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
+    assert pgn.gradient(x[:0], y[:0]).shape == (0, 3, *size)
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        (lambda x, y: (2 * x, y), ValueError, r"PGN: x must lie in \[0, 1\]"),
+        (lambda x, y: (x, y - 1), ValueError, r"PGN: y must lie in \[0, 1\]"),
+        (lambda x, y: (x, y[..., :9]), ValueError, r"PGN: y must have x's shape \[2, 3, 33, 22\].*got \[2, 3, 33, 9\]"),
+        (lambda x, y: (x[:, :1], y), ValueError, r"PGN: x must be RGB pictures"),
+        (lambda x, y: (x.byte(), y), TypeError, r"PGN: x must be floating point"),
+    ],
+    ids=["x-range", "y-range", "sizes", "grey", "bytes"],
+)
+def test_bad_pictures(unet: PGN, change, error, text) -> None:
+    with pytest.raises(error, match=text):
+        unet.gradient(*change(*pair()))
+
+
+def test_bad_network() -> None:
+    with pytest.raises(ValueError, match="PGN: network must be one of resnet4, resnet6, resnet8, unet; got 'vgg'"):
+        PGN("vgg")
+
+
+def test_raw_outputs_pull_back_into_the_range(unet: PGN, tmp_path) -> None:
+    unet.save(tmp_path / "p.safetensors")
+    raw = PGN.load(tmp_path / "p.safetensors", bounded=False)
+    x, y = torch.full((1, 3, 20, 20), 3.0), torch.rand(1, 3, 20, 20)
+    assert (raw.gradient(x, y) > 0).all()
+    assert (raw.gradient(-x, y) < 0).all()
+
+
+def test_saved_and_loaded(unet: PGN, tmp_path) -> None:
+    unet.save(tmp_path / "p.safetensors", notes={"step": 3})
+    assert (tmp_path / "p.safetensors").stat().st_size < 8e6
+    loaded = PGN.load(tmp_path / "p.safetensors")
+    assert loaded.notes == {"step": 3} and loaded.name == "unet" and not loaded.training
+    x, y = pair()
+    torch.testing.assert_close(loaded.proxy_target(x, y), unet.proxy_target(x, y), rtol=0, atol=5e-3)
+    with pytest.raises(FileNotFoundError):
+        PGN.load(tmp_path / "none.safetensors")
+
+
+def test_the_one_that_ships_is_small_and_names_its_pictures_licence() -> None:
+    pgn = PGN.pretrained()
+    assert pgn.name == "unet" and pgn.notes["config"]["loss.network"] == "vgg16"
+    assert "non-commercial" in pgn.notes["licence"]
+    x, y = pair(1, 64, 64)
+    field = pgn.gradient(x, y)
+    assert field.isfinite().all()
+    assert math.isfinite(float(pgn.objective(x, y)[1]))
+
+
+def test_as_an_objective_it_obeys_lambda_and_scales(unet: PGN) -> None:
+    x, y = pair(3)
+    x.requires_grad_()
+    field = losses.PerceptualGradient(unet)
+    criterion = losses.MultiLoss({"l1": losses.l1, "field": (field, 4.0)})
+    lam = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]])
+    total, terms = criterion(x, y, lam)
+    (found,) = torch.autograd.grad(total, x)
+    (of_l1,) = torch.autograd.grad(losses.l1(x, y).sum(), x)
+    weights = lam[:, :, None, None, None]
+    wanted = (weights[:, 0] * of_l1 + 4 * weights[:, 1] * unet.gradient(x, y)) / 3
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(terms["field"], unet.objective(x, y)[1].mean())
+    assert not any(p.requires_grad for p in field.parameters()) and not field.train().pgn.training
+
+
+class Wild:
+    """A field that is not finite."""
+
+    def objective(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full_like(x, math.inf), torch.full((len(x),), math.inf)
+
+
+def test_a_field_without_weight_does_not_spoil_the_others() -> None:
+    x, y = pair()
+    x.requires_grad_()
+    criterion = losses.MultiLoss({"l1": losses.l1, "field": losses.PerceptualGradient(Wild())})
+    total, _ = criterion(x, y, [1.0, 0.0])
+    (found,) = torch.autograd.grad(total, x)
+    (of_l1,) = torch.autograd.grad(losses.l1(x, y).mean(), x)
+    assert torch.equal(found, of_l1)

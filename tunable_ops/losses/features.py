@@ -1,0 +1,234 @@
+"""Feature networks of the perceptual losses: VGG16, VGG19 and AlexNet without their classifiers, in plain PyTorch.
+
+Parameters have torchvision's names (``features.0.weight``), torchvision itself is not needed. Pictures are RGB in
+[0, 1]; ImageNet's mean and deviation are applied inside. The weights are frozen: gradients go to the pictures alone.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunable_ops.losses.reduction import check_pictures
+from tunable_ops.losses.weights import read_weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG's five blocks
+POOLS = ("max", "avg", "l2")
+
+
+class L2Pool2d(nn.Module):
+    """``sqrt(blur(x**2) + 1e-12)`` at every second pixel; blur is [1 2 1]/4 along both axes, zeros around.
+
+    The anti-aliased pooling of DISTS (Ding et al., 2020) after Henaff and Simoncelli.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, ceil(H/2), ceil(W/2)]."""
+        taps = torch.tensor([0.25, 0.5, 0.25], device=x.device, dtype=x.dtype)
+        kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
+        return (F.conv2d(x * x, kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+
+
+class Features(nn.Module):
+    """A stack of convolutions, ReLUs and poolings that returns the ReLUs asked for; see the three networks below.
+
+    Args:
+        modules: the whole stack.
+        names: name of every ReLU, in order.
+        layers: the names to return; the stack ends at the deepest of them.
+        weights: where the weights come from.
+
+    Attributes:
+        layers: names of what `forward` returns, from the shallowest to the deepest.
+        channels: channels of each of them.
+        min_size: least height and width of a picture: what the deepest layer needs to have one value.
+        receptive_field: side of the square of pixels that one value of the deepest layer sees. Smaller pictures are
+            taken down to ``min_size`` (zeros stand around them, as around every picture).
+    """
+
+    network = ""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        names: Sequence[str],
+        layers: Sequence[str],
+        weights: str | os.PathLike[str] | None,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        if isinstance(layers, str) or not layers:
+            raise ValueError(f"{op}: layers must be one or more names of {', '.join(names)}; got {layers!r}")
+        for layer in layers:
+            if layer not in names:
+                raise ValueError(f"{op}: layers must be among {', '.join(names)}; got {layer!r}")
+        relus = [index for index, module in enumerate(modules) if isinstance(module, nn.ReLU)]
+        self._wanted = {index: name for index, name in zip(relus, names, strict=True) if name in layers}
+        self.layers = tuple(self._wanted.values())
+        self.features = nn.Sequential(*modules[: max(self._wanted) + 1])
+        self.channels = tuple(self._channels(index) for index in self._wanted)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.min_size, self.receptive_field = _sizes(self.features)
+        if weights != "random":
+            found = read_weights(op, self.network, list(self.state_dict()), weights)
+            _check_shapes(op, found, self.state_dict())
+            self.load_state_dict({name: value.to(self.mean.device) for name, value in found.items()}, assign=True)
+        # in channels_last the convolutions run about twice as fast on a CPU
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _channels(self, relu: int) -> int:
+        convolution = self.features[relu - 1]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution.out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The features of pictures.
+
+        Args:
+            x: [B, 3, H, W], RGB in [0, 1], H and W at least ``min_size``. The range is checked where that is free: on
+                the CPU, outside compilation and transforms.
+
+        Returns:
+            layer -> [B, C_l, H_l, W_l], in the network's order and in its dtype.
+
+        Raises:
+            TypeError: x is not a floating point tensor.
+            ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+        """
+        check_pictures(type(self).__name__, "x", x, self.min_size)
+        return self.extract(x)
+
+    def extract(self, x: Tensor) -> dict[str, Tensor]:
+        """As `forward`, without the checks: for losses, which make them themselves, and raw outputs in training."""
+        x = (x.to(self.mean.dtype) - self.mean) / self.std
+        found = {}
+        for index, module in enumerate(self.features):
+            x = module(x)
+            if index in self._wanted:
+                found[self._wanted[index]] = x
+        return found
+
+    def train(self, mode: bool = True) -> "Features":
+        """Stays in evaluation mode: nothing here is trained."""
+        return super().train(False)
+
+
+class _VGG(Features):
+    counts: tuple[int, ...] = ()  # convolutions per block
+
+    def __init__(
+        self, layers: str | Sequence[str] = "relus", pool: str = "max", weights: str | os.PathLike[str] | None = None
+    ) -> None:
+        if pool not in POOLS:
+            raise ValueError(f"{type(self).__name__}: pool must be one of {', '.join(POOLS)}; got {pool!r}")
+        modules: list[nn.Module] = []
+        names = []
+        inputs = 3
+        with _undrawn(weights):
+            for block, (count, width) in enumerate(zip(self.counts, _WIDTHS, strict=True), 1):
+                if block > 1:
+                    modules.append({"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pool](2) if pool != "l2" else L2Pool2d())
+                for index in range(1, count + 1):
+                    modules += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+                    names.append(f"relu{block}_{index}")
+                    inputs = width
+        chosen = names[: names.index("relu5_1") + 1] if isinstance(layers, str) and layers == "relus" else layers
+        super().__init__(modules, names, chosen, weights)
+
+
+class VGG16Features(_VGG):
+    """VGG16 (Simonyan and Zisserman, 2015): 13 convolutions in blocks of 2, 2, 3, 3, 3.
+
+    Args:
+        layers: names such as "relu3_3", or "relus" for all ReLUs up to relu5_1.
+        pool: "max" as it was trained, "avg" (the gradients are smoother), or "l2" (`L2Pool2d`, of DISTS).
+        weights: None: looked for as `tunable_ops.losses.weights` says, an error if there are none; a path; "download"
+            for torchvision's; "random" for tests.
+
+    Raises:
+        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
+        ValueError: an unknown layer or pool, or weights with a wrong checksum or shape.
+
+    Example:
+        >>> features = VGG16Features(["relu1_2", "relu2_2"], weights="random")
+        >>> {name: list(value.shape) for name, value in features(torch.rand(1, 3, 16, 24)).items()}
+        {'relu1_2': [1, 64, 16, 24], 'relu2_2': [1, 128, 8, 12]}
+    """
+
+    network = "vgg16"
+    counts = (2, 2, 3, 3, 3)
+
+
+class VGG19Features(_VGG):
+    """VGG19: as `VGG16Features`, with 16 convolutions in blocks of 2, 2, 4, 4, 4."""
+
+    network = "vgg19"
+    counts = (2, 2, 4, 4, 4)
+
+
+class AlexNetFeatures(Features):
+    """AlexNet in torchvision's form (Krizhevsky, 2014), the network of LPIPS: five convolutions, "relu1" to "relu5".
+
+    Args:
+        layers: names of ReLUs, or "relus" for all five.
+        weights: as for `VGG16Features`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `VGG16Features`.
+    """
+
+    network = "alexnet"
+
+    def __init__(self, layers: str | Sequence[str] = "relus", weights: str | os.PathLike[str] | None = None) -> None:
+        names = [f"relu{k}" for k in range(1, 6)]
+        with _undrawn(weights):
+            modules: list[nn.Module] = [
+                *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
+                *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+                *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+                *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
+            ]
+        super().__init__(modules, names, names if isinstance(layers, str) and layers == "relus" else layers, weights)
+
+
+NETWORKS: dict[str, type[Features]] = {"vgg16": VGG16Features, "vgg19": VGG19Features, "alexnet": AlexNetFeatures}
+
+
+def _undrawn(weights: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
+    """Layers without memory where a file fills them: drawing millions of numbers takes longer than reading them."""
+    return nullcontext() if weights == "random" else torch.device("meta")
+
+
+def _check_shapes(op: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            raise ValueError(
+                f"{op}: weights must hold {name} of shape {list(value.shape)}; got {list(found[name].shape)}: is it "
+                f"the file of another network?"
+            )
+
+
+def _sizes(modules: nn.Sequential) -> tuple[int, int]:
+    """(least side with one value at the end, receptive field), from the end to the beginning."""
+    least = field = 1
+    for module in reversed(modules):
+        if isinstance(module, L2Pool2d):
+            taps, stride, padding = 3, 2, 1
+        elif isinstance(module, nn.Conv2d):
+            taps, stride, padding = module.kernel_size[0], module.stride[0], int(module.padding[0])
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            taps, stride, padding = int(module.kernel_size), int(module.stride), 0  # type: ignore[arg-type]
+        else:
+            continue
+        least = max(1, (least - 1) * stride + taps - 2 * padding)
+        field = (field - 1) * stride + taps
+    return least, field

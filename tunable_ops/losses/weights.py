@@ -1,0 +1,160 @@
+"""Published weights that the perceptual losses need: where they are looked for, how they are checked and read.
+
+A file is looked for in this order: the path that is given; ``$TUNABLE_OPS_DATA/weights/``; the folder ``checkpoints``
+of `torch.hub.get_dir`, where torchvision keeps its downloads. Nothing is downloaded and nothing is drawn at random
+unless that is asked for ("download", "random"). A file with one of the names in `FILES` must have its checksum.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DATA_VARIABLE = "TUNABLE_OPS_DATA"
+_TORCHVISION = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published file: its name, the beginning of its SHA-256 (as much as is published), and where it can be had."""
+
+    name: str
+    sha256: str
+    url: str | None = None
+
+
+FILES: dict[str, tuple[WeightFile, ...]] = {
+    "vgg16": (
+        WeightFile(
+            "vgg16_features_fp16.safetensors", "4e8224e21720211b19ee1794113308772a0f4f88dd50451347a3a75490de9524"
+        ),
+        WeightFile("vgg16-397923af.pth", "397923af", _TORCHVISION + "vgg16-397923af.pth"),
+    ),
+    "vgg19": (WeightFile("vgg19-dcbb9e9d.pth", "dcbb9e9d", _TORCHVISION + "vgg19-dcbb9e9d.pth"),),
+    "alexnet": (
+        WeightFile(
+            "alexnet_features_fp16.safetensors", "1e79dbde62a13caeaf6d1d6491a66ee816a833dfa42fb3532b5a74ed1cda2da2"
+        ),
+        WeightFile("alexnet-owt-7be5be79.pth", "7be5be79", _TORCHVISION + "alexnet-owt-7be5be79.pth"),
+    ),
+    "lpips": (
+        WeightFile("lpips_heads.safetensors", "ae7d9103460be08bfe10f17225f10fbe1ffa4e1ee9967a93cc45ed478a5974e5"),
+    ),
+    "dists": (
+        WeightFile("dists_alpha_beta.safetensors", "50980d68bc38b2fcc738b1a8c3ae77a87cb73883b230951c2c57190855bdb52f"),
+    ),
+}
+"""Names, the preferred one first, and checksums of the files of every network."""
+
+_HOW = {
+    "lpips": "they are the linear heads of the package lpips, version 0.1, in one file with the keys "
+    "alex.lin<k>.model.1.weight and vgg.lin<k>.model.1.weight",
+    "dists": "they are alpha and beta of the package DISTS-pytorch, each [1, 1475, 1, 1], in one file",
+}
+
+
+def read_weights(
+    op: str, network: str, wanted: Iterable[str], weights: str | os.PathLike[str] | None
+) -> dict[str, Tensor]:
+    """Find, check and read the weights of a network.
+
+    Args:
+        op: name of the caller, for messages.
+        network: a key of `FILES`.
+        wanted: the names of the tensors; others in the file are left out.
+        weights: None to search, "download" for torchvision's file (kept by torch.hub), or a path to a safetensors file
+            or to a state dict written by torch.save (read without unpickling objects).
+
+    Returns:
+        name -> tensor on the CPU, float32.
+
+    Raises:
+        FileNotFoundError: nothing found; the message lists where it was looked for and how to get the file.
+        ValueError: a wrong checksum, a file that cannot be read, or one without the tensors wanted.
+        RuntimeError: a download that failed.
+    """
+    path = _find(op, network, weights)
+    _check(op, path)
+    tensors = _read(op, path)
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"{op}: weights must hold {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; got {str(path)!r} "
+            f"without: is it the file of another network?"
+        )
+    return {name: tensors[name].float() for name in wanted}
+
+
+def _find(op: str, network: str, weights: str | os.PathLike[str] | None) -> Path:
+    files = FILES[network]
+    if weights == "download":
+        return _download(op, network)
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(f'{op}: weights must be a file, "download" or "random"; got {str(path)!r}')
+        return path
+    looked = []
+    data = os.environ.get(DATA_VARIABLE)
+    folders = ([Path(data, "weights")] if data else []) + [Path(torch.hub.get_dir(), "checkpoints")]
+    for folder in folders:
+        for file in files:
+            if (folder / file.name).is_file():
+                return folder / file.name
+        looked.append(f"{folder} ({' or '.join(file.name for file in files)})")
+    unset = "" if data else f" (${DATA_VARIABLE}/weights was left out: it is not set)"
+    how = _HOW.get(network) or (
+        'get them with weights="download", or pass weights=PATH of a file with torchvision\'s keys; '
+        'weights="random" is for tests of code alone'
+    )
+    raise FileNotFoundError(
+        f"{op}: weights of {network} must be at hand; got none in {', '.join(looked)}{unset}: {how}"
+    )
+
+
+def _download(op: str, network: str) -> Path:
+    file = next((file for file in FILES[network] if file.url), None)
+    if file is None or file.url is None:
+        raise ValueError(f'{op}: weights must be a path; got "download", which {network} has none of: {_HOW[network]}')
+    try:
+        torch.hub.load_state_dict_from_url(file.url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:
+        raise RuntimeError(f"{op}: weights must be within reach; got no {file.url}: {error}") from error
+    return Path(torch.hub.get_dir(), "checkpoints", file.name)
+
+
+def _check(op: str, path: Path) -> None:
+    """Refuse a file that has a published name and other contents."""
+    known = next((file for files in FILES.values() for file in files if file.name == path.name), None)
+    if known is None:
+        return
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256(stream.read()).hexdigest()
+    if not digest.startswith(known.sha256):
+        raise ValueError(
+            f"{op}: weights must have the published SHA-256 {known.sha256}; got {digest} in {str(path)!r}: the file is "
+            f"damaged or another one; get it again, or rename it if it is your own"
+        )
+
+
+def _read(op: str, path: Path) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors: Mapping[str, Tensor] = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # the readers raise nearly anything on damaged bytes
+        raise ValueError(
+            f"{op}: weights must be a safetensors file or a state dict; got {str(path)!r}: {error}"
+        ) from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{op}: weights must be a state dict, name to tensor; got {str(path)!r} with something else")
+    return tensors
