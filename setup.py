@@ -27,6 +27,7 @@ from setuptools.command.build_py import build_py
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
 OPERATORS = [
+    "csrc/direct.cpp",
     "csrc/tunable_conv2d.cpp",
     "csrc/tunable_conv2d_library.cpp",
     "csrc/tunable_conv2d_passes.cpp",

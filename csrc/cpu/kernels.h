@@ -92,6 +92,24 @@ struct Contract {
   bool accumulate;
 };
 
+// blended[i] = sum_p alpha[p] * stack[p * step + i]: kernels left in the caller's layout. Items: values.
+struct Mix {
+  const float* stack;
+  int64_t kernels, step;
+  const float* alpha;
+  float* blended;
+};
+
+// grad_stack[p * size + i] = alpha[p] * gradient[i] where asked for, and dots[p] = sum_i gradient[i] *
+// stack[p * step + i] (null: not asked for).
+struct Unmix {
+  const float* stack;
+  int64_t kernels, step, size;
+  const float* alpha;
+  const float* gradient;
+  float* grad_stack;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes, width;
@@ -102,6 +120,8 @@ struct Kernels {
   void (*dense_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*contract)(const Contract&, int64_t begin, int64_t end);
+  void (*mix)(const Mix&, int64_t begin, int64_t end);
+  void (*unmix)(const Unmix&, int64_t begin, int64_t end, double* dots);
 };
 
 const Kernels& portable_kernels();

@@ -53,6 +53,11 @@ def build_information() -> dict[str, str] | None:
     return _build
 
 
+def is_loaded() -> bool:
+    """True where the operators are there."""
+    return _missing is None
+
+
 def unavailable_reason(op: str) -> str | None:
     """Says why `op` has no C++ operator here, or returns None if it has."""
     return _missing if _missing or op in OPS else f"this version has no cpp kernel for {op}"

@@ -11,7 +11,7 @@ from tunable_ops import backends, checks, reference
 from tunable_ops.backends import cpp, cuda
 from tunable_ops.backends.torch import layout
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
-from tunable_ops.ops import registration
+from tunable_ops.ops import direct, registration
 from tunable_ops.reference.activation import SAVES_OUTPUT
 
 NAME = "tunable_conv2d"
@@ -67,6 +67,9 @@ def tunable_conv2d(
         >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
         tensor([2., 2., 2., 2.])
     """
+    quick = direct.tunable_conv2d(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend)
+    if quick is not None:
+        return quick
     call = _key(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend)
     if call is not None and (options := _CHECKED.get(call)) is not None:
         return registration.call(_forward_op, (input, weight, bias, alpha), *options)
