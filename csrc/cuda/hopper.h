@@ -22,7 +22,7 @@ struct HopperShape {
 };
 
 // Every one is instantiated; accumulators take rows * outputs / 2 registers of a thread.
-constexpr HopperShape kHopperShapes[] = {{16, 32, 4}, {32, 32, 4},  {32, 64, 4}, {64, 64, 3},
+constexpr HopperShape kHopperShapes[] = {{16, 32, 4}, {32, 32, 4},  {32, 64, 3}, {64, 64, 3},
                                          {64, 64, 1}, {64, 128, 2}, {64, 128, 1}};
 
 // 16-byte chunks of a row of 32, 64 or 128 bytes change places by the bits of the address above the chunk's own, as in

@@ -165,6 +165,18 @@ TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, cons
   }
   warp_sync();
   const float* bias = reinterpret_cast<const float*>(block.memory + block.layout.bias) + from;
+  const Activation activation = run.conv.activation;
+  const bool costly = activation == Activation::kGelu || activation == Activation::kSilu;
+  if (costly) {  // in a loop of its own: the code stands here once per row of sums and 32 outputs
+#pragma unroll 1
+    for (int32_t row = 0; row < 16; ++row) {
+      float& value = exchange[row * HopperMemory::kExchangeRow + lane];
+      value = activate(value + bias[lane], activation);
+    }
+    warp_sync();
+  }
+  const float below = activation == Activation::kRelu ? 0.0f : kLeakySlope;
+  const bool bends = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
   constexpr int32_t kParts = kHopperColumns / kVector<T>;
   const int32_t part = lane % kParts * kVector<T>, column = block.column + from + part;
   if (at.row >= run.y.count || column >= run.conv.outputs) return;
@@ -175,8 +187,9 @@ TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, cons
     Pack<T> result;
 #pragma unroll
     for (int e = 0; e < kVector<T>; ++e) {
-      result.data[e] = from_float<T>(
-          activate(exchange[row * HopperMemory::kExchangeRow + part + e] + bias[part + e], run.conv.activation));
+      float value = exchange[row * HopperMemory::kExchangeRow + part + e] + (costly ? 0.0f : bias[part + e]);
+      if (bends && value < 0) value = below == 0 ? 0.0f : value * below;  // as in `activate`
+      result.data[e] = from_float<T>(value);
     }
     *reinterpret_cast<Pack<T>*>(output + (at.column + row) * run.conv.target.pixel + column) = result;
   }

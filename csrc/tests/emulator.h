@@ -212,11 +212,18 @@ inline uint32_t float_to_bits(float v) {
   return bits;
 }
 
-inline float half_to_float(uint16_t bits) {
-  _Float16 v;
-  std::memcpy(&v, &bits, 2);
-  return static_cast<float>(v);
-}
+// Every half's value: the conversion is a call on machines without an instruction for it.
+inline const std::vector<float> half_values = [] {
+  std::vector<float> values(1 << 16);
+  for (int i = 0; i < 1 << 16; ++i) {
+    const auto bits = static_cast<uint16_t>(i);
+    _Float16 v;
+    std::memcpy(&v, &bits, 2);
+    values[i] = static_cast<float>(v);
+  }
+  return values;
+}();
+inline float half_to_float(uint16_t bits) { return half_values[bits]; }
 
 inline uint16_t float_to_half(float value) {
   const auto v = static_cast<_Float16>(value);
@@ -325,14 +332,16 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Dec
     float c[4];
   };
   const auto result = emulator::collective<Fragments, Four>(given, [decode](const Fragments* f, Four* results) {
+    double rows[16][8 * kWide], columns[8][8 * kWide];
+    for (int k = 0; k < 8 * kWide; ++k) {
+      const int thread = k / kWide % 4, high = k / kWide / 4;
+      for (int m = 0; m < 16; ++m) rows[m][k] = decode(f[m % 8 * 4 + thread].a[high * 2 + m / 8], k % kWide);
+      for (int n = 0; n < 8; ++n) columns[n][k] = decode(f[n * 4 + thread].b[high], k % kWide);
+    }
     for (int m = 0; m < 16; ++m) {
       for (int n = 0; n < 8; ++n) {
         double total = f[m % 8 * 4 + n / 2].c[m / 8 * 2 + n % 2];
-        for (int k = 0; k < 8 * kWide; ++k) {
-          const int thread = k / kWide % 4, high = k / kWide / 4;
-          total += static_cast<double>(decode(f[m % 8 * 4 + thread].a[high * 2 + m / 8], k % kWide)) *
-                   decode(f[n * 4 + thread].b[high], k % kWide);
-        }
+        for (int k = 0; k < 8 * kWide; ++k) total += rows[m][k] * columns[n][k];
         results[m % 8 * 4 + n / 2].c[m / 8 * 2 + n % 2] = static_cast<float>(total);
       }
     }

@@ -67,37 +67,38 @@ inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, 
   return bytes;
 }
 
-// Element (row, k) of an operand whose rows run along K.
-inline uint16_t element(uint64_t matrix, int32_t row, int32_t k) {
+// 16 elements of a row of an operand whose rows run along K.
+template <class Decode>
+void read_row(uint64_t matrix, int32_t row, Decode decode, float (&values)[16]) {
   const int64_t start = static_cast<int64_t>(matrix & 0x3fff) << 4;
   const int64_t group = static_cast<int64_t>(matrix >> 32 & 0x3fff) << 4;
   const int mode = static_cast<int>(matrix >> 62);
   if (mode == 0) fail("an operand without a swizzle");
   const int64_t span = mode == 1 ? 128 : mode == 2 ? 64 : 32;
-  int64_t at = start + row / 8 * group + row % 8 * span + k * 2;
-  at ^= (at / 128 % (span / 16)) * 16;
-  if (at + 2 > block().shared_bytes) fail("an operand outside the shared memory");
-  uint16_t bits;
-  std::memcpy(&bits, block().shared + at, 2);
-  return bits;
+  for (int half = 0; half < 2; ++half) {
+    int64_t at = start + row / 8 * group + row % 8 * span + half * 16;
+    at ^= (at / 128 % (span / 16)) * 16;
+    if (at + 16 > block().shared_bytes) fail("an operand outside the shared memory");
+    uint16_t bits[8];
+    std::memcpy(bits, block().shared + at, 16);
+    for (int k = 0; k < 8; ++k) values[half * 8 + k] = decode(bits[k]);
+  }
 }
 
 template <int n, class Decode>
 void multiply_lane(float (&c)[n], uint32_t thread, uint64_t a, uint64_t b, bool accumulate, Decode decode) {
   const int lane = static_cast<int>(thread) % 32, first = static_cast<int>(thread) / 32 % 4 * 16 + lane / 4;
-  float rows[2][16];
-  for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 16; ++k) rows[half][k] = decode(element(a, first + half * 8, k));
-  }
+  float rows[2][16], column[16];
+  for (int half = 0; half < 2; ++half) read_row(a, first + half * 8, decode, rows[half]);
   for (int j = 0; j < n / 4; ++j) {
     for (int i = 0; i < 2; ++i) {
-      const int column = j * 8 + lane % 4 * 2 + i;
-      double total[2] = {accumulate ? c[j * 4 + i] : 0.0, accumulate ? c[j * 4 + 2 + i] : 0.0};
-      for (int k = 0; k < 16; ++k) {
-        const double value = decode(element(b, column, k));
-        for (int half = 0; half < 2; ++half) total[half] += rows[half][k] * value;
+      read_row(b, j * 8 + lane % 4 * 2 + i, decode, column);
+      for (int half = 0; half < 2; ++half) {
+        float& sum = c[j * 4 + half * 2 + i];
+        double total = accumulate ? sum : 0.0;
+        for (int k = 0; k < 16; ++k) total += static_cast<double>(rows[half][k]) * column[k];
+        sum = static_cast<float>(total);
       }
-      for (int half = 0; half < 2; ++half) c[j * 4 + half * 2 + i] = static_cast<float>(total[half]);
     }
   }
 }
@@ -204,7 +205,7 @@ void products_pin(float (&)[n]) {}
 
 template <int n>
 void multiply_async_half(float (&c)[n], uint64_t a, uint64_t b, bool accumulate) {
-  emulator::multiply_async(c, a, b, accumulate, &half_to_float);
+  emulator::multiply_async(c, a, b, accumulate, [](uint16_t bits) { return half_to_float(bits); });
 }
 template <int n>
 void multiply_async_bfloat16(float (&c)[n], uint64_t a, uint64_t b, bool accumulate) {

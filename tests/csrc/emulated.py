@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 import tunable_ops  # noqa: E402, F401
 
 _STABLE_ABI = "0x020b000000000000"
-_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 
 
 def sources() -> list[Path]:
