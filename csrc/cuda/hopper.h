@@ -22,8 +22,8 @@ struct HopperShape {
 };
 
 // Every one is instantiated; accumulators take rows * outputs / 2 registers of a thread.
-constexpr HopperShape kHopperShapes[] = {{16, 32, 4}, {32, 32, 4},  {32, 64, 3}, {64, 64, 3},
-                                         {64, 64, 1}, {64, 128, 2}, {64, 128, 1}};
+constexpr HopperShape kHopperShapes[] = {{16, 32, 4}, {32, 32, 4},  {32, 64, 3},
+                                         {64, 64, 3}, {64, 128, 1}, {64, 128, 2}};
 
 // 16-byte chunks of a row of 32, 64 or 128 bytes change places by the bits of the address above the chunk's own, as in
 // the copies' and the products' swizzle modes. Rows start at multiples of their size.
@@ -61,11 +61,12 @@ struct HopperPlan {
 };
 
 // The shape with the least time by arithmetic: products at 2048 per clock, pixels from the second-level cache at 24
-// bytes per clock, whichever takes longer; tails count in full. Two slots at least, so that copies run beside products.
+// bytes per clock, whichever takes longer; tails count in full. Of equals the one with fewer products, then the larger.
+// Two slots at least, so that copies run beside products.
 constexpr HopperPlan hopper_plan(int32_t channels, int32_t outputs, int32_t taps_h, int32_t taps_w) {
   HopperPlan best{0, 0, 0};
   if (taps_h > kHopperMaxTaps || taps_w > kHopperMaxTaps || channels > 1024) return best;
-  int64_t least = 0;
+  int64_t least = 0, fewest = 0;
   for (int32_t i = 0; i < static_cast<int32_t>(sizeof(kHopperShapes) / sizeof(HopperShape)); ++i) {
     const HopperShape& s = kHopperShapes[i];
     const int32_t chunks = ceil_div(channels, s.channels);
@@ -75,11 +76,12 @@ constexpr HopperPlan hopper_plan(int32_t channels, int32_t outputs, int32_t taps
     const int64_t padded = static_cast<int64_t>(chunks) * s.channels * ceil_div(outputs, s.outputs);
     const int64_t products = padded * s.outputs * taps_h * taps_w * s.tile_rows() * 24;
     const int64_t traffic = padded * taps_w * 2 * (s.tile_rows() + taps_h - 1) * 2048;
-    // per row of pixels, over the product of all shapes' rows
-    const int64_t time = (products > traffic ? products : traffic) * 24 / s.tile_rows();
-    if (best.slots > 0 && time >= least) continue;
+    // Per row of pixels: 24 is a multiple of every shape's rows.
+    const int64_t scale = 24 / s.tile_rows(), time = (products > traffic ? products : traffic) * scale;
+    if (best.slots > 0 && (time > least || (time == least && products * scale > fewest))) continue;
     best = {i, chunks, slots};
     least = time;
+    fewest = products * scale;
   }
   return best;
 }

@@ -201,8 +201,11 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
   }
 }
 
+template <class Tile>
+constexpr int kGradBlocks = std::is_same_v<Tile, FloatGradTile> ? 2 : 3;  // of a multiprocessor: registers for the sums
+
 template <class Tile, bool kVectors>
-TO_KERNEL(kGradThreads, 3)
+TO_KERNEL(kGradThreads, kGradBlocks<Tile>)
 weight_grad_kernel(TO_RUN WeightGradRun run) {
   using T = typename Tile::T;
   const GradBlock block = grad_block<kVectors>(run);

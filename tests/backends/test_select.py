@@ -121,7 +121,7 @@ def test_why_there_are_no_cuda_operators(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "the CUDA operators are left out: this build has none" in str(cuda.unavailable_reason("tunable_conv2d"))
     (tmp_path / "_cuda_left_out.txt").write_text("the CUDA operators are left out: for a reason\n")
     cuda.load()
-    with pytest.raises(RuntimeError, match="got 'cuda': the CUDA operators are left out: for a reason. Use backend"):
+    with pytest.raises(RuntimeError, match=r"got 'cuda': the CUDA operators are left out: for a reason\. Use backend"):
         backends.select("tunable_conv2d", "cuda")
     (tmp_path / "_ops_cuda.abi3.so").write_text("not a library" * 1000)
     cuda.load()

@@ -31,7 +31,11 @@ def sources() -> list[Path]:
 
 def build() -> Path:
     """Builds the library once per state of its sources."""
-    headers = [file for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh", "tests/*.h") for file in sorted((ROOT / "csrc").glob(pattern))]
+    headers = [
+        file
+        for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh", "tests/*.h")
+        for file in sorted((ROOT / "csrc").glob(pattern))
+    ]
     files = [*sources(), *headers]
     content = b"".join(f.read_bytes() for f in files) + torch.__version__.encode() + " ".join(_FLAGS).encode()
     folder = ROOT / "build" / f"emulated-{hashlib.sha256(content).hexdigest()[:16]}"

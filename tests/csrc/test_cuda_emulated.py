@@ -36,6 +36,17 @@ VECTORS = [
 ]
 # bfloat16 differs from float16 in its conversions and one instruction, which the comparisons below reach.
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+# In vectors every third case in fp32: its tiles differ from those of 16 bits, the arithmetic around them does not.
+IN_VECTORS = [
+    pytest.param(
+        case,
+        dtype,
+        id=f"{case}-{dtype}",
+        marks=[] if dtype is torch.float16 or (i % 3 == 0 and dtype is torch.float32) else [pytest.mark.slow],
+    )
+    for i, case in enumerate(VECTORS)
+    for dtype in (torch.float16, torch.float32, torch.bfloat16)
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,8 +93,7 @@ def test_integers_are_exact(case: Case, dtype: torch.dtype) -> None:
             check_exact(case, alpha, dtype, channels_last)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", VECTORS, ids=str)
+@pytest.mark.parametrize("case, dtype", IN_VECTORS)
 def test_integers_are_exact_in_vectors(case: Case, dtype: torch.dtype) -> None:
     for alpha, channels_last in (("shared", True), ("sample", True), ("sample", False)):
         check_exact(case, alpha, dtype, channels_last)
@@ -211,12 +221,12 @@ def test_bad_arguments_are_named() -> None:
             op(*change(*case.tensors("shared", torch.float32)), *case.geometry, "none", "cuda")
 
 
-@pytest.mark.parametrize("name", ["test_geometry", "test_emulator"])
+@pytest.mark.parametrize("name", ["test_geometry", "test_emulator", "test_hopper_emulator"])
 def test_on_the_host(name: str, tmp_path: Path) -> None:
     """Index arithmetic against loops, and the emulator against seeded faults."""
     program = tmp_path / name
     source = emulated.ROOT / "csrc" / "tests" / f"{name}.cpp"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-U_FORTIFY_SOURCE"]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
     subprocess.run(["g++", *flags, source, "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

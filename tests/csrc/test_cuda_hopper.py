@@ -18,9 +18,11 @@ CASES = {
     "32x32-tail-of-channels": Case(batch=3, channels=24, outputs=32, size=(10, 7), kernels=3, taps=(3, 2)),
     "32x64-wide": Case(channels=32, outputs=56, size=(5, 65), kernels=2, taps=(1, 2), padding=(0, 1)),
     "64x64-three-rows": Case(batch=1, channels=40, outputs=64, size=(7, 5), kernels=2),
-    "64x64-two-chunks": Case(batch=2, channels=72, outputs=64, size=(3, 4), kernels=1),
-    "64x128-five-kernels": Case(channels=64, outputs=136, size=(16, 8), kernels=5, taps=(1, 1), padding=(0, 0)),
-    "64x128-two-rows": Case(batch=1, channels=64, outputs=120, size=(3, 9), kernels=2, bias=False),
+    "32x64-three-chunks": Case(batch=2, channels=72, outputs=64, size=(3, 4), kernels=1),
+    "64x128-two-rows-five-kernels": Case(
+        channels=64, outputs=136, size=(16, 8), kernels=5, taps=(1, 1), padding=(0, 0)
+    ),
+    "64x128-one-row": Case(batch=1, channels=64, outputs=120, size=(3, 9), kernels=2, bias=False),
 }
 
 
