@@ -132,15 +132,16 @@ def _cuda_hopper(problem: Problem) -> Function:
 
 
 def _cuda_hopper_refuses(problem: Problem) -> str | None:
-    if KINDS[problem.case.kind].transposed:
-        return "no transposed convolution"
+    if KINDS[problem.case.kind].transposed or problem.case.direction != "forward":
+        return "a forward convolution alone"
     reason = _backend_missing("cuda")(problem)
-    if reason is None:
-        try:  # the operator itself knows
-            _cuda_hopper(problem)(problem.input, problem.weight, problem.bias, problem.alpha)
-        except RuntimeError as error:
-            return str(error).splitlines()[0]
-    return reason
+    if reason is not None:
+        return reason
+    try:  # the operator itself knows
+        _cuda_hopper(problem)(problem.input, problem.weight, problem.bias, problem.alpha)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _hopper(tile: str) -> Callable[[Problem], Function]:

@@ -1,9 +1,9 @@
 // The dense convolution for compute capability 9.0, stride 1: a block blends its sample's kernels once into a panel in
 // shared memory and keeps it; only pixels are streamed.
 //
-// - A tile is tile_rows() rows of 64 pixels, `outputs` outputs deep; every row is one wgmma accumulator. A block's tiles
-//   are consecutive, so that it stays with one sample as long as it can.
-// - A step is one column shift of one chunk of channels: a box of tile_rows() + kh - 1 rows, copied whole into one slot.
+// - A tile is tile_rows() rows of 64 pixels, `outputs` outputs deep; every row is one wgmma accumulator. A block's
+//   tiles are consecutive, so that it stays with one sample as long as it can.
+// - A step is one column shift of one chunk of channels: a box of tile_rows() + kh - 1 rows, copied whole into a slot.
 //   Each of its rows serves kh kernel rows. What lies outside the picture arrives as zeros: that is the padding.
 // - One warp starts the copies, ahead by as many steps as there are slots; two warpgroups multiply, each for its rows.
 //   `full` barriers say that a slot's box is there, `empty` ones that the products that read it are done.

@@ -88,8 +88,8 @@ TO_DEVICE void products_pin(float (&sums)[n]) {
   for (int i = 0; i < n; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-#define TO_EIGHT(c, i) \
-  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define TO_FOUR(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define TO_EIGHT(c, i) TO_FOUR(c, i), TO_FOUR(c, i + 4)
 #define TO_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define TO_NAMES_32 TO_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define TO_NAMES_64                                                                                        \
@@ -127,6 +127,7 @@ TO_PRODUCTS(multiply_async_bfloat16, "bf16")
 #undef TO_NAMES_32
 #undef TO_NAMES_16
 #undef TO_EIGHT
+#undef TO_FOUR
 
 // What the launcher asks of the device: null, or why it cannot run the kernel.
 inline const char* hopper_device(const void* kernel, int32_t& multiprocessors) {
@@ -149,9 +150,9 @@ inline const char* hopper_device(const void* kernel, int32_t& multiprocessors) {
 // The tensor map of a channels_last picture [samples, height, width, channels], for boxes of box_rows x kHopperPixels.
 inline const char* make_map(TensorMap& map, const void* data, Type type, const int32_t (&sizes)[4],
                             const int64_t (&strides)[3], const HopperShape& shape, int32_t box_rows) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                              const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
   static const Encode encode = [] {
     void* address = nullptr;
     cudaDriverEntryPointQueryResult found{};
