@@ -158,7 +158,7 @@ def test_fp32_agrees(case: Case) -> None:
 
 
 def test_a_long_sum_in_fp32() -> None:
-    """9216 pixels in one segment: one plain sum is about 39 * 2**-24 off, the sums of 128 pixels about 5 * 2**-24."""
+    """9216 pixels in one segment; by arithmetic one plain sum is 39 * 2**-24 off, sums of 128 pixels 5 * 2**-24."""
     case = Case(batch=1, channels=64, outputs=64, size=(96, 96), kernels=1, taps=(1, 1), padding=(0, 0), bias=False)
     x, weight, _, a = case.tensors("shared", torch.float32, True)
     grad = torch.randn(1, 64, 96, 96)
