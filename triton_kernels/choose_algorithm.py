@@ -96,7 +96,7 @@ def load_table(path: Path) -> dict[Problem, Choice]:
         if table["version"] != VERSION:
             raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
         return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
         return {}
 
