@@ -1,7 +1,6 @@
 """tunable_conv2d on the Triton kernels: what a call needs of them, and the library where `choose_algorithm` says so."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def forward(
     """
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     memory_format = output_format(input, weight)
-    output = _empty_output(input, weight, geometry)
+    output = _empty_output(input, weight, (stride, padding, dilation))
     if output.numel() == 0:
         return output
     bias = bias if bias is None or bias.stride(1) == 1 else bias.contiguous()
@@ -80,17 +79,26 @@ def forward(
 
 
 def forward_saving(
-    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any, choice: Choice | None = None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(output, value before the activation), both from one kernel's epilogue; arguments as `forward` has them."""
-    pre = _empty_output(input, weight, Geometry(*map(tuple, options[:3])))  # type: ignore[arg-type]
-    return forward(input, weight, bias, alpha, *options, choice, pre), pre
+    pre = _empty_output(input, weight, (stride, padding, dilation))
+    return forward(input, weight, bias, alpha, stride, padding, dilation, groups, activation, choice, pre), pre
 
 
-def _empty_output(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], *geometry[:3], strict=True)
+        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], *geometry, strict=True)
     ]
     return torch.empty(
         (input.shape[0], weight.shape[1], *size),
