@@ -168,7 +168,7 @@ def _weight_config(problem: Problem) -> Config:
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
     narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
     block_m = _power(problem.outputs, 16, 64)
-    block_n = _power(columns, 16, 64 if narrow else 128)
+    block_n = _power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
     block_k = _power(problem.size[0] * problem.size[1], 16, 64)
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 32)

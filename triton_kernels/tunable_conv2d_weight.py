@@ -67,7 +67,8 @@ def _tunable_conv2d_weight_kernel(
 
     first = split * split_pixels
     last = tl.minimum(first + split_pixels, pixels)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # Of a map the transpose: grad_output times alpha has to be the second operand, for it comes from registers.
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if MAP else [BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         mask_k = k < last
@@ -87,10 +88,14 @@ def _tunable_conv2d_weight_kernel(
         mask_x = (h >= 0) & (h < H) & (w >= 0) & (w < W) & mask_k[:, None] & mask_n[None, :]
         x_ptrs = x_ptr + (sample * x_sb + h_0 * x_sh + w_0 * x_sw)[:, None] + offs_x[None, :]
         x = tl.load(x_ptrs, mask=mask_x, other=0.0)
-        if MAP:  # with the second operand: the first one must not come from registers
+        if MAP:
             weights = tl.load(alpha_ptr + sample * alpha_sb + pixel, mask=mask_k, other=0.0).to(tl.float32)
-            x = (x.to(tl.float32) * weights[:, None]).to(x_ptr.dtype.element_ty)
-        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+            dy = (dy.to(tl.float32) * weights[None, :]).to(x_ptr.dtype.element_ty)
+            acc = tl.dot(tl.trans(x), tl.trans(dy), acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+    if MAP:
+        acc = tl.trans(acc)
     g_ptr += (b * splits + split) * g_sb + group * g_sg
     offs_g = (offs_m * g_so)[:, None] + (r * g_sh + s * g_sw + c * g_sc)[None, :]
     tl.store(g_ptr + offs_g, acc, mask=mask_m[:, None] & mask_n[None, :])
