@@ -74,7 +74,8 @@ class LaunchConfiguration:
         """The instructions that the machine code must contain; tiles under 64 rows take mma.sync everywhere."""
         if not self.tensor_cores:
             return ()
-        rows = self.launch.constants["BLOCK_M"]
+        # The weight gradient of a map multiplies the transposes.
+        rows = self.launch.constants["BLOCK_N" if self.launch.constants.get("MAP") else "BLOCK_M"]
         if arch == 90 and rows < 64:
             return ("HMMA",)
         if arch == 100 and rows < 128:
