@@ -49,6 +49,11 @@ def _conv2d_flops(
     return _convolution(weight, out_shape) + _blend(weight, bias, alpha)
 
 
+@register_flop_formula(_OPS.tunable_conv2d_saving)
+def _conv2d_saving_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(_conv2d_flops(*args, out_shape=out_shape[0], **kwargs))
+
+
 @register_flop_formula(_OPS.tunable_conv2d_backward)
 def _conv2d_backward_flops(
     grad_output: Shape,

@@ -160,6 +160,15 @@ def _fake(
     return output.to(memory_format=layout.output_format(input, weight))
 
 
+def _saving_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    output, saved = _implementation(args[-1]).forward_saving(*args[:-1])
+    return output, saved
+
+
+def _saving_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    return _fake(*args), _fake(*args)
+
+
 def _backward_kernel(
     grad_output: Tensor,
     saved: Tensor | None,
@@ -199,6 +208,10 @@ def _backward_fake(
 _OPTIONS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str activation, str backend"
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
 _forward_op = registration.define(NAME, f"{_TENSORS}, {_OPTIONS}", "Tensor", _kernel, _fake)
+# The output and the value before the activation, from one pass, for the backends that can.
+_saving_op = registration.define(
+    f"{NAME}_saving", f"{_TENSORS}, {_OPTIONS}", "(Tensor, Tensor)", _saving_kernel, _saving_fake
+)
 # `saved` is the output (relu, leaky_relu), the value before the activation (gelu, silu) or None (no activation).
 _backward_op = registration.define(
     f"{NAME}_backward",
@@ -218,6 +231,8 @@ class _TunableConv2d(torch.autograd.Function):
         tensors = (input, weight, bias, alpha)
         if activation == "none" or activation in SAVES_OUTPUT:
             output = saved = registration.below_autograd(_forward_op, *tensors, *options)
+        elif backend == "triton":
+            output, saved = registration.below_autograd(_saving_op, *tensors, *options)
         else:
             saved = registration.below_autograd(_forward_op, *tensors, *geometry, "none", backend)
             output = reference.apply_activation(saved, activation)
