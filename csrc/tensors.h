@@ -40,10 +40,10 @@ inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
-inline Tensor empty_strided(const Tensor& like, const Ints& sizes, const Ints& strides) {
+inline Tensor empty_strided(const Tensor& like, ScalarType type, const Ints& sizes, const Ints& strides) {
   std::array<StableIValue, 6> stack{from(sizes),
                                     from(strides),
-                                    from(std::optional(like.scalar_type())),
+                                    from(std::optional(type)),
                                     from(std::nullopt),
                                     from(std::optional(like.device())),
                                     from(std::nullopt)};
@@ -109,7 +109,7 @@ inline Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;

@@ -22,50 +22,36 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
 Tensor empty_kernel(const Tensor& weight) {
   Ints sizes, strides;
   for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
   const Tensor kernel = empty_kernel(weight);
-  const int64_t count = weight.size(0), step = weight.stride(0);
-  const float* stack = weight.const_data_ptr<float>();
-  float* out = kernel.mutable_data_ptr<float>();
-  for_each_block(elements(weight), [&](int64_t, int64_t begin, int64_t end) {
-    const float first = call.alpha[0];
-    for (int64_t i = begin; i < end; ++i) out[i] = first * stack[i];
-    for (int64_t p = 1; p < count; ++p) {
-      const float factor = call.alpha[p], *source = stack + p * step;
-      for (int64_t i = begin; i < end; ++i) out[i] += factor * source[i];
-    }
-  });
+  const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
+  const FlatBlend blend{weight.const_data_ptr<float>(),    Number::kFloat, weight.size(0), weight.stride(0), alpha.data(),
+                        kernel.mutable_data_ptr<float>(), Number::kFloat};
+  for_each_block(elements(weight),
+                 [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
   return kernel;
-}
-
-double dot(const float* a, const float* b, int64_t count) {
-  float lanes[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int64_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-  }
-  double total = 0;
-  for (; i < count; ++i) total += static_cast<double>(a[i]) * b[i];
-  for (const float lane : lanes) total += lane;
-  return total;
 }
 
 // grad_weight[p] = alpha[p] G where asked for, and the dots <G, weight[p]> that grad_alpha is made of.
 std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, float* grad_weight,
                              bool need_alpha) {
-  const int64_t count = weight.size(0), size = elements(weight), step = weight.stride(0);
-  const float *g = gradient.const_data_ptr<float>(), *stack = weight.const_data_ptr<float>();
+  const int64_t count = weight.size(0), size = elements(weight);
+  const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
+  const FlatContract contract{weight.const_data_ptr<float>(),
+                              Number::kFloat,
+                              count,
+                              weight.stride(0),
+                              alpha.data(),
+                              gradient.const_data_ptr<float>(),
+                              Number::kFloat,
+                              grad_weight,
+                              size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
-    for (int64_t p = 0; p < count; ++p) {
-      if (need_alpha) partial[block * count + p] = dot(g + begin, stack + p * step + begin, end - begin);
-      if (!grad_weight) continue;
-      float* to = grad_weight + p * size;
-      for (int64_t i = begin; i < end; ++i) to[i] = call.alpha[p] * g[i];
-    }
+    best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
   });
   for (size_t i = 0; i < partial.size(); ++i) totals[i % count] += partial[i];
   return totals;

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
-from tunable_ops.backends.torch.layout import as_matrix, from_matrix, output_format
+from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
 from tunable_ops.reference.activation import activation_backward, apply_activation
+from tunable_ops.triton_kernels import choose_algorithm as rule
 from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, choose_splits, dtype_name
 from tunable_ops.triton_kernels.launch import (
     INDEX_LIMIT,
@@ -277,6 +278,21 @@ def _input_kind(weight: Tensor, geometry: Geometry, groups: int, input: Tensor, 
 
 def _weight_kind(weight: Tensor, groups: int) -> str:
     return "depthwise" if weight.shape[2] == 1 and groups > 1 else "dense"
+
+
+def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a layer is faster with a kernel from the blend of its whole network than with one of these kernels."""
+    _, outputs, inputs, kh, kw = weight.shape
+    kind = "dense"
+    if inputs == 1 and groups > 1:
+        kind = "depthwise"
+    elif (kh, kw) == stride == (1, 1):
+        kind = "pointwise"
+    layout = "nhwc" if kernels_are_channels_last(weight) else "nchw"
+    name = dtype_name(dtype, input_precision(dtype))
+    sizes = (1, kernels, inputs, outputs // groups, groups)
+    problem = Problem("forward", kind, "shared", name, layout, *sizes, (kh, kw), stride, (1, 1))
+    return rule.blends_first(problem, device_name(weight))
 
 
 def _problem(
