@@ -130,7 +130,7 @@ Tensor blend_direct(const Tensor& stack, const Tensor& alpha) {
   if (stack.numel() == 0 || !kernels_are_dense(stack)) return undefined();
   Ints sizes, strides;
   for (int64_t d = 1; d < stack.dim(); ++d) sizes.push_back(stack.size(d)), strides.push_back(stack.stride(d));
-  const Tensor kernel = empty_strided(stack, sizes, strides);
+  const Tensor kernel = empty_strided(stack, stack.scalar_type(), sizes, strides);
   blend_kernels(stack, alpha.const_data_ptr<float>(), kernel.mutable_data_ptr<float>());
   return kernel;
 }

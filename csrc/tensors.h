@@ -59,14 +59,13 @@ inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
-inline Tensor empty_strided(const Tensor& like, const Ints& sizes, const Ints& strides) {
-  int32_t type, device, index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+inline Tensor empty_strided(const Tensor& like, ScalarType type, const Ints& sizes, const Ints& strides) {
+  int32_t device, index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device, index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         to<int32_t>(from(type)), device, index, &handle));
   return Tensor(handle);
 }
 
@@ -132,7 +131,7 @@ inline Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;

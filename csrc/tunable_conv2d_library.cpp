@@ -24,7 +24,7 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
 Tensor empty_kernel(const Tensor& weight) {
   Ints sizes, strides;
   for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
@@ -37,11 +37,19 @@ Tensor blended_kernel(const Call& call, const Tensor& weight) {
 std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, float* grad_weight,
                              bool need_alpha) {
   const int64_t count = weight.size(0), size = elements(weight);
-  const Unmix unmix{weight.const_data_ptr<float>(),   count,       weight.stride(0), size, call.alpha.data(),
-                    gradient.const_data_ptr<float>(), grad_weight};
+  const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
+  const FlatContract contract{weight.const_data_ptr<float>(),
+                              Number::kFloat,
+                              count,
+                              weight.stride(0),
+                              alpha.data(),
+                              gradient.const_data_ptr<float>(),
+                              Number::kFloat,
+                              grad_weight,
+                              size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
-    best_kernels().unmix(unmix, begin, end, need_alpha ? partial.data() + block * count : nullptr);
+    best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
   });
   for (size_t i = 0; i < partial.size(); ++i) totals[i % count] += partial[i];
   return totals;
@@ -56,8 +64,11 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 }  // namespace
 
 void blend_kernels(const Tensor& stack, const float* alpha, float* blended) {
-  const Mix mix{stack.const_data_ptr<float>(), stack.size(0), stack.stride(0), alpha, blended};
-  for_each_block(elements(stack), [&](int64_t, int64_t begin, int64_t end) { best_kernels().mix(mix, begin, end); });
+  const std::vector<double> factors(alpha, alpha + stack.size(0));
+  const FlatBlend blend{stack.const_data_ptr<float>(), Number::kFloat, stack.size(0), stack.stride(0), factors.data(),
+                        blended,                       Number::kFloat};
+  for_each_block(elements(stack),
+                 [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
 }
 
 bool library_serves(const Call& call, const Tensor& weight) {

@@ -68,6 +68,25 @@ def choose_algorithm(problem: Problem, device: str = "") -> Choice:
     return Choice(default_algorithm(problem), default_config(problem))
 
 
+@lru_cache(maxsize=4096)
+def blends_first(problem: Problem, device: str = "") -> bool:
+    """Whether a layer of a network with one alpha takes its kernel from the one blend of all layers.
+
+    Asked before any input is there: batch and map of `problem` do not count. A table's entry decides as it does for a
+    call. Without one, 1x1 kernels are blended first too: what the fused kernel saves is a launch, and that is shared
+    by all layers here; small dense 3x3 kernels and depthwise ones stay fused.
+    """
+    entries = load_table(TABLES / table_name(device)) if device else {}
+
+    def far(entry: Problem) -> float:
+        return distance(problem._replace(batch=entry.batch, size=entry.size), entry)
+
+    near = min(entries, key=far, default=None)
+    if near is not None and far(near) <= NEAR:
+        return entries[near].algorithm == "premix"
+    return problem.kind == "pointwise" or default_algorithm(problem) == "premix"
+
+
 def distance(problem: Problem, entry: Problem) -> float:
     """Doublings of work between two problems; infinite where they differ in kind."""
     same = ("direction", "kind", "alpha", "dtype", "layout", "taps", "stride")

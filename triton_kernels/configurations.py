@@ -15,7 +15,13 @@ from tunable_ops.triton_kernels.problems import candidates, make_operands, plan_
 from tunable_ops.triton_kernels.tunable_parameter import (
     plan_tunable_parameter_backward,
     plan_tunable_parameter_forward,
-    plan_tunable_parameter_many,
+)
+from tunable_ops.triton_kernels.tunable_parameters import (
+    COLUMNS,
+    Tables,
+    plan_tunable_parameters_backward,
+    plan_tunable_parameters_forward,
+    plan_tunable_parameters_sum,
 )
 
 ARCHS = (80, 90, 100)
@@ -184,13 +190,7 @@ def _blends() -> Iterator[LaunchConfiguration]:
         def fp32(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device="meta")
 
-        many = plan_tunable_parameter_many(
-            torch.empty(9, 6, dtype=torch.int64, device="meta"),
-            torch.empty(9, 2, dtype=torch.int32, device="meta"),
-            fp32(9),
-            dtype,
-        )
-        yield LaunchConfiguration(f"blend-many-{kind}", many, False)
+        yield from _network_blends(dtype, kind)
         for kernels in (1, 2, 3, 16):
             quick = kernels == 2 and dtype == torch.bfloat16
             weight, alpha = empty(kernels, 36864), fp32(32, kernels)
@@ -200,3 +200,29 @@ def _blends() -> Iterator[LaunchConfiguration]:
                 fp32(32, 4, 36864), weight, alpha, empty(kernels, 36864), fp32(9, 32, kernels)
             )
             yield LaunchConfiguration(f"contract-{kind}-P{kernels}", launch, False, quick)
+
+
+def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[LaunchConfiguration]:
+    """Of two kernels: with the gradient of alpha and without, under autocast, and into tensors that are there."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tables = Tables(empty(9, COLUMNS, dtype=torch.int64), empty(9, 2, dtype=torch.int32), 2)
+    alpha, partial, base = empty(9), empty(9, 2), 1 << 40
+    name = f"network-blend-{kind}"
+    forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, dtype)
+    yield LaunchConfiguration(name, forward, False, quick=True)
+    yield LaunchConfiguration(f"{name}-into", plan_tunable_parameters_forward(tables, alpha, 0, dtype, dtype), False)
+    for parts in (partial, None):
+        backward = plan_tunable_parameters_backward(tables, alpha, parts, (base, base), dtype, dtype)
+        suffix = "" if parts is not None else "-frozen-alpha"
+        yield LaunchConfiguration(f"network-contract-{kind}{suffix}", backward, False, quick=parts is not None)
+    if dtype == torch.float32:
+        for cast in (torch.bfloat16, torch.float16):
+            to = str(cast).removeprefix("torch.")
+            forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, cast)
+            yield LaunchConfiguration(f"{name}-{to}", forward, False)
+            backward = plan_tunable_parameters_backward(tables, alpha, partial, (base, base), dtype, cast)
+            yield LaunchConfiguration(f"network-contract-{kind}-{to}", backward, False)
+        yield LaunchConfiguration("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), False)

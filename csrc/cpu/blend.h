@@ -117,37 +117,4 @@ void contract(const Contract& args, int64_t begin, int64_t end) {
   delete[] slices;
 }
 
-void mix(const Mix& args, int64_t begin, int64_t end) {
-  int64_t i = begin;
-  for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-    Vec sums[2] = {};
-    for (int64_t p = 0; p < args.kernels; ++p) {
-      const Vec factor = broadcast(args.alpha[p]);
-      const float* source = args.stack + p * args.step + i;
-      for (int v = 0; v < 2; ++v) sums[v] += factor * load(source + v * kLanes);
-    }
-    for (int v = 0; v < 2; ++v) store(args.blended + i + v * kLanes, sums[v]);
-  }
-  for (; i < end; ++i) {
-    float sum = 0;
-    for (int64_t p = 0; p < args.kernels; ++p) sum += args.alpha[p] * args.stack[p * args.step + i];
-    args.blended[i] = sum;
-  }
-}
-
-void unmix(const Unmix& args, int64_t begin, int64_t end, double* dots) {
-  for (int64_t p = 0; p < args.kernels; ++p) {
-    const float *stack = args.stack + p * args.step, *gradient = args.gradient;
-    const Vec factor = broadcast(args.alpha[p]);
-    float* to = args.grad_stack ? args.grad_stack + p * args.size : nullptr;
-    const int64_t whole = begin + (end - begin) / kLanes * kLanes;
-    if (dots) dots[p] = dot(gradient + begin, stack + begin, whole - begin);
-    for (int64_t i = begin; to && i < whole; i += kLanes) store(to + i, factor * load(gradient + i));
-    for (int64_t i = whole; i < end; ++i) {
-      if (dots) dots[p] += static_cast<double>(gradient[i]) * stack[i];
-      if (to) to[i] = args.alpha[p] * gradient[i];
-    }
-  }
-}
-
 }  // namespace tunable_ops::TO_ISA

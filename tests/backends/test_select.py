@@ -28,7 +28,7 @@ def test_a_backend_that_is_not_there_says_why(name: str, monkeypatch: pytest.Mon
 
 def test_triton_names_what_it_takes() -> None:
     pytest.importorskip("triton")
-    assert triton.unfit(torch.ones(1)) == (
+    assert triton.unfit("tunable_parameter", torch.ones(1)) == (
         "it takes CUDA tensors (CPU ones only where TRITON_INTERPRET=1 was set before the import), got one on cpu"
     )
     assert (
@@ -100,7 +100,7 @@ def test_a_size_that_export_leaves_open_is_no_condition() -> None:
 def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
     tensors = case.tensors("sample", torch.float16, channels_last=True)
-    assert "these are on cpu" in str(cuda.unfit(*tensors))
+    assert "these are on cpu" in str(cuda.unfit("tunable_conv2d", *tensors))
     assert not cuda.is_fastest("tunable_conv2d", *tensors)
     monkeypatch.setattr(cuda, "_missing", None)
     assert cuda.unavailable_reason("tunable_conv3d") == "this version has no cuda kernel for tunable_conv3d"

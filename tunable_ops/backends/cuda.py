@@ -51,7 +51,7 @@ def unavailable_reason(op: str) -> str | None:
     return _missing or (None if torch.cuda.is_available() else "no CUDA device is there")
 
 
-def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
@@ -78,6 +78,6 @@ def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
         and op in OPS
         and input.dim() == 4
         and input.dtype in (torch.float16, torch.bfloat16)
-        and unfit(input, *others) is None
+        and unfit(op, input, *others) is None
         and input.is_contiguous(memory_format=torch.channels_last)
     )

@@ -13,7 +13,8 @@ from tunable_ops.modules.convert import carry_over, copy_network
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel, first_float
 from tunable_ops.modules.spec import read_lambda
-from tunable_ops.modules.tunable_parameter import ParameterBlend, stack_parts, unparametrise, whole_stack
+from tunable_ops.modules.stacks import stack_parts, whole_stack
+from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
 from tunable_ops.modules.tuning import blend_weights
 
 
@@ -148,12 +149,15 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
 
 def _blend_into(targets: Targets, lam: Tensor) -> None:
     """Blends every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
-    alphas = blend_weights([layer.tuning for layer, _ in targets], lam)
+    alphas, starts = blend_weights([layer.tuning for layer, _ in targets], lam)
     blends = [
-        (read(), alpha, plain) for (_, pairs), alpha in zip(targets, alphas, strict=True) for read, plain in pairs
+        (stack, start, plain.view(stack.shape[1:]))
+        for (_, pairs), start in zip(targets, starts, strict=True)
+        for stack, plain in ((read(), plain) for read, plain in pairs)
     ]
     if blends:
-        functional.blend_into(*zip(*blends, strict=True))
+        stacks, firsts, outputs = zip(*blends, strict=True)
+        functional.blend_into(stacks, alphas, firsts, outputs)
 
 
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:

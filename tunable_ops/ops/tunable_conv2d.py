@@ -132,6 +132,22 @@ def _key(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *opt
     return (input.shape, weight.shape, shift, alpha.shape, tensors, last, *options)
 
 
+def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a layer with one alpha is faster as torch's own with a kernel from the blend of its whole network.
+
+    Args:
+        weight: [any, O, C/groups, kh, kw].
+        kernels: P.
+        dtype: What the layer computes in.
+        stride: Pixels.
+        groups: Of the convolution.
+    """
+    if backends.select(NAME, None, weight) != "triton":  # measured on a CPU: docs/network_blend.md
+        return True
+    chosen: bool = backends.implementation("triton", NAME).blends_first(weight, kernels, dtype, stride, groups)
+    return chosen
+
+
 def _kernel(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
     return _implementation(options[-1]).forward(input, weight, bias, alpha, *options[:-1])
 

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
-from tunable_ops.backends.torch.layout import as_matrix, from_matrix, output_format
+from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
 from tunable_ops.backends.triton.problem import choose, chunks, forward_kind, input_kind, make_problem, weight_kind
 from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
 from tunable_ops.reference.activation import activation_backward, apply_activation
-from tunable_ops.triton_kernels.choose_algorithm import Choice, choose_splits
-from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, multiprocessors
+from tunable_ops.triton_kernels import choose_algorithm as rule
+from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_splits, dtype_name
+from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, device_name, input_precision, multiprocessors
 from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
 from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
@@ -275,3 +276,18 @@ def _plan(
     if kind == "pointwise":
         return plan_tunable_conv2d_pointwise(*tensors, groups, activation, config, pre=pre)
     return plan_tunable_conv2d_forward(*tensors, geometry, groups, activation, config, pre)
+
+
+def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a layer is faster with a kernel from the blend of its whole network than with one of these kernels."""
+    _, outputs, inputs, kh, kw = weight.shape
+    kind = "dense"
+    if inputs == 1 and groups > 1:
+        kind = "depthwise"
+    elif (kh, kw) == stride == (1, 1):
+        kind = "pointwise"
+    layout = "nhwc" if kernels_are_channels_last(weight) else "nchw"
+    name = dtype_name(dtype, input_precision(dtype))
+    sizes = (1, kernels, inputs, outputs // groups, groups)
+    problem = Problem("forward", kind, "shared", name, layout, *sizes, (kh, kw), stride, (1, 1))
+    return rule.blends_first(problem, device_name(weight))
