@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from tunable_ops import losses
+    from tunable_ops.cli.device import choose_device
     from tunable_ops.serialization import load
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import evaluate
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    net = load(args.model).to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    net = load(args.model).to(choose_device(args.device))
     lams = _positions(args, net.spec)
     scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
     border = (scale if scale > 1 else 0) if args.border is None else args.border

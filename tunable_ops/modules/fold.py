@@ -29,7 +29,8 @@ def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
 
     Raises:
         TypeError: `net` is neither.
-        ValueError: A per-sample lambda or a map (they have no single kernel), or one that does not fit.
+        ValueError: A per-sample lambda or a map (they have no single kernel), or one that does not fit; or a layer
+            that is not a blend of kernels, such as CFSNet's.
 
     Example:
         >>> from tunable_ops.modules.tunable_conv import TunableConv2d
@@ -98,8 +99,10 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
     plain_of: dict[int, nn.Parameter] = {}
     targets: Targets = []
     for layer in layers:
+        if isinstance(layer, ParameterBlend):
+            continue  # below: it is replaced in its owner
         if not isinstance(layer, StackedLayer):
-            continue
+            raise ValueError(f"fold: net must have layers with a plain form alone; got {type(layer).__name__}")
         plain = layer.plain()
         memo[id(layer)] = plain
         pairs: list[tuple[Callable[[], Tensor], nn.Parameter]] = []

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunable_ops import losses, models
+from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
 from tunable_ops.train.config import Config, Optim
@@ -23,27 +23,30 @@ __all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler
 def build_network(config: Config) -> nn.Module:
     """The network with the weights that the seed gives; a `TunableModel`, or plain where ``tuning.kind`` is "none".
 
-    Both start from the same plain weights, so that a tunable and a plain run are compared like with like.
+    All start from the same plain weights, so that runs are compared like with like.
 
     Raises:
-        ValueError, TypeError: as `tunable_ops.models.build` and `tunable_ops.convert`.
+        ValueError, TypeError: as `tunable_ops.models.build`, `tunable_ops.convert` and `tunable_ops.control.attach`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         plain = models.build(config.model.name, **config.model.arguments)
         if config.tuning.kind == "none":
             return plain
-        tuning = config.tuning
+        tuning, count = config.tuning, len(config.objectives)
+        names = tuning.names or [objective.name for objective in config.objectives]
+        if tuning.phased:
+            return control.attach(plain, tuning.kind, count, names=names, defaults=tuning.defaults, **tuning.control)
         return convert(
             plain,
-            num_params=len(config.objectives),
+            num_params=count,
             num_kernels=tuning.num_kernels,
             tuning=tuning.kind,
             domain=tuning.domain,
             include=tuning.include,
             exclude=tuple(tuning.exclude),
             parameters=tuple(tuning.parameters),
-            names=tuning.names or [objective.name for objective in config.objectives],
+            names=names,
             defaults=tuning.defaults,
         )
 
@@ -104,8 +107,8 @@ def style_picture(source: str, size: int) -> Tensor:
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:
-    """What draws lambda; None where the plain network trains."""
-    if config.tuning.kind == "none":
+    """What draws lambda; None where it is fixed: for the plain network, and for each phase of a phased one."""
+    if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
     return losses.sampler(kind, len(config.objectives), corners=config.sampler.corners)

@@ -58,9 +58,13 @@ class Tuning(Section):
     "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
     of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
     those of the objectives).
+
+    The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
+    are objectives, each with an equal part of the steps and a schedule of its own.
     """
 
-    kind: Literal["affine", "identity", "none"] = "affine"
+    kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
+    control: dict[str, Any] = {}
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
@@ -69,6 +73,24 @@ class Tuning(Section):
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
+
+    @property
+    def phased(self) -> bool:
+        """Whether the knob is one of `tunable_ops.control`, trained objective after objective."""
+        return self.kind not in ("affine", "identity", "none")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Tuning:
+        if self.control and not self.phased:
+            raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
+        foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
+        if self.phased and (foreign or self.domain != "simplex"):
+            raise ValueError(
+                f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
+                "of its own in tuning.control and lives on the simplex"
+            )
+        return self
 
 
 class Sampler(Section):
@@ -105,9 +127,14 @@ class Data(Section):
 
 
 class Noise(Section):
-    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255."""
+    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
+
+    With ``levels``, one per objective, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then says
+    how noisy the input is, rather than what to make of it.
+    """
 
     sigma: _Range = (25.0, 25.0)
+    levels: list[Annotated[float, Field(ge=0)]] | None = None
     clip: bool = False
 
 
@@ -276,10 +303,18 @@ class Config(Section):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives must have different names; got {names}")
+        noise = self.degradation.noise
+        if noise and noise.levels is not None and len(noise.levels) != len(names):
+            raise ValueError(
+                f"degradation.noise.levels must have one entry per objective, {len(names)}; got {noise.levels}"
+            )
         for key in ("names", "defaults", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != len(names):
                 raise ValueError(f"tuning.{key} must have one entry per objective, {len(names)}; got {given}")
+        if self.tuning.phased and self.optim.weight_decay:
+            # kernels of other phases get a gradient of 0; the decay would move them all the same
+            raise ValueError(f"optim.weight_decay must be 0 for tuning.kind {self.tuning.kind!r}")
         for lam in self.validation.lams or ():
             if len(lam) != len(names):
                 raise ValueError(f"validation.lams must have one number per objective, {len(names)}, each; got {lam}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,19 @@ def default_lams(num_params: int, domain: str) -> list[list[float]]:
 
 
 def degraded_pictures(
-    pictures: Sequence[tuple[str, Tensor]], degradation: Degradation, seed: int
+    pictures: Sequence[tuple[str, Tensor]],
+    degradation: Degradation,
+    seed: int,
+    lam: Sequence[float] | None = None,
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place."""
+    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
+
+    `lam` is needed where the noise follows it.
+    """
     out = []
     for index, (name, clean) in enumerate(pictures):
-        pair = degrade(clean.unsqueeze(0), degradation, generator(seed, "evaluation", index))
+        draws = generator(seed, "evaluation", index)
+        pair = degrade(clean.unsqueeze(0), degradation, draws, None if lam is None else torch.tensor(lam))
         out.append((name, clean, pair.input[0]))
     return out
 
@@ -106,6 +114,36 @@ def evaluate(
                 found.append(_score(name, lam, restore(net, degraded, lam), clean, measure))
                 bar.update()
     net.train(training)
+    return found
+
+
+def sweep(
+    net: nn.Module,
+    pictures: Sequence[tuple[str, Tensor]],
+    degradation: Degradation,
+    lams: Sequence[Sequence[float]],
+    seed: int,
+    **options: Any,
+) -> list[Score]:
+    """Degrades clean pictures, scores them at every lambda; where the noise follows lambda, each at its own noise.
+
+    Args:
+        net: As for `evaluate`.
+        pictures: (name, [3, H, W]), from `tunable_ops.train.data.held_out`.
+        degradation: What is done to them.
+        lams: The points.
+        seed: Of the draws.
+        options: Those of `evaluate`.
+
+    Returns:
+        As `evaluate`; the inputs themselves have no scores where they differ from lambda to lambda.
+    """
+    if degradation.noise is None or degradation.noise.levels is None:
+        return evaluate(net, degraded_pictures(pictures, degradation, seed), lams, **options)
+    found = []
+    for lam in lams:
+        scores = evaluate(net, degraded_pictures(pictures, degradation, seed, lam), [lam], **options)
+        found += [score for score in scores if score.lam is not None]
     return found
 
 
