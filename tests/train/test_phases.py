@@ -15,6 +15,7 @@ from tunable_ops.train.build import build_network, build_sampler
 from tunable_ops.train.config import Tuning
 from tunable_ops.train.data import Batches, Photographs, find_training_files
 from tunable_ops.train.evaluate import degraded_pictures, mean_psnr, sweep
+from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
 
 ARGUMENTS = {
@@ -108,7 +109,7 @@ def test_a_sweep_at_levels_of_noise(make_config) -> None:
     clean = [("a", torch.full((3, 40, 40), 0.5)), ("b", torch.full((3, 36, 48), 0.4))]
     identity = torch.nn.Identity()
     identity.weight = torch.nn.Parameter(torch.zeros(1))  # evaluate looks for a device
-    found = sweep(identity, clean, noise, [[1.0, 0.0], [0.0, 1.0]], 0, ssim=False)
+    found = sweep(identity, clean, noise, [[1.0, 0.0], [0.0, 1.0]], 0, measure=Measure(ssim=False))
     assert [(score.picture, score.lam) for score in found] == [
         (name, lam) for lam in ((1.0, 0.0), (0.0, 1.0)) for name in "ab"
     ]
