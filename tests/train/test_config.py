@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tunable_ops.train.config import Config, flatten, load_config, packaged_configs
+from tunable_ops.train.config import Config, load_config, packaged_configs
+from tunable_ops.train.sections import flatten
 
 MINIMAL = """
 [[objectives]]

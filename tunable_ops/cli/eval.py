@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    net = load(args.model).to(choose_device(args.device))
+    device = choose_device(args.device)
+    net = load(args.model).to(device)
     lams = _positions(args, net.spec)
     scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
     border = (scale if scale > 1 else 0) if args.border is None else args.border

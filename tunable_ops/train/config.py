@@ -6,27 +6,16 @@ one.
 
 from __future__ import annotations
 
-import difflib
-import json
-import sys
-import typing
-from collections.abc import Iterator, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tunable_ops.modules.convert import USUAL_PARAMETERS
+from tunable_ops.train.sections import Section, configs_of, read_tree, validate
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["Config", "Section", "flatten", "load_config", "packaged_configs", "read_tree", "validate"]
-
-_Schema = TypeVar("_Schema", bound=BaseModel)
+__all__ = ["Config", "load_config", "packaged_configs"]
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -38,17 +27,11 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
-class Section(BaseModel):
-    """A table of keys; unknown ones are refused, values stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Model(Section):
     """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
 
     name: str = "dncnn"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class Tuning(Section):
@@ -64,12 +47,12 @@ class Tuning(Section):
     """
 
     kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
-    control: dict[str, Any] = {}
+    control: dict[str, Any] = Field(default_factory=dict)
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
-    exclude: list[str] = []
-    parameters: list[str] = list(USUAL_PARAMETERS)
+    exclude: list[str] = Field(default_factory=list)
+    parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
@@ -182,7 +165,7 @@ class Objective(Section):
     loss: Literal["mse", "l1", "charbonnier", "ssim", "tv", "style"] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
-    arguments: dict[str, float | int | str | bool] = {}
+    arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     picture: str | None = None
 
     @model_validator(mode="after")
@@ -376,117 +359,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return validate(Config, tree)
 
 
-def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_config`.
-    """
-    file = Path(path)
-    if not file.is_file():
-        if str(path) not in packaged:
-            raise FileNotFoundError(
-                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}"
-            )
-        file = packaged[str(path)]
-    try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
-    for override in overrides:
-        _apply_override(tree, override)
-    return tree
-
-
-def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
-    """The checked configuration of a tree of keys.
-
-    Raises:
-        ValueError: every unknown key and wrong value, one line each.
-    """
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
-
-
-def packaged_configs(package: str = __package__) -> dict[str, Path]:
-    """Name to file of the configurations that ship in a package's folder ``configs``."""
-    folder = Path(str(resources.files(package) / "configs"))
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
-
-
-def flatten(config: BaseModel) -> dict[str, Any]:
-    """The configuration as dotted keys and JSON values, for comparison and logs."""
-
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else key, item)
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for index, item in enumerate(value):
-                yield from walk(f"{prefix}.{index}", item)
-        else:
-            yield prefix, value
-
-    return dict(walk("", json.loads(config.model_dump_json())))
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    key, text = key.strip(), text.strip()
-    if not equals or not all(key.split(".")):
-        raise ValueError(f"config: an override must be key=value with a dotted key; got {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.split(".")
-    node: Any = tree
-    for part in parents:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
-    if isinstance(node, dict):
-        node[last] = value
-    else:
-        _item(node, last, override)
-        node[int(last)] = value
-
-
-def _item(node: Any, part: str, override: str) -> Any:
-    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
-        raise ValueError(f"config: an override must name a key or an index that exists; got {override!r} at {part!r}")
-    return node[int(part)]
-
-
-def _explain(schema: type[BaseModel], problem: Any) -> str:
-    """One line for one of pydantic's findings."""
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        *parents, last = problem["loc"]
-        known = _keys_at(schema, parents)
-        close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
-        prefix = "".join(f"{part}." for part in parents)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"config: {where} must be a known key; got {last!r}: {hint}"
-    if problem["type"] == "missing":
-        return f"config: {where} must be given; got nothing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":  # ours: complete sentences
-        return f"config: {where} {message}" if message.startswith("must") else f"config: {message}"
-    return f"config: {where} must be valid; got {problem['input']!r}: {message}"
-
-
-def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys of the section at a path of keys and indices."""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        found = _sections_in(typing.get_type_hints(section)[part])
-        section = found[0]
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
+def packaged_configs() -> dict[str, Path]:
+    """Name to file of the training configurations that ship with the package."""
+    return configs_of(__package__)

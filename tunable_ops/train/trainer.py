@@ -262,8 +262,10 @@ class _Run:
         """PSNR over lambda with the averaged weights, where this process has pictures for it."""
         if self.validation:
             degradation = self.config.validation.degradation or self.config.degradation
-            only_psnr, seed = Measure(ssim=False), self.config.seed
-            self.scores = sweep(self.ema.module, self.validation, degradation, self.lams, seed, measure=only_psnr)
+            measure = Measure(ssim=False)
+            self.scores = sweep(
+                self.ema.module, self.validation, degradation, self.lams, self.config.seed, measure=measure
+            )
             log.validation(self.scores, self.lams)
 
     def save(self) -> None:
