@@ -2,8 +2,8 @@
 
 python examples/style/table.py runs/style/model.safetensors
 
-The losses are those of the training, whose configuration the checkpoint holds: 0 is the style picture itself, 1 about
-what a grey picture has. The style pictures and the weights of VGG16 must be where they were.
+The losses are those of the training, whose configuration the checkpoint holds: 0 is the style picture itself, 1 what
+a Gram matrix of zeros has. The style pictures and the weights of VGG16 must be where they were.
 """
 
 from __future__ import annotations
