@@ -1,8 +1,9 @@
-"""examples/style/strip.py draws seven points of the simplex."""
+"""examples/style: the strip over seven points of the simplex, and the table of losses there."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -10,23 +11,28 @@ import torch
 from tunable_ops import convert, models
 from tunable_ops.images import read_image
 from tunable_ops.serialization import save
+from tunable_ops.train import load_config
 
 ARGUMENTS = {"width": 2, "num_blocks": [0, 1, 0]}
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    file = Path(__file__).parents[2] / "examples" / "style" / "strip.py"
-    spec = importlib.util.spec_from_file_location("strip_example", file)
+def program(name: str) -> ModuleType:
+    file = Path(__file__).parents[2] / "examples" / "style" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"style_{name}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def checkpoint(folder: Path, styles: int) -> Path:
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return program("strip")
+
+
+def checkpoint(folder: Path, styles: int, **notes: Any) -> Path:
     net = convert(models.build("stylenet", **ARGUMENTS), num_params=styles)
-    save(net, folder / "net.safetensors", architecture="stylenet", arguments=ARGUMENTS)
+    save(net, folder / "net.safetensors", architecture="stylenet", arguments=ARGUMENTS, notes=notes)
     return folder / "net.safetensors"
 
 
@@ -48,3 +54,15 @@ def test_another_number_of_styles_is_refused(script: ModuleType, tmp_path: Path,
     with pytest.raises(SystemExit):
         script.main([str(checkpoint(tmp_path, 2)), "--out", str(tmp_path / "s.png")])
     assert "model must have three styles; got 2" in capsys.readouterr().err
+
+
+def test_the_table_has_a_row_per_point(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shallow = ["style.weights=random", "style.size=24", "style.layers=['relu1_2']", "style.content_layer=relu2_1"]
+    config = load_config("style", shallow)
+    model = checkpoint(tmp_path, 3, config=config.model_dump(mode="json"))
+    program("table").main([str(model), "--side", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| lambda | stain | retina | brick | content |"
+    assert len(lines) == 2 + 1 + 7
+    assert lines[2].startswith("| photograph |") and lines[2].endswith(" 0.00 |")
+    assert lines[-1].startswith("| 0.33 0.33 0.33 |")

@@ -67,6 +67,7 @@ class Tuning(Section):
         if self.control and not self.phased:
             raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
         foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
             raise ValueError(
                 f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
