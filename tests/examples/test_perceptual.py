@@ -1,4 +1,4 @@
-"""The two programs of examples/perceptual, for a few steps with random weights."""
+"""The programs of examples/perceptual, for a few steps with random weights."""
 
 import json
 import runpy
@@ -43,6 +43,12 @@ def test_image_prior(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a-true.json").stat().st_mtime_ns == before  # what is there is kept
     call("image_prior.py", *words, "--plot")
     assert (tmp_path / "image_prior.png").exists() and (tmp_path / "a-strip.png").exists()
+
+
+def test_proxy_target(data: Path, tmp_path: Path, capsys) -> None:
+    words = [str(data / "pictures" / "a.png"), str(tmp_path / "t.png"), "--size", "32", "--weights", "random"]
+    call("proxy_target.py", *words, "--pgn", str(data / "pgn.safetensors"))
+    assert "degrees" in capsys.readouterr().out and (tmp_path / "t.png").exists()
 
 
 @pytest.mark.slow
