@@ -34,7 +34,9 @@ def test_image_prior(data: Path, tmp_path: Path) -> None:
     words = [str(data / "pictures" / "a.png"), "--out", str(tmp_path), "--pgn", str(data / "pgn.safetensors")]
     words += ["--size", "32", "--shrink", "2", "--weights", "random"]
     call("image_prior.py", *words, "--quick")
-    curves = {name: json.loads((tmp_path / f"a-{name}.json").read_text()) for name in ("mse", "true", "pgn")}
+    curves = {
+        name: json.loads((tmp_path / f"a-{name}.json").read_text()) for name in ("mse", "true", "pgn", "anchored")
+    }
     assert [point["iteration"] for point in curves["pgn"]] == [0, 3, 6, 9]
     assert curves["mse"][-1]["psnr"] > curves["mse"][0]["psnr"]
     assert curves["true"][-1]["perceptual"] < curves["true"][0]["perceptual"]
@@ -66,6 +68,12 @@ def test_super_resolution(data: Path, tmp_path: Path, monkeypatch) -> None:
         "super_resolution.png",
         "super_resolution_strip.png",
     }
+
+
+def test_super_resolution_is_timed(data: Path, tmp_path: Path, capsys) -> None:
+    words = ["--out", str(tmp_path), "--weights", "random", "--pgn", str(data / "pgn.safetensors"), "--batch", "1"]
+    call("super_resolution.py", *words, "--time")
+    assert "true: " in (printed := capsys.readouterr().out) and "pgn: " in printed and "MiB" in printed
 
 
 def test_super_resolution_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
