@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
     parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
     parser.add_argument(
-        "--iterations", nargs=4, type=int, default=(600, 600, 1800, 1800), metavar=tuple(map(str.upper, GUIDES))
+        "--iterations", nargs=4, type=int, default=(1350, 600, 1800, 1350), metavar=tuple(map(str.upper, GUIDES))
     )
     parser.add_argument("--every", type=int, default=25, help="iterations between measurements")
     parser.add_argument("--size", type=int, default=64, help="side of the central part that is used")

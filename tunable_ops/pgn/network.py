@@ -37,7 +37,7 @@ class PGN(nn.Module):
     the network learning to copy its input.
 
     Args:
-        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.80 million).
+        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.81 million).
         bounded: refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
         anchored: take what the network answers for (y, y) away, ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
