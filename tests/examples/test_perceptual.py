@@ -70,6 +70,7 @@ def test_super_resolution(data: Path, tmp_path: Path, monkeypatch) -> None:
     }
 
 
+@pytest.mark.slow
 def test_super_resolution_is_timed(data: Path, tmp_path: Path, capsys) -> None:
     words = ["--out", str(tmp_path), "--weights", "random", "--pgn", str(data / "pgn.safetensors"), "--batch", "1"]
     call("super_resolution.py", *words, "--time")

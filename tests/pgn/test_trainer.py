@@ -134,11 +134,11 @@ def test_autoencoders_keep_the_size_and_are_reset() -> None:
         assert Autoencoder(depth)(torch.rand(1, 3, 19, 26)).shape == (1, 3, 19, 26)
     toy = Toy(1, 1e-3)
     y = torch.rand(2, 3, 16, 16)
-    first = float((toy.net(y) - y).square().mean())
+    first = float((toy.net(y) - y).detach().square().mean())
     for _ in range(30):
         x = toy.net(y)
         toy.step(x, x.detach() - y)
-    assert float((toy.net(y) - y).square().mean()) < first
+    assert float((toy.net(y) - y).detach().square().mean()) < first
     toy.watch(1.0, 0.0)
     for _ in range(PATIENCE + 1):
         toy.watch(1.0, 1.0)
