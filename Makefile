@@ -37,20 +37,22 @@ setup: .venv/.dev .venv/.ops
 	$(PIP) "tunable-ops[dev]"
 	touch $@
 
+# a process per core, each with one thread (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 # Triton decides for its interpreter when it is imported: a process of its own
-INTERPRETED := TRITON_INTERPRET=1 $(BIN)/python -m pytest -q \
-	$(addprefix tests/triton_kernels/test_,kernels.py operator.py tune.py)
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) \
+	$(addprefix tests/triton_kernels/test_,kernels.py operator.py tune.py tunable_parameters.py)
 
 .venv/.ops: .venv/.train setup.py $(CSRC)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 test: .venv/.dev .venv/.ops
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 	$(INTERPRETED) -m "not slow"
 
 test-all: .venv/.dev .venv/.ops
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 	$(INTERPRETED)
 
 demo: .venv/.train .venv/.ops

@@ -27,9 +27,11 @@ from setuptools.command.build_py import build_py
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
 OPERATORS = [
+    "csrc/direct.cpp",
     "csrc/tunable_conv2d.cpp",
     "csrc/tunable_conv2d_library.cpp",
     "csrc/tunable_conv2d_passes.cpp",
+    "csrc/tunable_parameters.cpp",
     "csrc/cpu/best_kernels.cpp",
     "csrc/cpu/kernels_portable.cpp",
     *(
@@ -56,15 +58,31 @@ def reason_to_leave_out() -> str | None:
     return None
 
 
+def say_left_out(operators: str, reason: str) -> str:
+    """Prints, in one line, what the package has to do without, and why; returns it."""
+    text = f"the {operators} operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    print(f"tunable_ops: {text}", flush=True)
+    return text
+
+
+CUDA_LEFT_OUT: list[str] = []  # what was said about the CUDA operators
+
+
+def settle_cuda(package: Path) -> None:
+    """As `settle`, for the CUDA operators."""
+    note = package / "_cuda_left_out.txt"
+    note.unlink(missing_ok=True)
+    if CUDA_LEFT_OUT and package.is_dir():
+        note.write_text(CUDA_LEFT_OUT[-1] + "\n")
+
+
 def settle(package: Path, reason: str | None) -> None:
     """Leaves in the folder of the package why it has no operators; the package reads it when it is imported."""
     note = package / "_left_out.txt"
     note.unlink(missing_ok=True)
     if reason is None:
         return
-    text = f"the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
-    print(f"tunable_ops: {text}", flush=True)
-    note.write_text(text + "\n")
+    note.write_text(say_left_out("C++", reason) + "\n")
     for stale in (file for pattern in BINARIES for file in package.glob(pattern)):
         stale.unlink()
 
@@ -78,12 +96,9 @@ class BuildPython(build_py):
     def run(self) -> None:
         """Copies the modules, then settles."""
         super().run()
-        settle(Path("." if self.editable_mode else self.build_lib, "tunable_ops"), LEFT_OUT)
-
-
-def leave_out_cuda(reason: str) -> None:
-    """Says in one line that the package has to do without its CUDA operators, and why."""
-    print(f"tunable_ops: the CUDA operators are left out: {reason}. To get them: README.md, 'Compiled operators'")
+        package = Path("." if self.editable_mode else self.build_lib, "tunable_ops")
+        settle(package, LEFT_OUT)
+        settle_cuda(package)
 
 
 def cuda_builder() -> Any:
@@ -129,7 +144,7 @@ def extensions() -> dict[str, Any]:
     if (reason := cuda.left_out(torch.version.cuda)) is None:
         modules.append(Extension(cuda.NAME, [], optional=True))
     else:
-        leave_out_cuda(reason)
+        CUDA_LEFT_OUT.append(say_left_out("CUDA", reason))
     return {"ext_modules": modules}
 
 
@@ -154,7 +169,7 @@ def build_command() -> type[build_ext]:
                 path = Path(self.get_ext_fullpath(extension.name))
                 cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
             except Exception as error:
-                leave_out_cuda(f"building them failed ({error})")
+                CUDA_LEFT_OUT.append(say_left_out("CUDA", f"building them failed ({error})"))
                 self.extensions = [e for e in self.extensions if e is not extension]
 
         def build_extensions(self) -> None:
@@ -168,7 +183,9 @@ def build_command() -> type[build_ext]:
             if self.inplace:
                 Path("tunable_ops/lib").mkdir(exist_ok=True)
             super().run()
-            settle(Path("." if self.inplace else self.build_lib, "tunable_ops"), self.left_out)
+            package = Path("." if self.inplace else self.build_lib, "tunable_ops")
+            settle(package, self.left_out)
+            settle_cuda(package)
 
     return Build
 

@@ -124,6 +124,26 @@ def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
     return refuses
 
 
+def _cuda_hopper(problem: Problem) -> Function:
+    stride, padding, dilation, groups = problem.geometry
+    pairs = [(n, n) for n in (stride, padding, dilation)]
+    op = torch.ops.tunable_ops.tunable_conv2d
+    return lambda x, w, b, a: op(x, w, b, a, *pairs, groups, "none", "cuda-hopper")
+
+
+def _cuda_hopper_refuses(problem: Problem) -> str | None:
+    if KINDS[problem.case.kind].transposed or problem.case.direction != "forward":
+        return "a forward convolution alone"
+    reason = _backend_missing("cuda")(problem)
+    if reason is not None:
+        return reason
+    try:  # the operator itself knows
+        _cuda_hopper(problem)(problem.input, problem.weight, problem.bias, problem.alpha)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def _hopper(tile: str) -> Callable[[Problem], Function]:
     def make(problem: Problem) -> Function:
         padding = (problem.geometry[1],) * 2
@@ -286,6 +306,7 @@ _ALL = (
         )
         for n in ("wide", "pair")
     ),
+    Provider("cuda-hopper", "ours, the CUDA wgmma kernel", _cuda_hopper, _cuda_hopper_refuses, default=False),
     Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),
     Provider("broadcast", "broadcast multiply-sum blend, as published", _grouped(_broadcast_blend), _no_map, True),
     Provider("loop", "blend, a Python loop over samples", _loop, _per_sample_only, practice=True),

@@ -1,4 +1,5 @@
-// The schemas of the operators that this folder implements, for programs without Python. Any process that imports
+// The schemas of the operators that exported graphs call, for programs without Python (the blend of a whole network,
+// tunable_parameters, is for eager mode: graphs have the operators of the layers). Any process that imports
 // tunable_ops has them from Python and must not load this library: a second definition ends the process. That the strings
 // are Python's is tested (tests/csrc/test_schema.py).
 #include <torch/csrc/stable/library.h>

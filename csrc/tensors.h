@@ -31,8 +31,27 @@ void call(const char* name, const char* overload, std::array<StableIValue, n>& s
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
 }
 
+// What an operator returns where nothing was asked for; Python sees None.
+inline Tensor undefined() {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&handle));
+  return Tensor(handle);
+}
+
+// [*sizes] in float32 on the CPU. The functions of the C interface take 2 us, the operators called by name 4.
 inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(sizes, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, format);
+  Ints strides(sizes.size());
+  int64_t step = 1;
+  const auto lay = [&](size_t d) { strides[d] = step, step *= sizes[d] > 1 ? sizes[d] : 1; };
+  if (format == MemoryFormat::ChannelsLast) lay(1);
+  for (size_t d = sizes.size(); d-- > 0;) {
+    if (d != 1 || format != MemoryFormat::ChannelsLast) lay(d);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
 }
 
 inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
@@ -40,15 +59,18 @@ inline Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type,
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
-inline Tensor empty_strided(const Tensor& like, const Ints& sizes, const Ints& strides) {
-  std::array<StableIValue, 6> stack{from(sizes),
-                                    from(strides),
-                                    from(std::optional(like.scalar_type())),
-                                    from(std::nullopt),
-                                    from(std::optional(like.device())),
-                                    from(std::nullopt)};
-  call("aten::empty_strided", "", stack);
-  return to<Tensor>(stack[0]);
+inline Tensor empty_strided(const Tensor& like, ScalarType type, const Ints& sizes, const Ints& strides) {
+  int32_t device, index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         to<int32_t>(from(type)), device, index, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_like_alpha(const Tensor& alpha) {
+  return alpha.dim() == 1 ? empty({alpha.size(0)}) : empty({alpha.size(0), alpha.size(1)});
 }
 
 // True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.
@@ -109,18 +131,26 @@ inline Tensor empty_stack_like(const Tensor& weight) {
     strides[d] = step;
     step *= sizes[d];
   }
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Calls for another backend go on to the operators that Python defines for it.
+// Calls for another backend go on to the operators that Python defines for it; a program without Python has none.
+template <size_t n>
+void call_python(const char* name, std::array<StableIValue, n>& stack, const std::string& backend) {
+  STD_TORCH_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) == 0,
+                  "tunable_conv2d: backend must be one that this program has; got '", backend, "', and ", name,
+                  " is not there or failed (what failed is above). A program without Python has the compiled operators "
+                  "alone: export the network with backend='cpp' or 'cuda'");
+}
+
 inline Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                        const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
                        int64_t groups, const std::string& activation, const std::string& backend) {
   std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
                                      from(padding), from(dilation), from(groups), from(activation), from(backend)};
-  call("tunable_ops::tunable_conv2d_library", "", stack);
+  call_python("tunable_ops::tunable_conv2d_library", stack, backend);
   return to<Tensor>(stack[0]);
 }
 
@@ -142,7 +172,7 @@ inline Gradients backward_library(const Tensor& grad_output, const std::optional
                                      from(activation),
                                      from(backend),
                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
-  call("tunable_ops::tunable_conv2d_backward_library", "", stack);
+  call_python("tunable_ops::tunable_conv2d_backward_library", stack, backend);
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
 }
 

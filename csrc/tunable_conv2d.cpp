@@ -5,15 +5,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "tensors.h"
-#include "tunable_conv2d.h"
 #include "tunable_conv2d_library.h"
+#include "tunable_conv2d_operator.h"
 
 namespace tunable_ops {
 namespace {
@@ -26,7 +26,7 @@ void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor
                   "tunable_conv2d: input must be [B, C, H, W] and weight "
                   "[P, O, C/groups, kh, kw]; got ",
                   input.dim(), " and ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && alpha.size(0) == input.size(0))) &&
+  STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && (alpha.size(0) == input.size(0) || alpha.size(0) == 1))) &&
                       alpha.size(alpha.dim() - 1) == weight.size(0),
                   "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cpp'");
 }
@@ -41,6 +41,8 @@ Stack stack_of(const Tensor& weight, int64_t groups) {
           weight.stride(3),
           weight.stride(4)};
 }
+
+}  // namespace
 
 Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Ints& stride, const Ints& padding,
              const Ints& dilation, int64_t groups) {
@@ -79,7 +81,6 @@ Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, con
   return c;
 }
 
-// [rows, O]: sum_p alpha[row, p] * bias[p].
 std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias) {
   if (!bias) return {};
   const int64_t kernels = bias->size(0), outputs = bias->size(1), step = bias->stride(0), next = bias->stride(1);
@@ -95,6 +96,11 @@ std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias
   return blended;
 }
 
+Activation in_kernel(const std::string& activation) {
+  if (activation == "relu") return Activation::kRelu;
+  return activation == "leaky_relu" ? Activation::kLeakyRelu : Activation::kNone;
+}
+
 Tensor with_activation(const Tensor& value, const std::string& activation) {
   if (activation == "gelu") {
     std::array<StableIValue, 2> stack{from(value), from(std::string("none"))};
@@ -108,6 +114,8 @@ Tensor with_activation(const Tensor& value, const std::string& activation) {
   }
   return value;
 }
+
+namespace {
 
 // The gradient before the activation, in channels_last.
 Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation) {
@@ -135,6 +143,8 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
   return result;
 }
 
+}  // namespace
+
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend) {
@@ -142,9 +152,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
     return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
   check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
-  c.conv.activation = activation == "relu"         ? Activation::kRelu
-                      : activation == "leaky_relu" ? Activation::kLeakyRelu
-                                                   : Activation::kNone;
+  c.conv.activation = in_kernel(activation);
   const MemoryFormat format = output_format(input, weight);
   const Tensor x = in_channels_last(input);
   if (c.conv.batch && format == MemoryFormat::ChannelsLast && library_serves(c, weight))
@@ -155,6 +163,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   output = with_activation(output, activation);
   return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
 }
+
+namespace {
 
 // The bias's gradients from the sums of grad_output [batch, O]; its share of grad_alpha is added.
 void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>& sums, float* grad_bias,
@@ -178,22 +188,34 @@ void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>
   for (int64_t i = 0; grad_bias && i < kernels * outputs; ++i) grad_bias[i] = static_cast<float>(total[i]);
 }
 
-Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
-                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
-                   const std::string& backend, const std::vector<bool>& mask) {
-  if (backend != "cpp" || input.size(0) == 0) {  // an empty batch has nothing to be fast at
-    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
-                            activation, backend == "cpp" ? "torch" : backend, mask);
-  }
+// An empty batch: zeros.
+Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                               const Tensor& alpha, const std::vector<bool>& mask) {
+  const auto zeros = [](const Tensor& t) {
+    std::fill_n(t.mutable_data_ptr<float>(), t.numel(), 0.0f);
+    return t;
+  };
+  return {mask[0] ? empty({0, input.size(1), input.size(2), input.size(3)}, output_format(input, weight)) : undefined(),
+          mask[1] ? zeros(empty_stack_like(weight)) : undefined(),
+          mask[2] && bias ? zeros(empty({bias->size(0), bias->size(1)})) : undefined(),
+          mask[3] ? zeros(empty_like_alpha(alpha)) : undefined()};
+}
+
+}  // namespace
+
+Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
+                    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                    const std::vector<bool>& mask) {
   check(input, weight, bias, alpha);
+  if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
   if (format == MemoryFormat::ChannelsLast && library_serves(c, weight))
-    return gradients_by_library(c, grad, x, weight, bias, mask);
+    return gradients_by_library(c, grad, x, weight, bias, alpha, mask);
   c.input = x.const_data_ptr<float>();
-  Tensor grad_input = empty({0}), grad_weight = empty({0}), grad_bias = empty({0}), grad_alpha = empty({0});
+  Tensor grad_input = undefined(), grad_weight = undefined(), grad_bias = undefined(), grad_alpha = undefined();
   if (mask[0]) {
     grad_input = empty({input.size(0), input.size(1), input.size(2), input.size(3)}, MemoryFormat::ChannelsLast);
     input_gradient(c, grad.const_data_ptr<float>(), grad_input.mutable_data_ptr<float>());
@@ -212,11 +234,26 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
   if (mask[2] && bias) grad_bias = empty({bias->size(0), bias->size(1)});
   if (need_bias) bias_gradients(c, *bias, sums, mask[2] ? grad_bias.mutable_data_ptr<float>() : nullptr, alphas);
   if (mask[3]) {
-    grad_alpha = alpha.dim() == 1 ? empty({alpha.size(0)}) : empty({alpha.size(0), alpha.size(1)});
+    grad_alpha = empty_like_alpha(alpha);
     float* target = grad_alpha.mutable_data_ptr<float>();
     for (size_t i = 0; i < alphas.size(); ++i) target[i] = static_cast<float>(alphas[i]);
   }
   return {grad_input, grad_weight, grad_bias, grad_alpha};
+}
+
+namespace {
+
+Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
+                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                   const std::string& backend, const std::vector<bool>& mask) {
+  if (backend != "cpp")
+    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
+                            activation, backend, mask);
+  const auto [grad_input, grad_weight, grad_bias, grad_alpha] = gradients(
+      grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation, mask);
+  const auto or_empty = [](const Tensor& t) { return t.defined() ? t : empty({0}); };
+  return {or_empty(grad_input), or_empty(grad_weight), or_empty(grad_bias), or_empty(grad_alpha)};
 }
 
 }  // namespace

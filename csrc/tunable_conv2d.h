@@ -47,7 +47,10 @@ struct Call {
 // `bias` is [rows, O], blended, or empty.
 void convolve(const Call& call, const std::vector<float>& bias, float* output);
 
-void input_gradient(const Call& call, const float* grad_output, float* grad_input);
+// As a transposed convolution it also takes the activation and `bias` [rows, groups * channels]; then every pixel
+// must have a tap.
+void input_gradient(const Call& call, const float* grad_output, float* grad_input,
+                    const std::vector<float>& bias = {});
 
 // Where the gradients of the kernels go; null where not asked for.
 struct KernelGradients {

@@ -1,14 +1,16 @@
 #include "tunable_conv2d_library.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <algorithm>
 
 namespace tunable_ops {
 namespace {
 
 // Values that one thread blends or multiplies at a time; partial sums are those of such blocks, whoever computes them.
-constexpr int64_t kBlock = 1 << 14;
+constexpr int64_t kBlock = 1 << 12;
 // Blocks worth waking another thread for.
-constexpr int64_t kGrainBlocks = 8;
+constexpr int64_t kGrainBlocks = 16;
 
 int64_t elements(const Tensor& weight) { return weight.numel() / weight.size(0); }
 
@@ -22,50 +24,32 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
 Tensor empty_kernel(const Tensor& weight) {
   Ints sizes, strides;
   for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
-  return empty_strided(weight, sizes, strides);
+  return empty_strided(weight, weight.scalar_type(), sizes, strides);
 }
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
   const Tensor kernel = empty_kernel(weight);
-  const int64_t count = weight.size(0), step = weight.stride(0);
-  const float* stack = weight.const_data_ptr<float>();
-  float* out = kernel.mutable_data_ptr<float>();
-  for_each_block(elements(weight), [&](int64_t, int64_t begin, int64_t end) {
-    const float first = call.alpha[0];
-    for (int64_t i = begin; i < end; ++i) out[i] = first * stack[i];
-    for (int64_t p = 1; p < count; ++p) {
-      const float factor = call.alpha[p], *source = stack + p * step;
-      for (int64_t i = begin; i < end; ++i) out[i] += factor * source[i];
-    }
-  });
+  blend_kernels(weight, call.alpha.data(), kernel.mutable_data_ptr<float>());
   return kernel;
-}
-
-double dot(const float* a, const float* b, int64_t count) {
-  float lanes[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int64_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-  }
-  double total = 0;
-  for (; i < count; ++i) total += static_cast<double>(a[i]) * b[i];
-  for (const float lane : lanes) total += lane;
-  return total;
 }
 
 // grad_weight[p] = alpha[p] G where asked for, and the dots <G, weight[p]> that grad_alpha is made of.
 std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, float* grad_weight,
                              bool need_alpha) {
-  const int64_t count = weight.size(0), size = elements(weight), step = weight.stride(0);
-  const float *g = gradient.const_data_ptr<float>(), *stack = weight.const_data_ptr<float>();
+  const int64_t count = weight.size(0), size = elements(weight);
+  const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
+  const FlatContract contract{weight.const_data_ptr<float>(),
+                              Number::kFloat,
+                              count,
+                              weight.stride(0),
+                              alpha.data(),
+                              gradient.const_data_ptr<float>(),
+                              Number::kFloat,
+                              grad_weight,
+                              size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
-    for (int64_t p = 0; p < count; ++p) {
-      if (need_alpha) partial[block * count + p] = dot(g + begin, stack + p * step + begin, end - begin);
-      if (!grad_weight) continue;
-      float* to = grad_weight + p * size;
-      for (int64_t i = begin; i < end; ++i) to[i] = call.alpha[p] * g[i];
-    }
+    best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
   });
   for (size_t i = 0; i < partial.size(); ++i) totals[i % count] += partial[i];
   return totals;
@@ -78,6 +62,14 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 }
 
 }  // namespace
+
+void blend_kernels(const Tensor& stack, const float* alpha, float* blended) {
+  const std::vector<double> factors(alpha, alpha + stack.size(0));
+  const FlatBlend blend{stack.const_data_ptr<float>(), Number::kFloat, stack.size(0), stack.stride(0), factors.data(),
+                        blended,                       Number::kFloat};
+  for_each_block(elements(stack),
+                 [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
+}
 
 bool library_serves(const Call& call, const Tensor& weight) {
   if (call.rows != 1 || !(weight.is_contiguous() || kernels_are_channels_last(weight))) return false;
@@ -94,17 +86,14 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
     shift = empty({static_cast<int64_t>(bias.size())});
     std::copy(bias.begin(), bias.end(), shift->mutable_data_ptr<float>());
   }
-  std::array<StableIValue, 9> stack{from(input),
-                                    from(blended_kernel(call, weight)),
-                                    from(shift),
-                                    from(Ints{v.stride_h, v.stride_w}),
-                                    from(Ints{v.pad_h, v.pad_w}),
-                                    from(Ints{v.dilation_h, v.dilation_w}),
-                                    from(false),
-                                    from(Ints{0, 0}),
-                                    from(v.groups)};
-  tunable_ops::call("aten::convolution", "", stack);
-  const Tensor output = in_channels_last(to<Tensor>(stack[0]));
+  const Tensor kernel = blended_kernel(call, weight);
+  AtenTensorHandle shift_handle = shift ? shift->get() : nullptr, result;
+  const int64_t stride[] = {v.stride_h, v.stride_w}, padding[] = {v.pad_h, v.pad_w},
+                dilation[] = {v.dilation_h, v.dilation_w}, none[] = {0, 0};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(input.get(), kernel.get(), shift ? &shift_handle : nullptr,
+                                                           stride, 2, padding, 2, dilation, 2, 0, none, 2, v.groups,
+                                                           &result));
+  const Tensor output = in_channels_last(Tensor(result));
   if (v.activation == Activation::kNone) return output;
   const float slope = v.activation == Activation::kRelu ? 0.0f : kLeakySlope;
   const bool relu = v.activation == Activation::kRelu;
@@ -116,31 +105,29 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
 }
 
 Gradients gradients_by_library(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const std::vector<bool>& mask) {
+                               const std::optional<Tensor>& bias, const Tensor& alpha,
+                               const std::vector<bool>& mask) {
   const Conv& v = call.conv;
-  const bool wanted[] = {mask[0], mask[1] || mask[3], bias && (mask[2] || mask[3])};
-  std::array<StableIValue, 11> stack{from(grad_output),
-                                     from(input),
-                                     from(blended_kernel(call, weight)),
-                                     from(std::optional(Ints{weight.size(1)})),
-                                     from(Ints{v.stride_h, v.stride_w}),
-                                     from(Ints{v.pad_h, v.pad_w}),
-                                     from(Ints{v.dilation_h, v.dilation_w}),
-                                     from(false),
-                                     from(Ints{0, 0}),
-                                     from(v.groups),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted, 3))};
-  tunable_ops::call("aten::convolution_backward", "", stack);
-  Tensor grad_input = empty({0}), grad_weight = empty({0}), grad_bias = empty({0}), grad_alpha = empty({0});
-  if (mask[0]) grad_input = in_channels_last(to<Tensor>(stack[0]));
+  const int32_t wanted[] = {mask[0], mask[1] || mask[3], bias && (mask[2] || mask[3])};
+  const Tensor kernel = blended_kernel(call, weight);
+  const int64_t outputs[] = {weight.size(1)}, stride[] = {v.stride_h, v.stride_w}, padding[] = {v.pad_h, v.pad_w},
+                dilation[] = {v.dilation_h, v.dilation_w}, none[] = {0, 0};
+  const int64_t* sizes = outputs;
+  AtenTensorHandle handles[3];
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+      grad_output.get(), input.get(), kernel.get(), &sizes, 1, stride, 2, padding, 2, dilation, 2, 0, none, 2, v.groups,
+      wanted, 3, &handles[0], &handles[1], &handles[2]));
+  const Tensor results[] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
+  Tensor grad_input = undefined(), grad_weight = undefined(), grad_bias = undefined(), grad_alpha = undefined();
+  if (mask[0]) grad_input = in_channels_last(results[0]);
   std::vector<double> alphas(weight.size(0));
   if (wanted[1]) {
-    const Tensor gradient = with_layout_of(to<Tensor>(stack[1]), weight);
+    const Tensor gradient = with_layout_of(results[1], weight);
     if (mask[1]) grad_weight = empty_stack_like(weight);
     alphas = contract(call, gradient, weight, mask[1] ? grad_weight.mutable_data_ptr<float>() : nullptr, mask[3]);
   }
   if (wanted[2]) {
-    const Tensor sums = to<Tensor>(stack[2]);
+    const Tensor sums = results[2];
     const float *g = sums.const_data_ptr<float>(), *values = bias->const_data_ptr<float>();
     if (mask[2]) grad_bias = empty({bias->size(0), bias->size(1)});
     float* to_bias = mask[2] ? grad_bias.mutable_data_ptr<float>() : nullptr;
@@ -152,7 +139,7 @@ Gradients gradients_by_library(const Call& call, const Tensor& grad_output, cons
     }
   }
   if (mask[3]) {
-    grad_alpha = empty({weight.size(0)});
+    grad_alpha = empty_like_alpha(alpha);
     std::copy(alphas.begin(), alphas.end(), grad_alpha.mutable_data_ptr<float>());
   }
   return {grad_input, grad_weight, grad_bias, grad_alpha};

@@ -7,8 +7,11 @@
 
 namespace tunable_ops {
 
+// blended = sum_p alpha[p] * stack[p] for kernels of any shape that are dense in memory, in their own order.
+void blend_kernels(const Tensor& stack, const float* alpha, float* blended);
+
 // Whether the library's convolution is taken: one alpha, kernels dense in memory, and no layer that cuts the picture
-// into patches (2x2 with stride 2: 1.1 of a plain convolution by our kernel, 1.3 by the library's).
+// into patches (2x2 with stride 2), which our kernels compute faster.
 bool library_serves(const Call& call, const Tensor& weight);
 
 // `bias` is [O], blended, or empty; the activation is relu, leaky_relu or none.
@@ -16,6 +19,7 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
 
 // Gradients of the input, and of the blended kernel and bias (contracted into the stacks' and alpha's), as masked.
 Gradients gradients_by_library(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const std::vector<bool>& mask);
+                               const std::optional<Tensor>& bias, const Tensor& alpha,
+                               const std::vector<bool>& mask);
 
 }  // namespace tunable_ops

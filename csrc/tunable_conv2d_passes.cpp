@@ -102,7 +102,7 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output) {
 }
 
 // A convolution of grad_output with the kernels turned around; with a stride one convolution per phase of the input.
-void input_gradient(const Call& call, const float* grad_output, float* grad_input) {
+void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias) {
   const Conv& c = call.conv;
   bool covered = true;
   for (int64_t py = 0; py < c.stride_h; ++py)
@@ -137,14 +137,14 @@ void input_gradient(const Call& call, const float* grad_output, float* grad_inpu
                   c.in_sample,
                   c.stride_h * c.in_row,
                   c.stride_w * c.in_pixel,
-                  Activation::kNone};
+                  c.activation};
       Stack stack = call.weight;
       std::swap(stack.stride_output, stack.stride_channel);
       stack.data += (y.first + (y.taps - 1) * y.step) * stack.stride_tap_h +
                     (x.first + (x.taps - 1) * x.step) * stack.stride_tap_w;
       stack.stride_tap_h *= -y.step;
       stack.stride_tap_w *= -x.step;
-      blend_and_convolve(call, turned, call.depthwise ? as_depthwise(stack) : stack, {}, grad_output,
+      blend_and_convolve(call, turned, call.depthwise ? as_depthwise(stack) : stack, bias, grad_output,
                          grad_input + py * c.in_row + px * c.in_pixel);
     }
   }

@@ -18,10 +18,12 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.modules": {"tunable_ops.functional", "tunable_ops.checks"},
     "tunable_ops.losses": {"tunable_ops.functional"},
     "tunable_ops.models": {"tunable_ops.modules"},
-    "tunable_ops.serialization": {"tunable_ops.models", "tunable_ops.modules"},
+    "tunable_ops.control": {"tunable_ops.modules"},
+    "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
     "tunable_ops.images": set(),
     "tunable_ops.tiles": set(),
     "tunable_ops.train": {
+        "tunable_ops.control",
         "tunable_ops.images",
         "tunable_ops.losses",
         "tunable_ops.models",

@@ -103,9 +103,7 @@ def test_own_network_must_be_given(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
     file = tmp_path / "x.safetensors"
     save(convert(plain, num_params=3), file, architecture="my net", arguments={"width": 2})
-    with pytest.raises(
-        ValueError, match=r"architecture must be one of dncnn, edsr, nafnet; got 'my net' .* pass network="
-    ):
+    with pytest.raises(ValueError, match=r"architecture must be one of .*dncnn, edsr.*; got 'my net' .* pass network="):
         load(file)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     back = load(file, network=plain)

@@ -22,9 +22,16 @@ def unavailable_reason() -> str | None:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return f"triton is not installed (pip install 'triton>={_dotted(REQUIRED_TRITON)}')"
-    if tuple(int(part) for part in version.split(".")[:2]) < REQUIRED_TRITON:
+    if _release(version) < REQUIRED_TRITON:
         return f"triton {version} is older than {_dotted(REQUIRED_TRITON)} (pip install -U triton)"
+    if INTERPRETED and _release(version) < (3, 7) and _release(importlib.metadata.version("numpy")) >= (2, 4):
+        # It makes scalars of arrays with one element, which numpy refuses from 2.4 on.
+        return f"the interpreter of triton {version} needs numpy < 2.4 (pip install 'numpy<2.4', or a newer triton)"
     return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What the kernels share: the blend of tiles, the activations, and where an input pixel lies.
+"""What the kernels share: the blend of tiles, the activations, and which input pixels there are.
 
 The blend accumulates in fp32 in the order of the kernels and rounds once to the compute dtype.
 """
@@ -50,14 +50,15 @@ def activate(value, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def source(position, size, UPSAMPLE: tl.constexpr, factor):
-    """Index and validity of an input row (or column) that a tap asks for.
+def finish(y_ptrs, pre_ptrs, value, mask, ACTIVATION: tl.constexpr, SAVE: tl.constexpr):
+    """Stores the activated value, and with SAVE also the one before: both from fp32, each rounded once."""
+    dtype = y_ptrs.dtype.element_ty
+    if SAVE:
+        tl.store(pre_ptrs, value.to(dtype), mask=mask)
+    tl.store(y_ptrs, activate(value, ACTIVATION).to(dtype), mask=mask)
 
-    With UPSAMPLE the input is read as if factor - 1 zeros stood between its rows, for the gradient of a strided
-    convolution.
-    """
-    inside = position >= 0
-    if UPSAMPLE:
-        inside = inside & (position % factor == 0)
-        position = position // factor
-    return position, inside & (position < size)
+
+@triton.jit
+def within(position, size):
+    """Whether an input row (or column) is there; the others are the padding's zeros."""
+    return (position >= 0) & (position < size)

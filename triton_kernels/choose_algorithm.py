@@ -30,7 +30,7 @@ FUSED_CHANNELS = 128
 class Problem(NamedTuple):
     """What the choice depends on; also the key of a table's entry."""
 
-    direction: str  # forward, input or weight
+    direction: str  # forward, input, weight or, of a map, alpha
     kind: str  # dense, pointwise or depthwise
     alpha: str  # shared, sample, map or none (blended before)
     dtype: str  # float32, tf32, float16 or bfloat16
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     groups: int
     taps: tuple[int, int]
     stride: tuple[int, int]
-    size: tuple[int, int]  # of the result, or for the weight gradient of grad_output
+    size: tuple[int, int]  # of the result, or for the gradients of kernels and alpha of grad_output
 
 
 class Choice(NamedTuple):
@@ -66,6 +66,25 @@ def choose_algorithm(problem: Problem, device: str = "") -> Choice:
     if near is not None and distance(problem, near) <= NEAR:
         return entries[near]
     return Choice(default_algorithm(problem), default_config(problem))
+
+
+@lru_cache(maxsize=4096)
+def blends_first(problem: Problem, device: str = "") -> bool:
+    """Whether a layer of a network with one alpha takes its kernel from the one blend of all layers.
+
+    Asked before any input is there: batch and map of `problem` do not count. A table's entry decides as it does for a
+    call. Without one, 1x1 kernels are blended first too: what the fused kernel saves is a launch, and that is shared
+    by all layers here; small dense 3x3 kernels and depthwise ones stay fused.
+    """
+    entries = load_table(TABLES / table_name(device)) if device else {}
+
+    def far(entry: Problem) -> float:
+        return distance(problem._replace(batch=entry.batch, size=entry.size), entry)
+
+    near = min(entries, key=far, default=None)
+    if near is not None and far(near) <= NEAR:
+        return entries[near].algorithm == "premix"
+    return problem.kind == "pointwise" or default_algorithm(problem) == "premix"
 
 
 def distance(problem: Problem, entry: Problem) -> float:
@@ -96,7 +115,7 @@ def load_table(path: Path) -> dict[Problem, Choice]:
         if table["version"] != VERSION:
             raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
         return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
         return {}
 
@@ -131,7 +150,7 @@ def default_algorithm(problem: Problem) -> str:
     # One kernel for all samples: the library can take over once it is blended.
     if problem.dtype == "float32" or (problem.layout == "nchw" and problem.kind == "dense") or problem.groups > 1:
         return "premix"
-    if problem.direction == "input" and problem.stride != (1, 1):  # ours multiplies the zeros between the rows
+    if problem.direction == "input" and problem.stride != (1, 1):  # ours is a launch per phase, the library's one
         return "premix"
     return "fused" if max(problem.inputs, problem.outputs) <= FUSED_CHANNELS else "premix"
 
@@ -146,13 +165,16 @@ def default_config(problem: Problem) -> Config:
     pixels = problem.size[0] * problem.size[1]
     if problem.alpha == "shared":
         pixels *= problem.batch
-    depth = problem.inputs * problem.taps[0] * problem.taps[1]
+    # In the input gradient of a map a step stays within a tap, and ends with one multiply-add per element of the tile.
+    by_tap = problem.alpha == "map" and problem.direction == "input"
+    depth = problem.inputs * (1 if by_tap else problem.taps[0] * problem.taps[1])
     narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
     block_m = _power(pixels, 16, 64 if narrow else 128)
-    block_n = _power(problem.outputs, 16, 64)
+    # In fp32 the two accumulators of a map would spill at 64.
+    block_n = _power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
     block_k = next((k for k in (64, 32) if problem.inputs % k == 0), _power(depth, 16, 64))
     if narrow:
-        block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
+        block_k = min(block_k, 16 if problem.dtype == "float32" else 64 if by_tap and problem.layout == "nhwc" else 32)
     elif problem.dtype == "tf32" or kernels > FUSED_KERNELS:
         block_k = min(block_k, 32)
     warps = 4
@@ -165,7 +187,7 @@ def _weight_config(problem: Problem) -> Config:
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
     narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
     block_m = _power(problem.outputs, 16, 64)
-    block_n = _power(columns, 16, 64 if narrow else 128)
+    block_n = _power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
     block_k = _power(problem.size[0] * problem.size[1], 16, 64)
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
@@ -183,8 +205,8 @@ def choose_splits(problem: Problem, config: Config, processors: int, limit: int)
         processors: Of the GPU.
         limit: The most sums that the workspace holds.
     """
-    sums = 1 if problem.alpha == "shared" else problem.batch
-    pixels = problem.size[0] * problem.size[1] * (problem.batch if sums == 1 else 1)
+    sums = {"shared": 1, "map": problem.kernels}.get(problem.alpha, problem.batch)
+    pixels = problem.size[0] * problem.size[1] * (problem.batch if problem.alpha in ("shared", "map") else 1)
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
     if problem.kind == "depthwise":
         blocks, steps = cdiv(problem.groups * problem.outputs, config.block_k), cdiv(pixels, config.block_n)

@@ -15,7 +15,13 @@ from tunable_ops.triton_kernels.problems import candidates, make_operands, plan_
 from tunable_ops.triton_kernels.tunable_parameter import (
     plan_tunable_parameter_backward,
     plan_tunable_parameter_forward,
-    plan_tunable_parameter_many,
+)
+from tunable_ops.triton_kernels.tunable_parameters import (
+    COLUMNS,
+    Tables,
+    plan_tunable_parameters_backward,
+    plan_tunable_parameters_forward,
+    plan_tunable_parameters_sum,
 )
 
 ARCHS = (80, 90, 100)
@@ -74,7 +80,8 @@ class LaunchConfiguration:
         """The instructions that the machine code must contain; tiles under 64 rows take mma.sync everywhere."""
         if not self.tensor_cores:
             return ()
-        rows = self.launch.constants["BLOCK_M"]
+        # The weight gradient of a map multiplies the transposes.
+        rows = self.launch.constants["BLOCK_N" if self.launch.constants.get("MAP") else "BLOCK_M"]
         if arch == 90 and rows < 64:
             return ("HMMA",)
         if arch == 100 and rows < 128:
@@ -101,10 +108,18 @@ def problems() -> Iterator[tuple[Problem, bool]]:
             if direction == "weight":
                 continue
             yield base._replace(alpha="none"), direction == "forward" and not kind
-            if direction == "forward":
-                yield base._replace(alpha="map"), False
             for kernels in (1, 3, 4, 16):
                 yield base._replace(kernels=kernels), kernels == 4 and not kind and direction == "forward"
+    for direction in ("forward", "input", "weight", "alpha"):
+        for kind in ({}, deep):
+            over = shape._replace(direction=direction, alpha="map", **kind)
+            yield over, direction != "forward" and not kind
+            yield over._replace(dtype="float16", stride=(2, 2)), False
+            yield over._replace(layout="nchw"), False
+            for dtype in ("float32", "tf32"):
+                yield over._replace(dtype=dtype), False
+    yield shape._replace(alpha="map", **one), False
+    yield shape._replace(direction="weight", alpha="map", layout="nchw", inputs=1, taps=(1, 1)), False  # of the bias
     for inputs, outputs in ((3, 64), (64, 3), (16, 16), (32, 32), (48, 48), (96, 96), (128, 128), (256, 256)):
         for direction in ("forward", "input", "weight"):
             for kind in ({}, one if direction != "weight" else {}):
@@ -126,16 +141,20 @@ def configurations() -> Iterator[LaunchConfiguration]:
         operands = make_operands(problem, "meta")
         tiles = candidates(problem) if quick else [default_config(problem)]
         for index, config in enumerate(tiles):
-            launch = plan_problem(problem, operands, config)
-            launch.constants.update(
-                {"PRECISION": "tf32" if problem.dtype == "tf32" else "ieee"} if _has_dot(launch) else {}
-            )
-            name = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))
-            if name not in seen:
+            launches, _ = plan_problem(problem, operands, config)
+            stem = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))
+            for phase, launch in enumerate(launches):
+                name = f"{stem}-phase{phase}" if len(launches) > 1 else stem
+                if name in seen:
+                    continue
                 seen.add(name)
-                yield LaunchConfiguration(
-                    name, launch, _has_dot(launch) and problem.dtype != "float32", quick and index == 0
-                )
+                tensor_cores = "PRECISION" in launch.constants
+                if tensor_cores:
+                    launch.constants["PRECISION"] = "tf32" if problem.dtype == "tf32" else "ieee"
+                tensor_cores = tensor_cores and problem.dtype != "float32"
+                yield LaunchConfiguration(name, launch, tensor_cores, quick and index == 0)
+    for activation in ("gelu", "silu"):
+        yield from _saving(activation)
     yield from _blends()
 
 
@@ -149,8 +168,16 @@ def name_of(problem: Problem) -> str:
     return f"{text}-{p.size[0]}x{p.size[1]}"
 
 
-def _has_dot(launch: Launch) -> bool:
-    return "PRECISION" in launch.constants
+def _saving(activation: str) -> Iterator[LaunchConfiguration]:
+    """The training pass of an activation, which keeps the value before it."""
+    problem = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 32, 2, 64, 64, 1, (3, 3), (1, 1), (56, 56))
+    one, deep = {"kind": "pointwise", "taps": (1, 1)}, {"kind": "depthwise", "inputs": 1, "outputs": 1, "groups": 64}
+    for kind in ({}, one, deep):
+        wanted = problem._replace(**kind)
+        operands = make_operands(wanted, "meta")
+        (launch,), _ = plan_problem(wanted, operands, default_config(wanted))
+        launch = launch._replace(constants=launch.constants | {"ACTIVATION": activation, "SAVE": True})
+        yield LaunchConfiguration(f"{name_of(wanted)}-{activation}", launch, kind is not deep)
 
 
 def _blends() -> Iterator[LaunchConfiguration]:
@@ -163,18 +190,39 @@ def _blends() -> Iterator[LaunchConfiguration]:
         def fp32(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device="meta")
 
-        many = plan_tunable_parameter_many(
-            torch.empty(9, 6, dtype=torch.int64, device="meta"),
-            torch.empty(9, 2, dtype=torch.int32, device="meta"),
-            fp32(9),
-            dtype,
-        )
-        yield LaunchConfiguration(f"blend-many-{kind}", many, False)
+        yield from _network_blends(dtype, kind)
         for kernels in (1, 2, 3, 16):
+            quick = kernels == 2 and dtype == torch.bfloat16
             weight, alpha = empty(kernels, 36864), fp32(32, kernels)
             launch = plan_tunable_parameter_forward(weight, empty(kernels, 64), alpha, empty(32, 36864), empty(32, 64))
-            yield LaunchConfiguration(f"blend-{kind}-P{kernels}", launch, False, kernels == 2)
+            yield LaunchConfiguration(f"blend-{kind}-P{kernels}", launch, False, quick)
             launch = plan_tunable_parameter_backward(
                 fp32(32, 4, 36864), weight, alpha, empty(kernels, 36864), fp32(9, 32, kernels)
             )
-            yield LaunchConfiguration(f"contract-{kind}-P{kernels}", launch, False, kernels == 2)
+            yield LaunchConfiguration(f"contract-{kind}-P{kernels}", launch, False, quick)
+
+
+def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[LaunchConfiguration]:
+    """Of two kernels: with the gradient of alpha and without, under autocast, and into tensors that are there."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tables = Tables(empty(9, COLUMNS, dtype=torch.int64), empty(9, 2, dtype=torch.int32), 2)
+    alpha, partial, base = empty(9), empty(9, 2), 1 << 40
+    name = f"network-blend-{kind}"
+    forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, dtype)
+    yield LaunchConfiguration(name, forward, False, quick=True)
+    yield LaunchConfiguration(f"{name}-into", plan_tunable_parameters_forward(tables, alpha, 0, dtype, dtype), False)
+    for parts in (partial, None):
+        backward = plan_tunable_parameters_backward(tables, alpha, parts, (base, base), dtype, dtype)
+        suffix = "" if parts is not None else "-frozen-alpha"
+        yield LaunchConfiguration(f"network-contract-{kind}{suffix}", backward, False, quick=parts is not None)
+    if dtype == torch.float32:
+        for cast in (torch.bfloat16, torch.float16):
+            to = str(cast).removeprefix("torch.")
+            forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, cast)
+            yield LaunchConfiguration(f"{name}-{to}", forward, False)
+            backward = plan_tunable_parameters_backward(tables, alpha, partial, (base, base), dtype, cast)
+            yield LaunchConfiguration(f"network-contract-{kind}-{to}", backward, False)
+        yield LaunchConfiguration("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), False)

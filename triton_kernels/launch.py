@@ -79,26 +79,19 @@ def _signature(value: Any, path: tuple[int, ...], constants: dict[Any, Any], att
 
 
 class Geometry(NamedTuple):
-    """How taps meet the input: rows oh * stride - padding + r * dilation of the input with zeros put between its rows.
+    """How taps meet the input: output row oh and tap r meet its row oh * stride - padding + r * dilation.
 
-    `upsample` is the distance of the input's rows after that, and `flip` reads the taps from the last to the first.
-    Both serve the input gradient alone.
+    `flip` reads the taps from the last to the first, for the input gradient (`phases` has its geometries).
     """
 
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    upsample: tuple[int, int] = (1, 1)
     flip: bool = False
 
-    def gradient(self, taps: tuple[int, int]) -> "Geometry":
-        """The geometry of the input gradient: that of the same operator, on grad_output with the taps flipped."""
-        padding = tuple(d * (k - 1) - p for p, d, k in zip(self.padding, self.dilation, taps, strict=True))
-        return Geometry((1, 1), padding, self.dilation, self.stride, True)  # type: ignore[arg-type]
-
     def flat(self) -> Strides:
-        """The eight integers as kernels take them."""
-        return (*self.stride, *self.padding, *self.dilation, *self.upsample)
+        """The six integers as kernels take them."""
+        return (*self.stride, *self.padding, *self.dilation)
 
 
 class Stack(NamedTuple):

@@ -10,9 +10,14 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     default_config,
     fit_stages,
 )
-from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, multiprocessors
-from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward, plan_tunable_conv2d_input
+from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, multiprocessors
+from tunable_ops.triton_kernels.tunable_conv2d import (
+    alpha_parts,
+    plan_tunable_conv2d_alpha,
+    plan_tunable_conv2d_forward,
+)
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
 from tunable_ops.triton_kernels.tunable_conv2d_pointwise import plan_tunable_conv2d_pointwise
 from tunable_ops.triton_kernels.tunable_conv2d_weight import (
     plan_tunable_conv2d_depthwise_weight,
@@ -70,35 +75,46 @@ def make_operands(problem: Problem, device: str | torch.device) -> Operands:
     )
 
 
-def plan_problem(problem: Problem, operands: Operands, config: Config) -> Launch:
-    """The launch that solves a problem with a configuration."""
+def plan_problem(problem: Problem, operands: Operands, config: Config) -> tuple[list[Launch], Tensor]:
+    """The launches that solve a problem with a configuration, and what they write.
+
+    That is y or x; [sums, splits, O, C/groups, kh, kw] in the direction weight; [parts, B, P, OH, OW] in that of alpha.
+    """
     x, weight, bias, alpha, y, geometry = operands
     groups = problem.groups
     if problem.direction == "weight":
-        sums = 1 if problem.alpha == "shared" else problem.batch
-        size = weight[0].numel()
-        limit = max(1, WORKSPACE // (4 * size * sums))
-        splits = choose_splits(problem, config, multiprocessors(x), limit)
-        strides = (splits * size, size, *weight.stride()[1:])
-        partial = torch.empty(sums * splits * size, device=x.device).as_strided(
-            (sums, splits, *weight.shape[1:]), strides
-        )
-        if problem.kind == "depthwise":
-            return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config)
-        return plan_tunable_conv2d_weight(y, x, partial, geometry, groups, config)
-    backwards = problem.direction == "input"
+        launch, partial = _plan_weight(problem, operands, config)
+        return [launch], partial
+    if problem.direction == "alpha":
+        assert alpha is not None
+        outputs = weight.shape[1]
+        deep = problem.kind == "depthwise"
+        parts = cdiv(outputs, config.block_k) if deep else alpha_parts(outputs, groups, config)
+        partial = torch.empty(parts, *alpha.shape, device=x.device)
+        if deep:
+            arguments = (x, weight, bias, partial[0], y, geometry, "none", config)
+            return [plan_tunable_conv2d_depthwise(*arguments, part=partial.stride(0))], partial
+        return [plan_tunable_conv2d_alpha(x, weight, bias, y, partial, geometry, groups, config)], partial
+    if problem.direction == "input":
+        return plan_input_gradient(problem.kind, y, weight, alpha, x, geometry, groups, config), x
     if problem.kind == "depthwise":
-        if backwards:
-            geometry = geometry.gradient(problem.taps)
-            return plan_tunable_conv2d_depthwise(y, weight, None, alpha, x, geometry, "none", config)
-        return plan_tunable_conv2d_depthwise(x, weight, bias, alpha, y, geometry, "none", config)
+        return [plan_tunable_conv2d_depthwise(x, weight, bias, alpha, y, geometry, "none", config)], y
     if problem.kind == "pointwise":
-        if backwards:
-            return plan_tunable_conv2d_pointwise(y, weight, None, alpha, x, groups, "none", config, transposed=True)
-        return plan_tunable_conv2d_pointwise(x, weight, bias, alpha, y, groups, "none", config)
-    if backwards:
-        return plan_tunable_conv2d_input(y, weight, alpha, x, geometry, groups, config)
-    return plan_tunable_conv2d_forward(x, weight, bias, alpha, y, geometry, groups, "none", config)
+        return [plan_tunable_conv2d_pointwise(x, weight, bias, alpha, y, groups, "none", config)], y
+    return [plan_tunable_conv2d_forward(x, weight, bias, alpha, y, geometry, groups, "none", config)], y
+
+
+def _plan_weight(problem: Problem, operands: Operands, config: Config) -> tuple[Launch, Tensor]:
+    x, weight, _, alpha, y, geometry = operands
+    sums = {"shared": 1, "map": problem.kernels}.get(problem.alpha, problem.batch)
+    over = alpha if problem.alpha == "map" else None
+    size = weight[0].numel()
+    splits = choose_splits(problem, config, multiprocessors(x), max(1, WORKSPACE // (4 * size * sums)))
+    strides = (splits * size, size, *weight.stride()[1:])
+    partial = torch.empty(sums * splits * size, device=x.device).as_strided((sums, splits, *weight.shape[1:]), strides)
+    if problem.kind == "depthwise":
+        return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config, over), partial
+    return plan_tunable_conv2d_weight(y, x, partial, geometry, problem.groups, config, over), partial
 
 
 def candidates(problem: Problem) -> list[Config]:

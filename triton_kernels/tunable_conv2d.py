@@ -5,14 +5,14 @@ input channels of a group, N its outputs. The P kernels' tiles are blended in fp
 through shared memory as its second operand: as the first one they would go to wgmma from registers, which Triton 3.6
 and ptxas 12.9 get wrong.
 
-The same kernel computes the input gradient: taps flipped, kernel transposed, and zeros between the rows of
-grad_output where the convolution was strided (`upsample`).
+The same kernel computes the input gradient: taps flipped, kernel transposed, phase by phase where the convolution was
+strided (`phases`). And that of a map, <grad_output, conv_p(x) + bias_p> over the outputs (CONTRACT).
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import activate, load_alphas, load_kernel, source
+from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import (
     INDEX_LIMIT,
     Config,
@@ -31,13 +31,14 @@ def _tunable_conv2d_forward_kernel(
     bias_ptr,
     alpha_ptr,
     y_ptr,
+    pre_ptr,  # the value before the activation, laid out as y
     sizes,  # H, W of the input; OH, OW; pixels along M; outputs of a group
     x_strides,  # sample, channel, row, column
     w_strides,  # sample, kernel, group, input, output, row, column
     y_strides,  # sample, channel, row, column
     bias_strides,  # sample, kernel
-    alpha_strides,  # sample, kernel
-    geometry,  # stride, padding, dilation, upsampling factor; (rows, columns) each
+    alpha_strides,  # sample, kernel; for CONTRACT part of the sum
+    geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along M, along N, groups
     C: tl.constexpr,
     KH: tl.constexpr,
@@ -47,9 +48,10 @@ def _tunable_conv2d_forward_kernel(
     WHOLE: tl.constexpr,
     WIDE: tl.constexpr,
     FLIP: tl.constexpr,
-    UPSAMPLE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    CONTRACT: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -58,7 +60,7 @@ def _tunable_conv2d_forward_kernel(
     H, W, OH, OW, pixels, outputs = sizes
     x_sb, x_sc, x_sh, x_sw = x_strides
     w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw = w_strides
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, up_h, up_w = geometry
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
     tiles_m, tiles_n, groups = tiles
     dtype = x_ptr.dtype.element_ty
 
@@ -82,10 +84,8 @@ def _tunable_conv2d_forward_kernel(
     h_0 = tl.where(mask_m, oh * stride_h - pad_h, -(1 << 30))
     w_0 = ow * stride_w - pad_w
     x_ptr += b * x_sb + group * C * x_sc
-    x_rows = sample * x_sb + tl.zeros([BLOCK_M], tl.int32)
-    if not UPSAMPLE:
-        # Where the sum wraps around, the row is masked.
-        x_rows += (oh * stride_h - pad_h) * x_sh + w_0 * x_sw
+    # Where the sum wraps around, the row is masked.
+    x_rows = sample * x_sb + (oh * stride_h - pad_h) * x_sh + w_0 * x_sw
 
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < outputs
@@ -93,8 +93,16 @@ def _tunable_conv2d_forward_kernel(
     w_columns = w_ptr + offs_n * w_so
     bias_sb, bias_sp = bias_strides
     bias_ptr += b * bias_sb + group * outputs
-    alpha_sb, alpha_sp = alpha_strides
+    alpha_sb, alpha_sp, alpha_part = alpha_strides
     alpha_ptr += b * alpha_sb
+    y_sb, y_sc, y_sh, y_sw = y_strides
+    y_ptr += b * y_sb + group * outputs * y_sc
+    pre_ptr += b * y_sb + group * outputs * y_sc
+    mask_y = mask_m[:, None] & mask_n[None, :]
+    if CONTRACT:
+        alpha_ptr += (group * tiles_n + tile_n).to(tl.int64) * alpha_part
+        offs_y = (oh * y_sh + ow * y_sw)[:, None] + (offs_n * y_sc)[None, :]
+        grad = tl.load(y_ptr + offs_y, mask=mask_y, other=0.0).to(tl.float32)
     if ALPHA == "shared" or ALPHA == "sample":
         alphas = load_alphas(alpha_ptr, alpha_sp, P)
     else:
@@ -123,13 +131,8 @@ def _tunable_conv2d_forward_kernel(
             else:
                 h = (h_0 + r * dil_h)[:, None]
                 w = (w_0 + s * dil_w)[:, None]
-            h, in_h = source(h, H, UPSAMPLE, up_h)
-            w, in_w = source(w, W, UPSAMPLE, up_w)
-            if UPSAMPLE:
-                offs_x = x_rows[:, None] + h * x_sh + w * x_sw + (c * x_sc)[None, :]
-            else:
-                offs_x = x_rows[:, None] + (r * dil_h * x_sh + s * dil_w * x_sw + c * x_sc)[None, :]
-            x = tl.load(x_ptr + offs_x, mask=in_h & in_w & mask_k[None, :], other=0.0)
+            offs_x = x_rows[:, None] + (r * dil_h * x_sh + s * dil_w * x_sw + c * x_sc)[None, :]
+            x = tl.load(x_ptr + offs_x, mask=within(h, H) & within(w, W) & mask_k[None, :], other=0.0)
             if FLIP:
                 r, s = KH - 1 - r, KW - 1 - s
             offs_w = r * w_sh + s * w_sw + c * w_sc
@@ -142,15 +145,16 @@ def _tunable_conv2d_forward_kernel(
         if HAS_BIAS:
             bias = load_kernel(bias_ptr + p * bias_sp + offs_n, bias_sp, alphas, mask_n, P, BLENDED, dtype)
             acc += bias.to(tl.float32)[None, :]
-        if ALPHA == "map":
+        if CONTRACT:
+            tl.store(alpha_ptr + p * alpha_sp + pixel, tl.sum(acc * grad, 1), mask=mask_m)
+        elif ALPHA == "map":
             weights = tl.load(alpha_ptr + p * alpha_sp + pixel, mask=mask_m, other=0.0)
             total += acc * weights.to(tl.float32)[:, None]
         else:
             total = acc
-    y_sb, y_sc, y_sh, y_sw = y_strides
-    y_rows = sample * y_sb + oh * y_sh + ow * y_sw
-    offs_y = y_rows[:, None] + ((group * outputs + offs_n) * y_sc)[None, :]
-    tl.store(y_ptr + b * y_sb + offs_y, activate(total, ACTIVATION).to(dtype), mask=mask_m[:, None] & mask_n[None, :])
+    if not CONTRACT:
+        offs_y = (sample * y_sb + oh * y_sh + ow * y_sw)[:, None] + (offs_n * y_sc)[None, :]
+        finish(y_ptr + offs_y, pre_ptr + offs_y, total, mask_y, ACTIVATION, SAVE)
 
 
 def plan_tunable_conv2d_forward(
@@ -163,6 +167,7 @@ def plan_tunable_conv2d_forward(
     groups: int,
     activation: str,
     config: Config,
+    pre: Tensor | None = None,
 ) -> Launch:
     """The launch that writes the convolution of `x` to `y`, both of any strides.
 
@@ -176,8 +181,9 @@ def plan_tunable_conv2d_forward(
         groups: Of the convolution.
         activation: "none", "relu", "gelu", "silu" or "leaky_relu".
         config: Tile M of pixels, N of outputs, K of taps times inputs.
+        pre: Takes the value before the activation, with the strides of `y`; or None.
     """
-    return _plan(x, weight, bias, alpha, y, geometry, groups, activation, config, transposed=False)
+    return _plan(x, weight, bias, alpha, y, geometry, groups, config, activation, pre=pre)
 
 
 def plan_tunable_conv2d_input(
@@ -189,12 +195,34 @@ def plan_tunable_conv2d_input(
     groups: int,
     config: Config,
 ) -> Launch:
-    """The launch that writes the input gradient; arguments as in the forward one, alpha no map.
+    """The launch that writes the input gradient of one phase, which has its pixels, taps and geometry.
 
-    The geometry is the convolution's own.
+    Other arguments as in the forward one, alpha no map.
     """
-    backwards = geometry.gradient(tuple(weight.shape[3:]))  # type: ignore[arg-type]
-    return _plan(grad_output, weight, None, alpha, grad_input, backwards, groups, "none", config, transposed=True)
+    return _plan(grad_output, weight, None, alpha, grad_input, geometry, groups, config, transposed=True)
+
+
+def plan_tunable_conv2d_alpha(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor,
+    partial: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config,
+) -> Launch:
+    """The launch that writes the gradient of a map in parts: <grad_output, conv_p(x) + bias_p> over some outputs each.
+
+    grad_output is [B, O, OH, OW] and partial [`alpha_parts`, B, P, OH, OW] in fp32, contiguous; the rest is as in the
+    forward one.
+    """
+    return _plan(x, weight, bias, partial[0], grad_output, geometry, groups, config, part=partial.stride(0))
+
+
+def alpha_parts(outputs: int, groups: int, config: Config) -> int:
+    """How many parts make up the gradient of a map: a tile's outputs are summed in the kernel."""
+    return groups * cdiv(outputs // groups, config.block_n)
 
 
 def _plan(
@@ -205,9 +233,11 @@ def _plan(
     y: Tensor,
     geometry: Geometry,
     groups: int,
-    activation: str,
     config: Config,
-    transposed: bool,
+    activation: str = "none",
+    transposed: bool = False,
+    pre: Tensor | None = None,
+    part: int = 0,
 ) -> Launch:
     batch, _, height, width = x.shape
     out_height, out_width = y.shape[2:]
@@ -233,12 +263,13 @@ def _plan(
             weight if bias is None else bias,
             weight if alpha is None else alpha,
             y,
+            y if pre is None else pre,
             (height, width, out_height, out_width, pixels, outputs),
             x.stride(),
             (w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw),
             y.stride(),
             stack.bias_strides,
-            stack.alpha_strides,
+            (*stack.alpha_strides, part),
             geometry.flat(),
             tiles,
         ),
@@ -251,9 +282,10 @@ def _plan(
             "WHOLE": whole,
             "WIDE": whole and batch * max(x.stride(0), y.stride(0)) >= INDEX_LIMIT,
             "FLIP": geometry.flip,
-            "UPSAMPLE": geometry.upsample != (1, 1),
             "HAS_BIAS": bias is not None,
+            "CONTRACT": part > 0,
             "ACTIVATION": activation,
+            "SAVE": pre is not None,
             "PRECISION": input_precision(x.dtype),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,

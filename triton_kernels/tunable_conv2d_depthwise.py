@@ -8,17 +8,14 @@ Vectors run along the channels (NHWC) or along the columns (NCHW): the tile's sh
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import activate, load_alphas, load_kernel, source
+from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe
 
 
 @triton.jit
-def _load_row(ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE: tl.constexpr):
-    """Input row h at the columns that tap column s asks for, in fp32: [BLOCK_W, BLOCK_C]."""
-    _, _, _, _, _, dil_w, up_h, up_w = geometry
-    h, in_h = source(h, H, UPSAMPLE, up_h)
-    w, in_w = source(w_0 + s * dil_w, W, UPSAMPLE, up_w)
-    mask = (in_w & in_h)[:, None] & mask_c[None, :]
+def _load_row(ptrs, h, H, w, W, mask_c, x_sh, x_sw):
+    """Input row h at the columns w, in fp32: [BLOCK_W, BLOCK_C]."""
+    mask = (within(w, W) & within(h, H))[:, None] & mask_c[None, :]
     return tl.load(ptrs + h * x_sh + (w * x_sw)[:, None], mask=mask, other=0.0).to(tl.float32)
 
 
@@ -29,13 +26,14 @@ def _tunable_conv2d_depthwise_kernel(
     bias_ptr,
     alpha_ptr,
     y_ptr,
+    pre_ptr,  # the value before the activation, laid out as y
     sizes,  # H, W of the input; OH, OW; output channels
     x_strides,  # sample, channel, row, column
     w_strides,  # sample, kernel, output, row, column
     y_strides,  # sample, channel, row, column
     bias_strides,  # sample, kernel
-    alpha_strides,  # sample, kernel
-    geometry,  # stride, padding, dilation, upsampling factor; (rows, columns) each
+    alpha_strides,  # sample, kernel; for CONTRACT part of the sum
+    geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along channels, columns, rows
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -43,11 +41,12 @@ def _tunable_conv2d_depthwise_kernel(
     MULTIPLIER: tl.constexpr,
     ALPHA: tl.constexpr,
     FLIP: tl.constexpr,
-    UPSAMPLE: tl.constexpr,
     RESIDENT: tl.constexpr,
     ROLLING: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    CONTRACT: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SAVE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -57,11 +56,12 @@ def _tunable_conv2d_depthwise_kernel(
     w_sb, w_sp, w_so, w_sh, w_sw = w_strides
     y_sb, y_sc, y_sh, y_sw = y_strides
     bias_sb, bias_sp = bias_strides
-    alpha_sb, alpha_sp = alpha_strides
-    stride_h, stride_w, pad_h, pad_w, dil_h, _, _, _ = geometry
+    alpha_sb, alpha_sp, alpha_part = alpha_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
     tiles_c, tiles_w, tiles_h = tiles
     dtype = x_ptr.dtype.element_ty
-    BLENDED: tl.constexpr = "none" if ALPHA == "map" else ALPHA
+    MAP: tl.constexpr = ALPHA == "map" or ALPHA == "spread"
+    BLENDED: tl.constexpr = "none" if MAP else ALPHA
 
     pid = tl.program_id(0)
     tile_c = pid % tiles_c
@@ -74,7 +74,8 @@ def _tunable_conv2d_depthwise_kernel(
     w_0 = ow * stride_w - pad_w
     x_ptrs = x_ptr + b * x_sb + (offs_c // MULTIPLIER * x_sc)[None, :]
     mask_y = (ow < OW)[:, None] & mask_c[None, :]
-    y_ptrs = y_ptr + b * y_sb + (offs_c * y_sc)[None, :] + (ow * y_sw)[:, None]
+    offs_y = b * y_sb + (offs_c * y_sc)[None, :] + (ow * y_sw)[:, None]
+    y_ptrs, pre_ptrs = y_ptr + offs_y, pre_ptr + offs_y
     w_ptrs = w_ptr + b * w_sb + offs_c * w_so
     alpha_ptr += b * alpha_sb
     alphas = ()
@@ -99,14 +100,15 @@ def _tunable_conv2d_depthwise_kernel(
             sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
         for step in range(ROWS + KH - 1):
             for s in tl.static_range(KW):
-                x = _load_row(x_ptrs, oh_0 - pad_h + step, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, False)
+                x = _load_row(x_ptrs, oh_0 - pad_h + step, H, w_0 + s * dil_w, W, mask_c, x_sh, x_sw)
                 added = ()
                 for r in tl.static_range(KH):
                     added = added + (sums[r] + x * taps[r * KW + s],)
                 sums = added
             oh = oh_0 + step - (KH - 1)
-            value = activate(sums[KH - 1] + bias[None, :], ACTIVATION).to(dtype)
-            tl.store(y_ptrs + oh * y_sh, value, mask=mask_y & (oh >= oh_0) & (oh < OH))
+            mask = mask_y & (oh >= oh_0) & (oh < OH)
+            value = sums[KH - 1] + bias[None, :]
+            finish(y_ptrs + oh * y_sh, pre_ptrs + oh * y_sh, value, mask, ACTIVATION, SAVE)
             moved = (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
             for r in tl.static_range(KH - 1):
                 moved = moved + (sums[r],)
@@ -115,29 +117,37 @@ def _tunable_conv2d_depthwise_kernel(
         for oh in range(oh_0, tl.minimum(oh_0 + ROWS, OH)):
             h_0 = oh * stride_h - pad_h
             total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
-            for p in range(P if ALPHA == "map" else 1):
+            if CONTRACT:
+                grad = tl.load(y_ptrs + oh * y_sh, mask=mask_y, other=0.0).to(tl.float32)
+            for p in range(P if MAP else 1):
                 acc = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
                 if RESIDENT:
                     for tap in tl.static_range(KH * KW):
-                        h, s = h_0 + tap // KW * dil_h, tap % KW
-                        x = _load_row(x_ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE)
-                        acc += x * taps[tap]
+                        h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
+                        acc += _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw) * taps[tap]
                 else:
                     for tap in range(KH * KW):
-                        h, s = h_0 + tap // KW * dil_h, tap % KW
-                        x = _load_row(x_ptrs, h, H, w_0, W, geometry, mask_c, x_sh, x_sw, s, UPSAMPLE)
+                        h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
+                        x = _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw)
+                        if ALPHA == "spread":  # the map lies over x, not over y
+                            there = within(w, W) & within(h, H)
+                            weights = tl.load(alpha_ptr + p * alpha_sp + h * W + w, mask=there, other=0.0)
+                            x *= weights.to(tl.float32)[:, None]
                         place = KH * KW - 1 - tap if FLIP else tap
                         ptrs = w_ptrs + p * w_sp + place // KW * w_sh + place % KW * w_sw
                         acc += x * load_kernel(ptrs, w_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)[None, :]
                 if HAS_BIAS:
                     bias = load_kernel(bias_ptrs + p * bias_sp, bias_sp, alphas, mask_c, P, BLENDED, dtype)
                     acc += bias.to(tl.float32)[None, :]
-                if ALPHA == "map":
-                    weights = tl.load(alpha_ptr + p * alpha_sp + oh * OW + ow, mask=ow < OW, other=0.0)
-                    total += acc * weights.to(tl.float32)[:, None]
+                places = alpha_ptr + p * alpha_sp + oh * OW + ow
+                if CONTRACT:
+                    tl.store(places + tile_c.to(tl.int64) * alpha_part, tl.sum(acc * grad, 1), mask=ow < OW)
+                elif ALPHA == "map":
+                    total += acc * tl.load(places, mask=ow < OW, other=0.0).to(tl.float32)[:, None]
                 else:
-                    total = acc
-            tl.store(y_ptrs + oh * y_sh, activate(total, ACTIVATION).to(dtype), mask=mask_y)
+                    total += acc
+            if not CONTRACT:
+                finish(y_ptrs + oh * y_sh, pre_ptrs + oh * y_sh, total, mask_y, ACTIVATION, SAVE)
 
 
 def plan_tunable_conv2d_depthwise(
@@ -149,6 +159,9 @@ def plan_tunable_conv2d_depthwise(
     geometry: Geometry,
     activation: str,
     config: Config,
+    spread: bool = False,
+    pre: Tensor | None = None,
+    part: int = 0,
 ) -> Launch:
     """The launch for one input channel per group; arguments as `plan_tunable_conv2d_forward` has them.
 
@@ -158,19 +171,22 @@ def plan_tunable_conv2d_depthwise(
         bias: [P, O] or None.
         alpha: [P], [B, P], [B, P, OH, OW] or None.
         y: [B, O, OH, OW].
-        geometry: The convolution's, or `Geometry.gradient` of it for the input gradient (where O = C).
+        geometry: The convolution's, or that of a phase of the input gradient (where O = C).
         activation: Of the epilogue.
         config: block_m output rows, block_n columns and block_k channels of a tile.
+        spread: The map lies over `x`, not over `y`: the input gradient, x being grad_output.
+        pre: Takes the value before the activation, with the strides of `y`; or None.
+        part: Elements from part to part of alpha [parts, B, P, OH, OW], where it is the map's gradient that is written
+            and `y` is grad_output (`plan_tunable_conv2d_alpha`); else 0.
     """
     batch, inputs, height, width = x.shape
     _, outputs, out_height, out_width = y.shape
     kh, kw = weight.shape[3:]
     stack = describe(weight, bias, alpha)
     w_sb, w_sp, w_so, _, w_sh, w_sw = stack.strides
-    upsample = geometry.upsample != (1, 1)
     # More taps than this, of as many channels as a vector holds, do not fit into a thread's registers.
     resident = stack.kind != "map" and kh * kw <= 12
-    rolling = resident and not upsample and geometry.stride[0] == geometry.dilation[0] == 1
+    rolling = resident and geometry.stride[0] == geometry.dilation[0] == 1
     tiles = (cdiv(outputs, config.block_k), cdiv(out_width, config.block_n), cdiv(out_height, config.block_m))
     return Launch(
         _tunable_conv2d_depthwise_kernel,
@@ -181,12 +197,13 @@ def plan_tunable_conv2d_depthwise(
             weight if bias is None else bias,
             weight if alpha is None else alpha,
             y,
+            y if pre is None else pre,
             (height, width, out_height, out_width, outputs),
             x.stride(),
             (w_sb, w_sp, w_so, w_sh, w_sw),
             y.stride(),
             stack.bias_strides,
-            stack.alpha_strides,
+            (*stack.alpha_strides, part),
             geometry.flat(),
             tiles,
         ),
@@ -195,13 +212,14 @@ def plan_tunable_conv2d_depthwise(
             "KW": kw,
             "P": stack.kernels,
             "MULTIPLIER": outputs // inputs,
-            "ALPHA": stack.kind,
+            "ALPHA": "spread" if spread else stack.kind,
             "FLIP": geometry.flip,
-            "UPSAMPLE": upsample,
             "RESIDENT": resident,
             "ROLLING": rolling,
             "HAS_BIAS": bias is not None,
+            "CONTRACT": part > 0,
             "ACTIVATION": activation,
+            "SAVE": pre is not None,
             "ROWS": config.block_m,
             "BLOCK_W": config.block_n,
             "BLOCK_C": config.block_k,

@@ -7,7 +7,7 @@ gaps and shares one kernel is one long sample.
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import activate, load_alphas, load_kernel
+from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel
 from tunable_ops.triton_kernels.launch import INDEX_LIMIT, Config, Launch, cdiv, describe, input_precision
 
 
@@ -18,6 +18,7 @@ def _tunable_conv2d_pointwise_kernel(
     bias_ptr,
     alpha_ptr,
     y_ptr,
+    pre_ptr,  # the value before the activation, laid out as y
     pixels,
     outputs,  # of a group
     x_strides,  # sample, channel, pixel
@@ -31,6 +32,7 @@ def _tunable_conv2d_pointwise_kernel(
     ALPHA: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -57,7 +59,7 @@ def _tunable_conv2d_pointwise_kernel(
     mask_m, mask_n = offs_m < pixels, offs_n < outputs
     # The tile's first pixel may lie beyond 2^31 elements where a batch is read as one sample.
     x_ptr += b * x_sb + group * C * x_sc + (tile_m * BLOCK_M).to(tl.int64) * x_sm
-    y_ptr += b * y_sb + group * outputs * y_sc + (tile_m * BLOCK_M).to(tl.int64) * y_sm
+    start_y = b * y_sb + group * outputs * y_sc + (tile_m * BLOCK_M).to(tl.int64) * y_sm
     rows = tl.arange(0, BLOCK_M)
     w_ptr += b * w_sb + group * w_sg
     bias_ptr += b * bias_sb + group * outputs
@@ -85,8 +87,9 @@ def _tunable_conv2d_pointwise_kernel(
             total += acc * weights.to(tl.float32)[:, None]
         else:
             total = acc
-    y_ptrs = y_ptr + (rows * y_sm)[:, None] + (offs_n * y_sc)[None, :]
-    tl.store(y_ptrs, activate(total, ACTIVATION).to(dtype), mask=mask_m[:, None] & mask_n[None, :])
+    offs_y = (rows * y_sm)[:, None] + (offs_n * y_sc)[None, :]
+    mask_y = mask_m[:, None] & mask_n[None, :]
+    finish(y_ptr + start_y + offs_y, pre_ptr + start_y + offs_y, total, mask_y, ACTIVATION, SAVE)
 
 
 def is_pointwise(*tensors: Tensor) -> bool:
@@ -104,6 +107,7 @@ def plan_tunable_conv2d_pointwise(
     activation: str,
     config: Config,
     transposed: bool = False,
+    pre: Tensor | None = None,
 ) -> Launch:
     """The launch for 1x1 kernels; arguments as `plan_tunable_conv2d_forward` has them.
 
@@ -132,6 +136,7 @@ def plan_tunable_conv2d_pointwise(
             weight if bias is None else bias,
             weight if alpha is None else alpha,
             y,
+            y if pre is None else pre,
             pixels,
             outputs,
             (x.stride(0), x.stride(1), x.stride(3)),
@@ -147,6 +152,7 @@ def plan_tunable_conv2d_pointwise(
             "ALPHA": stack.kind,
             "HAS_BIAS": bias is not None,
             "ACTIVATION": activation,
+            "SAVE": pre is not None,
             "PRECISION": input_precision(x.dtype),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,

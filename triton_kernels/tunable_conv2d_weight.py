@@ -2,7 +2,7 @@
 
 A matrix product [outputs, pixels] x [pixels, taps times inputs]. The pixels are split over blocks that write partial
 sums of their own to a workspace; the contraction adds these up in order, so that the result does not depend on which
-block ran first.
+block ran first. Of a map there is one gradient per kernel, of the whole batch: grad_output times alpha[:, p].
 """
 
 import triton
@@ -16,15 +16,18 @@ def _tunable_conv2d_weight_kernel(
     dy_ptr,
     x_ptr,
     g_ptr,
+    alpha_ptr,
     sizes,  # H, W of the input; OH, OW; pixels along K; pixels of a split; outputs of a group
     dy_strides,  # sample, channel, row, column
     x_strides,  # sample, channel, row, column
     g_strides,  # partial sum, group, output, input, row, column
+    alpha_strides,  # of a map: sample, kernel
     geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along M, along N, groups, splits
     C: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
+    MAP: tl.constexpr,
     WHOLE: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -36,7 +39,8 @@ def _tunable_conv2d_weight_kernel(
     dy_sb, dy_sc, dy_sh, dy_sw = dy_strides
     x_sb, x_sc, x_sh, x_sw = x_strides
     g_sb, g_sg, g_so, g_sc, g_sh, g_sw = g_strides
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, _, _ = geometry
+    alpha_sb, alpha_sp = alpha_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
     tiles_m, tiles_n, groups, splits = tiles
     N: tl.constexpr = KH * KW * C
 
@@ -52,13 +56,19 @@ def _tunable_conv2d_weight_kernel(
     mask_m, mask_n = offs_m < outputs, offs_n < N
     tap, c = offs_n // C, offs_n % C
     r, s = tap // KW, tap % KW
-    dy_ptr += b * dy_sb + group * outputs * dy_sc
-    x_ptr += b * x_sb + group * C * x_sc
+    dy_ptr += group * outputs * dy_sc
+    x_ptr += group * C * x_sc
+    if MAP:  # b is a kernel
+        alpha_ptr += b * alpha_sp
+    else:
+        dy_ptr += b * dy_sb
+        x_ptr += b * x_sb
     offs_x = r * dil_h * x_sh + s * dil_w * x_sw + c * x_sc
 
     first = split * split_pixels
     last = tl.minimum(first + split_pixels, pixels)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # Of a map the transpose: grad_output times alpha has to be the second operand, for it comes from registers.
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if MAP else [BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         mask_k = k < last
@@ -78,7 +88,14 @@ def _tunable_conv2d_weight_kernel(
         mask_x = (h >= 0) & (h < H) & (w >= 0) & (w < W) & mask_k[:, None] & mask_n[None, :]
         x_ptrs = x_ptr + (sample * x_sb + h_0 * x_sh + w_0 * x_sw)[:, None] + offs_x[None, :]
         x = tl.load(x_ptrs, mask=mask_x, other=0.0)
-        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+        if MAP:
+            weights = tl.load(alpha_ptr + sample * alpha_sb + pixel, mask=mask_k, other=0.0).to(tl.float32)
+            dy = (dy.to(tl.float32) * weights[None, :]).to(x_ptr.dtype.element_ty)
+            acc = tl.dot(tl.trans(x), tl.trans(dy), acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+    if MAP:
+        acc = tl.trans(acc)
     g_ptr += (b * splits + split) * g_sb + group * g_sg
     offs_g = (offs_m * g_so)[:, None] + (r * g_sh + s * g_sw + c * g_sc)[None, :]
     tl.store(g_ptr + offs_g, acc, mask=mask_m[:, None] & mask_n[None, :])
@@ -89,14 +106,17 @@ def _tunable_conv2d_depthwise_weight_kernel(
     dy_ptr,
     x_ptr,
     g_ptr,
+    alpha_ptr,
     sizes,  # H, W of the input; OH, OW; output channels; samples of a sum
     dy_strides,  # sample, channel, row, column
     x_strides,  # sample, channel, row, column
     g_strides,  # partial sum, output, row, column
+    alpha_strides,  # of a map: sample, kernel
     geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along channels, kernel rows, splits of the output rows
     KH: tl.constexpr,
     KW: tl.constexpr,
+    MAP: tl.constexpr,
     MULTIPLIER: tl.constexpr,
     TAP_ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -106,7 +126,8 @@ def _tunable_conv2d_depthwise_weight_kernel(
     dy_sb, dy_sc, dy_sh, dy_sw = dy_strides
     x_sb, x_sc, x_sh, x_sw = x_strides
     g_sb, g_so, g_sh, g_sw = g_strides
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, _, _ = geometry
+    alpha_sb, alpha_sp = alpha_strides
+    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
     tiles_c, tiles_r, splits = tiles
 
     pid = tl.program_id(0)
@@ -116,8 +137,13 @@ def _tunable_conv2d_depthwise_weight_kernel(
     part = (pid // (tiles_c * tiles_r * splits)).to(tl.int64)
     offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < channels
-    dy_ptrs = dy_ptr + part * samples * dy_sb + (offs_c * dy_sc)[None, :]
-    x_ptrs = x_ptr + part * samples * x_sb + (offs_c // MULTIPLIER * x_sc)[None, :]
+    dy_ptrs = dy_ptr + (offs_c * dy_sc)[None, :]
+    x_ptrs = x_ptr + (offs_c // MULTIPLIER * x_sc)[None, :]
+    if MAP:  # part is a kernel
+        alpha_ptr += part * alpha_sp
+    else:
+        dy_ptrs += part * samples * dy_sb
+        x_ptrs += part * samples * x_sb
     sums = ()
     for _ in tl.static_range(TAP_ROWS * KW):
         sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
@@ -130,6 +156,9 @@ def _tunable_conv2d_depthwise_weight_kernel(
         mask = (ow < OW)[:, None] & mask_c[None, :]
         dy = tl.load(dy_ptrs + sample * dy_sb + oh * dy_sh + (ow * dy_sw)[:, None], mask=mask, other=0.0)
         dy = dy.to(tl.float32)
+        if MAP:
+            weights = tl.load(alpha_ptr + sample * alpha_sb + oh * OW + ow, mask=ow < OW, other=0.0)
+            dy *= weights.to(tl.float32)[:, None]
         added = ()
         for tap in tl.static_range(TAP_ROWS * KW):
             h = oh * stride_h - pad_h + (row_0 + tap // KW) * dil_h
@@ -151,6 +180,7 @@ def plan_tunable_conv2d_weight(
     geometry: Geometry,
     groups: int,
     config: Config,
+    alpha: Tensor | None = None,
 ) -> Launch:
     """The launch that writes partial sums of the weight gradients.
 
@@ -158,15 +188,17 @@ def plan_tunable_conv2d_weight(
         grad_output: [B, O, OH, OW].
         input: [B, C, H, W].
         partial: [1 or B, splits, O, C/groups, kh, kw], fp32, any strides from the third dimension on: one gradient for
-            the batch, or one per sample, in as many sums.
+            the batch, or one per sample, in as many sums. Of a map [P, splits, ...].
         geometry: The convolution's.
         groups: Of the convolution.
         config: Tile M of outputs, N of taps times inputs, K of pixels.
+        alpha: A map [B, P, OH, OW] (each [OH, OW] contiguous), or None for the gradients of blended kernels.
     """
     batch, _, height, width = input.shape
     out_height, out_width = grad_output.shape[2:]
     sums, splits, rows, inputs, kh, kw = partial.shape
-    whole = sums == 1 and batch > 1
+    whole = alpha is not None or (sums == 1 and batch > 1)
+    reach = max(t.stride(0) for t in (input, grad_output, alpha) if t is not None)
     pixels = out_height * out_width * (batch if whole else 1)
     split_pixels = cdiv(cdiv(pixels, splits), config.block_k) * config.block_k
     _, g_sb, g_so, g_sc, g_sh, g_sw = partial.stride()
@@ -179,10 +211,12 @@ def plan_tunable_conv2d_weight(
             grad_output,
             input,
             partial,
+            partial if alpha is None else alpha,
             (height, width, out_height, out_width, pixels, split_pixels, outputs),
             grad_output.stride(),
             input.stride(),
             (g_sb, outputs * g_so, g_so, g_sc, g_sh, g_sw),
+            (0, 0) if alpha is None else alpha.stride()[:2],
             geometry.flat(),
             tiles,
         ),
@@ -190,8 +224,9 @@ def plan_tunable_conv2d_weight(
             "C": inputs,
             "KH": kh,
             "KW": kw,
+            "MAP": alpha is not None,
             "WHOLE": whole,
-            "WIDE": whole and batch * max(input.stride(0), grad_output.stride(0)) >= INDEX_LIMIT,
+            "WIDE": whole and batch * reach >= INDEX_LIMIT,
             "PRECISION": input_precision(input.dtype),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
@@ -203,7 +238,12 @@ def plan_tunable_conv2d_weight(
 
 
 def plan_tunable_conv2d_depthwise_weight(
-    grad_output: Tensor, input: Tensor, partial: Tensor, geometry: Geometry, config: Config
+    grad_output: Tensor,
+    input: Tensor,
+    partial: Tensor,
+    geometry: Geometry,
+    config: Config,
+    alpha: Tensor | None = None,
 ) -> Launch:
     """The depthwise twin; arguments as `plan_tunable_conv2d_weight` has them.
 
@@ -223,16 +263,19 @@ def plan_tunable_conv2d_depthwise_weight(
             grad_output,
             input,
             partial,
-            (height, width, out_height, out_width, outputs, batch // sums),
+            partial if alpha is None else alpha,
+            (height, width, out_height, out_width, outputs, batch if alpha is not None else batch // sums),
             grad_output.stride(),
             input.stride(),
             (g_sb, g_so, g_sh, g_sw),
+            (0, 0) if alpha is None else alpha.stride()[:2],
             geometry.flat(),
             tiles,
         ),
         {
             "KH": kh,
             "KW": kw,
+            "MAP": alpha is not None,
             "MULTIPLIER": outputs // inputs,
             "TAP_ROWS": tap_rows,
             "BLOCK_W": config.block_n,

@@ -1,16 +1,13 @@
-"""The blend as a launch of its own (premix), of one layer or of a whole network, and its contraction.
+"""The blend of a layer as a launch of its own (premix), and its contraction.
 
 Stacks are read as matrices [P, N], in the order in which a kernel lies in memory: the blend keeps it. Sums are fp32 in
 a fixed order, rounded once.
 """
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.launch import POINTERS, Launch, cdiv
+from tunable_ops.triton_kernels.launch import Launch, cdiv
 
 BLOCK = 512
 
@@ -49,28 +46,6 @@ def _tunable_parameter_forward_kernel(
         alpha = tl.load(alpha_ptr + b * alpha_sb + p * alpha_sp).to(tl.float32)
         total += tl.load(w_ptr + p * stride + offs, mask=mask, other=0.0).to(tl.float32) * alpha
     tl.store(y_ptr + b * size + offs, total.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _tunable_parameter_many_kernel(
-    table_ptr,  # a row per stack: address, address of the blend, elements, from kernel to kernel, kernels, first alpha
-    blocks_ptr,  # a row per block: stack, block within it
-    alpha_ptr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    row = table_ptr + tl.load(blocks_ptr + pid * 2) * 6
-    offs = tl.load(blocks_ptr + pid * 2 + 1) * BLOCK + tl.arange(0, BLOCK)
-    w_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
-    y_ptr = tl.load(row + 1).to(tl.pointer_type(DTYPE))
-    mask = offs < tl.load(row + 2)
-    stride = tl.load(row + 3)
-    alpha_ptr += tl.load(row + 5)
-    total = tl.zeros([BLOCK], tl.float32)
-    for p in range(tl.load(row + 4).to(tl.int32)):
-        total += tl.load(w_ptr + p * stride + offs, mask=mask, other=0.0).to(tl.float32) * tl.load(alpha_ptr + p)
-    tl.store(y_ptr + offs, total.to(DTYPE), mask=mask)
 
 
 @triton.jit
@@ -154,29 +129,6 @@ def plan_tunable_parameter_forward(
         4,
         1,
     )
-
-
-def plan_tunable_parameter_many(table: Tensor, blocks: Tensor, alphas: Tensor, dtype: torch.dtype) -> Launch:
-    """The launch that blends many stacks of one dtype; `make_table` makes its first two arguments.
-
-    Args:
-        table: [stacks, 6] int64.
-        blocks: [blocks, 2] int32.
-        alphas: All alphas in one row, fp32.
-        dtype: Of the stacks and their blends.
-    """
-    constants = {"DTYPE": getattr(tl, POINTERS[dtype][1]), "BLOCK": BLOCK}
-    return Launch(_tunable_parameter_many_kernel, (blocks.shape[0],), (table, blocks, alphas), constants, 4, 1)
-
-
-def make_table(stacks: Sequence[Tensor], blends: Sequence[Tensor], first_alpha: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Tables of `plan_tunable_parameter_many` for stacks [P, N] (rows contiguous) and gapless blends of N elements."""
-    rows, blocks = [], []
-    for index, (stack, blend, first) in enumerate(zip(stacks, blends, first_alpha, strict=True)):
-        rows.append((stack.data_ptr(), blend.data_ptr(), stack.shape[1], stack.stride(0), stack.shape[0], first))
-        blocks += [(index, block) for block in range(cdiv(stack.shape[1], BLOCK))]
-    device = stacks[0].device
-    return torch.tensor(rows, device=device), torch.tensor(blocks, dtype=torch.int32, device=device)
 
 
 def plan_tunable_parameter_backward(

@@ -21,6 +21,7 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     load_table,
     table_name,
 )
+from tunable_ops.triton_kernels.launch import Config
 from tunable_ops.triton_kernels.problems import Operands, candidates, make_operands, plan_problem
 from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_forward
 
@@ -119,26 +120,30 @@ def _interleaved(runs: Sequence[Run], repeats: int) -> list[float]:
 def _candidates(problem: Problem, operands: Operands) -> Iterable[tuple[Choice, Run, Callable[[], torch.Tensor]]]:
     """(choice, what runs it, what returns its result)."""
     configs = candidates(problem)
-    target = operands.y if problem.direction == "forward" else operands.x
-    if problem.direction == "weight":
-        for config in configs:
-            launch = plan_problem(problem, operands, config)
-            yield Choice("fused", config), launch.run, lambda launch=launch: launch.arguments[2].sum(1)
-        if problem.alpha == "shared":
-            run, result = _library(problem, operands)
-            yield Choice("premix", configs[0]), run, lambda result=result: result()[None]
-        return
     for config in configs:
-        yield Choice("fused", config), plan_problem(problem, operands, config).run, lambda: target.clone()
+        yield Choice("fused", config), *_planned(problem, operands, config)
     if problem.alpha == "shared":
         run, result = _library(problem, operands)
-        yield Choice("premix", configs[0]), run, result
-    elif problem.alpha == "sample":
+        of_weight = problem.direction == "weight"
+        yield Choice("premix", configs[0]), run, lambda: result()[None] if of_weight else result()
+    elif problem.alpha == "sample" and problem.direction != "weight":
         kernel, shift, blend = _blend(operands)
         ready = operands._replace(weight=kernel, bias=shift, alpha=None)
         for config in configs:
-            launch = plan_problem(problem._replace(alpha="none"), ready, config)
-            yield Choice("premix", config), lambda launch=launch: (blend(), launch.run()), lambda: target.clone()
+            run, result = _planned(problem._replace(alpha="none"), ready, config)
+            yield Choice("premix", config), lambda run=run: (blend(), run()), result
+
+
+def _planned(problem: Problem, operands: Operands, config: Config) -> tuple[Run, Callable[[], torch.Tensor]]:
+    """What runs the launches of a problem, and what returns their result: of partial sums the sum."""
+    launches, target = plan_problem(problem, operands, config)
+    dim = {"weight": 1, "alpha": 0}.get(problem.direction)
+
+    def run() -> None:
+        for launch in launches:
+            launch.run()
+
+    return run, lambda: target.clone() if dim is None else target.sum(dim)
 
 
 def _blend(operands: Operands) -> tuple[torch.Tensor, torch.Tensor, Run]:

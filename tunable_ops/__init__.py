@@ -15,6 +15,7 @@ from tunable_ops.functional import (
     tunable_conv_transpose2d,
     tunable_linear,
     tunable_parameter,
+    tunable_parameters,
 )
 from tunable_ops.modules import (
     LambdaSpec,
@@ -64,4 +65,5 @@ __all__ = [
     "tunable_conv_transpose2d",
     "tunable_linear",
     "tunable_parameter",
+    "tunable_parameters",
 ]

@@ -2,18 +2,21 @@
 
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
 from tunable_ops.ops.tunable_conv1d import tunable_conv1d
-from tunable_ops.ops.tunable_conv2d import tunable_conv2d
+from tunable_ops.ops.tunable_conv2d import blends_first, tunable_conv2d
 from tunable_ops.ops.tunable_conv3d import tunable_conv3d
 from tunable_ops.ops.tunable_conv_transpose2d import tunable_conv_transpose2d
 from tunable_ops.ops.tunable_linear import tunable_linear
-from tunable_ops.ops.tunable_parameter import blend_into, tunable_parameter
+from tunable_ops.ops.tunable_parameter import tunable_parameter
+from tunable_ops.ops.tunable_parameters import blend_into, tunable_parameters
 
 __all__ = [
     "blend_into",
+    "blends_first",
     "tunable_conv1d",
     "tunable_conv2d",
     "tunable_conv3d",
     "tunable_conv_transpose2d",
     "tunable_linear",
     "tunable_parameter",
+    "tunable_parameters",
 ]

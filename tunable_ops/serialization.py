@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunable_ops import models
+from tunable_ops import control, models
 from tunable_ops.modules import LambdaSpec, TunableModel, convert
 
 __all__ = ["FORMAT", "VERSION", "load", "load_folded", "read_file", "read_metadata", "save", "write_file"]
@@ -68,7 +68,8 @@ def save(
 def _conversion(net: TunableModel) -> dict[str, Any]:
     if net.conversion is None:
         raise ValueError(
-            "checkpoint: net must come from convert; got a TunableModel around a network by hand: save its state_dict"
+            "checkpoint: net must come from convert or control.attach; got a TunableModel around a network by hand: "
+            "save its state_dict"
         )
     return dict(net.conversion)
 
@@ -95,7 +96,10 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
             f"checkpoint: path must hold a tunable network; got {str(path)!r}, a plain one: "
             "use serialization.load_folded"
         )
-    net = convert(_plain(path, metadata, tensors, network), **metadata["conversion"])
+    arguments = dict(metadata["conversion"])
+    plain = _plain(path, metadata, tensors, network)
+    method = arguments.pop("control", None)
+    net = convert(plain, **arguments) if method is None else control.attach(plain, method, **arguments)
     _fill(path, net.network, tensors)
     net.spec = LambdaSpec.from_dict(metadata["spec"])
     net.notes = dict(metadata.get("notes", {}))

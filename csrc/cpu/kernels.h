@@ -92,6 +92,30 @@ struct Contract {
   bool accumulate;
 };
 
+enum class Number : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+
+// out[i] = sum_p alpha[p] * stack[p * stride + i]. Items: elements.
+struct FlatBlend {
+  const void* stack;
+  Number number;
+  int64_t kernels, stride;
+  const double* alpha;  // [kernels]
+  void* out;
+  Number out_number;
+};
+
+// grad[p * grad_stride + i] = alpha[p] * gradient[i] and products[p] += <gradient, stack[p]>. Items: elements.
+struct FlatContract {
+  const void* stack;
+  Number number;  // of the stack and its gradient
+  int64_t kernels, stride;
+  const double* alpha;
+  const void* gradient;
+  Number gradient_number;
+  void* grad;  // null: not asked for
+  int64_t grad_stride;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes, width;
@@ -102,6 +126,8 @@ struct Kernels {
   void (*dense_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*contract)(const Contract&, int64_t begin, int64_t end);
+  void (*flat_blend)(const FlatBlend&, int64_t begin, int64_t end);
+  void (*flat_contract)(const FlatContract&, int64_t begin, int64_t end, double* products);  // products: or null
 };
 
 const Kernels& portable_kernels();

@@ -21,6 +21,7 @@
 #include "depthwise.h"
 #include "weight_grad.h"
 #include "blend.h"
+#include "flat.h"
 #include "table.h"
 
 #if defined(__clang__)

@@ -10,4 +10,5 @@
 #include "depthwise.h"
 #include "weight_grad.h"
 #include "blend.h"
+#include "flat.h"
 #include "table.h"

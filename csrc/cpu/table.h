@@ -18,6 +18,8 @@ const Kernels& TO_JOIN(TO_ISA, _kernels)() {
       TO_ISA::dense_weight_grad,
       TO_ISA::depthwise_weight_grad,
       TO_ISA::contract,
+      TO_ISA::flat_blend,
+      TO_ISA::flat_contract,
   };
   return kernels;
 }

@@ -72,6 +72,17 @@ TO_DEVICE float blended_bias(const void* bias, Type type, int64_t kernel, int64_
   return total;
 }
 
+// A sum of many terms in fp32 whose error does not grow with their number (Neumaier's compensation).
+struct LongSum {
+  float total = 0, rest = 0;
+  TO_DEVICE void add(float v) {
+    const float next = total + v;
+    rest += fabsf(total) < fabsf(v) ? (v - next) + total : (total - next) + v;
+    total = next;
+  }
+  TO_DEVICE float value() const { return total - total == 0 ? total + rest : total; }  // the rest of an infinity is NaN
+};
+
 // NaN passes through each of them, as in PyTorch.
 TO_DEVICE float activate(float v, Activation activation) {
   switch (activation) {

@@ -15,7 +15,7 @@
 namespace tunable_ops::cuda {
 
 TO_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return memory;
 }
 

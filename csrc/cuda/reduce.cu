@@ -144,12 +144,14 @@ contract_kernel(TO_RUN ContractRun run) {
   }
   const int32_t warp = static_cast<int32_t>(blockIdx.x * (kContractThreads / 32) + threadIdx.x / 32);
   for (int32_t b = 0; b < run.problems; ++b) {
-    float gradient[kContractElements] = {};
+    float gradient[kContractElements];
 #pragma unroll
     for (int e = 0; e < kContractElements; ++e) {
+      LongSum total;
       for (int32_t i = 0; i < run.segments && index[e] < size; ++i) {
-        gradient[e] += run.gradient[(static_cast<int64_t>(b) * run.segments + i) * size + index[e]];
+        total.add(run.gradient[(static_cast<int64_t>(b) * run.segments + i) * size + index[e]]);
       }
+      gradient[e] = total.value();
     }
     const int64_t row = run.first_problem + b;
 #pragma unroll
@@ -184,9 +186,9 @@ contract_kernel(TO_RUN ContractRun run) {
 }
 
 TO_DEVICE float sum_of_output(const FinishRun& run, int64_t problem, int32_t output) {
-  float total = 0;
-  for (int32_t i = 0; i < run.segments; ++i) total += run.sums[(problem * run.segments + i) * run.outputs + output];
-  return total;
+  LongSum total;
+  for (int32_t i = 0; i < run.segments; ++i) total.add(run.sums[(problem * run.segments + i) * run.outputs + output]);
+  return total.value();
 }
 
 TO_KERNEL(kThreads, 1)
@@ -196,10 +198,11 @@ finish_kernel(TO_RUN FinishRun run) {
   if (blockIdx.x < alphas) {
     const int64_t problem = blockIdx.x / kernels;
     const int32_t p = static_cast<int32_t>(blockIdx.x % kernels);
-    float total = 0;
+    LongSum sum;
     for (int32_t i = thread; run.partial && i < run.partials; i += kThreads) {
-      total += run.partial[(problem * kernels + p) * run.partials + i];
+      sum.add(run.partial[(problem * kernels + p) * run.partials + i]);
     }
+    float total = sum.value();
     for (int32_t o = thread; run.sums && o < run.outputs; o += kThreads) {
       const float bias = load_scalar(run.bias, run.type, p * run.bias_kernel + o * run.bias_output);
       total = fmaf(sum_of_output(run, problem, o), bias, total);

@@ -92,6 +92,12 @@ void check_launch(const char* kernel, const char* error) {
   STD_TORCH_CHECK(error == nullptr, "tunable_conv2d: ", kernel, " could not be launched: ", error);
 }
 
+// The wgmma kernel is never the default's: nothing about it has been measured. It waits for the figures of
+// `bench/on_gpu.sh OUT hopper`, which reaches it by this name.
+Way way_of(const std::string& backend) {
+  return backend == "cuda" ? Way::kDefault : backend == "cuda-hopper" ? Way::kHopper : Way::kElsewhere;
+}
+
 Activation activation_of(const std::string& name) {
   return name == "relu"         ? Activation::kRelu
          : name == "leaky_relu" ? Activation::kLeakyRelu
@@ -101,7 +107,7 @@ Activation activation_of(const std::string& name) {
 }
 
 Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, Way way) {
   check(input, weight, bias, alpha);
   Call c{};
   c.y = extent_of(input.size(2), weight.size(3), stride[0], padding[0], dilation[0]);
@@ -116,6 +122,7 @@ Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tens
   c.outputs = static_cast<int32_t>(weight.size(1) / groups);
   c.depthwise = groups > 1 && c.channels == 1 && c.outputs == 1 && c.y.taps * c.x.taps < kSharedBytes / 4;
   c.tf32 = wants_tf32(input);
+  c.hopper = way == Way::kHopper;
   c.problems = alpha.dim() == 1 ? 1 : c.batch;
   c.type = type_of(input);
   c.stack = {weight.const_data_ptr(),
@@ -154,7 +161,7 @@ Lanes depthwise_lanes(const Call& c, bool aligned, bool keeps_kernels) {
 
 void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
               const Tensor& target, Activation activation, bool gradient, void* stream) {
-  if (c.depthwise) return convolve_depthwise(c, source, bias, target, activation, gradient, stream);
+  if (c.depthwise && !c.hopper) return convolve_depthwise(c, source, bias, target, activation, gradient, stream);
   const int64_t vector = 16 / size_of(c.type);
   ConvRun run{};
   run.y = c.y, run.x = c.x;
@@ -178,7 +185,10 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
   run.vectors = run.channels % vector == 0 && is_aligned(source);
   run.vector_stores = run.outputs % vector == 0 && is_aligned(target);
   const int64_t macs = c.batch * c.pixels() * c.kernel_size();
-  run.fused = !gradient && run.vectors && c.stack.kernels <= kMaxFusedKernels && macs <= kFusedMacs &&
+  const char* unfit = c.hopper ? hopper_unfit(run) : nullptr;
+  STD_TORCH_CHECK(unfit == nullptr, "tunable_conv2d: backend 'cuda-hopper' must be given ", unfit);
+  // The wgmma kernel blends once per block, any number of kernels: nothing is gained by doing it beforehand.
+  run.fused = !gradient && run.vectors && (c.hopper || (c.stack.kernels <= kMaxFusedKernels && macs <= kFusedMacs)) &&
               kernels_are_packed(weight) && is_aligned(weight) && weight.stride(0) % vector == 0;
   std::optional<Tensor> blended;
   if (run.fused) {
@@ -193,17 +203,19 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
     // The rows of later samples start at addresses that are not aligned unless a kernel is whole vectors; it is, since
     // the channels are.
   }
+  if (c.hopper) return launch_hopper_conv(run, stream);
   check_launch("conv_kernel", launch_dense(run, stream));
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend) {
-  if (backend != "cuda" || input.numel() == 0) {  // an empty batch has nothing to be fast at
+  const Way way = way_of(backend);
+  if (way == Way::kElsewhere || input.numel() == 0) {  // an empty batch has nothing to be fast at
     return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation,
-                           backend == "cuda" ? "torch" : backend);
+                           way == Way::kElsewhere ? backend : "torch");
   }
-  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups);
+  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups, way);
   const OnDevice device(input);
   const Tensor x = in_format(input, c.kernel_format);
   const Tensor output = empty(input, {c.batch, weight.size(1), c.y.out, c.x.out}, input.scalar_type(), c.kernel_format);

@@ -27,8 +27,12 @@ int64_t chunk_bytes();
 
 void check_launch(const char* kernel, const char* error);
 
+// What `backend` names: these operators, these with the wgmma kernel of hopper.h where it can serve (an error where it
+// cannot), or another backend, whose calls go on to what Python defines for it.
+enum class Way { kDefault, kHopper, kElsewhere };
+Way way_of(const std::string& backend);
 
-// The operators of the schema, for backend "cuda"; calls for another one go on to what Python defines for it.
+// The operators of the schema.
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend);
@@ -41,7 +45,7 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
 struct Call {
   Extent y, x;
   int32_t batch, groups, channels, outputs;  // of one group
-  bool depthwise, tf32;
+  bool depthwise, tf32, hopper;
   int32_t problems;  // 1 for a shared alpha, else one per sample
   Type type;
   Stack stack;
@@ -52,7 +56,7 @@ struct Call {
 };
 
 Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, Way way);
 Picture picture_of(int32_t channels, int32_t height, int32_t width, MemoryFormat format);
 
 // How depthwise kernels read pictures: vectors of channels, and how many lie side by side in a block.
@@ -67,5 +71,9 @@ Activation activation_of(const std::string& name);
 // The convolution, or with `gradient` the gradient of its input, into `target`; all in the kernels' format.
 void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
               const Tensor& target, Activation activation, bool gradient, void* stream);
+
+// Null, or what the wgmma kernel asks for that this run has not.
+const char* hopper_unfit(const ConvRun& run);
+void launch_hopper_conv(const ConvRun& run, void* stream);
 
 }  // namespace tunable_ops::cuda

@@ -147,11 +147,12 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
                    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
                    const std::string& backend, const std::vector<bool>& mask) {
-  if (backend != "cuda" || input.numel() == 0) {
+  const Way way = way_of(backend);
+  if (way == Way::kElsewhere || input.numel() == 0) {
     return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
-                            activation, backend == "cuda" ? "torch" : backend, mask);
+                            activation, way == Way::kElsewhere ? backend : "torch", mask);
   }
-  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups);
+  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups, way);
   const OnDevice device(input);
   void* stream = device.stream();
   const Tensor grad = without_activation(c, grad_output, saved, activation, stream);

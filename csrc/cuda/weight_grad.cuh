@@ -2,6 +2,8 @@
 // over a segment of the pixels of one problem. Segments are added up later, in order.
 #pragma once
 
+#include <type_traits>
+
 #include "tile.cuh"
 
 namespace tunable_ops::cuda {
@@ -59,10 +61,13 @@ struct TensorGradTile : TensorTile<Math, kGradTile, kGradTile, 2, 2> {
   }
 };
 
-// In IEEE fp32 without tensor cores: 8 x 4 sums of a thread.
+// In IEEE fp32 without tensor cores: 8 x 4 sums of a thread. Products are added to short sums, those to long ones: the
+// error of one plain sum grows with the square root of its pixels.
 struct FloatGradTile {
   using T = float;
+  static constexpr int32_t kShort = 8;  // steps
   float sums[8][4];
+  LongSum totals[8][4];
 
   TO_DEVICE void clear() {
 #pragma unroll
@@ -70,6 +75,15 @@ struct FloatGradTile {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[i][j] = 0;
     }
+  }
+
+  TO_DEVICE void collect() {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) totals[i][j].add(sums[i][j]);
+    }
+    clear();
   }
 
   TO_DEVICE void step(const unsigned char* tile_a, const unsigned char* tile_b) {
@@ -96,7 +110,7 @@ struct FloatGradTile {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; j += 2) f(m + i % 4 + i / 4 * 32, n + j, sums[i][j], sums[i][j + 1]);
+      for (int j = 0; j < 4; j += 2) f(m + i % 4 + i / 4 * 32, n + j, totals[i][j].value(), totals[i][j + 1].value());
     }
   }
 };
@@ -168,8 +182,8 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
       const int32_t y = p.y * run.y.stride - run.y.pad + block.tap_y * run.y.dilation;
       const int32_t x = p.x * run.x.stride - run.x.pad + block.tap_x * run.x.dilation;
       const bool meets = inside && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in && element < block.columns;
-      const int64_t from = from_input + (y * run.source.row + x * run.source.pixel + block.channel + element);
-      copy_async(tile + kGradTileBytes + offset, input + (meets ? from : 0), meets);
+      const int32_t from = meets ? y * run.source.row + x * run.source.pixel + block.channel + element : 0;
+      copy_async(tile + kGradTileBytes + offset, input + (meets ? from_input + from : 0), meets);
     } else {
       for (int e = 0; e < kVector<T>; ++e) {
         const bool valid = inside && block.output + element + e < run.outputs;
@@ -178,7 +192,8 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
         const int32_t y = p.y * run.y.stride - run.y.pad + tap / run.x.taps * run.y.dilation;
         const int32_t x = p.x * run.x.stride - run.x.pad + tap % run.x.taps * run.x.dilation;
         const bool meets = inside && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in && element + e < block.columns;
-        const int32_t from = y * run.source.row + x * run.source.pixel + column % run.channels * run.source.channel;
+        const int32_t from =
+            meets ? y * run.source.row + x * run.source.pixel + column % run.channels * run.source.channel : 0;
         reinterpret_cast<T*>(tile + kGradTileBytes + offset)[e] =
             meets ? input[from_input + from] : from_float<T>(0.0f);
       }
@@ -186,8 +201,11 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
   }
 }
 
+template <class Tile>
+constexpr int kGradBlocks = std::is_same_v<Tile, FloatGradTile> ? 2 : 3;  // of a multiprocessor: registers for the sums
+
 template <class Tile, bool kVectors>
-TO_KERNEL(kGradThreads, 3)
+TO_KERNEL(kGradThreads, kGradBlocks<Tile>)
 weight_grad_kernel(TO_RUN WeightGradRun run) {
   using T = typename Tile::T;
   const GradBlock block = grad_block<kVectors>(run);
@@ -212,6 +230,9 @@ weight_grad_kernel(TO_RUN WeightGradRun run) {
     const unsigned char* operands = memory + stage * 2 * kGradTileBytes;
     tile.step(operands, operands + kGradTileBytes);
     stage = stage == kGradStages - 1 ? 0 : stage + 1;
+    if constexpr (std::is_same_v<Tile, FloatGradTile>) {
+      if (step % Tile::kShort == Tile::kShort - 1 || step == steps - 1) tile.collect();
+    }
   }
   wait_copies<0>();
   const int32_t columns = run.y.taps * run.x.taps * run.channels;

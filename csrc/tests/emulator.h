@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -37,13 +38,21 @@ struct Copy {
   bool valid;
 };
 
+// A barrier in shared memory that counts arrivals and bytes; boxes: copies under way that it waits for.
+struct Counter {
+  int expected = 0, arrivals = 0, parity = 0;
+  int64_t bytes = 0;
+  std::vector<std::function<int64_t()>> boxes;
+};
+
 struct Fiber {
   static constexpr size_t kStack = 128 << 10;
   std::unique_ptr<char[]> stack{new char[kStack]};
   ucontext_t start;
   jmp_buf at;
   bool fresh = false, done = false;
-  std::vector<std::vector<Copy>> copies;  // groups; the last one is open
+  std::vector<std::vector<Copy>> copies;                   // groups; the last one is open
+  std::vector<std::vector<std::function<void()>>> products;  // likewise
 };
 
 struct Warp {
@@ -59,6 +68,8 @@ struct Block {
   unsigned char* shared = nullptr;
   int64_t shared_bytes = 0;
   int count = 0, alive = 0, arrived = 0, generation = 0;
+  std::map<const void*, Counter> counters;
+  int named_arrived[16] = {}, named_generation[16] = {};
   int64_t progress = 0;
   ucontext_t scheduler_start;
   jmp_buf scheduler;
@@ -105,15 +116,16 @@ inline void resume(int i) {
   setcontext(&f.start);
 }
 
-constexpr int kCanary = 256;
+constexpr int kCanary = 256, kAlignment = 1024;
 
 inline void run_block(int threads) {
   Block& b = block();
   if (static_cast<int>(b.fibers.size()) < threads) b.fibers = std::vector<Fiber>(threads);
   b.warps.assign((threads + 31) / 32, Warp());
-  b.memory.assign(b.shared_bytes + 2 * kCanary + 128, 0xff);
+  b.memory.assign(b.shared_bytes + 2 * kCanary + kAlignment, 0xff);
   b.shared = b.memory.data() + kCanary;
-  b.shared += (128 - reinterpret_cast<uintptr_t>(b.shared) % 128) % 128;
+  b.shared += (kAlignment - reinterpret_cast<uintptr_t>(b.shared) % kAlignment) % kAlignment;
+  b.counters.clear();
   b.count = b.alive = threads;
   b.arrived = b.generation = 0;
   for (int i = 0; i < threads; ++i) {
@@ -125,6 +137,7 @@ inline void run_block(int threads) {
     f.fresh = true;
     f.done = false;
     f.copies.assign(1, {});
+    f.products.assign(1, {});
   }
   for (volatile int64_t pass = b.block.x; b.alive > 0; ++pass) {
     const volatile int64_t before = b.progress;
@@ -199,11 +212,18 @@ inline uint32_t float_to_bits(float v) {
   return bits;
 }
 
-inline float half_to_float(uint16_t bits) {
-  _Float16 v;
-  std::memcpy(&v, &bits, 2);
-  return static_cast<float>(v);
-}
+// Every half's value: the conversion is a call on machines without an instruction for it.
+inline const std::vector<float> half_values = [] {
+  std::vector<float> values(1 << 16);
+  for (int i = 0; i < 1 << 16; ++i) {
+    const auto bits = static_cast<uint16_t>(i);
+    _Float16 v;
+    std::memcpy(&v, &bits, 2);
+    values[i] = static_cast<float>(v);
+  }
+  return values;
+}();
+inline float half_to_float(uint16_t bits) { return half_values[bits]; }
 
 inline uint16_t float_to_half(float value) {
   const auto v = static_cast<_Float16>(value);
@@ -312,14 +332,16 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Dec
     float c[4];
   };
   const auto result = emulator::collective<Fragments, Four>(given, [decode](const Fragments* f, Four* results) {
+    double rows[16][8 * kWide], columns[8][8 * kWide];
+    for (int k = 0; k < 8 * kWide; ++k) {
+      const int thread = k / kWide % 4, high = k / kWide / 4;
+      for (int m = 0; m < 16; ++m) rows[m][k] = decode(f[m % 8 * 4 + thread].a[high * 2 + m / 8], k % kWide);
+      for (int n = 0; n < 8; ++n) columns[n][k] = decode(f[n * 4 + thread].b[high], k % kWide);
+    }
     for (int m = 0; m < 16; ++m) {
       for (int n = 0; n < 8; ++n) {
         double total = f[m % 8 * 4 + n / 2].c[m / 8 * 2 + n % 2];
-        for (int k = 0; k < 8 * kWide; ++k) {
-          const int thread = k / kWide % 4, high = k / kWide / 4;
-          total += static_cast<double>(decode(f[m % 8 * 4 + thread].a[high * 2 + m / 8], k % kWide)) *
-                   decode(f[n * 4 + thread].b[high], k % kWide);
-        }
+        for (int k = 0; k < 8 * kWide; ++k) total += rows[m][k] * columns[n][k];
         results[m % 8 * 4 + n / 2].c[m / 8 * 2 + n % 2] = static_cast<float>(total);
       }
     }

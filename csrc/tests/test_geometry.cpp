@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cuda/params.h"
+#include "../cuda/hopper.h"
 
 using namespace tunable_ops::cuda;
 
@@ -156,7 +156,72 @@ static void test_swizzles() {
   }
 }
 
+static void test_hopper_plans() {
+  for (int channels = 8; channels <= 264; channels += 8) {
+    for (int outputs = 8; outputs <= 264; outputs += 8) {
+      for (int taps = 1; taps <= 7; taps += 2) {
+        const HopperPlan plan = hopper_plan(channels, outputs, taps, taps);
+        if (plan.slots == 0) continue;
+        const HopperShape shape = kHopperShapes[plan.shape];
+        const HopperMemory m(shape, taps, taps, plan.chunks, plan.slots);
+        expect(plan.slots >= 2 && m.bytes <= kHopperSharedBytes, "the block fits", channels, outputs, taps);
+        expect(plan.chunks * shape.channels >= channels, "the chunks hold the channels", channels, outputs, taps);
+        expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "swizzles start at 1024 bytes", channels, outputs, taps);
+        expect(m.exchange % 16 == 0 && m.bias % 16 == 0 && m.barriers % 8 == 0, "alignment", channels, outputs, taps);
+        expect(shape.tile_rows() + taps - 1 <= 256, "a box has at most 256 rows", channels, outputs, taps);
+      }
+    }
+  }
+  const HopperShape usual = kHopperShapes[hopper_plan(64, 64, 3, 3).shape];
+  expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3, "64 channels take rows of 64, three each");
+  expect(hopper_plan(16, 16, 3, 3).slots == kHopperMostSlots, "few channels leave room for every slot");
+  expect(hopper_plan(512, 8, 3, 3).slots == 0, "a panel that does not fit is refused");
+}
+
+static void test_hopper_tiles() {
+  HopperRun run{};
+  run.tiles_h = 3, run.tiles_w = 2, run.workers = 4;
+  std::set<std::tuple<int, int, int>> seen;
+  const int rows = 6, samples = 5, count = samples * run.tiles_h * run.tiles_w;
+  int sample = 0;
+  for (int worker = 0; worker < run.workers; ++worker) {
+    const Range range = part_of(count, run.workers, worker);
+    for (int64_t tile = range.begin; tile < range.end; ++tile) {
+      const HopperPlace at = hopper_place(static_cast<int32_t>(tile), run, rows);
+      expect(at.sample >= sample, "samples ascend", at.sample, sample);
+      sample = at.sample;
+      expect(at.row % rows == 0 && at.column % kHopperPixels == 0, "tiles stand on a grid", at.row, at.column);
+      seen.insert({at.sample, at.row / rows, at.column / kHopperPixels});
+    }
+  }
+  expect(static_cast<int>(seen.size()) == count, "every tile once", static_cast<int>(seen.size()), count);
+}
+
+static void test_hopper_swizzles() {
+  for (const int row_bytes : {32, 64, 128}) {
+    std::set<int> seen;
+    for (int offset = 0; offset < 4096; offset += 16) {
+      const int to = swizzled(offset, row_bytes);
+      expect(to / row_bytes == offset / row_bytes, "a chunk stays in its row", row_bytes, offset, to);
+      seen.insert(to);
+    }
+    expect(seen.size() == 256, "every chunk has a place", row_bytes);
+    for (int row = 0; row < 64; row += 8) {  // eight rows of one chunk meet all banks
+      std::set<int> banks;
+      for (int i = 0; i < 8; ++i) banks.insert(swizzled((row + i) * row_bytes, row_bytes) / 16 % 8);
+      expect(banks.size() == 8, "eight rows of one chunk meet all banks", row_bytes, row);
+    }
+  }
+  // Bits 0-13 the address, 16-29 unused with a swizzle (1), 32-45 the step between eight rows, 62-63 the mode.
+  expect(matrix_descriptor(0x12400, 128) == (uint64_t{1} << 62 | uint64_t{64} << 32 | 1 << 16 | 0x1240), "128 bytes");
+  expect(matrix_descriptor(0x400, 64) == (uint64_t{2} << 62 | uint64_t{32} << 32 | 1 << 16 | 0x40), "64 bytes");
+  expect(matrix_descriptor(0x400, 32) == (uint64_t{3} << 62 | uint64_t{16} << 32 | 1 << 16 | 0x40), "32 bytes");
+}
+
 int main() {
+  test_hopper_plans();
+  test_hopper_tiles();
+  test_hopper_swizzles();
   test_axes();
   test_places();
   test_parts();

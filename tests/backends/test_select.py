@@ -1,5 +1,7 @@
 """Which backend serves a call: named ones are used or raise, the default chooses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_a_backend_that_is_not_there_says_why(name: str, monkeypatch: pytest.Mon
 
 def test_triton_names_what_it_takes() -> None:
     pytest.importorskip("triton")
-    assert triton.unfit(torch.ones(1)) == (
+    assert triton.unfit("tunable_parameter", torch.ones(1)) == (
         "it takes CUDA tensors (CPU ones only where TRITON_INTERPRET=1 was set before the import), got one on cpu"
     )
     assert (
@@ -98,7 +100,7 @@ def test_a_size_that_export_leaves_open_is_no_condition() -> None:
 def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
     tensors = case.tensors("sample", torch.float16, channels_last=True)
-    assert "these are on cpu" in str(cuda.unfit(*tensors))
+    assert "these are on cpu" in str(cuda.unfit("tunable_conv2d", *tensors))
     assert not cuda.is_fastest("tunable_conv2d", *tensors)
     monkeypatch.setattr(cuda, "_missing", None)
     assert cuda.unavailable_reason("tunable_conv3d") == "this version has no cuda kernel for tunable_conv3d"
@@ -107,17 +109,22 @@ def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cuda.is_fastest("tunable_conv2d", *tensors)
 
 
-def test_a_torch_without_cuda_loads_no_cuda_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: object) -> None:
-        raise OSError("undefined symbol")
-
+def test_why_there_are_no_cuda_operators(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A torch without CUDA loads no library; a build without one says what setup.py said; a foreign one is named."""
     monkeypatch.setattr(cuda, "_missing", None)
-    monkeypatch.setattr(torch.ops, "load_library", fail)
+    monkeypatch.setattr(cuda, "_PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", None)
     cuda.load()
     assert cuda.unavailable_reason("tunable_conv2d") == "this torch has no CUDA"
-    library = next(iter(cuda.libraries()), None)
-    monkeypatch.setattr(cuda, "libraries", lambda: [library or "_ops_cuda.so"])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     cuda.load()
-    assert "do not load here" in str(cuda.unavailable_reason("tunable_conv2d"))
+    assert "the CUDA operators are left out: this build has none" in str(cuda.unavailable_reason("tunable_conv2d"))
+    (tmp_path / "_cuda_left_out.txt").write_text("the CUDA operators are left out: for a reason\n")
+    cuda.load()
+    with pytest.raises(RuntimeError, match=r"got 'cuda': the CUDA operators are left out: for a reason\. Use backend"):
+        backends.select("tunable_conv2d", "cuda")
+    (tmp_path / "_ops_cuda.abi3.so").write_text("not a library" * 1000)
+    cuda.load()
+    said = str(cuda.unavailable_reason("tunable_conv2d"))
+    assert said.startswith("the CUDA operators are left out: they do not load here (OSError: ")
+    assert said.endswith("To get them: README.md, 'Compiled operators'")

@@ -81,6 +81,8 @@ def test_the_installation(run):
     assert lines[0].startswith("tunable_ops   0.") and f"torch {torch.__version__}" in lines[0]
     assert lines[1] == "backends      torch"
     assert any(line.split()[0].rstrip(":") == "cpp" for line in lines)
+    if not torch.cuda.is_available():
+        assert any(line.split()[:2] == ["triton:", "no;"] for line in lines)
     facts = json.loads(run("info", "--json")[1])
     assert facts["backends"]["reference"] is None
     assert (facts["backends"]["cpp"] is None) == (facts["operators"] is not None)

@@ -18,21 +18,25 @@ ROOT = Path(__file__).parents[2]
 import tunable_ops  # noqa: E402, F401
 
 _STABLE_ABI = "0x020b000000000000"
-_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
 
 
 def sources() -> list[Path]:
     """What the emulated operators are made of."""
     cuda = ROOT / "csrc" / "cuda"
     kernels = [s for s in sorted(cuda.glob("*.cu")) if s.name != "device.cu"]
-    return [*kernels, *sorted(cuda.glob("tunable_conv2d*.cpp")), ROOT / "csrc" / "tests" / "emulated.cpp"]
+    host = [s for s in sorted(cuda.glob("*.cpp")) if s.name != "registration.cpp"]
+    return [*kernels, *host, ROOT / "csrc" / "tests" / "emulated.cpp"]
 
 
 def build() -> Path:
     """Builds the library once per state of its sources."""
-    headers = [file for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh") for file in sorted((ROOT / "csrc").glob(pattern))]
+    headers = [
+        file
+        for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh", "tests/*.h")
+        for file in sorted((ROOT / "csrc").glob(pattern))
+    ]
     files = [*sources(), *headers]
-    files.append(ROOT / "csrc" / "tests" / "emulator.h")
     content = b"".join(f.read_bytes() for f in files) + torch.__version__.encode() + " ".join(_FLAGS).encode()
     folder = ROOT / "build" / f"emulated-{hashlib.sha256(content).hexdigest()[:16]}"
     library = folder / "emulated.so"
@@ -59,11 +63,11 @@ def build() -> Path:
 class _Emulated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
-        *geometry, activation = options
+        *geometry, activation, backend = options
         op = torch.ops.tunable_ops_emulated.tunable_conv2d
-        output = saved = op(input, weight, bias, alpha, *geometry, activation, "cuda")
+        output = saved = op(input, weight, bias, alpha, *options)
         if activation in ("gelu", "silu"):
-            saved = op(input, weight, bias, alpha, *geometry, "none", "cuda")
+            saved = op(input, weight, bias, alpha, *geometry, "none", backend)
         ctx.save_for_backward(input, weight, bias, alpha, None if activation == "none" else saved)
         ctx.options = options
         return output
@@ -73,13 +77,13 @@ class _Emulated(torch.autograd.Function):
         *tensors, saved = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:4])
         op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
-        grads = op(grad_output, saved, *tensors, *ctx.options, "cuda", mask)
+        grads = op(grad_output, saved, *tensors, *ctx.options, mask)
         return (*(g if m else None for g, m in zip(grads, mask, strict=True)), *(None for _ in ctx.options))
 
 
-def tunable_conv2d(*args: Any, activation: str | None = None) -> Tensor:
+def tunable_conv2d(*args: Any, activation: str | None = None, backend: str = "cuda") -> Tensor:
     """The operator with the emulated kernels; input, weight, bias, alpha, stride, padding, dilation, groups."""
-    return _Emulated.apply(*args, activation or "none")
+    return _Emulated.apply(*args, activation or "none", backend)
 
 
 if __name__ == "__main__":

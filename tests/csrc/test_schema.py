@@ -25,6 +25,13 @@ out = torch.ops.tunable_ops.tunable_conv2d(
     torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2), [1, 1], [0, 0], [1, 1], 1, "none", "cpp"
 )
 print(out.item())
+one, weight = torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)
+try:
+    torch.ops.tunable_ops.tunable_conv2d(
+        one, weight, None, torch.ones(2), [1, 1], [0, 0], [1, 1], 1, "none", "torch"
+    )
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
 """
 
 
@@ -35,4 +42,6 @@ def test_the_schemas_are_pythons_and_the_operators_run_with_them() -> None:
     assert result.returncode == 0, result.stderr
     ops = torch.ops.tunable_ops
     expected = [str(op.default._schema) for op in (ops.tunable_conv2d, ops.tunable_conv2d_backward)]
-    assert result.stdout.splitlines() == [*expected, "2.0"]
+    *printed, refused = result.stdout.splitlines()
+    assert printed == [*expected, "2.0"]
+    assert "tunable_conv2d: backend must be one that this program has; got 'torch'" in refused

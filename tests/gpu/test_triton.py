@@ -1,6 +1,8 @@
 """The Triton kernels on a GPU: every configuration exactly, random shapes against float64, and how launches behave."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +15,10 @@ from tests.triton_kernels.kernel_cases import check
 from tunable_ops import reference, tunable_conv2d
 
 pytest.importorskip("triton")
+from tunable_ops.triton_kernels.choose_algorithm import Problem
+from tunable_ops.triton_kernels.configurations import name_of, problems
+from tunable_ops.triton_kernels.problems import Operands, candidates, make_operands, plan_problem
+
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -29,31 +35,46 @@ def gradients(function: Any, tensors: list[Any], case: Case, grad: Tensor, **opt
     return [output, *torch.autograd.grad(output, [t for t in leaves if t is not None], grad.to(output.dtype))]
 
 
-def test_every_configuration_is_exact_on_integers() -> None:
-    """Products and sums of small integers are exact, so that a lost or doubled term cannot hide in rounding."""
-    from tunable_ops.triton_kernels.configurations import name_of, problems
-    from tunable_ops.triton_kernels.problems import candidates, make_operands, plan_problem
+@pytest.mark.parametrize("problem", list(dict.fromkeys(p for p, _ in problems())), ids=name_of)
+def test_every_configuration_is_exact_on_integers(problem: Problem) -> None:
+    check_exact(problem, "cuda")
 
-    for problem, _ in problems():
-        # A tenth of the audited size, with tails: what is compiled differs in no constant.
-        small = problem._replace(batch=3, size=(min(problem.size[0], 19), min(problem.size[1], 21)))
-        operands = make_operands(small, "cuda")
-        for tensor in (operands.x, operands.y, operands.weight, operands.bias):
-            tensor.copy_(torch.randint(-2, 3, tensor.shape))
-        if operands.alpha is not None:
-            operands.alpha.copy_(torch.randint(-1, 2, operands.alpha.shape))
-        expected = _expected(small, operands)
+
+def check_exact(problem: Problem, device: str) -> None:
+    """Products and sums of small integers are exact, so that a lost or doubled term cannot hide in rounding."""
+    # A tenth of the audited size, with tails: what is compiled differs in no constant.
+    small = problem._replace(batch=3, size=(min(problem.size[0], 19), min(problem.size[1], 21)))
+    operands = make_operands(small, device)
+    for tensor in (operands.x, operands.y, operands.weight, operands.bias):
+        tensor.copy_(torch.randint(-2, 3, tensor.shape))
+    if operands.alpha is not None:
+        operands.alpha.copy_(torch.randint(-1, 2, operands.alpha.shape))
+    expected = _expected(small, operands)
+    with conv_precision("tf32" if problem.dtype == "tf32" else "ieee"):
         for config in candidates(problem):
-            launch = plan_problem(small, operands, config)
-            launch.run()
-            if small.direction == "weight":
-                found = launch.arguments[2].double().sum(1)
-            else:
-                found = (operands.y if small.direction == "forward" else operands.x).double()
+            launches, target = plan_problem(small, operands, config)
+            if small.direction in ("forward", "input"):
+                target.fill_(float("nan"))
+                launches, target = plan_problem(small, operands, config)  # it zeroes what no tap meets
+            for launch in launches:
+                launch.run()
+            found = target.double()
+            if small.direction in ("weight", "alpha"):
+                found = found.sum(1 if small.direction == "weight" else 0)
             assert torch.equal(found, expected), f"{name_of(problem)} {config}"
 
 
-def _expected(problem: Any, operands: Any) -> Tensor:
+@contextmanager
+def conv_precision(name: str) -> Iterator[None]:
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = name
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
+def _expected(problem: Problem, operands: Operands) -> Tensor:
     x, weight, bias, alpha, y, geometry = operands
     x, weight, bias, y = (t.double() for t in (x, weight, bias, y))
     options = (*geometry[:3], problem.groups)
@@ -63,15 +84,14 @@ def _expected(problem: Any, operands: Any) -> Tensor:
     if problem.direction == "forward":
         output = reference.tunable_conv2d(x, weight, bias, alpha, *options)
         return output.to(operands.y.dtype).double()
-    if problem.direction == "input":
-        x.requires_grad_()
-        output = reference.tunable_conv2d(x, weight, None, alpha, *options)
-        return torch.autograd.grad(output, x, y)[0].to(operands.x.dtype).double()
-    shared = problem.alpha == "shared"
-    kernels = torch.zeros(1 if shared else problem.batch, *weight.shape[1:], dtype=torch.double, device=x.device)
-    pick = torch.ones(1) if shared else torch.eye(problem.batch)
-    output = reference.tunable_conv2d(x, kernels.requires_grad_(), None, pick.to(x), *options)
-    return torch.autograd.grad(output, kernels, y)[0]
+    if problem.direction == "weight" and problem.alpha != "map":
+        shared = problem.alpha == "shared"
+        weight = torch.zeros(1 if shared else problem.batch, *weight.shape[1:], dtype=torch.double, device=x.device)
+        alpha = torch.ones(1).to(x) if shared else torch.eye(problem.batch).to(x)
+    leaf = {"input": x, "weight": weight, "alpha": alpha}[problem.direction].requires_grad_()
+    output = reference.tunable_conv2d(x, weight, bias if problem.direction == "alpha" else None, alpha, *options)
+    (gradient,) = torch.autograd.grad(output, leaf, y)
+    return gradient.to(operands.x.dtype).double() if problem.direction == "input" else gradient
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -109,12 +129,11 @@ def _agrees(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool, act
         assert_agrees(o, r, b, f"{case} {alpha} {name}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_cases(case: Case, alpha: str, dtype: torch.dtype) -> None:
-    for channels_last in (False, True):
-        _agrees(case, alpha, dtype, channels_last, None)
+@pytest.mark.parametrize("index, case", list(enumerate(CASES)), ids=str)
+def test_cases(index: int, case: Case) -> None:
+    """Every kind of alpha; dtype and layout in turns, for every combination is compiled anew."""
+    for turn, alpha in enumerate(ALPHAS, start=index):
+        _agrees(case, alpha, DTYPES[turn % 3], turn % 2 == 0, None)
 
 
 @pytest.mark.parametrize("algorithm", ["fused", "premix"])
@@ -133,7 +152,7 @@ def test_the_default_takes_triton() -> None:
 
 def test_opcheck() -> None:
     case = CASES[0]
-    for alpha in ("shared", "sample"):
+    for alpha in ("shared", "sample", "map"):
         tensors = [t.requires_grad_() for t in on_gpu(case, alpha, torch.float32)]
         options = (*map(list, case.geometry[:3]), 1, "silu", "triton")
         torch.library.opcheck(torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, *options))
@@ -171,6 +190,33 @@ def test_graph_replay_follows_alpha(alpha: str) -> None:
             tensors[3].copy_(torch.rand_like(tensors[3]))
             graph.replay()
             assert torch.equal(output, tunable_conv2d(*tensors, *case.geometry))
+
+
+@pytest.mark.parametrize("alpha", ["sample", "map"])
+def test_graph_replay_of_a_training_step(alpha: str) -> None:
+    case = Case(channels=32, outputs=32, size=(33, 31), stride=(2, 2), kernels=2)
+    tensors = [t.requires_grad_() for t in on_gpu(case, alpha, torch.float16)]
+    grad = torch.randn(case.batch, case.outputs, *case.grid, device="cuda", dtype=torch.float16)
+
+    def step() -> list[Tensor]:
+        output = tunable_conv2d(*tensors, *case.geometry, activation="silu", backend="triton")
+        return [output, *torch.autograd.grad(output, tensors, grad)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(2):
+        with torch.no_grad():
+            tensors[3].copy_(torch.rand_like(tensors[3]))
+        graph.replay()
+        for value, expected in zip(captured, step(), strict=True):
+            assert torch.equal(value, expected)
 
 
 def test_a_side_stream() -> None:
@@ -211,6 +257,21 @@ def test_memory_of_a_forward_pass() -> None:
     assert torch.cuda.max_memory_allocated() - before <= output.numel() * output.element_size() + (1 << 16)
 
 
+def test_memory_of_the_gradients_of_a_map() -> None:
+    """Beside the gradients two tensors like the output at most, and not P."""
+    case = Case(batch=4, channels=32, outputs=32, size=(192, 192), kernels=8)
+    tensors = [t.requires_grad_() for t in on_gpu(case, "map", torch.float16)]
+    output = tunable_conv2d(*tensors, *case.geometry, backend="triton")
+    grad = torch.randn_like(output)
+    torch.autograd.grad(output, tensors, grad, retain_graph=True)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    gradients = torch.autograd.grad(output, tensors, grad)
+    results = sum(g.numel() * g.element_size() for g in gradients)
+    assert torch.cuda.max_memory_allocated() - before <= results + 2 * output.numel() * output.element_size()
+
+
 def test_more_than_two_to_the_31_elements() -> None:
     """Offsets of samples are 64-bit; the last sample shows it."""
     case = Case(batch=9, channels=64, outputs=8, size=(2048, 2048), taps=(1, 1), padding=(0, 0), kernels=2)
@@ -231,11 +292,8 @@ def test_tf32_follows_the_setting() -> None:
     ref = reference.tunable_conv2d(*[t.double() for t in tensors], *case.geometry)
     errors = {}
     for precision in ("ieee", "tf32"):
-        torch.backends.cudnn.conv.fp32_precision = precision
-        try:
+        with conv_precision(precision):
             output = tunable_conv2d(*tensors, *case.geometry, backend="triton")
-        finally:
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
         errors[precision] = ((output - ref).norm() / ref.norm()).item()
     assert errors["ieee"] < 1e-6
     assert 1e-5 < errors["tf32"] < 1e-2
@@ -261,3 +319,10 @@ def test_tune_writes_a_table(tmp_path: Any) -> None:
     shape = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 2, 2, 32, 32, 1, (3, 3), (1, 1), (32, 32))
     wanted = [shape, shape._replace(direction="input"), shape._replace(direction="weight", alpha="shared")]
     assert set(load_table(tune(wanted, tmp_path / "table.json", repeats=3))) == set(wanted)
+
+
+@pytest.mark.parametrize("alpha", ["shared", "sample", "map"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[5], CASES[8]], ids=str)
+def test_sanitizer(case: Case, alpha: str) -> None:
+    """The smallest launches that reach every kernel, for compute-sanitizer's tools."""
+    check(case, alpha, torch.float16, device="cuda")

@@ -90,7 +90,7 @@ def test_build_knows_its_names_and_arguments() -> None:
     net = models.build("dncnn", features=5, depth=3)
     assert isinstance(net, DnCNN)
     assert net.model[0].out_channels == 5
-    with pytest.raises(ValueError, match="models: name must be one of dncnn, edsr, nafnet; got 'dncn'"):
+    with pytest.raises(ValueError, match=r"models: name must be one of .*dncnn, edsr.*; got 'dncn'"):
         models.build("dncn")
     with pytest.raises(ValueError, match=r"got 'feature'; did you mean 'features'\?"):
         models.build("dncnn", feature=5)

@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import Case, kernels_last
 from tests.ops.test_tunable_conv2d import ACTIVATIONS, CASES, check, run
 from tunable_ops import backends, reference, tunable_conv1d, tunable_conv2d
+from tunable_ops.ops import direct
 
 pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
@@ -163,3 +166,139 @@ def test_conv1d_reaches_it() -> None:
     x, weight, bias, alpha = torch.randn(3, 4, 20), torch.randn(2, 6, 4, 3), torch.randn(2, 6), torch.rand(3, 2)
     out = tunable_conv1d(x, weight, bias, alpha, padding=1, backend="cpp")
     torch.testing.assert_close(out, reference.tunable_conv1d(x, weight, bias, alpha, padding=1))
+
+
+def test_a_second_derivative_by_the_direct_way() -> None:
+    """The default calls the operator without its Autograd key; create_graph must find the definition all the same."""
+    case = Case(batch=2, channels=2, outputs=3, size=(4, 5), kernels=2)
+    for alpha in ("shared", "one", "sample"):
+        gradients = []
+        for function in (tunable_conv2d, reference.tunable_conv2d):
+            torch.manual_seed(1)
+            leaves = [t.requires_grad_() for t in case.tensors(alpha, torch.float32, channels_last=True)]
+            loss = function(*leaves, *case.geometry, activation="silu").square().sum()
+            first = torch.autograd.grad(loss, leaves, create_graph=True)
+            gradients.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_direct_way_changes_no_bit(alpha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in (CASES[0], CASES[5], CASES[8], Case(channels=4, outputs=8, groups=2, kernels=2)):
+        for act in (None, "relu", "gelu"):
+            tensors = case.tensors(alpha, torch.float32, channels_last=True)
+            straight = run(tunable_conv2d, tensors, case, act, None)
+            with monkeypatch.context() as patch:
+                patch.setattr(direct, "_is_watched", lambda: True)
+                registered = run(tunable_conv2d, tensors, case, act, None)
+            assert all(torch.equal(a, b) and a.shape == b.shape for a, b in zip(straight, registered, strict=True))
+
+
+def test_what_the_direct_way_leaves_alone() -> None:
+    case = Case()
+    x, weight, bias, alpha = case.tensors("sample", torch.float32, channels_last=True)
+    good = (x, weight, bias, alpha, *case.geometry, None, None)
+    assert direct.tunable_conv2d(*good) is not None
+    for position, value in (
+        (0, x.contiguous()),
+        (0, x.double()),
+        (0, x[0]),
+        (0, x[:0]),
+        (1, weight[:, :, :2]),
+        (2, bias[:, :2]),
+        (3, alpha[:1].expand(3, -1)),
+        (3, alpha[..., None, None].expand(-1, -1, *case.grid)),
+        (4, (True, 1)),
+        (4, 1.0),
+        (5, "same"),
+        (5, 300),
+        (6, (9, 9)),
+        (7, True),
+        (8, ["relu"]),
+        (8, "none"),
+        (9, "torch"),
+    ):
+        assert direct.tunable_conv2d(*good[:position], value, *good[position + 1 :]) is None, (position, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert direct.tunable_conv2d(*good) is None
+    with FlopCounterMode(display=False) as counter:
+        tunable_conv2d(*good[:8])
+    assert counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[8], TAILS[1], TAILS[3]], ids=str)
+def test_channels_last_from_end_to_end(case: Case, alpha: str) -> None:
+    """Results have the format of what they belong to, and no picture is copied into another format on the way."""
+    last = torch.channels_last
+    leaves = [t.requires_grad_() for t in case.tensors(alpha, torch.float32, channels_last=True)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        out = cpp(*leaves, *case.geometry)
+        grad_input, grad_weight, *_ = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert out.is_contiguous(memory_format=last) and grad_input.is_contiguous(memory_format=last)
+    assert grad_weight.stride() == leaves[1].stride()
+    copies = [event.input_shapes[0] for event in profile.events() if event.name in ("aten::copy_", "aten::clone")]
+    assert list(out.shape) not in copies and list(grad_input.shape) not in copies
+
+
+TRANSPOSED = [
+    ((2, 6, 5, 7), (3, 6, 5, 2, 2), (2, 0, 0, 1)),  # blocks
+    ((3, 8, 5, 6), (3, 8, 2, 3, 3), (2, 1, 1, 2)),
+    ((2, 17, 5, 6), (3, 17, 1, 4, 4), (2, 1, 0, 17)),  # depthwise
+    ((2, 20, 9, 6), (3, 20, 33, 3, 3), (1, 1, 0, 1)),
+    ((2, 6, 4, 7), (3, 6, 5, 2, 3), ((1, 2), (0, 1), (0, 1), 1)),
+]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("shape, taps, options", TRANSPOSED)
+def test_transposed_without_gradients(shape: Any, taps: Any, options: Any, alpha: str) -> None:
+    stride, padding, more, groups = options
+    rows = {"shared": (3,), "one": (1, 3), "sample": (shape[0], 3)}[alpha]
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    tensors = [x, torch.randn(taps), torch.randn(3, taps[2] * groups), torch.rand(rows)]
+    for act in ACTIVATIONS:
+        out = direct.tunable_conv_transpose2d(*tensors, stride, padding, more, 1, groups, act)
+        arguments = (stride, padding, more, groups, 1, act)
+        base = reference.tunable_conv_transpose2d(*tensors, *arguments)
+        ref = reference.tunable_conv_transpose2d(*(t.double() for t in tensors), *arguments)
+        assert out is not None and out.is_contiguous(memory_format=torch.channels_last)
+        assert_agrees(out, ref, base, f"output, {act}")
+
+
+def test_the_transposed_calls_that_it_leaves_alone() -> None:
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    weight, alpha = torch.randn(2, 3, 4, 2, 2), torch.rand(2)
+    assert direct.tunable_conv_transpose2d(x, weight, None, alpha, 2, 0, 0, 1, 1, None) is not None
+    for stride, padding, more, dilation, groups in (
+        (3, 0, 0, 1, 1),  # pixels without a tap
+        (2, 0, 2, 1, 1),
+        (2, 5, 0, 1, 1),  # no pixel is left
+        (2, 0, 0, 2, 1),
+        (2, 0, 0, 1, 2),
+    ):
+        assert (
+            direct.tunable_conv_transpose2d(x, weight, None, alpha, stride, padding, more, dilation, groups, None)
+            is None
+        )
+    assert direct.tunable_conv_transpose2d(x, weight.requires_grad_(), None, alpha, 2, 0, 0, 1, 1, None) is None
+
+
+def test_the_blend_keeps_any_dense_order() -> None:
+    alpha = torch.rand(3)
+    stack = torch.randn(3, 5, 70, 3, 3)
+    for variant in (
+        stack,
+        kernels_last(stack),
+        stack.mT,
+        stack[:, :1],
+        stack[:1].expand(3, -1, -1, -1, -1),
+        stack[::2],
+    ):
+        weights = alpha[: variant.shape[0]]
+        blended = direct.blend(variant, weights)
+        assert blended is not None and blended.stride() == variant[0].stride()
+        torch.testing.assert_close(blended, torch.einsum("p,p...->...", weights, variant))
+    for refused, weights in ((stack[..., 1:], alpha), (stack.double(), alpha), (stack, torch.rand(2, 3))):
+        assert direct.blend(refused, weights) is None

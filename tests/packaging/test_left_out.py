@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs 
 
 def copy_sources(folder: Path) -> Path:
     """What a build reads, without what earlier builds left."""
-    skip = shutil.ignore_patterns("*.so", "_left_out.txt", "__pycache__", "*.egg-info")
+    skip = shutil.ignore_patterns("*.so", "*_left_out.txt", "__pycache__", "*.egg-info")
     for name in ("tunable_ops", "bench", "triton_kernels", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
@@ -84,6 +84,33 @@ def test_left_out_on_request_or_without_a_compiler(tmp_path: Path, name: str, va
     assert said == f"the C++ operators are left out: {reason}. {HOW}"
     assert not list(tmp_path.rglob("*.so"))
     assert message(tmp_path / "lib").startswith(f"{said}. Use backend=None")
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        ("exit 3", r"nvcc does not run \(nvcc failed: no message\)"),
+        (None, r"this torch has no CUDA \(TUNABLE_OPS_CUDA=1 builds them all the same\)"),
+    ],
+)
+def test_cuda_left_out_keeps_its_reason(tmp_path: Path, script: str | None, reason: str) -> None:
+    """The package notes what setup.py said; `backends.cuda` reads it (tests/backends/test_select.py)."""
+    if torch.version.cuda is not None:
+        pytest.skip("for a torch without CUDA")
+    environment = {"CUDA_HOME": str(tmp_path), "TUNABLE_OPS_CUDA": "1" if script else ""}
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", "lib"]
+    folder = copy_sources(tmp_path)
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | environment
+    )
+    assert result.returncode == 0, result.stderr
+    note = (folder / "lib" / "tunable_ops" / "_cuda_left_out.txt").read_text()
+    assert f"tunable_ops: {note}" in result.stdout
+    assert re.fullmatch(f"the CUDA operators are left out: {reason}. {re.escape(HOW)}", note.strip()), note
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tunable_ops.train.config import Config, flatten, load_config, packaged_configs
+from tunable_ops.train.config import Config, load_config, packaged_configs
+from tunable_ops.train.sections import flatten
 
 MINIMAL = """
 [[objectives]]
@@ -127,7 +128,9 @@ def test_several_mistakes_are_all_named(write) -> None:
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config: path must be a file or one of demo; got 'nowhere.toml'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config: path must be a file or one of demo, style; got 'nowhere.toml'"
+    ):
         load_config("nowhere.toml")
     with pytest.raises(ValueError, match="config: objectives must be given"):
         load_config(_write(tmp_path / "empty.toml", b""))

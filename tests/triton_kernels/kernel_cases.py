@@ -48,7 +48,7 @@ def large_tiles(case: Case) -> Any:
     """Tiles that hold most of a test's tensors: an interpreted block takes its time, whatever its size."""
     from tunable_ops.triton_kernels.launch import Config
 
-    return Config(16, 32, 16) if is_depthwise(case) else Config(128, 32, 64)
+    return Config(ROWS, 32, 16) if is_depthwise(case) else Config(128, 32, 64)
 
 
 def is_depthwise(case: Case) -> bool:

@@ -18,6 +18,7 @@ def _fresh() -> Iterator[None]:
     yield
     rule.load_table.cache_clear()
     rule.choose_algorithm.cache_clear()
+    rule.blends_first.cache_clear()
 
 
 def write(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
@@ -107,3 +108,18 @@ def test_a_file_that_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_names_of_tables() -> None:
     assert rule.table_name("NVIDIA H200") == "nvidia_h200.json"
     assert {path.name for path in rule.TABLES.glob("*")} <= {path.name for path in rule.TABLES.glob("*.json")}
+
+
+def test_what_a_network_blends_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small 3x3 and depthwise kernels stay fused; a table decides for layers like those in it, whatever their maps."""
+    layer = PROBLEM._replace(alpha="shared", batch=1, size=(1, 1))
+    assert not rule.blends_first(layer)
+    assert not rule.blends_first(layer._replace(kind="depthwise", inputs=1, outputs=1, groups=64))
+    assert rule.blends_first(layer._replace(kind="pointwise", taps=(1, 1)))
+    assert rule.blends_first(layer._replace(inputs=256, outputs=256))
+    assert rule.blends_first(layer._replace(dtype="float32"))
+    entry = {"problem": PROBLEM._replace(alpha="shared", size=(512, 512))._asdict(), "algorithm": "premix"}
+    write(tmp_path, monkeypatch, entries=[entry | {"config": list(CONFIG), "milliseconds": 0.1}])
+    assert rule.blends_first(layer, "A GPU")
+    assert not rule.blends_first(layer, "Another GPU")
+    assert not rule.blends_first(layer._replace(inputs=4), "A GPU")  # too far from the entry

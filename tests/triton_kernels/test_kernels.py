@@ -10,6 +10,7 @@ from tests.triton_kernels.kernel_cases import (
     check,
     depthwise_cases,
     expected,
+    large_tiles,
     run,
     small_tiles,
     tile_cases,
@@ -91,13 +92,53 @@ def test_geometry(taps: int, stride: int, dilation: int, padding: int, groups: i
     check(case, "sample", channels_last=groups != 2)
 
 
-def test_a_map_over_a_depthwise_convolution() -> None:
-    check(SMALL_DEPTHWISE, "map")
+# Tails of every dimension, outputs in two parts, groups, phases without a tap, several outputs of a depthwise channel.
+MAPS = [
+    Case(channels=17, outputs=3, size=(3, 5), kernels=2),
+    Case(channels=3, outputs=17, size=(5, 4), stride=(2, 1), kernels=3),
+    Case(channels=4, outputs=4, groups=2, size=(7, 5), taps=(2, 1), stride=(3, 2), padding=(1, 0), kernels=2),
+    Case(channels=17, outputs=17, groups=17, size=(5, 3), taps=(2, 2), stride=(2, 1), dilation=(1, 2), kernels=2),
+    Case(channels=2, outputs=4, groups=2, size=(5, 3), taps=(2, 1), kernels=2),
+]
+
+
+@pytest.mark.parametrize("case", MAPS, ids=str)
+def test_maps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and all gradients, and no convolution with P*O channels."""
+    from tunable_ops.backends.triton import tunable_conv2d
+
+    monkeypatch.delattr(tunable_conv2d, "torch_backend")
+    check(case, "map", torch.float16, tiles=small_tiles(case))
+
+
+@pytest.mark.parametrize(
+    "case, alpha, algorithm",
+    [
+        (SMALL, "shared", "premix"),
+        (SMALL, "sample", "premix"),
+        (SMALL, "map", "fused"),
+        (CASES[2], "shared", "fused"),
+        (SMALL_DEPTHWISE, "sample", "fused"),
+    ],
+    ids=str,
+)
+def test_the_value_before_the_activation(case: Case, alpha: str, algorithm: str) -> None:
+    """Stored beside the output, by the same launch where the kernels are ours."""
+    from tunable_ops.triton_kernels.choose_algorithm import Choice
+
+    from tunable_ops.backends.triton.tunable_conv2d import forward, forward_saving
+
+    choice = Choice(algorithm, large_tiles(case))
+    tensors = case.tensors(alpha, torch.float32, channels_last=True)
+    output, saved = forward_saving(*tensors, *case.geometry, "silu", choice=choice)
+    assert torch.equal(output, forward(*tensors, *case.geometry, "silu", choice))
+    assert torch.equal(saved, forward(*tensors, *case.geometry, "none", choice))
+    assert saved.stride() == output.stride()
 
 
 def test_integers_are_exact() -> None:
     """Small integers are exact in every dtype, so that an index that is off by one cannot hide in rounding."""
-    for case, alpha in ((SMALL, "shared"), (CASES[5], "sample"), (SMALL_DEPTHWISE, "sample")):
+    for case, alpha in ((SMALL, "shared"), (CASES[5], "sample"), (SMALL_DEPTHWISE, "sample"), (SMALL, "map")):
         tensors = [None if t is None else torch.randint(-2, 3, t.shape).half() for t in case.tensors(alpha)]
         grad = torch.randint(-2, 3, (case.batch, case.outputs, *case.grid)).half()
         values = run(case, tensors, grad, "fused")

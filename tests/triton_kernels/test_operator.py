@@ -148,12 +148,12 @@ def test_a_network_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.randn(2, 5).double(),
         torch.randn(1, 3),
     ]
-    alphas = [torch.rand(stack.shape[0]) for stack in stacks]
+    alpha, starts = torch.rand(4), [0, 1, 1, 2, 0, 3]
     for _ in range(2):
         blends = [torch.full_like(stack[0], float("nan")) for stack in stacks]
-        functional.blend_into(stacks, alphas, blends)
-        for stack, alpha, plain in zip(stacks, alphas, blends, strict=True):
-            torch.testing.assert_close(plain, reference.tunable_parameter(stack, alpha))
+        functional.blend_into(stacks, alpha, starts, blends)
+        for plain, expected in zip(blends, reference.tunable_parameters(stacks, alpha, starts), strict=True):
+            torch.testing.assert_close(plain, expected)
 
 
 def test_live_fold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,16 +16,33 @@ def test_needs_a_gpu() -> None:
         tune([])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="acts as if there were a CUDA device")
+def test_not_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from tunable_ops.triton_kernels.tune import tune
+
+    for name in ("is_available", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    with pytest.raises(RuntimeError, match="the kernels must be able to run here: a CUDA graph is being captured"):
+        tune([])
+
+
 @pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
-@pytest.mark.parametrize("alpha", ["shared", "sample"])
-@pytest.mark.parametrize("direction", ["forward", "input", "weight"])
+@pytest.mark.parametrize(
+    "direction, alpha",
+    [
+        *((d, a) for d in ("forward", "input", "weight") for a in ("shared", "sample")),
+        ("input", "map"),
+        ("alpha", "map"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise"])
 def test_candidates_agree(kind: str, direction: str, alpha: str) -> None:
     from tunable_ops.triton_kernels.choose_algorithm import Problem
     from tunable_ops.triton_kernels.problems import make_operands
     from tunable_ops.triton_kernels.tune import _candidates
 
-    if kind == "pointwise" and direction == "weight":
+    if kind == "pointwise" and (direction == "weight" or alpha == "map"):
         kind = "dense"
     sizes = (1, 1, 3) if kind == "depthwise" else (3, 5, 1)
     taps = (1, 1) if kind == "pointwise" else (3, 3)
@@ -55,6 +72,7 @@ def test_configurations_are_distinct_and_complete() -> None:
         "_tunable_conv2d_pointwise_kernel",
         "_tunable_conv2d_depthwise_kernel",
         "_tunable_conv2d_weight_kernel",
+        "_tunable_conv2d_map_input_kernel",
         "_tunable_conv2d_depthwise_weight_kernel",
         "_tunable_parameter_forward_kernel",
         "_tunable_parameter_many_kernel",

@@ -37,7 +37,7 @@ def select(op: str, name: str | None, *tensors: Tensor | None) -> str:
         raise ValueError(f"{op}: backend must be None or one of {known}; got {name!r}")
     reason = unavailable_reason(op, name)
     if reason is None and tensors:
-        reason = _KERNELS[name].unfit(*tensors)
+        reason = _KERNELS[name].unfit(op, *tensors)
     if reason is None:
         return name
     raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
-OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
+OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameters"})
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -53,16 +53,23 @@ def build_information() -> dict[str, str] | None:
     return _build
 
 
+def is_loaded() -> bool:
+    """True where the operators are there."""
+    return _missing is None
+
+
 def unavailable_reason(op: str) -> str | None:
     """Says why `op` has no C++ operator here, or returns None if it has."""
     return _missing if _missing or op in OPS else f"this version has no cpp kernel for {op}"
 
 
-def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Says why the operators cannot serve these tensors (alpha the last), which have passed the operator's checks."""
-    alpha = others[-1] if others else None
     if input.device.type != "cpu":
         return f"it serves tensors on the CPU, and these are on {input.device}"
+    if op == "tunable_parameters":
+        return None
+    alpha = others[-1] if others else None
     if torch.is_autocast_enabled("cpu") or input.dtype is not torch.float32:
         return "it serves float32 without autocast"
     if alpha is not None and alpha.dim() > 2:
@@ -71,7 +78,11 @@ def unfit(input: Tensor, *others: Tensor | None) -> str | None:
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the C++ operators: channels_last, fp32, no map."""
-    if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, *others) is not None:
+    """True where the default takes the C++ operators: many blends; convolutions in channels_last, fp32, no map."""
+    if _missing is not None or op not in OPS:
+        return False
+    if op == "tunable_parameters":
+        return input.device.type == "cpu"
+    if input.dim() != 4 or unfit(op, input, *others) is not None:
         return False
     return input.is_contiguous(memory_format=torch.channels_last)

@@ -9,13 +9,20 @@ from torch import Tensor
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
 MAX_KERNELS = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_HOW = "README.md, 'Compiled operators', says how to build them"
-_missing: str | None = f"this build has no CUDA operators; {_HOW}"
+_PACKAGE = Path(__file__).parents[1]
+
+
+def _left_out(reason: str) -> str:
+    """As setup.py says it."""
+    return f"the CUDA operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+
+
+_missing: str | None = _left_out("this build has none")
 
 
 def libraries() -> list[Path]:
     """The library beside the package, if this build has it."""
-    return sorted(Path(__file__).parents[1].glob("_ops_cuda.*"))
+    return sorted(_PACKAGE.glob("_ops_cuda.*"))
 
 
 def load() -> None:
@@ -26,12 +33,15 @@ def load() -> None:
         return
     found = libraries()
     if not found:
+        note = _PACKAGE / "_cuda_left_out.txt"  # of setup.py
+        _missing = note.read_text().strip() if note.exists() else _left_out("this build has none")
         return
     try:
         torch.ops.load_library(found[0])
         _missing = None
     except (OSError, RuntimeError) as error:  # built for another torch, or damaged
-        _missing = f"the CUDA operators of this build do not load here ({error!r}); {_HOW}"
+        cause = error.__cause__ or error  # torch names the file alone
+        _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
 
 
 def unavailable_reason(op: str) -> str | None:
@@ -41,7 +51,7 @@ def unavailable_reason(op: str) -> str | None:
     return _missing or (None if torch.cuda.is_available() else "no CUDA device is there")
 
 
-def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
@@ -68,6 +78,6 @@ def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
         and op in OPS
         and input.dim() == 4
         and input.dtype in (torch.float16, torch.bfloat16)
-        and unfit(input, *others) is None
+        and unfit(op, input, *others) is None
         and input.is_contiguous(memory_format=torch.channels_last)
     )

@@ -21,6 +21,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": "train a tunable network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
+    "eval": "measure a trained network over lambda on folders of pictures",
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
@@ -38,7 +39,6 @@ _EXTRA = {
     "skimage",
     "tensorboard",
     "tomli",
-    "torchmetrics",
     "tqdm",
 }
 

@@ -229,7 +229,7 @@ def _check_numbers(args: argparse.Namespace) -> Any:
     """Check what argparse cannot; returns the device."""
     import math
 
-    import torch
+    from tunable_ops.cli.device import choose_device
 
     if args.tile < 0 or args.tile % _MULTIPLE:
         raise ValueError(f"--tile must be 0 or a positive multiple of {_MULTIPLE}; got {args.tile}")
@@ -241,15 +241,7 @@ def _check_numbers(args: argparse.Namespace) -> Any:
         raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1; got {args.threads}")
-    if args.device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(args.device)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"--device must be one that works here; got {args.device!r} ({why})") from error
-    return device
+    return choose_device(args.device)
 
 
 def _make_folder(folder: Path) -> None:

@@ -162,6 +162,7 @@ def _train_plain(
     """The plain network on the clean objective alone; None if it was stopped."""
     from tunable_ops.train import load_config, train
     from tunable_ops.train.evaluate import evaluate, mean_psnr
+    from tunable_ops.train.measure import Measure
 
     print(f"demo: training the plain {config.model.name} for {config.optim.steps} steps")
     plain = load_config("demo", [*overrides, "tuning.kind=none", "tuning.lam=[1, 0]"])
@@ -169,7 +170,7 @@ def _train_plain(
     if not outcome.finished:
         print(f"demo: stopped at step {outcome.step} of {config.optim.steps} of the plain network")
         return None
-    found = evaluate(outcome.net, pictures, [(1.0, 0.0)], ssim=False, progress=progress)
+    found = evaluate(outcome.net, pictures, [(1.0, 0.0)], measure=Measure(ssim=False), progress=progress)
     return {
         "psnr": mean_psnr(found, (1.0, 0.0)),
         "per_picture": {score.picture: score.psnr for score in found if score.lam is not None},

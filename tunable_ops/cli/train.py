@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "save and stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
         epilog="Exit code: 0 finished; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="TOML file, or the name of one that ships here: demo")
+    parser.add_argument("config", metavar="CONFIG", help="TOML file, or the name of one that ships here: demo, style")
     parser.add_argument(
         "--set",
         action="append",

@@ -2,7 +2,8 @@
 
 Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
 features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are Modules that hold their network. `MultiLoss` weighs several
-of them by lambda, sample by sample, and takes the mean over the batch last.
+of them by lambda, sample by sample, and takes the mean over the batch last; `StyleTransfer` does so for styles, which
+share one pass through the features.
 """
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
@@ -12,17 +13,21 @@ from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
+from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
 from tunable_ops.losses.ssim import ssim
+from tunable_ops.losses.style import StyleTransfer
 
 __all__ = [
     "DISTS",
     "LPIPS",
+    "SSIM_WINDOW",
     "AlexNetFeatures",
     "GramStyle",
     "MultiLoss",
     "Perceptual",
     "PerceptualGradient",
     "Sampler",
+    "StyleTransfer",
     "VGG16Features",
     "VGG19Features",
     "charbonnier",

@@ -17,13 +17,14 @@ _gaussian = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range
 _TAPS = tuple(tap / sum(_gaussian) for tap in _gaussian)
 
 
-def ssim(output: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
+def ssim(output: Tensor, target: Tensor, data_range: float = 1.0, inside: bool = False) -> Tensor:
     """One minus the structural similarity of each sample (Wang et al., "Image Quality Assessment", 2004).
 
     ``1 - mean((2 m_x m_y + c1) (2 s_xy + c2) / ((m_x**2 + m_y**2 + c1) (s_xx + s_yy + c2)))`` with ``m`` and ``s`` the
     means and (co)variances under an 11x11 Gaussian window of sigma 1.5, ``c1 = (0.01 data_range)**2`` and
     ``c2 = (0.03 data_range)**2``. The mean is over channels and all pixels; the border is reflected, so the similarity
-    equals torchmetrics' ``structural_similarity_index_measure``.
+    equals torchmetrics' ``structural_similarity_index_measure``. With ``inside`` it is over the windows that lie inside
+    the picture, as in the authors' code and the tables of papers.
 
     Variances are differences of squares, so values far outside ``data_range`` drown ``c2`` in rounding.
 
@@ -31,6 +32,7 @@ def ssim(output: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
         output: [B, C, H, W] with H, W >= 11, floating point; half types are computed in float32, under autocast too.
         target: the same shape and device.
         data_range: distance between the least and the greatest value that a picture can have: 1 for [0, 1].
+        inside: whether to leave out the pixels nearer than 5 to the border.
 
     Returns:
         [B], float32 (float64 if either input is), 0 to rounding for equal pictures, at most 2. An empty batch gives
@@ -58,15 +60,18 @@ def ssim(output: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
         return mean_per_sample(output - target)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     maps = torch.cat((output, target, output * output, target * target, output * target))  # [5 B, C, H, W]
-    mean_x, mean_y, xx, yy, xy = _blur(maps).chunk(5)
+    mean_x, mean_y, xx, yy, xy = _blur(maps if inside else _reflected(maps)).chunk(5)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     similarity = (2 * product + c1) * (2 * (xy - product) + c2) / ((squares + c1) * (xx + yy - squares + c2))
     return 1 - mean_per_sample(similarity)
 
 
+def _reflected(maps: Tensor) -> Tensor:
+    return F.pad(maps, (WINDOW // 2,) * 4, mode="reflect")
+
+
 def _blur(maps: Tensor) -> Tensor:
-    """Gaussian mean around every pixel, the border reflected; keeps the shape."""
-    maps = F.pad(maps, (WINDOW // 2,) * 4, mode="reflect")
+    """Gaussian mean under every window that lies inside."""
     return _GaussianPass.apply(_GaussianPass.apply(maps, 2), 3)
 
 

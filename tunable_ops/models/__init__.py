@@ -11,11 +11,21 @@ from torch import nn
 
 from tunable_ops.models.dncnn import DnCNN
 from tunable_ops.models.edsr import EDSR
+from tunable_ops.models.ffdnet import FFDNet
 from tunable_ops.models.nafnet import NAFNet
+from tunable_ops.models.stylenet import StyleNet
+from tunable_ops.models.swinir import SwinIR
 
-__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "NAFNet", "build"]
+__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"dncnn": DnCNN, "edsr": EDSR, "nafnet": NAFNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "dncnn": DnCNN,
+    "edsr": EDSR,
+    "ffdnet": FFDNet,
+    "nafnet": NAFNet,
+    "stylenet": StyleNet,
+    "swinir": SwinIR,
+}
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

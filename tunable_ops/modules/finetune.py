@@ -9,12 +9,11 @@ from torch.nn.utils import parametrize
 
 from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.tunable_parameter import (
-    BaseAndNew,
     ParameterBlend,
     parametrise,
     register_blend,
-    stack_parts,
     stack_plain,
     unparametrise,
 )

@@ -13,7 +13,8 @@ from tunable_ops.modules.convert import carry_over, copy_network
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel, first_float
 from tunable_ops.modules.spec import read_lambda
-from tunable_ops.modules.tunable_parameter import ParameterBlend, stack_parts, unparametrise, whole_stack
+from tunable_ops.modules.stacks import stack_parts, whole_stack
+from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
 from tunable_ops.modules.tuning import blend_weights
 
 
@@ -29,7 +30,8 @@ def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
 
     Raises:
         TypeError: `net` is neither.
-        ValueError: A per-sample lambda or a map (they have no single kernel), or one that does not fit.
+        ValueError: A per-sample lambda or a map (they have no single kernel), or one that does not fit; or a layer
+            that is not a blend of kernels, such as CFSNet's.
 
     Example:
         >>> from tunable_ops.modules.tunable_conv import TunableConv2d
@@ -98,8 +100,10 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
     plain_of: dict[int, nn.Parameter] = {}
     targets: Targets = []
     for layer in layers:
+        if isinstance(layer, ParameterBlend):
+            continue  # below: it is replaced in its owner
         if not isinstance(layer, StackedLayer):
-            continue
+            raise ValueError(f"fold: net must have layers with a plain form alone; got {type(layer).__name__}")
         plain = layer.plain()
         memo[id(layer)] = plain
         pairs: list[tuple[Callable[[], Tensor], nn.Parameter]] = []
@@ -145,12 +149,15 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
 
 def _blend_into(targets: Targets, lam: Tensor) -> None:
     """Blends every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
-    alphas = blend_weights([layer.tuning for layer, _ in targets], lam)
+    alphas, starts = blend_weights([layer.tuning for layer, _ in targets], lam)
     blends = [
-        (read(), alpha, plain) for (_, pairs), alpha in zip(targets, alphas, strict=True) for read, plain in pairs
+        (stack, start, plain.view(stack.shape[1:]))
+        for (_, pairs), start in zip(targets, starts, strict=True)
+        for stack, plain in ((read(), plain) for read, plain in pairs)
     ]
     if blends:
-        functional.blend_into(*zip(*blends, strict=True))
+        stacks, firsts, outputs = zip(*blends, strict=True)
+        functional.blend_into(stacks, alphas, firsts, outputs)
 
 
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:

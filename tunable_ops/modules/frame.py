@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from tunable_ops.modules.network_blend import NetworkBlend, modes
 from tunable_ops.modules.tuning import Tuning, blend_weights
 
 if TYPE_CHECKING:
@@ -26,28 +27,44 @@ _POOL: dict[int, Callable[..., Tensor]] = {
 
 
 class Frame:
-    """One lambda and, for the layers of one model, their alphas.
+    """One lambda and, for the layers of one model, their alphas and (one lambda for all samples) their kernels.
 
     Args:
         lam: [p], [B, p] or a map [B, p, *grid].
         layers: The model's layers; layer i has `slot` i. Their alphas come from one matrix product.
         on_map: What layers without a grid do with a map: "raise", or take its "mean".
+        groups: The layers' slots in groups that are blended together (`make_groups`); None: layers blend alone.
+
+    Attributes:
+        blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "lam", "layers", "on_map")
+    __slots__ = ("alphas", "blend", "lam", "layers", "on_map", "starts")
 
-    def __init__(self, lam: Tensor, layers: Sequence["TunableLayer"] = (), on_map: str = "raise") -> None:
+    def __init__(
+        self,
+        lam: Tensor,
+        layers: Sequence["TunableLayer"] = (),
+        on_map: str = "raise",
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.lam = lam
         self.layers = layers
         self.on_map = on_map
-        self.alphas = blend_weights([layer.tuning for layer in layers], lam) if layers and lam.dim() <= 2 else ()
+        self.blend: NetworkBlend | None = None
+        if lam.dim() > 2 or not layers:
+            return
+        self.alphas, self.starts = blend_weights([layer.tuning for layer in layers], lam)
+        if groups is not None and lam.dim() == 1 and (now := modes(lam.device.type)) is not None:
+            self.blend = NetworkBlend(layers, groups, self.alphas, self.starts, now)
 
     def alpha(self, layer: "TunableLayer", grid: Sequence[int]) -> Tensor:
         """The layer's blend: [P], [B, P], or for a map [B, P, *grid]."""
         if self.lam.dim() > 2:
             return map_alpha(layer, self.lam, grid, self.on_map)
         if layer.slot is not None and self.holds(layer):
-            return self.alphas[layer.slot]
+            start = self.starts[layer.slot]
+            return self.alphas[..., start : start + layer.tuning.num_kernels]
         return layer.tuning(self.lam)
 
     def holds(self, layer: "TunableLayer") -> bool:
@@ -115,6 +132,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = F
     frame = current()
     if frame is None:
         return torch_checkpoint(function, *args, use_reentrant=False, **kwargs)
+    if frame.blend is not None:
+        frame.blend.finish()  # the recomputation must find what the first run found
 
     def carried(*inner: Any, **named: Any) -> Any:
         push(frame)

@@ -6,14 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunable_ops.checks import autocast_is_on
 from tunable_ops.modules import frame as frames
+from tunable_ops.modules.network_blend import Parts
 from tunable_ops.modules.spec import read_lambda
+from tunable_ops.modules.stacks import known_parts
 from tunable_ops.modules.tuning import Tuning
 
 
 class TunableLayer(nn.Module):
-    """A layer with P kernels; subclasses hold `weight` [P, *] and call the operator with `self.alpha(...)`."""
+    """A layer with P kernels; subclasses hold `weight` [P, *].
 
+    Where one lambda serves all samples of a model they take their kernel from `self.blended()`; else, and where that
+    is None, they call the operator with `self.alpha(...)`.
+    """
+
+    casts = False  # whether autocast casts the kernels, as it does those of convolutions
     tuning: Tuning
     slot: int | None  # the layer's place in its TunableModel's list
 
@@ -76,6 +84,26 @@ class TunableLayer(nn.Module):
             )
         return alpha.repeat_interleave(batch // alpha.shape[0], 0)
 
+    def blended(self) -> tuple[Tensor, ...] | None:
+        """The blends of the layer's stacks, made together with those of the whole TunableModel; None: not made."""
+        frame = frames.current()
+        return None if frame is None or frame.blend is None else frame.blend.take(self)
+
+    def blended_for(self, input: Tensor, dim: int, channels: int) -> tuple[Tensor, ...] | None:
+        """As `blended`; None too for an input that the layer's operator refuses, in words of its own."""
+        blended = self.blended()
+        if blended is None or input.dim() < -dim or input.shape[dim] != channels:
+            return None
+        return blended if input.dtype == blended[0].dtype or autocast_is_on(input.device.type) else None
+
+    def parts(self) -> Parts | None:
+        """The parameters that hold each of the layer's stacks; None where something else may change or compute them."""
+        return None
+
+    def blends_first(self, dtype: torch.dtype) -> bool:
+        """Whether blending beforehand, then torch's own layer, is the fastest way to compute in dtype."""
+        return True
+
     def in_model(self) -> bool:
         """True while the TunableModel that the layer belongs to runs."""
         frame = frames.current()
@@ -85,9 +113,17 @@ class TunableLayer(nn.Module):
 class StackedLayer(TunableLayer):
     """A layer whose `weight` [P, *kernel] is a stack of kernels of a plain layer's rank `kernel_dim`."""
 
+    stack_names: tuple[str, ...] = ("weight", "bias")
     kernel_dim: int
     weight: nn.Parameter
     bias: nn.Parameter | None
+
+    def parts(self) -> Parts | None:
+        """The parameters behind `weight` and `bias`; None with a hook that runs before the layer."""
+        if self._forward_pre_hooks:
+            return None
+        found = [known_parts(self, name) for name in self.stack_names]
+        return None if None in found else tuple(each for each in found if each)
 
     def reset_parameters(self) -> None:
         """Initialises every kernel by itself, as torch's plain layer does (fan-in of one kernel, not of the stack)."""

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.layer import TunableLayer
+from tunable_ops.modules.network_blend import make_groups
 from tunable_ops.modules.spec import LambdaSpec
 
 
@@ -63,6 +65,7 @@ class TunableModel(nn.Module):
                 )
         for slot, layer in enumerate(self._layers):
             layer.slot = slot
+        self._groups_of: dict[str, list[list[int]]] = {}
 
     @property
     def layers(self) -> tuple[TunableLayer, ...]:
@@ -85,12 +88,23 @@ class TunableModel(nn.Module):
             TypeError: lam is neither numbers nor a floating-point tensor.
             ValueError: lam has a wrong length or a value that is not finite (tensors on a GPU are not looked at).
         """
-        frame = frames.Frame(self.spec.check(lam, like=first_float(self.network)), self._layers, self.on_map)
+        lam = self.spec.check(lam, like=first_float(self.network))
+        if lam.dim() == 2 and lam.shape[0] == 1:
+            lam = lam[0]
+        frame = frames.Frame(lam, self._layers, self.on_map, self._groups(lam.device.type))
         frames.push(frame)
         try:
             return self.network(input, *args, **kwargs)
         finally:
             frames.pop()
+
+    def _groups(self, device_type: str) -> Sequence[Sequence[int]] | None:
+        """The layers that are blended together, found once for each kind of device; None while compiling."""
+        if torch.compiler.is_compiling():
+            return None
+        if device_type not in self._groups_of:
+            self._groups_of[device_type] = make_groups(self._layers, device_type)
+        return self._groups_of[device_type]
 
     def extra_repr(self) -> str:
         """Names of lambda and its domain."""

@@ -16,6 +16,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class _TunableConvNd(StackedLayer):
     """Arguments, parameters and folding that the four layers share."""
 
+    casts = True
     ndim: int
     transposed = False
     plain_type: type[nn.Module]
@@ -60,8 +61,9 @@ class _TunableConvNd(StackedLayer):
         self.padding_mode = padding_mode
         self.start, extra = checks.resolve_padding(name, padding, self.kernel_size, self.stride, self.dilation)
         self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else self.start
-        # Last dimension first, as torch.nn.functional.pad takes it.
+        # Last dimension first, as torch.nn.functional.pad takes it: all, and what torch's padding leaves at the ends.
         self._edges = [v for s, e in zip(reversed(self.start), reversed(extra), strict=True) for v in (s, s + e)]
+        self._ends = [v for e in reversed(extra) for v in (0, e)] if any(extra) else None
         if self.transposed:
             shape = (in_channels, out_channels // groups, *self.kernel_size)
         else:
@@ -180,6 +182,8 @@ class _TunableConv(_TunableConvNd):
         Returns:
             [B, O, *grid] or [O, *grid].
         """
+        if lam is None and (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
+            return self._convolve(input, *blended)
         edges = self._edges
         total = [edges[2 * i] + edges[2 * i + 1] for i in reversed(range(self.ndim))]
         alpha = self._blend(lam, input, self._output_grid(input, total))
@@ -189,7 +193,17 @@ class _TunableConv(_TunableConvNd):
         operator = _OPERATORS[self.ndim]
         return operator(input, self.weight, self.bias, alpha, self.stride, padding, self.dilation, self.groups)
 
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Torch's own layer with a blended kernel."""
+        padding = self.start
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._edges, mode=self.padding_mode), (0,) * self.ndim
+        elif self._ends is not None:  # "same" with an even span
+            input = F.pad(input, self._ends)
+        return _PLAIN[self.ndim](input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
+
+_PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _OPERATORS: dict[int, Any] = {
     1: functional.tunable_conv1d,
     2: functional.tunable_conv2d,
@@ -216,6 +230,11 @@ class TunableConv2d(_TunableConv):
 
     ndim = 2
     plain_type = nn.Conv2d
+
+    def blends_first(self, dtype: torch.dtype) -> bool:
+        """Whether blending beforehand, then torch's own layer, is the fastest way to compute in dtype."""
+        *_, kernels = (self.parts() or ((self.weight,),))[0]  # all of them, or those beside the base
+        return functional.blends_first(kernels, self.tuning.num_kernels, dtype, self.stride, self.groups)  # type: ignore[arg-type]
 
 
 class TunableConv1d(_TunableConv):
@@ -326,6 +345,10 @@ class TunableConvTranspose2d(_TunableConvNd):
                     f"TunableConvTranspose2d: output_size must be {smallest} or up to stride - 1 more; got "
                     f"{list(wanted)}"
                 )
+        if lam is None and (blended := self.blended_for(input, -3, self.in_channels)) is not None:
+            bias = blended[1] if len(blended) > 1 else None
+            options = (self.stride, self.start, extra, self.groups, self.dilation)
+            return F.conv_transpose2d(input, blended[0], bias, *options)
         grid = [n + e for n, e in zip(smallest, extra, strict=True)]
         return functional.tunable_conv_transpose2d(
             input,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops import functional
@@ -16,6 +17,7 @@ class TunableLinear(StackedLayer):
     Arguments: nn.Linear's first, then those of `TunableConv2d`. State: weight [P, O, C], bias [P, O], tuning.*.
     """
 
+    casts = True
     kernel_dim = 2
 
     def __init__(
@@ -66,6 +68,8 @@ class TunableLinear(StackedLayer):
         Returns:
             [*, O].
         """
+        if lam is None and (blended := self.blended_for(input, -1, self.in_features)) is not None:
+            return F.linear(input, *blended)
         alpha = self.alpha(lam, input.shape[0] if input.dim() > 1 else None, ())
         return functional.tunable_linear(input, self.weight, self.bias, alpha)
 

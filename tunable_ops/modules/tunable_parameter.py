@@ -9,6 +9,8 @@ from torch.nn.utils import parametrize
 
 from tunable_ops import functional
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
+from tunable_ops.modules.network_blend import Parts
+from tunable_ops.modules.stacks import BaseAndNew, whole_stack
 
 
 def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
@@ -40,6 +42,7 @@ class TunableParameter(StackedLayer):
         num_params: p; the rest as `TunableConv2d`.
     """
 
+    stack_names = ("weight",)
     bias = None
 
     def __init__(
@@ -63,6 +66,8 @@ class TunableParameter(StackedLayer):
 
     def forward(self, lam: Tensor | Sequence[float] | None = None) -> Tensor:
         """The blended tensor, [*shape] or per sample as the class says."""
+        if lam is None and (blended := self.blended()) is not None:
+            return blended[0]
         alpha = self.alpha(lam, None, ())
         return blend_parameter(self.weight, alpha, "TunableParameter")
 
@@ -87,18 +92,6 @@ class PlainParameter(nn.Module):
         return self.weight
 
 
-class BaseAndNew(nn.Module):
-    """A parametrisation that keeps a stack [P, *] as two parameters, the base [1, *] and the new ones [P - 1, *]."""
-
-    def forward(self, *parts: Tensor) -> Tensor:
-        """The stack."""
-        return torch.cat(parts)
-
-    def right_inverse(self, stack: Tensor) -> tuple[Tensor, Tensor]:
-        """The two parts."""
-        return stack[:1].clone(), stack[1:].clone()
-
-
 class ParameterBlend(TunableLayer):
     """The parametrisation behind a network's own attribute: `module.beta` reads as the blended tensor.
 
@@ -110,15 +103,22 @@ class ParameterBlend(TunableLayer):
         self, value: Tensor, num_params: int, num_kernels: int | None, tuning: str, domain: str, name: str
     ) -> None:
         super().__init__(num_params, num_kernels, tuning, domain, value.device, value.dtype)
+        self.home: tuple[Any, ...] = ()  # where torch keeps the stack; in a tuple: not a part of this module
         self.shape = tuple(value.shape)
         self.name = name
         self.split = False
 
     def forward(self, *parts: Tensor) -> Tensor:
         """[P, numel], whole or in parts -> the blended tensor."""
+        if (blended := self.blended()) is not None:
+            return blended[0].view(self.shape)
         stack = torch.cat(parts) if len(parts) > 1 else parts[0]
         alpha = self.alpha(None, None, ())
         return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)
+
+    def parts(self) -> Parts | None:
+        """The stack [P, numel], whole or in parts."""
+        return (tuple(self.home[0]._parameters.values()),) if self.home else None
 
     def right_inverse(self, stack: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The stack as torch is to keep it."""
@@ -134,6 +134,7 @@ def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend:
     owner._parameters.pop(attribute, None)
     owner.register_parameter(attribute, stack)
     parametrise(owner, attribute, blend)
+    blend.home = (owner.parametrizations[attribute],)  # type: ignore[index]
 
 
 def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) -> None:
@@ -153,20 +154,6 @@ def unparametrise(owner: nn.Module, attribute: str) -> Tensor:
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
     delattr(owner, attribute)
     return stack
-
-
-def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
-    """The parameters that hold a stack: one, or base and new after `split_base`."""
-    if parametrize.is_parametrized(owner, attribute):
-        parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
-        return list(parametrisation.parameters(recurse=False))
-    return [getattr(owner, attribute)]
-
-
-def whole_stack(owner: nn.Module, attribute: str) -> Tensor:
-    """The stack, in one tensor."""
-    parts = stack_parts(owner, attribute)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _unshare_class(owner: nn.Module) -> None:

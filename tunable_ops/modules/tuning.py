@@ -84,21 +84,39 @@ class Tuning(nn.Module):
         return f"{self.num_params}, {self.num_kernels}, tuning={self.tuning!r}, domain={self.domain!r}"
 
 
-def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> list[Tensor]:
-    """Alphas of many layers from lambda [*, p] in one matrix product: a list of [*, P_i]."""
-    affine = [(t, t.weight, t.bias) for t in tunings if t.weight is not None and t.bias is not None]
-    if not affine:
-        return [lam.to(torch.promote_types(lam.dtype, torch.float32))] * len(tunings)
-    # One constant row for all layers: a fill per layer would cost more launches than the product saves.
-    zero, one = affine[0][1].new_zeros(1, lam.shape[-1]), affine[0][1].new_ones(1)
-    weight = torch.cat([part for t, w, _ in affine for part in ((zero, w) if t.constant else (w,))])
-    bias = torch.cat([part for t, _, b in affine for part in ((one, b) if t.constant else (b,))])
+def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> tuple[Tensor, list[int]]:
+    """Alphas of many layers from lambda [*, p] in one matrix product: [*, A] side by side, and where each begins."""
+    dtype = torch.promote_types(lam.dtype, torch.float32)
+    weights, biases, starts = [], [], []
+    one = zero = None
+    length = 0
+    for tuning in tunings:
+        weight, bias = tuning.weight, tuning.bias
+        if weight is None or bias is None:
+            starts.append(-1)
+            continue
+        if tuning.constant:
+            # One constant row for all layers: a fill per layer would cost more launches than the product saves.
+            if zero is None or one is None:
+                zero, one = weight.new_zeros(1, weight.shape[1]), weight.new_ones(1)
+            weights.append(zero)
+            biases.append(one)
+        weights.append(weight)
+        biases.append(bias)
+        starts.append(length)
+        length += tuning.num_kernels
+    if not weights:
+        return lam.to(dtype), [0] * len(starts)
+    alphas = _product(lam, torch.cat(weights), torch.cat(biases))
+    if -1 in starts:  # these take lambda itself, behind the others
+        alphas = torch.cat([alphas, lam.to(alphas.dtype)], -1)
+        starts = [length if start < 0 else start for start in starts]
+    return alphas, starts
+
+
+def _product(lam: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    lam = lam.to(dtype)
     if autocast_is_on(lam.device.type):
         with torch.autocast(lam.device.type, enabled=False):
-            alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
-    else:
-        alphas = F.linear(lam, weight.to(dtype), bias.to(dtype))
-    parts = iter(alphas.split([t.num_kernels for t, _, _ in affine], dim=-1))
-    return [lam if t.weight is None else next(parts) for t in tunings]
+            return F.linear(lam.to(dtype), weight.to(dtype), bias.to(dtype))
+    return F.linear(lam.to(dtype), weight.to(dtype), bias.to(dtype))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from tunable_ops.ops import tunable_conv2d, tunable_parameter  # noqa: F401  (importing them defines the operators)
+from tunable_ops.ops import tunable_conv2d, tunable_parameter, tunable_parameters  # noqa: F401  (importing them defines the operators)
 
 _OPS = torch.ops.tunable_ops
 Shape = Sequence[int]
@@ -40,6 +40,24 @@ def _parameter_backward_flops(
     return sum(mask) * _blend(parameter, None, alpha)
 
 
+@register_flop_formula(_OPS.tunable_parameters)
+def _parameters_flops(parameters: Sequence[Shape], alpha: Shape, *args: Any, **kwargs: Any) -> int:
+    return sum(_blend(parameter, None, ()) for parameter in parameters)
+
+
+@register_flop_formula(_OPS.tunable_parameters_backward)
+def _parameters_backward_flops(
+    grad_outputs: Sequence[Shape],
+    parameters: Sequence[Shape],
+    alpha: Shape,
+    starts: Sequence[int],
+    backend: str,
+    mask: Sequence[bool],
+    **kwargs: Any,
+) -> int:
+    return sum((m + mask[-1]) * _blend(p, None, ()) for p, m in zip(parameters, mask[:-1], strict=True))
+
+
 @register_flop_formula(_OPS.tunable_conv2d)
 def _conv2d_flops(
     input: Shape, weight: Shape, bias: Shape | None, alpha: Shape, *args: Any, out_shape: Any = None, **kwargs: Any
@@ -47,6 +65,11 @@ def _conv2d_flops(
     if len(alpha) == 4:  # P convolutions and their weighted sum
         return weight[0] * (_convolution(weight, out_shape) + 2 * math.prod(out_shape))
     return _convolution(weight, out_shape) + _blend(weight, bias, alpha)
+
+
+@register_flop_formula(_OPS.tunable_conv2d_saving)
+def _conv2d_saving_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(_conv2d_flops(*args, out_shape=out_shape[0], **kwargs))
 
 
 @register_flop_formula(_OPS.tunable_conv2d_backward)

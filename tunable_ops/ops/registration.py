@@ -33,7 +33,7 @@ def define_autograd(op: Any, differentiable: Callable[..., Any], tensors: int) -
     """Stands `differentiable` at the Autograd key for calls that want a gradient of one of the first `tensors`."""
 
     def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args[:tensors]):
+        if wants_gradient(args[:tensors]):
             return differentiable(*args)
         return below_autograd(op, *args)
 
@@ -72,11 +72,22 @@ def below_autograd(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def call(op: Any, tensors: Sequence[Tensor | None], *options: Any) -> Any:
+def wants_gradient(tensors: Sequence[Any]) -> bool:
+    """True where a gradient of one of these is recorded: tensors, lists of them or None."""
+    if not torch.is_grad_enabled():
+        return False
+    for value in tensors:
+        if isinstance(value, list | tuple):
+            if wants_gradient(value):
+                return True
+        elif isinstance(value, Tensor) and value.requires_grad:
+            return True
+    return False
+
+
+def call(op: Any, tensors: Sequence[Any], *options: Any) -> Any:
     """Calls an operator; where no gradient is wanted straight below autograd, whose key is a slow Python function."""
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    ):
+    if torch.compiler.is_compiling() or wants_gradient(tensors):
         return op(*tensors, *options)
     return below_autograd(op, *tensors, *options)
 
@@ -100,13 +111,13 @@ def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | No
 
 
 def composite_gradients(
-    function: Callable[..., Tensor], grad_output: Tensor, tensors: Sequence[Tensor | None], mask: Sequence[bool]
+    function: Callable[..., Any], grad_output: Any, tensors: Sequence[Tensor | None], mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable PyTorch operators: what a second derivative differentiates.
 
     Args:
         function: The definition, a function of `tensors`.
-        grad_output: Gradient of its result.
+        grad_output: Gradient of its result, or a list of them where it returns a list.
         tensors: Its arguments.
         mask: Which gradients are asked for; the others come back empty.
     """
@@ -116,10 +127,12 @@ def composite_gradients(
             for t, m in zip(tensors, mask, strict=True)
         ]
         wanted = [t for t, m in zip(aliases, mask, strict=True) if m and t is not None]
-        grads = iter(torch.autograd.grad(function(*aliases), wanted, grad_output, create_graph=True))
-        return tuple(
-            next(grads) if m and t is not None else grad_output.new_empty(0) for t, m in zip(tensors, mask, strict=True)
-        )
+        outputs = function(*aliases)
+        if not isinstance(outputs, list):
+            outputs, grad_output = [outputs], [grad_output]
+        grads = iter(torch.autograd.grad(outputs, wanted, grad_output, create_graph=True))
+        empty = grad_output[0].new_empty(0)
+        return tuple(next(grads) if m and t is not None else empty for t, m in zip(tensors, mask, strict=True))
 
 
 def _name(op: Any) -> str:

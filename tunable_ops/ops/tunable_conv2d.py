@@ -11,7 +11,7 @@ from tunable_ops import backends, checks, reference
 from tunable_ops.backends import cpp, cuda
 from tunable_ops.backends.torch import layout
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
-from tunable_ops.ops import registration
+from tunable_ops.ops import direct, registration
 from tunable_ops.reference.activation import SAVES_OUTPUT
 
 NAME = "tunable_conv2d"
@@ -67,6 +67,9 @@ def tunable_conv2d(
         >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
         tensor([2., 2., 2., 2.])
     """
+    quick = direct.tunable_conv2d(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend)
+    if quick is not None:
+        return quick
     call = _key(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend)
     if call is not None and (options := _CHECKED.get(call)) is not None:
         return registration.call(_forward_op, (input, weight, bias, alpha), *options)
@@ -129,6 +132,22 @@ def _key(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *opt
     return (input.shape, weight.shape, shift, alpha.shape, tensors, last, *options)
 
 
+def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a layer with one alpha is faster as torch's own with a kernel from the blend of its whole network.
+
+    Args:
+        weight: [any, O, C/groups, kh, kw].
+        kernels: P.
+        dtype: What the layer computes in.
+        stride: Pixels.
+        groups: Of the convolution.
+    """
+    if backends.select(NAME, None, weight) != "triton":  # measured on a CPU: docs/network_blend.md
+        return True
+    chosen: bool = backends.implementation("triton", NAME).blends_first(weight, kernels, dtype, stride, groups)
+    return chosen
+
+
 def _kernel(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
     return _implementation(options[-1]).forward(input, weight, bias, alpha, *options[:-1])
 
@@ -155,6 +174,15 @@ def _fake(
     ]
     output = input.new_empty(input.shape[0], weight.shape[1], *size)
     return output.to(memory_format=layout.output_format(input, weight))
+
+
+def _saving_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    output, saved = _implementation(args[-1]).forward_saving(*args[:-1])
+    return output, saved
+
+
+def _saving_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    return _fake(*args), _fake(*args)
 
 
 def _backward_kernel(
@@ -196,6 +224,10 @@ def _backward_fake(
 _OPTIONS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str activation, str backend"
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
 _forward_op = registration.define(NAME, f"{_TENSORS}, {_OPTIONS}", "Tensor", _kernel, _fake)
+# The output and the value before the activation, from one pass, for the backends that can.
+_saving_op = registration.define(
+    f"{NAME}_saving", f"{_TENSORS}, {_OPTIONS}", "(Tensor, Tensor)", _saving_kernel, _saving_fake
+)
 # `saved` is the output (relu, leaky_relu), the value before the activation (gelu, silu) or None (no activation).
 _backward_op = registration.define(
     f"{NAME}_backward",
@@ -215,6 +247,8 @@ class _TunableConv2d(torch.autograd.Function):
         tensors = (input, weight, bias, alpha)
         if activation == "none" or activation in SAVES_OUTPUT:
             output = saved = registration.below_autograd(_forward_op, *tensors, *options)
+        elif backend == "triton":
+            output, saved = registration.below_autograd(_saving_op, *tensors, *options)
         else:
             saved = registration.below_autograd(_forward_op, *tensors, *geometry, "none", backend)
             output = reference.apply_activation(saved, activation)

@@ -1,4 +1,4 @@
-"""tunable_conv_transpose2d: premix, then the library's transposed convolution.
+"""tunable_conv_transpose2d: the C++ operator where it serves the call, else premix and the library's convolution.
 
 Kernels that do not overlap (as large as their stride: the usual upsampling layer) are a 1x1 convolution whose outputs
 are laid out as blocks of pixels: with an alpha per sample that is `tunable_conv2d`, not a convolution per sample.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunable_ops import backends, checks
 from tunable_ops.backends.torch.layout import output_format
-from tunable_ops.ops import registration
+from tunable_ops.ops import direct, registration
 from tunable_ops.ops.premix import premix
 from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 
@@ -56,6 +56,11 @@ def tunable_conv_transpose2d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
+    if backend is None:
+        options = (stride, padding, output_padding, dilation, groups, activation)
+        quick = direct.tunable_conv_transpose2d(input, weight, bias, alpha, *options)
+        if quick is not None:
+            return quick
     chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)
     checks.check_kernels(NAME, input, weight, bias, groups, ndim=2, transposed=True)

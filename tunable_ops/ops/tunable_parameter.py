@@ -1,6 +1,5 @@
 """tunable_parameter: the blend as an operator of its own, and the first half of the operators that premix."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,24 +42,6 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
     if chosen == "reference" or registration.needs_composite():
         return registration.run_composite(reference.tunable_parameter, (parameter, alpha), 0)
     return _forward_op(parameter, alpha, chosen)
-
-
-def blend_into(stacks: Sequence[Tensor], alphas: Sequence[Tensor], blends: Sequence[Tensor]) -> None:
-    """Writes ``sum_p alphas[i][p] * stacks[i][p]`` into the plain tensors `blends`, without gradients.
-
-    On a GPU with Triton the whole network is one launch (per dtype and alignment of layouts); elsewhere one by one.
-
-    Args:
-        stacks: [P_i, *shape_i].
-        alphas: [P_i].
-        blends: As many elements as one kernel of the stack; overwritten at their addresses.
-    """
-    with torch.no_grad():
-        left: Sequence[int] = range(len(stacks))
-        if stacks and backends.select(NAME, None, stacks[0]) == "triton":
-            left = backends.implementation("triton", NAME).blend_many(stacks, alphas, blends)
-        for i in left:
-            blends[i].copy_(tunable_parameter(stacks[i], alphas[i]).view(blends[i].shape))
 
 
 def _check(parameter: Tensor, alpha: Tensor) -> None:

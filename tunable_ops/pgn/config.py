@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunable_ops.train.config import Data, Section, packaged_configs, read_tree, validate
+from tunable_ops.train.config import Data
+from tunable_ops.train.sections import Section, configs_of, read_tree, validate
 
 __all__ = ["PGNConfig", "load_pgn_config"]
 
@@ -69,4 +70,4 @@ class PGNConfig(Section):
 def load_pgn_config(path: str | Path, overrides: Sequence[str] = ()) -> PGNConfig:
     """Read a configuration; arguments and errors as `tunable_ops.train.load_config`."""
     assert __package__ is not None
-    return validate(PGNConfig, read_tree(path, packaged_configs(__package__), overrides))
+    return validate(PGNConfig, read_tree(path, configs_of(__package__), overrides))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.serialization import read_file, write_file
-from tunable_ops.train.config import flatten
+from tunable_ops.train.sections import flatten
 
 if TYPE_CHECKING:
     from tunable_ops.pgn.trainer import PGNTrainer

@@ -17,9 +17,9 @@ from tunable_ops.pgn.config import PGNConfig
 from tunable_ops.pgn.network import PGN
 from tunable_ops.pgn.state import load_state, save_state
 from tunable_ops.pgn.toys import DEPTHS, Toy
-from tunable_ops.train.config import flatten
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.ema import Ema
+from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import derive_seed, generator
 from tunable_ops.train.trainer import StopSignals
 

@@ -10,6 +10,7 @@ from tunable_ops.reference.tunable_conv3d import tunable_conv3d
 from tunable_ops.reference.tunable_conv_transpose2d import tunable_conv_transpose2d
 from tunable_ops.reference.tunable_linear import tunable_linear
 from tunable_ops.reference.tunable_parameter import tunable_parameter
+from tunable_ops.reference.tunable_parameters import tunable_parameters
 
 __all__ = [
     "apply_activation",
@@ -19,4 +20,5 @@ __all__ = [
     "tunable_conv_transpose2d",
     "tunable_linear",
     "tunable_parameter",
+    "tunable_parameters",
 ]

@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 
 
-def tunable_parameter(parameter: Tensor, alpha: Tensor) -> Tensor:
+def tunable_parameter(parameter: Tensor, alpha: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Blends P copies of a tensor: ``sum_p alpha[..., p] * parameter[p]``.
 
-    Accumulates in fp32 (fp64 for fp64) and rounds once to the dtype of `parameter`.
+    Accumulates in fp32 (fp64 for fp64) and rounds once to `dtype`, by default that of `parameter`.
 
     Args:
         parameter: [P, *shape].
         alpha: [P] or [B, P].
+        dtype: Of the result.
 
     Returns:
         [*shape] or [B, *shape].
@@ -21,4 +22,4 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor) -> Tensor:
     ones = (1,) * (parameter.dim() - 1)
     # Not a matrix product: those follow the process's TF32 and bf16 settings.
     terms = [alpha[..., p].reshape((*alpha.shape[:-1], *ones)) * copies[p] for p in range(parameter.shape[0])]
-    return sum(terms[1:], terms[0]).to(parameter.dtype)
+    return sum(terms[1:], terms[0]).to(dtype or parameter.dtype)

@@ -7,11 +7,14 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tunable_ops import losses, models
+from tunable_ops import control, losses, models
+from tunable_ops.images import read_image
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
 from tunable_ops.train.config import Config, Optim
+from tunable_ops.train.data import skimage_files
 from tunable_ops.train.seeding import derive_seed
 
 __all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
@@ -20,36 +23,43 @@ __all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler
 def build_network(config: Config) -> nn.Module:
     """The network with the weights that the seed gives; a `TunableModel`, or plain where ``tuning.kind`` is "none".
 
-    Both start from the same plain weights, so that a tunable and a plain run are compared like with like.
+    All start from the same plain weights, so that runs are compared like with like.
 
     Raises:
-        ValueError, TypeError: as `tunable_ops.models.build` and `tunable_ops.convert`.
+        ValueError, TypeError: as `tunable_ops.models.build`, `tunable_ops.convert` and `tunable_ops.control.attach`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         plain = models.build(config.model.name, **config.model.arguments)
         if config.tuning.kind == "none":
             return plain
-        tuning = config.tuning
+        tuning, count = config.tuning, len(config.objectives)
+        names = tuning.names or [objective.name for objective in config.objectives]
+        if tuning.phased:
+            return control.attach(plain, tuning.kind, count, names=names, defaults=tuning.defaults, **tuning.control)
         return convert(
             plain,
-            num_params=len(config.objectives),
+            num_params=count,
             num_kernels=tuning.num_kernels,
             tuning=tuning.kind,
             domain=tuning.domain,
             include=tuning.include,
             exclude=tuple(tuning.exclude),
-            names=tuning.names or [objective.name for objective in config.objectives],
+            parameters=tuple(tuning.parameters),
+            names=names,
             defaults=tuning.defaults,
         )
 
 
-def build_criterion(config: Config) -> losses.MultiLoss:
+def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     """The multi-loss of the configured objectives, in their order.
 
     Raises:
-        ValueError: if a loss does not take the arguments given.
+        ValueError: if a loss does not take the arguments given, or a style picture cannot be read.
+        FileNotFoundError: if the weights of the features are not at hand.
     """
+    if config.trains_styles:
+        return _style_criterion(config)
     objectives: dict[str, Any] = {}
     for objective in config.objectives:
         function = getattr(losses, objective.loss)
@@ -64,9 +74,41 @@ def build_criterion(config: Config) -> losses.MultiLoss:
     return losses.MultiLoss(objectives)
 
 
+def _style_criterion(config: Config) -> losses.StyleTransfer:
+    shared = config.style
+    network = {"vgg16": losses.VGG16Features, "vgg19": losses.VGG19Features}[shared.network]
+    features = network([*shared.layers, shared.content_layer], pool=shared.pool, weights=shared.weights)
+    return losses.StyleTransfer(
+        features,
+        {objective.name: style_picture(str(objective.picture), shared.size) for objective in config.objectives},
+        [objective.scale for objective in config.objectives],
+        style_layers=shared.layers,
+        content_layer=shared.content_layer,
+        content=shared.content,
+        smooth=shared.smooth,
+    )
+
+
+def style_picture(source: str, size: int) -> Tensor:
+    """A style picture [1, 3, h, w] in [0, 1] whose shorter side is ``size`` pixels.
+
+    Args:
+        source: a file, or "skimage:NAME" for one that scikit-image ships.
+        size: in pixels.
+
+    Raises:
+        ValueError: if it is not there or cannot be read.
+    """
+    kind, colon, name = source.partition(":")
+    picture = read_image(skimage_files([name])[0] if colon and kind == "skimage" else source).unsqueeze(0)
+    height, width = picture.shape[-2:]
+    target = [max(size, round(side * size / min(height, width))) for side in (height, width)]
+    return F.interpolate(picture, size=target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
 def build_sampler(config: Config) -> losses.Sampler | None:
-    """What draws lambda; None where the plain network trains."""
-    if config.tuning.kind == "none":
+    """What draws lambda; None where it is fixed: for the plain network, and for each phase of a phased one."""
+    if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
     return losses.sampler(kind, len(config.objectives), corners=config.sampler.corners)

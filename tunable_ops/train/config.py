@@ -6,25 +6,16 @@ one.
 
 from __future__ import annotations
 
-import difflib
-import json
-import sys
-import typing
-from collections.abc import Iterator, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tunable_ops.modules.convert import USUAL_PARAMETERS
+from tunable_ops.train.sections import Section, configs_of, read_tree, validate
 
-__all__ = ["Config", "Section", "flatten", "load_config", "packaged_configs", "read_tree", "validate"]
-
-_Schema = TypeVar("_Schema", bound=BaseModel)
+__all__ = ["Config", "load_config", "packaged_configs"]
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -36,34 +27,53 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
-class Section(BaseModel):
-    """A table of keys; unknown ones are refused, values stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Model(Section):
     """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
 
     name: str = "dncnn"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class Tuning(Section):
     """How the network is made tunable; the arguments of `tunable_ops.convert`.
 
-    ``kind="none"`` trains the plain network itself with the fixed weights ``lam`` of the objectives (default: the first
-    objective alone). ``names`` are the names of the tuning parameters (default: those of the objectives).
+    ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
+    "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
+    of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
+    those of the objectives).
+
+    The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
+    are objectives, each with an equal part of the steps and a schedule of its own.
     """
 
-    kind: Literal["affine", "identity", "none"] = "affine"
+    kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
+    control: dict[str, Any] = Field(default_factory=dict)
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
-    exclude: list[str] = []
+    exclude: list[str] = Field(default_factory=list)
+    parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
+
+    @property
+    def phased(self) -> bool:
+        """Whether the knob is one of `tunable_ops.control`, trained objective after objective."""
+        return self.kind not in ("affine", "identity", "none")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Tuning:
+        if self.control and not self.phased:
+            raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
+        foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
+        if self.phased and (foreign or self.domain != "simplex"):
+            raise ValueError(
+                f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
+                "of its own in tuning.control and lives on the simplex"
+            )
+        return self
 
 
 class Sampler(Section):
@@ -100,9 +110,14 @@ class Data(Section):
 
 
 class Noise(Section):
-    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255."""
+    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
+
+    With ``levels``, one per objective, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then says
+    how noisy the input is, rather than what to make of it.
+    """
 
     sigma: _Range = (25.0, 25.0)
+    levels: list[Annotated[float, Field(ge=0)]] | None = None
     clip: bool = False
 
 
@@ -141,13 +156,47 @@ class Objective(Section):
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
     with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
     ``scale`` a fixed factor that brings objectives to comparable sizes.
+
+    With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
+    scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
     """
 
     name: str
-    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv"] = "mse"
+    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv", "style"] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
-    arguments: dict[str, float | int | str | bool] = {}
+    arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    picture: str | None = None
+
+    @model_validator(mode="after")
+    def _picture_of_a_style(self) -> Objective:
+        if (self.loss == "style") != (self.picture is not None):
+            raise ValueError(
+                f"objectives.picture must be given for the loss 'style' and no other; got {self.picture!r} for the "
+                f"loss {self.loss!r} of {self.name!r}"
+            )
+        if self.loss == "style" and self.arguments:
+            raise ValueError(f"objectives.arguments must be empty for the loss 'style'; got {self.arguments}")
+        return self
+
+
+class Style(Section):
+    """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
+
+    ``size``: shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
+    ``layers``: of the Gram matrices; ``content_layer``, ``content``: layer and weight of the content term;
+    ``smooth``: weight of the total variation. ``network``, ``pool``, ``weights``: the features and where their weights
+    come from (null: see `tunable_ops.losses.weights`).
+    """
+
+    size: int = Field(default=256, ge=16)
+    layers: list[str] = Field(default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1)
+    content_layer: str = "relu3_3"
+    content: float = Field(default=0.25, ge=0)
+    smooth: float = Field(default=0.0, ge=0)
+    network: Literal["vgg16", "vgg19"] = "vgg16"
+    pool: Literal["avg", "max"] = "avg"
+    weights: str | None = None
 
 
 class Optim(Section):
@@ -224,6 +273,7 @@ class Config(Section):
     data: Data = Data()
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
+    style: Style = Style()
     optim: Optim = Optim()
     ema: Ema = Ema()
     compute: Compute = Compute()
@@ -236,10 +286,18 @@ class Config(Section):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives must have different names; got {names}")
+        noise = self.degradation.noise
+        if noise and noise.levels is not None and len(noise.levels) != len(names):
+            raise ValueError(
+                f"degradation.noise.levels must have one entry per objective, {len(names)}; got {noise.levels}"
+            )
         for key in ("names", "defaults", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != len(names):
                 raise ValueError(f"tuning.{key} must have one entry per objective, {len(names)}; got {given}")
+        if self.tuning.phased and self.optim.weight_decay:
+            # kernels of other phases get a gradient of 0; the decay would move them all the same
+            raise ValueError(f"optim.weight_decay must be 0 for tuning.kind {self.tuning.kind!r}")
         for lam in self.validation.lams or ():
             if len(lam) != len(names):
                 raise ValueError(f"validation.lams must have one number per objective, {len(names)}, each; got {lam}")
@@ -250,7 +308,28 @@ class Config(Section):
             factor = self.degradation.downsample.factors[0]
             if self.data.crop % factor:
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
+        self._check_styles()
         return self
+
+    def _check_styles(self) -> None:
+        losses = {objective.loss for objective in self.objectives}
+        if "style" not in losses:
+            return
+        targets = {objective.target for objective in self.objectives}
+        if len(losses) > 1 or len(targets) > 1:
+            raise ValueError(
+                "objectives must all be styles over one target where one is; got "
+                + ", ".join(f"{o.name}: {o.loss} ({o.target})" for o in self.objectives)
+            )
+        if self.validation.every:
+            raise ValueError(
+                f"validation.every must be 0 for styles, which PSNR says nothing about; got {self.validation.every}"
+            )
+
+    @property
+    def trains_styles(self) -> bool:
+        """Whether the objectives are styles, all of them then."""
+        return self.objectives[0].loss == "style"
 
     @property
     def fixed_lam(self) -> list[float]:
@@ -280,117 +359,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return validate(Config, tree)
 
 
-def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_config`.
-    """
-    file = Path(path)
-    if not file.is_file():
-        if str(path) not in packaged:
-            raise FileNotFoundError(
-                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}"
-            )
-        file = packaged[str(path)]
-    try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
-    for override in overrides:
-        _apply_override(tree, override)
-    return tree
-
-
-def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
-    """The checked configuration of a tree of keys.
-
-    Raises:
-        ValueError: every unknown key and wrong value, one line each.
-    """
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
-
-
-def packaged_configs(package: str = __package__) -> dict[str, Path]:
-    """Name to file of the configurations that ship in a package's folder ``configs``."""
-    folder = Path(str(resources.files(package) / "configs"))
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
-
-
-def flatten(config: BaseModel) -> dict[str, Any]:
-    """The configuration as dotted keys and JSON values, for comparison and logs."""
-
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else key, item)
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for index, item in enumerate(value):
-                yield from walk(f"{prefix}.{index}", item)
-        else:
-            yield prefix, value
-
-    return dict(walk("", json.loads(config.model_dump_json())))
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    key, text = key.strip(), text.strip()
-    if not equals or not all(key.split(".")):
-        raise ValueError(f"config: an override must be key=value with a dotted key; got {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.split(".")
-    node: Any = tree
-    for part in parents:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
-    if isinstance(node, dict):
-        node[last] = value
-    else:
-        _item(node, last, override)
-        node[int(last)] = value
-
-
-def _item(node: Any, part: str, override: str) -> Any:
-    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
-        raise ValueError(f"config: an override must name a key or an index that exists; got {override!r} at {part!r}")
-    return node[int(part)]
-
-
-def _explain(schema: type[BaseModel], problem: Any) -> str:
-    """One line for one of pydantic's findings."""
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        *parents, last = problem["loc"]
-        known = _keys_at(schema, parents)
-        close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
-        prefix = "".join(f"{part}." for part in parents)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"config: {where} must be a known key; got {last!r}: {hint}"
-    if problem["type"] == "missing":
-        return f"config: {where} must be given; got nothing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":  # ours: complete sentences
-        return f"config: {where} {message}" if message.startswith("must") else f"config: {message}"
-    return f"config: {where} must be valid; got {problem['input']!r}: {message}"
-
-
-def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys of the section at a path of keys and indices."""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        found = _sections_in(typing.get_type_hints(section)[part])
-        section = found[0]
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
+def packaged_configs() -> dict[str, Path]:
+    """Name to file of the training configurations that ship with the package."""
+    return configs_of(__package__)

@@ -17,6 +17,7 @@ from tunable_ops.images import find_images, read_image
 from tunable_ops.losses import Sampler
 from tunable_ops.train.config import Config, Data
 from tunable_ops.train.degradations import degrade
+from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import generator
 
 __all__ = [
@@ -175,12 +176,13 @@ class Batches(Dataset[Batch]):
     Args:
         photographs: the clean pictures.
         config: the run's configuration.
-        sampler: draws lambda; None for the fixed one of a plain network.
+        sampler: draws lambda; None for the fixed one of the configuration, or of a step's phase.
         rank: of this process; ranks draw different batches.
     """
 
     def __init__(self, photographs: Photographs, config: Config, sampler: Sampler | None, rank: int = 0) -> None:
         self.photographs, self.config, self.sampler, self.rank = photographs, config, sampler, rank
+        self.schedule = Schedule(config)
 
     def __len__(self) -> int:
         return self.config.optim.steps
@@ -189,15 +191,16 @@ class Batches(Dataset[Batch]):
         data = self.config.data
         crops = generator(self.config.seed, "crops", step, self.rank)
         clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
-        pair = degrade(clean, self.config.degradation, generator(self.config.seed, "degradation", step, self.rank))
         if self.sampler is None:
-            lam = torch.tensor(self.config.fixed_lam)
+            lam = torch.tensor(self.schedule.at(step).lam)
         else:
             count = self.config.sampler.groups or data.batch
             lam = self.sampler(count, generator=generator(self.config.seed, "lambda", step, self.rank))
             if self.config.sampler.balanced:
                 lam = balance(lam, self.sampler.kind)
             lam = lam.repeat_interleave(data.batch // count, dim=0)
+        draws = generator(self.config.seed, "degradation", step, self.rank)
+        pair = degrade(clean, self.config.degradation, draws, lam)
         return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
 
 

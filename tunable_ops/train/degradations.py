@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ class Degraded(NamedTuple):
     noiseless: Tensor
 
 
-def degrade(clean: Tensor, config: Degradation, generator: torch.Generator) -> Degraded:
+def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam: Tensor | None = None) -> Degraded:
     """Blur, down-sample and add noise, as far as the configuration asks for each.
 
     Args:
         clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
         config: what to do, with the ranges that the parameters are drawn from.
         generator: source of all draws.
+        lam: [p] or [B, p], for noise that follows it.
 
     Returns:
         `Degraded`, both [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.
@@ -44,7 +46,10 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator) -> D
         )
     noiseless = out
     if config.noise is not None:
-        sigma = _uniform(batch, config.noise.sigma, generator)
+        if config.noise.levels is None:
+            sigma = _uniform(batch, config.noise.sigma, generator)
+        else:
+            sigma = _level(config.noise.levels, lam).expand(batch)
         out = add_noise(out, sigma, generator)
         if config.noise.clip:
             out = out.clamp(0, 1)
@@ -104,6 +109,14 @@ def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tens
     if not enlarge:
         return small
     return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False)
+
+
+def _level(levels: Sequence[float], lam: Tensor | None) -> Tensor:
+    """Noise that follows lambda: [] or [B]."""
+    if lam is None or lam.shape[-1] != len(levels):
+        got = "none" if lam is None else f"shape {list(lam.shape)}"
+        raise ValueError(f"degrade: lam must have one value for each of the noise levels {list(levels)}; got {got}")
+    return lam @ lam.new_tensor(levels)
 
 
 def _uniform(batch: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:

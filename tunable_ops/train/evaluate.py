@@ -14,19 +14,23 @@ from tqdm import tqdm
 from tunable_ops.modules import TunableModel
 from tunable_ops.train.config import Degradation
 from tunable_ops.train.degradations import degrade
+from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
 __all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "restore"]
 
+_MEASURE = Measure()
+
 
 @dataclass(frozen=True)
 class Score:
-    """PSNR in dB and SSIM (None if not asked for) of one picture, clamped; ``lam`` None is the input itself."""
+    """What `Measure` says of one picture, None for what was not asked for; ``lam`` None is the input itself."""
 
     picture: str
     lam: tuple[float, ...] | None
     psnr: float
-    ssim: float | None
+    ssim: float | None = None
+    lpips: float | None = None
 
 
 def default_lams(num_params: int, domain: str) -> list[list[float]]:
@@ -47,32 +51,39 @@ def default_lams(num_params: int, domain: str) -> list[list[float]]:
 
 
 def degraded_pictures(
-    pictures: Sequence[tuple[str, Tensor]], degradation: Degradation, seed: int
+    pictures: Sequence[tuple[str, Tensor]],
+    degradation: Degradation,
+    seed: int,
+    lam: Sequence[float] | None = None,
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place."""
+    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
+
+    `lam` is needed where the noise follows it.
+    """
     out = []
     for index, (name, clean) in enumerate(pictures):
-        pair = degrade(clean.unsqueeze(0), degradation, generator(seed, "evaluation", index))
+        draws = generator(seed, "evaluation", index)
+        pair = degrade(clean.unsqueeze(0), degradation, draws, None if lam is None else torch.tensor(lam))
         out.append((name, clean, pair.input[0]))
     return out
 
 
 @torch.no_grad()
 def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None) -> Tensor:
-    """Run a whole picture [3, H, W] through a tunable or plain network; the result on the CPU, clamped to [0, 1]."""
+    """Run a whole picture [3, H, W] through a tunable or plain network; the result on the CPU, clamped to [0, 1].
+
+    A network for grey pictures runs on each of the three channels.
+    """
     device = next(net.parameters()).device
-    x = picture.unsqueeze(0).to(device).contiguous(memory_format=torch.channels_last)
-    y = net(x, torch.tensor(lam, device=device)) if isinstance(net, TunableModel) and lam is not None else net(x)
-    return y[0].float().clamp(0, 1).cpu()
+    tunable = isinstance(net, TunableModel) and lam is not None
+    grey = getattr(net.network if isinstance(net, TunableModel) else net, "channels", 3) == 1
+    x = picture.unsqueeze(1 if grey else 0).to(device).contiguous(memory_format=torch.channels_last)
+    y = net(x, torch.tensor(lam, device=device)) if tunable else net(x)
+    return (y[:, 0] if grey else y[0]).float().clamp(0, 1).cpu()
 
 
-def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, ssim: bool) -> Score:
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    output, clean = output.clamp(0, 1).unsqueeze(0), clean.unsqueeze(0)
-    psnr = float(peak_signal_noise_ratio(output, clean, data_range=1.0))
-    similarity: Any = structural_similarity_index_measure(output, clean, data_range=1.0) if ssim else None
-    return Score(name, None if lam is None else tuple(lam), psnr, None if similarity is None else float(similarity))
+def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, measure: Measure) -> Score:
+    return Score(name, None if lam is None else tuple(lam), *measure(output, clean))
 
 
 def evaluate(
@@ -80,7 +91,7 @@ def evaluate(
     pictures: Sequence[tuple[str, Tensor, Tensor]],
     lams: Sequence[Sequence[float]],
     *,
-    ssim: bool = True,
+    measure: Measure = _MEASURE,
     progress: bool = False,
 ) -> list[Score]:
     """Score every picture as it is, then at every lambda; the network runs in evaluation mode and is left as it was.
@@ -89,7 +100,7 @@ def evaluate(
         net: a `TunableModel`, or a plain network, which is scored once per lambda given, with the same result.
         pictures: from `degraded_pictures`. An input of another size than the clean picture is not scored itself.
         lams: the points.
-        ssim: whether to measure SSIM, which takes longer than PSNR.
+        measure: what to measure, and how.
         progress: whether to show a bar.
     """
     training = net.training
@@ -98,11 +109,41 @@ def evaluate(
     with tqdm(total=len(pictures) * len(lams), desc="evaluate", disable=not progress, leave=False) as bar:
         for name, clean, degraded in pictures:
             if degraded.shape == clean.shape:
-                found.append(_score(name, None, degraded, clean, ssim))
+                found.append(_score(name, None, degraded, clean, measure))
             for lam in lams:
-                found.append(_score(name, lam, restore(net, degraded, lam), clean, ssim))
+                found.append(_score(name, lam, restore(net, degraded, lam), clean, measure))
                 bar.update()
     net.train(training)
+    return found
+
+
+def sweep(
+    net: nn.Module,
+    pictures: Sequence[tuple[str, Tensor]],
+    degradation: Degradation,
+    lams: Sequence[Sequence[float]],
+    seed: int,
+    **options: Any,
+) -> list[Score]:
+    """Degrades clean pictures, scores them at every lambda; where the noise follows lambda, each at its own noise.
+
+    Args:
+        net: As for `evaluate`.
+        pictures: (name, [3, H, W]), from `tunable_ops.train.data.held_out`.
+        degradation: What is done to them.
+        lams: The points.
+        seed: Of the draws.
+        options: Those of `evaluate`.
+
+    Returns:
+        As `evaluate`; the inputs themselves have no scores where they differ from lambda to lambda.
+    """
+    if degradation.noise is None or degradation.noise.levels is None:
+        return evaluate(net, degraded_pictures(pictures, degradation, seed), lams, **options)
+    found = []
+    for lam in lams:
+        scores = evaluate(net, degraded_pictures(pictures, degradation, seed, lam), [lam], **options)
+        found += [score for score in scores if score.lam is not None]
     return found
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.serialization import read_file, write_file
-from tunable_ops.train.config import Config, flatten
+from tunable_ops.train.config import Config
 from tunable_ops.train.ema import Ema
+from tunable_ops.train.sections import flatten
 
 __all__ = ["FORMAT", "HARMLESS", "VERSION", "Position", "load_training_state", "save_training_state"]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tunable_ops.control import PhasedModel
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, build_sampler, learning_rate
@@ -24,7 +25,9 @@ from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, batch_loader, find_training_files, held_out
 from tunable_ops.train.distributed import Process, process
 from tunable_ops.train.ema import Ema
-from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, evaluate, mean_psnr
+from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.measure import Measure
+from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.state import load_training_state, save_training_state
 
@@ -112,6 +115,7 @@ class _Run:
         self.net: nn.Module = build_network(config).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.criterion = build_criterion(config).to(here.device)
+        self.schedule = Schedule(config)
         self.optimizer = build_optimizer(self.net, config.optim)
         self.ema = Ema(self.net, config.ema.decay)
         files = find_training_files(config.data.source)
@@ -122,13 +126,12 @@ class _Run:
         precision = config.compute.precision
         self.bf16 = precision == "bf16" or (precision == "auto" and here.device.type == "cuda")
 
-    def _prepare_validation(self) -> list[tuple[str, Tensor, Tensor]]:
+    def _prepare_validation(self) -> list[tuple[str, Tensor]]:
         config = self.config.validation
         source = config.source or ("skimage" if self.config.data.source == "skimage" else None)
         if source is None or not config.every or not self.here.main:
             return []
-        degradation = config.degradation or self.config.degradation
-        return degraded_pictures(held_out(source, config.crop), degradation, self.config.seed)
+        return held_out(source, config.crop)
 
     def _wrap(self) -> Any:
         """The network as the steps call it: synchronised between processes, compiled."""
@@ -160,6 +163,12 @@ class _Run:
             self.out / STATE, net=self.net, ema=self.ema, optimizer=self.optimizer, config=self.config
         )
         self.step = position.step
+        if isinstance(self.net, PhasedModel) and self.step:
+            # at a border, the phase that begins there is entered by its first step
+            state = self.optimizer.state
+            self.net.enter_phase(self.schedule.at(self.step - 1).number)
+            self._take_freezes_in()
+            self.optimizer.state.update(state)
         then, now = position.circumstances, self.circumstances
         if then["world_size"] != now["world_size"]:
             raise ValueError(
@@ -170,6 +179,19 @@ class _Run:
         if differing:
             warnings.warn(f"train: resumed elsewhere ({', '.join(differing)}): the last bits may differ", stacklevel=3)
         _log.info("resumed %s at step %d of %d", self.out, self.step, self.config.optim.steps)
+
+    def _take_freezes_in(self) -> None:
+        """An optimiser and a wrapper for what the current phase trains."""
+        self.optimizer = build_optimizer(self.net, self.config.optim)
+        self.forward = self._wrap()
+
+    def _start_phase(self, phase: int) -> None:
+        """Begins a phase, on the averaged weights that the one before delivers."""
+        assert isinstance(self.net, PhasedModel)
+        self.net.load_state_dict(self.ema.module.state_dict())
+        self.net.start_phase(phase)
+        self._take_freezes_in()
+        self.ema = Ema(self.net, self.config.ema.decay)
 
     def loop(self, signals: StopSignals, stop_at: int | None) -> Outcome:
         config, steps = self.config, self.config.optim.steps
@@ -202,13 +224,16 @@ class _Run:
         config, device = self.config, self.here.device
         # for whatever draws from the global generators, such as dropout
         torch.manual_seed(derive_seed(config.seed, "step", self.step, self.here.rank))
+        phase = self.schedule.at(self.step)
+        if self.schedule.count > 1 and self.step == phase.first:
+            self._start_phase(phase.number)
         x = batch.input.to(device, non_blocking=True).contiguous(memory_format=self.layout)
         lam = batch.lam.to(device, non_blocking=True)
         targets = {
             objective.name: batch.targets[objective.target].to(device, non_blocking=True)
             for objective in config.objectives
         }
-        rate = learning_rate(config.optim, self.step)
+        rate = learning_rate(phase.optim, self.step - phase.first)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -218,7 +243,7 @@ class _Run:
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.optim.clip or math.inf)
         self.optimizer.step()
-        self.ema.update(self.net, self.step)
+        self.ema.update(self.net, self.step - phase.first)
         self.step += 1
         return total.detach(), terms, norm
 
@@ -227,7 +252,7 @@ class _Run:
         if not isinstance(self.net, TunableModel):
             return self.forward(x)
         groups = self.config.sampler.groups
-        if groups is None:
+        if groups is None or lam.dim() == 1:
             return self.forward(x, lam)
         size = x.shape[0] // groups
         parts = [self.forward(part, lam[k * size]) for k, part in enumerate(x.split(size))]
@@ -236,7 +261,11 @@ class _Run:
     def validate(self, log: _Log) -> None:
         """PSNR over lambda with the averaged weights, where this process has pictures for it."""
         if self.validation:
-            self.scores = evaluate(self.ema.module, self.validation, self.lams, ssim=False)
+            degradation = self.config.validation.degradation or self.config.degradation
+            measure = Measure(ssim=False)
+            self.scores = sweep(
+                self.ema.module, self.validation, degradation, self.lams, self.config.seed, measure=measure
+            )
             log.validation(self.scores, self.lams)
 
     def save(self) -> None:
@@ -314,7 +343,8 @@ class _Log:
                 "look at the scales of the objectives"
             )
         bar.set_postfix(loss=f"{means['loss/total']:.5f}", samples_per_s=f"{speed:.0f}")
-        means["optim/lr"] = learning_rate(run.config.optim, run.step - 1)
+        phase = run.schedule.at(run.step - 1)
+        means["optim/lr"] = learning_rate(phase.optim, run.step - 1 - phase.first)
         means["speed/samples_per_second"] = speed
         self._scalars(means)
         self._reset()

@@ -57,5 +57,14 @@ def empty_stack_like(stack: Tensor) -> Tensor:
     return from_matrix(stack.new_empty(stack.shape[0], math.prod(stack.shape[1:])), stack)
 
 
+def lie_alike(stack: Tensor, kernel: Tensor) -> bool:
+    """Whether `kernel` has the dtype and shape of one kernel of the stack, and both lie without gaps in one order."""
+    if stack.dtype != kernel.dtype or stack.shape[1:] != kernel.shape:
+        return False
+    if stack.is_contiguous():
+        return kernel.is_contiguous()
+    return kernels_are_channels_last(stack) and kernel.is_contiguous(memory_format=_CHANNELS_LAST[kernel.dim()])
+
+
 def _channels_to_end(stack: Tensor) -> Tensor:
     return stack.permute(0, 1, *range(3, stack.dim()), 2)

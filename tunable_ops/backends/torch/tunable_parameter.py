@@ -7,12 +7,12 @@ from tunable_ops.backends.torch.exact import exact_matmul
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix
 
 
-def forward(parameter: Tensor, alpha: Tensor) -> Tensor:
+def forward(parameter: Tensor, alpha: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """sum_p alpha[..., p] parameter[p]: [*shape] or [B, *shape], with the kernels' layout of `parameter`."""
     matrix = as_matrix(parameter)
     accumulate = torch.promote_types(parameter.dtype, torch.float32)
     blended = exact_matmul(alpha.to(accumulate), matrix.to(accumulate))
-    return from_matrix(blended.to(parameter.dtype), parameter)
+    return from_matrix(blended.to(dtype or parameter.dtype), parameter)
 
 
 def backward(

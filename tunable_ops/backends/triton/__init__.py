@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor
 
-OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter"})
+OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter", "tunable_parameters"})
 _kernels = importlib.import_module("tunable_ops.triton_kernels")
 # Asked once: looking for a distribution takes time, and torch.compile cannot trace it.
 _missing: str | None = _kernels.unavailable_reason()
@@ -14,10 +14,18 @@ _interpreted: bool = _kernels.INTERPRETED
 
 def unavailable_reason(op: str) -> str | None:
     """Says why `op` has no Triton kernel here, or returns None if it has."""
+    reason = _lacks(op)
+    if reason is None and not _interpreted and not torch.cuda.is_available():
+        return "no CUDA device is there (the interpreter takes CPU tensors, with TRITON_INTERPRET=1 before the import)"
+    return reason
+
+
+def _lacks(op: str) -> str | None:
+    """The same without a look at the devices: traced tensors may be fake."""
     return _missing if _missing or op in OPS else f"this version has no triton kernel for {op}"
 
 
-def unfit(input: Tensor, *others: Tensor | None) -> str | None:
+def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     """Says why the kernels cannot serve these tensors, which have passed the operator's checks."""
     if input.device.type != "cuda" and not (_interpreted and input.device.type == "cpu"):
         return (
@@ -38,4 +46,4 @@ def unfit(input: Tensor, *others: Tensor | None) -> str | None:
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
     """True where the default takes the Triton kernels: on every GPU that they run on."""
-    return input.device.type == "cuda" and unavailable_reason(op) is None and unfit(input) is None
+    return input.device.type == "cuda" and _lacks(op) is None and unfit(op, input) is None

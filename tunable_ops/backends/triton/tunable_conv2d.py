@@ -1,30 +1,24 @@
 """tunable_conv2d on the Triton kernels: what a call needs of them, and the library where `choose_algorithm` says so."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
-from tunable_ops.backends.torch.layout import as_matrix, from_matrix, output_format
+from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
+from tunable_ops.backends.triton.problem import choose, chunks, forward_kind, input_kind, make_problem, weight_kind
+from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
 from tunable_ops.reference.activation import activation_backward, apply_activation
-from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, choose_splits, dtype_name
-from tunable_ops.triton_kernels.launch import (
-    INDEX_LIMIT,
-    Config,
-    Geometry,
-    Launch,
-    device_name,
-    extent,
-    input_precision,
-    multiprocessors,
-)
-from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward, plan_tunable_conv2d_input
+from tunable_ops.triton_kernels import choose_algorithm as rule
+from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_splits, dtype_name
+from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, device_name, input_precision, multiprocessors
+from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
-from tunable_ops.triton_kernels.tunable_conv2d_pointwise import is_pointwise, plan_tunable_conv2d_pointwise
+from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
+from tunable_ops.triton_kernels.tunable_conv2d_pointwise import plan_tunable_conv2d_pointwise
 from tunable_ops.triton_kernels.tunable_conv2d_weight import (
     plan_tunable_conv2d_depthwise_weight,
     plan_tunable_conv2d_weight,
@@ -32,8 +26,6 @@ from tunable_ops.triton_kernels.tunable_conv2d_weight import (
 
 Pair = Sequence[int]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-MAX_KERNELS = 16
-_KINDS = {1: "shared", 2: "sample", 4: "map"}
 
 
 def forward(
@@ -47,39 +39,74 @@ def forward(
     groups: int,
     activation: str,
     choice: Choice | None = None,
+    pre: Tensor | None = None,
 ) -> Tensor:
-    """The operator of the schema; `choice` overrides the rule (for measurements and tests)."""
+    """The operator of the schema.
+
+    `choice` overrides the rule (for measurements and tests); `pre`, laid out as the output, takes the value before the
+    activation.
+    """
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], stride, padding, dilation, strict=True)
-    ]
     memory_format = output_format(input, weight)
-    output = torch.empty(
-        (input.shape[0], weight.shape[1], *size), dtype=input.dtype, device=input.device, memory_format=memory_format
-    )
+    output = _empty_output(input, weight, (stride, padding, dilation))
     if output.numel() == 0:
         return output
     bias = bias if bias is None or bias.stride(1) == 1 else bias.contiguous()
     if alpha.dim() == 4:
         alpha = alpha.contiguous()
-    kind = _kind(weight, geometry, groups, input, output)
-    choice = choice or _choose("forward", kind, input, weight, alpha, geometry, groups, output)
+    kind = forward_kind(weight, geometry, groups, input, output)
+    choice = choice or choose("forward", kind, input, weight, alpha, geometry, groups, output)
     if choice.algorithm == "library" or (choice.algorithm == "premix" and alpha.dim() == 4):
-        options = (stride, padding, dilation, groups, activation)
-        return torch_backend.forward(input, weight, bias, alpha, *options)
+        options = (stride, padding, dilation, groups)
+        if pre is None:
+            return torch_backend.forward(input, weight, bias, alpha, *options, activation)
+        pre.copy_(torch_backend.forward(input, weight, bias, alpha, *options, "none"))
+        return apply_activation(pre, activation)
     if choice.algorithm == "premix" and alpha.dim() == 1:
         kernel, shift = blend(weight, bias, alpha)
         result = per_sample.conv2d(input, kernel, shift, *geometry[:3], groups)
+        if pre is not None:
+            pre.copy_(result)
         return apply_activation(result, activation).contiguous(memory_format=memory_format)
     if choice.algorithm == "fused":
-        _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config).run()
+        _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config, pre).run()
         return output
-    for rows in _chunks(weight, input.shape[0]):
+    for rows in chunks(weight, input.shape[0]):
         kernel, shift = blend(weight, bias, alpha[rows])
         part = (input[rows], kernel, shift, None, output[rows])
-        _plan(kind, *part, geometry, groups, activation, choice.config).run()
+        before = None if pre is None else pre[rows]
+        _plan(kind, *part, geometry, groups, activation, choice.config, before).run()
     return output
+
+
+def forward_saving(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(output, value before the activation), both from one kernel's epilogue; arguments as `forward` has them."""
+    pre = _empty_output(input, weight, (stride, padding, dilation))
+    return forward(input, weight, bias, alpha, stride, padding, dilation, groups, activation, choice, pre), pre
+
+
+def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], *geometry, strict=True)
+    ]
+    return torch.empty(
+        (input.shape[0], weight.shape[1], *size),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=output_format(input, weight),
+    )
 
 
 def backward(
@@ -103,9 +130,9 @@ def backward(
     """
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     on_input, on_weight = choices or (
-        _choose(
+        choose(
             "input",
-            _input_kind(weight, geometry, groups, input, grad_output),
+            input_kind(weight, geometry, groups, input, grad_output),
             grad_output,
             weight,
             alpha,
@@ -113,13 +140,16 @@ def backward(
             groups,
             input,
         ),
-        _choose("weight", _weight_kind(weight, groups), input, weight, alpha, geometry, groups, grad_output),
+        choose("weight", weight_kind(weight, groups), input, weight, alpha, geometry, groups, grad_output),
     )
-    if alpha.dim() == 4 or grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
+    if grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
         options = (stride, padding, dilation, groups, activation, mask)
         return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *options)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
+    if alpha.dim() == 4:
+        configs = None if choices is None else (choices[0].config, choices[1].config, choices[0].config)
+        return map_backward(grad_output, input, weight, bias, alpha.contiguous(), geometry, groups, mask, configs)
     wants_kernels = mask[1] or mask[3]
     grad_input = gradient = None
     if alpha.dim() == 1:  # what the library computes, in one call
@@ -147,23 +177,16 @@ def _input_gradient(
     choice: Choice,
 ) -> None:
     """Writes grad_input: the forward operator on grad_output, its kernel flipped and transposed."""
-    kind = _input_kind(weight, geometry, groups, grad_input, grad_output)
+    kind = input_kind(weight, geometry, groups, grad_input, grad_output)
 
     def run(grad: Tensor, kernels: Tensor, weights: Tensor | None, result: Tensor) -> None:
-        if kind == "depthwise":
-            backwards = geometry.gradient(tuple(weight.shape[3:]))  # type: ignore[arg-type]
-            plan_tunable_conv2d_depthwise(grad, kernels, None, weights, result, backwards, "none", choice.config).run()
-        elif kind == "pointwise":
-            plan_tunable_conv2d_pointwise(
-                grad, kernels, None, weights, result, groups, "none", choice.config, transposed=True
-            ).run()
-        else:
-            plan_tunable_conv2d_input(grad, kernels, weights, result, geometry, groups, choice.config).run()
+        for launch in plan_input_gradient(kind, grad, kernels, weights, result, geometry, groups, choice.config):
+            launch.run()
 
     if choice.algorithm == "fused":
         run(grad_output, weight, alpha, grad_input)
         return
-    for rows in _chunks(weight, grad_output.shape[0]):
+    for rows in chunks(weight, grad_output.shape[0]):
         run(grad_output[rows], blend(weight, None, alpha[rows])[0], None, grad_input[rows])
 
 
@@ -181,9 +204,9 @@ def _partial_sums(
     if gradient is not None:
         yield slice(0, 1), as_matrix(gradient[None], like=weight)[:, None]
         return
-    kind, size = _weight_kind(weight, groups), weight[0].numel()
-    problem = _problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
-    for rows in [slice(0, 1)] if alpha.dim() == 1 else _chunks(weight, input.shape[0]):
+    kind, size = weight_kind(weight, groups), weight[0].numel()
+    problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
+    for rows in [slice(0, 1)] if alpha.dim() == 1 else chunks(weight, input.shape[0]):
         sums = rows.stop - rows.start
         limit = max(1, per_sample.CHUNK_BYTES // (4 * size * sums))
         splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
@@ -211,8 +234,8 @@ def _contract(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of weight, bias and alpha from G and the bias's own sums, chunk by chunk in a fixed order."""
     rows = alpha if alpha.dim() == 2 else alpha[None]
-    chunks = len(list(_chunks(weight, rows.shape[0])))
-    on_weight = Contraction(weight, mask[1], chunks)
+    count = len(list(chunks(weight, rows.shape[0])))
+    on_weight = Contraction(weight, mask[1], count)
     on_bias = None if bias is None else Contraction(bias, mask[2], 1)
     blocks = on_weight.blocks + (0 if on_bias is None else on_bias.blocks)
     # Blocks of <G, weight[p]> of the kernels, then of the biases; added up at the end, in this order.
@@ -221,10 +244,10 @@ def _contract(
         part = None
         if shares is not None:
             part = (
-                shares[: on_weight.blocks] if chunks == 1 else shares.new_empty(on_weight.blocks, *rows[samples].shape)
+                shares[: on_weight.blocks] if count == 1 else shares.new_empty(on_weight.blocks, *rows[samples].shape)
             )
         on_weight.add(parts, rows[samples], part)
-        if shares is not None and part is not None and chunks > 1:
+        if shares is not None and part is not None and count > 1:
             shares[: on_weight.blocks, samples] = part
     if on_bias is not None and (mask[2] or mask[3]):
         dims = (2, 3) if alpha.dim() == 2 else (0, 2, 3)
@@ -232,12 +255,6 @@ def _contract(
         on_bias.add(sums, rows, None if shares is None else shares[on_weight.blocks :])
     grad_alpha = None if shares is None else shares.sum(0).view(alpha.shape).to(alpha.dtype)
     return on_weight.result(), None if on_bias is None else on_bias.result(), grad_alpha
-
-
-def _chunks(weight: Tensor, batch: int) -> Iterator[slice]:
-    """Runs of samples whose kernels in fp32 stay within the workspace."""
-    size = max(1, per_sample.CHUNK_BYTES // (4 * max(1, weight[0].numel())))
-    return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
 
 def _plan(
@@ -251,68 +268,26 @@ def _plan(
     groups: int,
     activation: str,
     config: Config,
+    pre: Tensor | None,
 ) -> Launch:
     tensors = (input, weight, bias, alpha, output)
     if kind == "depthwise":
-        return plan_tunable_conv2d_depthwise(*tensors, geometry, activation, config)
+        return plan_tunable_conv2d_depthwise(*tensors, geometry, activation, config, pre=pre)
     if kind == "pointwise":
-        return plan_tunable_conv2d_pointwise(*tensors, groups, activation, config)
-    return plan_tunable_conv2d_forward(*tensors, geometry, groups, activation, config)
+        return plan_tunable_conv2d_pointwise(*tensors, groups, activation, config, pre=pre)
+    return plan_tunable_conv2d_forward(*tensors, geometry, groups, activation, config, pre)
 
 
-def _kind(weight: Tensor, geometry: Geometry, groups: int, source: Tensor, result: Tensor) -> str:
-    """Which kernel serves: pointwise and depthwise where they can."""
-    if weight.shape[2] == 1 and groups > 1:
-        return "depthwise"
-    taps = tuple(weight.shape[3:])
-    plain = taps == (1, 1) and geometry.stride == (1, 1) and geometry.padding == (0, 0)
-    return "pointwise" if plain and is_pointwise(source, result) else "dense"
-
-
-def _input_kind(weight: Tensor, geometry: Geometry, groups: int, input: Tensor, grad_output: Tensor) -> str:
-    """The same of the input gradient: with several outputs per channel it is a sum over them."""
-    kind = _kind(weight, geometry, groups, input, grad_output)
-    return "dense" if kind == "depthwise" and weight.shape[1] != groups else kind
-
-
-def _weight_kind(weight: Tensor, groups: int) -> str:
-    return "depthwise" if weight.shape[2] == 1 and groups > 1 else "dense"
-
-
-def _problem(
-    direction: str,
-    kind: str,
-    source: Tensor,
-    weight: Tensor,
-    alpha: Tensor,
-    geometry: Geometry,
-    groups: int,
-    result: Tensor,
-) -> Problem:
+def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a layer is faster with a kernel from the blend of its whole network than with one of these kernels."""
     _, outputs, inputs, kh, kw = weight.shape
-    outputs //= groups
-    if direction == "input":
-        inputs, outputs = outputs, inputs
-    return Problem(
-        direction,
-        kind,
-        _KINDS[alpha.dim()],
-        dtype_name(source.dtype, input_precision(source.dtype)),
-        "nhwc" if source.stride(1) == 1 and source.shape[1] > 1 else "nchw",
-        source.shape[0],
-        weight.shape[0],
-        inputs,
-        outputs,
-        groups,
-        (kh, kw),
-        geometry.stride,
-        (result.shape[2], result.shape[3]),
-    )
-
-
-def _choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any) -> Choice:
-    """Asks the rule; samples too large for 32-bit offsets, and more kernels than a launch takes, go to the library."""
-    choice = choose_algorithm(_problem(direction, kind, source, weight, *rest), device_name(source))
-    if weight.shape[0] > MAX_KERNELS or max(extent(source), extent(rest[-1])) >= INDEX_LIMIT:
-        return choice._replace(algorithm="library")
-    return choice
+    kind = "dense"
+    if inputs == 1 and groups > 1:
+        kind = "depthwise"
+    elif (kh, kw) == stride == (1, 1):
+        kind = "pointwise"
+    layout = "nhwc" if kernels_are_channels_last(weight) else "nchw"
+    name = dtype_name(dtype, input_precision(dtype))
+    sizes = (1, kernels, inputs, outputs // groups, groups)
+    problem = Problem("forward", kind, "shared", name, layout, *sizes, (kh, kw), stride, (1, 1))
+    return rule.blends_first(problem, device_name(weight))

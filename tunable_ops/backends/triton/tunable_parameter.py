@@ -1,6 +1,4 @@
-"""The blend and its contraction on the Triton kernels: of one layer, and of a whole network in one launch."""
-
-from collections.abc import Sequence
+"""The blend of a layer and its contraction on the Triton kernels."""
 
 import torch
 from torch import Tensor
@@ -10,17 +8,12 @@ from tunable_ops.backends.torch.layout import as_matrix, from_matrix
 from tunable_ops.triton_kernels.launch import cdiv
 from tunable_ops.triton_kernels.tunable_parameter import (
     BLOCK,
-    make_table,
     plan_tunable_parameter_backward,
     plan_tunable_parameter_forward,
-    plan_tunable_parameter_many,
 )
 
 # More kernels than this are left to a matrix product.
 MAX_KERNELS = 16
-# Tables of `blend_many` by the addresses in them, the last few: making one means copying to the GPU.
-_TABLES: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-_MAX_TABLES = 16
 
 
 def forward(parameter: Tensor, alpha: Tensor) -> Tensor:
@@ -42,47 +35,6 @@ def backward(
     shares = gradient.new_empty(contraction.blocks, *rows.shape, dtype=torch.float32) if mask[1] else None
     contraction.add(gradient[:, None], rows, shares)
     return contraction.result(), None if shares is None else shares.sum(0).view(alpha.shape).to(alpha.dtype)
-
-
-def blend_many(stacks: Sequence[Tensor], alphas: Sequence[Tensor], blends: Sequence[Tensor]) -> list[int]:
-    """Writes sum_p alphas[i][p] stacks[i][p] into blends[i], all of one dtype in one launch.
-
-    Returns:
-        The indices of those left to the caller: other dtypes, or layouts that differ between a stack and its blend.
-    """
-    left, groups = [], dict[torch.dtype, list[int]]()
-    for i, (stack, plain) in enumerate(zip(stacks, blends, strict=True)):
-        same = stack.dtype == plain.dtype and stack.is_cuda == plain.is_cuda and _lie_alike(stack, plain)
-        if same and stack.dtype in (torch.float32, torch.float16, torch.bfloat16):
-            groups.setdefault(stack.dtype, []).append(i)
-        else:
-            left.append(i)
-    for dtype, members in groups.items():
-        firsts = [0]
-        for i in members:
-            firsts.append(firsts[-1] + alphas[i].shape[0])
-        flat = torch.cat([alphas[i] for i in members]).to(torch.float32)
-        parts = ((stacks[i].data_ptr(), blends[i].data_ptr(), blends[i].numel(), *stacks[i].shape[:1]) for i in members)
-        key = (id(dtype), stacks[members[0]].get_device(), *(number for part in parts for number in part))
-        if key not in _TABLES:
-            while len(_TABLES) >= _MAX_TABLES:
-                _TABLES.pop(next(iter(_TABLES)))
-            matrices = [as_matrix(stacks[i]) for i in members]
-            _TABLES[key] = make_table(matrices, [blends[i] for i in members], firsts[:-1])
-        plan_tunable_parameter_many(*_TABLES[key], flat, dtype).run()
-    return left
-
-
-def _lie_alike(stack: Tensor, plain: Tensor) -> bool:
-    """Whether every kernel of the stack lies without gaps, and in the order of its blend."""
-    if plain.numel() == 0 or stack.numel() != stack.shape[0] * plain.numel():
-        return False
-    matrix = as_matrix(stack)
-    if matrix.data_ptr() != stack.data_ptr() or (matrix.stride(1) != 1 and matrix.shape[1] > 1):
-        return False
-    if stack.is_contiguous():
-        return plain.is_contiguous()
-    return plain.shape == stack.shape[1:] and plain.stride() == stack.stride()[1:]
 
 
 def blend(weight: Tensor, bias: Tensor | None, alpha: Tensor) -> tuple[Tensor, Tensor | None]:

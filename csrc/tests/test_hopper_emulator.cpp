@@ -1,0 +1,108 @@
+// The emulated boxes, barriers and products must not be kinder than the machine: a kernel with a seeded fault shows it.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "../cuda/hopper_platform.cuh"
+
+using namespace tunable_ops::cuda;
+
+constexpr HopperShape kShape{64, 32, 1};
+constexpr int kSlot = kHopperPixels * 128, kPanel = 32 * 128, kSums = 64 * 32;
+
+struct alignas(128) Run {
+  TensorMap map;
+  float* result;
+  bool full, products, empty;  // what is waited for
+};
+
+// Two steps: 64 pixels of 64 channels times the first 32 columns of the identity, through one slot.
+TO_KERNEL(160, 1)
+steps_kernel(TO_RUN Run run) {
+  unsigned char* memory = shared_memory();
+  auto* full = reinterpret_cast<uint64_t*>(memory + kSlot + kPanel);
+  uint64_t* empty = full + 1;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  if (thread == 0) {
+    barrier_init(full, 1);
+    barrier_init(empty, 4);
+  }
+  for (int i = thread; i < 32 * 64; i += 160) {
+    const int chunk = swizzled(i / 8 * 16, 128);
+    *reinterpret_cast<uint16_t*>(memory + kSlot + chunk + i % 8 * 2) = float_to_half(i / 64 == i % 64 ? 1.0f : 0.0f);
+  }
+  block_sync();
+  if (warp == 4) {
+    for (int step = 0; lane == 0 && step < 2; ++step) {
+      if (run.empty) barrier_wait(empty, step ^ 1);
+      barrier_arrive_expecting(full, kSlot);
+      load_box(memory, run.map, full, 0, step * kHopperPixels, 0, 0);
+    }
+    return;
+  }
+  for (int step = 0; step < 2; ++step) {
+    float sums[16] = {};
+    if (run.full) barrier_wait(full, step);
+    for (int k = 0; k < 4; ++k) {
+      const uint64_t row = matrix_descriptor(shared_address(memory), 128) + k * kDescriptorStep;
+      const uint64_t kernel = matrix_descriptor(shared_address(memory) + kSlot, 128) + k * kDescriptorStep;
+      multiply_async_half(sums, row, kernel, true);
+    }
+    products_commit();
+    if (run.products) products_wait<0>();
+    float* result = run.result + (static_cast<int>(blockIdx.x) * 2 + step) * kSums;
+    for (int i = 0; i < 16; ++i) {
+      const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      result[row * 32 + column] = sums[i];
+    }
+    products_wait<0>();
+    if (lane == 0) barrier_arrive(empty);
+  }
+}
+
+static std::vector<uint16_t> picture;  // 100 pixels of 40 channels
+
+// Whether both blocks, even and odd, have the first 32 channels of every pixel and zeros beyond the picture.
+static bool is_right(const std::vector<float>& result) {
+  for (int i = 0; i < 4 * kSums; ++i) {
+    const int pixel = i / 32 % 128, channel = i % 32;
+    const float expected = pixel < 100 ? half_to_float(picture[pixel * 40 + channel]) : 0.0f;
+    if (result[i] != expected) return false;
+  }
+  return true;
+}
+
+// In a process of its own: a fault may stop the emulator, which counts as seen.
+static bool passes(bool full, bool products, bool empty) {
+  const pid_t child = fork();
+  if (child == 0) {
+    std::freopen("/dev/null", "w", stderr);
+    std::vector<float> result(4 * kSums, -1.0f);
+    Run run{{}, result.data(), full, products, empty};
+    const int32_t sizes[4] = {1, 1, 100, 40};
+    const int64_t strides[3] = {4000, 4000, 40};
+    if (make_map(run.map, picture.data(), Type::kHalf, sizes, strides, kShape, 1)) _exit(2);
+    launch(steps_kernel, 2, 160, kSlot + kPanel + 16, nullptr, run);
+    _exit(is_right(result) ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int main() {
+  alignas(16) static uint16_t values[4000];
+  for (int i = 0; i < 4000; ++i) values[i] = float_to_half(static_cast<float>(i % 1999));
+  picture.assign(values, values + 4000);
+  int failures = 0;
+  auto expect = [&](bool ok, const char* what) {
+    if (!ok) std::printf("%s\n", what), ++failures;
+  };
+  expect(passes(true, true, true), "boxes, swizzles and products");
+  expect(!passes(false, true, true), "a box that nobody waits for goes unseen");
+  expect(!passes(true, false, true), "products that nobody waits for go unseen");
+  expect(!passes(true, true, false), "a slot that is filled too early goes unseen");
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,229 @@
+// tunable_parameters and its backward at the CPU key: the blends of many stacks for one alpha, cut into blocks of
+// elements for the threads. The schemas are Python's; calls for another backend than "cpp" go on to its operators.
+// What is summed, and in which order, depends on the shapes alone.
+#include <algorithm>
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "tensors.h"
+
+namespace tunable_ops {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Elements of an item, whatever the number of threads, and the items worth waking another thread for.
+constexpr int64_t kBlock = 1 << 14;
+constexpr int64_t kGrainBlocks = 4;
+
+Number number_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Number::kFloat;
+    case ScalarType::Double:
+      return Number::kDouble;
+    case ScalarType::Half:
+      return Number::kHalf;
+    case ScalarType::BFloat16:
+      return Number::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "tunable_parameters: parameters must be float32, float16, bfloat16 or float64");
+  }
+}
+
+// The dimensions of one kernel from the outermost to the innermost in memory: as they come, or channels_last.
+std::vector<int> order_of(int64_t dims, bool channels_last) {
+  std::vector<int> order;
+  for (int d = 0; d < dims; ++d) order.push_back(d);
+  if (channels_last) std::rotate(order.begin() + 1, order.begin() + 2, order.end());
+  return order;
+}
+
+// True where dimensions first, first + 1, ... of t lie without gaps in that order.
+bool lies_in(const Tensor& t, int first, const std::vector<int>& order) {
+  int64_t expected = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    const int d = first + order[i];
+    if (t.size(d) == 0) return true;
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// A stack [P, *shape] whose kernels lie without gaps, and the order that they lie in: that of their blend.
+struct Flat {
+  Tensor tensor;
+  std::vector<int> order;
+  int64_t size;  // of a kernel
+};
+
+Flat flat(const Tensor& stack) {
+  const int64_t dims = stack.dim() - 1, size = stack.size(0) ? stack.numel() / stack.size(0) : 0;
+  std::vector<int> order = order_of(dims, false);
+  if (lies_in(stack, 1, order)) return {stack, order, size};
+  if (dims == 4 || dims == 5) {
+    const std::vector<int> last = order_of(dims, true);
+    if (lies_in(stack, 1, last)) return {stack, last, size};
+  }
+  return {torch::stable::contiguous(stack), order, size};
+}
+
+// Uninitialised, [lead, *shape] (without lead: [*shape]) with the kernels' order.
+Tensor empty_like(const Flat& stack, ScalarType type, std::optional<int64_t> lead) {
+  const int64_t dims = static_cast<int64_t>(stack.order.size());
+  Ints sizes(dims), strides(dims);
+  int64_t step = 1;
+  for (size_t i = dims; i-- > 0;) {
+    const int d = stack.order[i];
+    sizes[d] = stack.tensor.size(d + 1);
+    strides[d] = step;
+    step *= std::max<int64_t>(1, sizes[d]);
+  }
+  if (lead) sizes.insert(sizes.begin(), *lead), strides.insert(strides.begin(), step);
+  return empty_strided(stack.tensor, type, sizes, strides);
+}
+
+std::vector<double> values_of(const Tensor& alpha) {
+  const int64_t count = alpha.size(0), step = alpha.stride(0);
+  std::vector<double> values(count);
+  STD_TORCH_CHECK(alpha.scalar_type() == ScalarType::Float || alpha.scalar_type() == ScalarType::Double,
+                  "tunable_parameters: alpha must be float32 or float64 for backend 'cpp'");
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = alpha.scalar_type() == ScalarType::Double ? static_cast<const double*>(alpha.const_data_ptr())[i * step]
+                                                          : static_cast<const float*>(alpha.const_data_ptr())[i * step];
+  }
+  return values;
+}
+
+struct Item {
+  size_t stack;
+  int64_t begin, end;
+};
+
+std::vector<Item> items_of(const std::vector<Flat>& stacks) {
+  std::vector<Item> items;
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    for (int64_t begin = 0; begin < stacks[i].size; begin += kBlock)
+      items.push_back({i, begin, std::min(stacks[i].size, begin + kBlock)});
+  }
+  return items;
+}
+
+void for_each(const std::vector<Item>& items, const std::function<void(size_t, const Item&)>& f) {
+  parallel_for(static_cast<int64_t>(items.size()), kGrainBlocks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i, items[i]);
+  });
+}
+
+void blend(const std::vector<Flat>& stacks, const Tensor& alpha, const Ints& starts, const Tensors& outputs) {
+  const std::vector<double> values = values_of(alpha);
+  std::vector<FlatBlend> blends;
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    const Tensor& stack = stacks[i].tensor;
+    blends.push_back({stack.const_data_ptr(), number_of(stack.scalar_type()), stack.size(0), stack.stride(0),
+                      values.data() + starts[i], outputs[i].mutable_data_ptr(), number_of(outputs[i].scalar_type())});
+  }
+  for_each(items_of(stacks),
+           [&](size_t, const Item& item) { best_kernels().flat_blend(blends[item.stack], item.begin, item.end); });
+}
+
+Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& starts, std::optional<ScalarType> dtype,
+                const std::string& backend) {
+  if (backend != "cpp") {
+    std::array<StableIValue, 5> stack{from(parameters), from(alpha), from(starts), from(dtype), from(backend)};
+    call("tunable_ops::tunable_parameters_library", "", stack);
+    return to<Tensors>(stack[0]);
+  }
+  std::vector<Flat> stacks;
+  Tensors outputs;
+  for (const Tensor& parameter : parameters) {
+    stacks.push_back(flat(parameter));
+    outputs.push_back(empty_like(stacks.back(), dtype.value_or(parameter.scalar_type()), std::nullopt));
+  }
+  blend(stacks, alpha, starts, outputs);
+  return outputs;
+}
+
+void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, const Tensors& outputs,
+          const std::string& backend) {
+  if (backend != "cpp") {
+    std::array<StableIValue, 5> stack{from(parameters), from(alpha), from(starts), from(outputs), from(backend)};
+    call("tunable_ops::tunable_parameters_into_library", "", stack);
+    return;
+  }
+  std::vector<Flat> stacks;
+  for (const Tensor& parameter : parameters) stacks.push_back(flat(parameter));
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    STD_TORCH_CHECK(lies_in(outputs[i], 0, stacks[i].order),
+                    "tunable_parameters: outputs must lie as one kernel of their stack for backend 'cpp'");
+  }
+  blend(stacks, alpha, starts, outputs);
+}
+
+Tensors backward(const Tensors& grad_outputs, const Tensors& parameters, const Tensor& alpha, const Ints& starts,
+                 const std::string& backend, const std::vector<bool>& mask) {
+  if (backend != "cpp") {
+    const std::unique_ptr<bool[]> flags(new bool[mask.size()]);
+    std::copy(mask.begin(), mask.end(), flags.get());
+    std::array<StableIValue, 6> stack{
+        from(grad_outputs), from(parameters),
+        from(alpha),        from(starts),
+        from(backend),      from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags.get(), mask.size()))};
+    call("tunable_ops::tunable_parameters_backward_library", "", stack);
+    return to<Tensors>(stack[0]);
+  }
+  const std::vector<double> values = values_of(alpha);
+  const bool need_alpha = mask.back();
+  std::vector<Flat> stacks;
+  std::vector<FlatContract> contracts;
+  Tensors gradients, results;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    stacks.push_back(flat(parameters[i]));
+    const Flat& stack = stacks.back();
+    const ScalarType type = stack.tensor.scalar_type();
+    gradients.push_back(grad_outputs[i]);
+    if (!lies_in(gradients[i], 0, stack.order)) {
+      gradients[i] = empty_like(stack, grad_outputs[i].scalar_type(), std::nullopt);
+      torch::stable::copy_(gradients[i], grad_outputs[i]);
+    }
+    results.push_back(mask[i] ? empty_like(stack, type, stack.tensor.size(0)) : empty(stack.tensor, {0}, type));
+    contracts.push_back({stack.tensor.const_data_ptr(), number_of(type), stack.tensor.size(0), stack.tensor.stride(0),
+                         values.data() + starts[i], gradients[i].const_data_ptr(),
+                         number_of(gradients[i].scalar_type()), mask[i] ? results[i].mutable_data_ptr() : nullptr,
+                         stack.size});
+  }
+  const std::vector<Item> items = items_of(stacks);
+  int64_t most = 1;
+  for (const Flat& stack : stacks) most = std::max(most, stack.tensor.size(0));
+  std::vector<double> products(need_alpha ? items.size() * most : 0), totals(values.size());
+  for_each(items, [&](size_t index, const Item& item) {
+    best_kernels().flat_contract(contracts[item.stack], item.begin, item.end,
+                                 need_alpha ? products.data() + index * most : nullptr);
+  });
+  results.push_back(empty(alpha, {need_alpha ? alpha.size(0) : 0}, alpha.scalar_type()));
+  if (!need_alpha) return results;
+  for (size_t index = 0; index < items.size(); ++index) {
+    const size_t i = items[index].stack;
+    for (int64_t p = 0; p < contracts[i].kernels; ++p) totals[starts[i] + p] += products[index * most + p];
+  }
+  void* target = results.back().mutable_data_ptr();
+  for (size_t i = 0; i < totals.size(); ++i) {
+    if (alpha.scalar_type() == ScalarType::Double) {
+      static_cast<double*>(target)[i] = totals[i];
+    } else {
+      static_cast<float*>(target)[i] = static_cast<float>(totals[i]);
+    }
+  }
+  return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CPU, m) {
+  m.impl("tunable_parameters", TORCH_BOX(&forward));
+  m.impl("tunable_parameters_into", TORCH_BOX(&into));
+  m.impl("tunable_parameters_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace tunable_ops

@@ -1,0 +1,234 @@
+"""One blend for a whole network: equal to layers that blend by themselves, and given up where it would be wrong."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tunable_ops
+from tests.modules.networks import DTYPE, Net, assert_equal, draw, perturb, plain_net, point
+from tunable_ops.modules import frame as frames
+from tunable_ops.modules import network_blend
+
+
+class Odd(nn.Module):
+    """Layers that a blend beforehand must not get wrong: even kernels with "same", 1-D, 3-D, tied, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(3, 4, (2, 4), padding="same", padding_mode="circular")
+        self.even = nn.Conv2d(4, 4, (4, 3), padding="same", dilation=(1, 2), groups=2, bias=False)
+        self.twin = nn.Conv2d(4, 4, (4, 3), padding="same", dilation=(1, 2), groups=2, bias=False)
+        self.twin.weight = self.even.weight
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1)
+        self.line = nn.Conv1d(4, 4, 3, padding=1)
+        self.volume = nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1))
+        self.gamma = nn.Parameter(torch.rand(1, 4, 1, 1))
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twin(self.even(self.same(x)).tanh()) * self.gamma
+        x = self.volume(self.up(self.up(x))[:, :, None])[:, :, 0] * self.gamma
+        return self.line(self.line(x.flatten(2)).tanh())
+
+
+def model(kind: type[nn.Module] = Odd, **options: object) -> tunable_ops.TunableModel:
+    torch.manual_seed(0)
+    net = tunable_ops.convert(plain_net(kind), 2, parameters=("gamma", "*.beta"), **options)
+    perturb(net)
+    return net
+
+
+def run(net: nn.Module, x: Tensor, lam: Tensor) -> list[Tensor | None]:
+    """Output and the gradients of input, lambda and every parameter; None where there is none."""
+    x, lam = x.clone().requires_grad_(), lam.clone().requires_grad_()
+    out = net(x, lam)
+    leaves = [x, lam, *(p for p in net.parameters() if p.requires_grad)]
+    return [out, *torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)]
+
+
+def alone(net: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, lam: Tensor) -> list[Tensor | None]:
+    """The same, every layer by itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "modes", lambda device_type: None)
+        return run(net, x, lam)
+
+
+def calls(function: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many stacks are blended for the network while `function` runs."""
+    found: list[int] = []
+    real = network_blend.functional.tunable_parameters
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            network_blend.functional,
+            "tunable_parameters",
+            lambda stacks, *a, **k: found.append(len(stacks)) or real(stacks, *a, **k),
+        )
+        function()
+    return sum(found)
+
+
+@pytest.mark.parametrize("limit", [1, 4 << 20], ids=["groups-of-one", "one-group"])
+@pytest.mark.parametrize("options", [{}, {"tuning": "identity"}, {"domain": "box"}], ids=str)
+@pytest.mark.parametrize("kind", [Odd, Net])
+def test_equal_to_layers_by_themselves(
+    kind: type[nn.Module], options: dict[str, object], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(network_blend.GROUP_BYTES, "cpu", limit)
+    net, x, lam = model(kind, **options), draw(2, 3, 8, 8), point("simplex", 2)
+    expected = alone(net, monkeypatch, x, lam)
+    for values in (lam, lam[None]):
+        for got, wanted in zip(run(net, x, values), expected, strict=True):
+            assert (got is None) == (wanted is None)
+            if got is not None and wanted is not None:
+                assert_equal(got.view(wanted.shape), wanted)
+    assert any(grad is None for grad in expected) == (kind is Odd)  # the layer that is not used
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_equal(net(x, lam), expected[0])
+
+
+def test_tied_stacks_are_blended_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = model(), draw(1, 3, 8, 8)
+    stacks = {id(part) for layer in net.layers for parts in layer.parts() or () for part in parts}
+    assert calls(lambda: net(x, [0.3, 0.7]), monkeypatch) == len(stacks)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_split_stacks(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, lam = model(domain="box"), draw(2, 3, 8, 8), point("box", 2)
+    before = net(x, lam)
+    (tunable_ops.freeze_base if frozen else tunable_ops.split_base)(net)
+    for got, wanted in zip(run(net, x, lam), alone(net, monkeypatch, x, lam), strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None and wanted is not None:
+            assert_equal(got, wanted)
+    assert_equal(net(x, lam), before)
+
+
+def change_in_place(layer: nn.Module) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+
+def replace(layer: nn.Module) -> None:
+    layer.weight = nn.Parameter(2 * layer.weight.detach())
+
+
+@pytest.mark.parametrize("change", [change_in_place, replace])
+@pytest.mark.parametrize("owner", ["even", "same"])
+def test_hooks_that_alter_kernels(change: Callable[..., None], owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook of the layer, or of one that runs after the group was blended."""
+    results = []
+    for together in (True, False):
+        net, x, lam = model(), draw(1, 3, 8, 8), torch.tensor([0.3, 0.7], dtype=DTYPE)
+        before = net(x, lam)
+        getattr(net.network, owner).register_forward_pre_hook(lambda *a, net=net: change(net.network.even))
+        results.append(net(x, lam) if together else alone(net, monkeypatch, x, lam)[0])
+    assert_equal(results[0], results[1])
+    assert not torch.allclose(results[0], before)
+
+
+def test_a_parametrisation_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, lam = model(), draw(2, 3, 8, 8), point("simplex", 2)
+    nn.utils.parametrizations.weight_norm(net.network.line)
+    for got, wanted in zip(run(net, x, lam), alone(net, monkeypatch, x, lam), strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None and wanted is not None:
+            assert_equal(got, wanted)
+
+
+class Mixed(nn.Module):
+    """Changes modes in the middle of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.first(x)
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            x = self.second(x.float())
+        return self.third(x)
+
+
+def test_modes_that_change_in_the_network() -> None:
+    """A blend serves calls under the modes it was made in; other layers blend by themselves."""
+    net = tunable_ops.convert(Mixed(), 2)
+    perturb(net)
+    x = draw(1, 3, 4, 4, dtype=torch.float32)
+    net(x, [0.3, 0.7]).sum().backward()
+    grads = [getattr(net.network, name).weight.grad is not None for name in ("first", "second", "third")]
+    assert grads == [False, True, True]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x, [0.3, 0.7]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_autocast_rounds_the_blend_once(gradients: bool) -> None:
+    net = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3)), 2)
+    perturb(net)
+    layer, lam = net.network[0], torch.tensor([0.3, 0.7])
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda *a: seen.append(a[2]))
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+        out = net(draw(1, 3, 5, 5, dtype=torch.float32), lam)
+        alphas, bias = layer.tuning(lam), layer.bias
+        kernel = (alphas[0] * layer.weight[0] + alphas[1] * layer.weight[1]).bfloat16()
+        shift = (alphas[0] * bias[0] + alphas[1] * bias[1]).bfloat16()
+        expected = nn.functional.conv2d(draw(1, 3, 5, 5, dtype=torch.float32).bfloat16(), kernel, shift)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected)
+    if gradients:
+        out.float().sum().backward()
+        assert layer.weight.grad.dtype == torch.float32
+
+
+def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = model(), draw(1, 3, 8, 8)
+    kept: list[int] = []
+    net.network.line.register_forward_hook(
+        lambda *a: kept.append(sum(entry is not None for entry in frames.current().blend.entries))
+    )
+    with torch.no_grad():
+        net(x, [0.3, 0.7])
+    assert kept[-1] == 1  # of the layer that is not used
+    net(x, [0.3, 0.7])
+    assert kept[-1] == len(net.layers)
+
+
+def test_channels_last_stays() -> None:
+    net = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), 2)
+    net = net.to(memory_format=torch.channels_last)
+    blend = frames.Frame(torch.tensor([0.3, 0.7]), net.layers, "raise", [[0, 1]]).blend
+    assert blend is not None
+    for layer in net.layers:
+        kernel, _ = blend.take(layer) or ()
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        assert not kernel.is_contiguous()
+    assert net(torch.rand(1, 3, 8, 8), [0.3, 0.7]).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_of_a_training_step() -> None:
+    """At most 1.05 of the plain network's, the P kernels and their gradients."""
+    from tunable_ops.bench.step import peak_bytes
+
+    plain = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(8)))
+    net, x, lam = tunable_ops.convert(plain, 2), torch.rand(1, 32, 16, 16), torch.tensor([0.5, 0.5])
+
+    def step(call: Callable[[], Tensor], module: nn.Module) -> int:
+        parameters = list(module.parameters())
+        return peak_bytes(lambda: list(torch.autograd.grad(call().square().mean(), parameters)), "cpu")
+
+    kernels = sum(p.numel() * p.element_size() for p in net.parameters())
+    assert step(lambda: net(x, lam), net) <= 1.05 * (step(lambda: plain(x), plain) + 2 * kernels)
+
+
+def test_the_graph_keeps_one_operator_per_layer() -> None:
+    net, x = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), 2), torch.rand(1, 3, 8, 8)
+    program = torch.export.export(net, (x, torch.tensor([0.5, 0.5])))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count("tunable_ops.tunable_conv2d.default") == 2
+    assert not any("tunable_parameters" in target for target in targets)

@@ -1,0 +1,84 @@
+"""The blends of many stacks in Triton's interpreter: values, gradients and tensors that are there, over the tails."""
+
+import pytest
+import torch
+from torch import Tensor
+from tunable_ops.triton_kernels import INTERPRETED
+
+from tests.triton_kernels.kernel_cases import NOT_INTERPRETED
+from tunable_ops import reference
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
+
+
+def make_stacks(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Sizes about the block's, aligned and not; kernels in channels_last, far apart, and with gaps."""
+    shapes = [(2, 1023), (3, 1024), (1, 2049), (2, 2048), (2, 3, 5), (4, 8, 8), (3, 1)]
+    stacks = [torch.randn(shape).to(dtype) for shape in shapes]
+    last = torch.randn(3 * 4, 5, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    return [*stacks, last.unflatten(0, (3, 4)), torch.randn(2, 1030).to(dtype)[:, 3:1027]]
+
+
+STARTS = [0, 2, 0, 1, 3, 1, 0, 2, 3]  # values are shared, one is used by nobody
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("out", [None, torch.float32, torch.float16], ids=str)
+def test_values(dtype: torch.dtype, out: torch.dtype | None) -> None:
+    from tunable_ops.backends.triton import tunable_parameters as backend
+
+    stacks, alpha = make_stacks(dtype), torch.rand(6)
+    for _ in range(2):  # the second time from the plan that is remembered
+        blends = backend.forward(stacks, alpha, STARTS, out)
+        for stack, blend, expected in zip(
+            stacks, blends, reference.tunable_parameters(stacks, alpha, STARTS, out), strict=True
+        ):
+            torch.testing.assert_close(blend, expected)
+            assert blend.stride() == torch.empty_like(stack[0]).stride()
+
+
+def test_into() -> None:
+    from tunable_ops.backends.triton import tunable_parameters as backend
+
+    stacks, alpha = make_stacks(), torch.rand(6)
+    outputs = [torch.full_like(stack[0], torch.nan) for stack in stacks]
+    addresses = [output.data_ptr() for output in outputs]
+    for _ in range(2):
+        backend.blend_into(stacks, alpha, STARTS, outputs)
+        for output, expected in zip(outputs, reference.tunable_parameters(stacks, alpha, STARTS), strict=True):
+            torch.testing.assert_close(output, expected)
+        alpha = alpha.flip(0)
+    assert [output.data_ptr() for output in outputs] == addresses
+
+
+@pytest.mark.parametrize("need_alpha", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gradients(dtype: torch.dtype, need_alpha: bool) -> None:
+    from tunable_ops.backends.torch import tunable_parameters as expected_backend
+    from tunable_ops.backends.triton import tunable_parameters as backend
+
+    stacks, alpha = make_stacks(), torch.rand(6)
+    mask = [*(i not in (1, 3) for i in range(len(stacks))), need_alpha]
+    for seed in range(2):
+        torch.manual_seed(seed)
+        grads = [torch.randn_like(stack[0]).to(dtype) for stack in stacks]
+        grads[5] = grads[5].T
+        found = backend.backward(grads, stacks, alpha, STARTS, mask)
+        exact = [[t.double() for t in group] for group in (grads, stacks, [alpha])]
+        references = expected_backend.backward(exact[0], exact[1], exact[2][0], STARTS, mask)
+        for grad, expected in zip(found, references, strict=True):
+            # alpha's are sums of up to 5000 products of size 1: each rounds by 2**-24 of a sum of 70
+            torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-4)
+        again = backend.backward(grads, stacks, alpha, STARTS, mask)
+        assert all(map(torch.equal, found, again))
+
+
+def test_what_the_kernels_do_not_serve_goes_to_torch() -> None:
+    from tunable_ops.backends.triton import tunable_parameters as backend
+
+    stacks = [torch.randn(2, 5).double(), torch.randn(2, 4, 6)[:, :, ::2], torch.randn(2, 0), torch.randn(2, 7)]
+    alpha, starts = torch.rand(2), [0] * 4
+    for blend, expected in zip(
+        backend.forward(stacks, alpha, starts, None), reference.tunable_parameters(stacks, alpha, starts), strict=True
+    ):
+        torch.testing.assert_close(blend, expected)

@@ -1,0 +1,127 @@
+"""The gradients of tunable_conv2d where alpha is a map, without the P*O channels of a convolution with all kernels.
+
+grad_input      = sum_p conv_p backwards of (alpha_p * grad_output)        one launch per phase
+grad_weight[p]  = weight gradient of (alpha_p * grad_output)               one launch for all p, in partial sums
+grad_bias[p]    = sum over samples and pixels of alpha_p * grad_output     the same, of an input of ones
+grad_alpha[b,p] = <grad_output, conv_p(x) + bias_p> over the outputs       one launch, in parts of the outputs
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tunable_ops.backends.torch import per_sample
+from tunable_ops.backends.torch.layout import from_matrix, output_format
+from tunable_ops.backends.triton.problem import choose, input_kind, make_problem, weight_kind
+from tunable_ops.triton_kernels.choose_algorithm import choose_splits
+from tunable_ops.triton_kernels.launch import Config, Geometry, cdiv, multiprocessors
+from tunable_ops.triton_kernels.tunable_conv2d import alpha_parts, plan_tunable_conv2d_alpha
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
+from tunable_ops.triton_kernels.tunable_conv2d_weight import (
+    plan_tunable_conv2d_depthwise_weight,
+    plan_tunable_conv2d_weight,
+)
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def map_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    geometry: Geometry,
+    groups: int,
+    mask: Sequence[bool],
+    configs: Sequence[Config] | None = None,
+) -> Gradients:
+    """Gradients of input, weight, bias and alpha [B, P, OH, OW] (contiguous), each only where `mask` asks for it.
+
+    `configs` overrides the rule, for the gradients of input, kernels and alpha.
+    """
+    on_input, on_weight, on_alpha = configs or (None, None, None)
+    grad_input = grad_weight = grad_bias = grad_alpha = None
+    if mask[0]:
+        grad_input = torch.empty_like(input, memory_format=output_format(input, weight))
+        _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
+    if mask[1]:
+        grad_weight = _weight_gradient(grad_output, input, weight, alpha, geometry, groups, on_weight)
+    if mask[2] and bias is not None:
+        ones = input.new_ones(()).expand(input.shape[0], 1, *grad_output.shape[2:])
+        stack = bias[:, :, None, None, None]
+        plain = Geometry((1, 1), (0, 0), (1, 1))
+        grad_bias = _weight_gradient(grad_output, ones, stack, alpha, plain, 1, None)[..., 0, 0, 0]
+    if mask[3]:
+        grad_alpha = _alpha_gradient(grad_output, input, weight, bias, alpha, geometry, groups, on_alpha)
+    return grad_input, grad_weight, grad_bias, grad_alpha
+
+
+def _input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    grad_input: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config | None,
+) -> None:
+    kind = input_kind(weight, geometry, groups, grad_input, grad_output)
+    kind = "dense" if kind == "pointwise" else kind
+    if config is None:
+        config = choose("input", kind, grad_output, weight, alpha, geometry, groups, grad_input).config
+    operands = (grad_output, weight, alpha, grad_input, geometry, groups)
+    for launch in plan_input_gradient(kind, *operands, config):
+        launch.run()
+
+
+def _weight_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config | None,
+) -> Tensor:
+    """[P, O, C/groups, kh, kw] as `weight` lies; of that only the shape is used besides."""
+    kind, kernels, size = weight_kind(weight, groups), weight.shape[0], weight[0].numel()
+    problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
+    if config is None:
+        config = choose("weight", kind, input, weight, alpha, geometry, groups, grad_output).config
+    limit = max(1, per_sample.CHUNK_BYTES // (4 * size * kernels))
+    splits = choose_splits(problem, config, multiprocessors(input), limit)
+    parts = torch.empty(kernels, splits, size, dtype=torch.float32, device=input.device)
+    laid = from_matrix(parts, weight)
+    if kind == "depthwise":
+        plan_tunable_conv2d_depthwise_weight(grad_output, input, laid, geometry, config, alpha).run()
+    else:
+        plan_tunable_conv2d_weight(grad_output, input, laid, geometry, groups, config, alpha).run()
+    return from_matrix(parts.sum(1).to(weight.dtype), weight)
+
+
+def _alpha_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    geometry: Geometry,
+    groups: int,
+    config: Config | None,
+) -> Tensor:
+    kind = weight_kind(weight, groups)
+    if config is None:
+        config = choose("alpha", kind, input, weight, alpha, geometry, groups, grad_output).config
+    outputs = weight.shape[1]
+    parts = cdiv(outputs, config.block_k) if kind == "depthwise" else alpha_parts(outputs, groups, config)
+    partial = torch.empty(parts, *alpha.shape, dtype=torch.float32, device=input.device)
+    operands = (input, weight, bias)
+    if kind == "depthwise":
+        step = partial.stride(0)
+        plan_tunable_conv2d_depthwise(*operands, partial[0], grad_output, geometry, "none", config, part=step).run()
+    else:
+        plan_tunable_conv2d_alpha(*operands, grad_output, partial, geometry, groups, config).run()
+    return partial.sum(0).to(alpha.dtype)

@@ -1,0 +1,213 @@
+"""`tunable-ops eval`: PSNR, SSIM and LPIPS of a trained network over lambda, on folders of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tunable_ops.modules import LambdaSpec
+    from tunable_ops.train.evaluate import Score
+
+__all__ = ["add_parser", "run"]
+
+_METRICS = ("psnr", "ssim", "lpips")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    from tunable_ops.cli.lam import HELP
+
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure a trained network over lambda on folders of pictures",
+        description="Measure PSNR and SSIM (and LPIPS) of a tunable network at several slider positions. Every folder "
+        "of clean pictures is a set with a table of its own; its degraded pictures are made here (--blur, then "
+        "--downsample, then --noise, with a seed) or come from a folder (--input). Outputs are rounded to 8 bits. A "
+        "network for grey pictures runs on each channel.",
+        epilog="Exit code: 0 done; 2 wrong input.",
+    )
+    parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures (or one picture)")
+    parser.add_argument("--model", required=True, type=Path, metavar="CKPT", help="tunable network, .safetensors")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="DIR",
+        help="folder of degraded pictures, under the clean ones' names, also with x2, x3, ... behind, as in babyx2.png",
+    )
+    parser.add_argument("--noise", type=float, metavar="SIGMA", help="Gaussian noise, in units of 1/255")
+    parser.add_argument("--blur", type=float, metavar="SIGMA", help="Gaussian blur, in pixels")
+    parser.add_argument(
+        "--downsample",
+        type=int,
+        choices=[2, 4],
+        metavar="F",
+        help="bicubic down-sampling by 2 or 4, for networks that enlarge",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    positions = parser.add_mutually_exclusive_group()
+    positions.add_argument("--lam", action="append", metavar="LAM", help=f"{HELP}. Can be repeated")
+    positions.add_argument(
+        "--sweep", type=int, metavar="N", help="N positions, as in apply (default: corners and what lies between)"
+    )
+    parser.add_argument("--y", action="store_true", help="PSNR and SSIM of the luma alone (BT.601, as Matlab's)")
+    parser.add_argument(
+        "--border", type=int, metavar="N", help="pixels cut off on every side (default: the enlargement, 0 for 1)"
+    )
+    parser.add_argument("--lpips", action="store_true", help="LPIPS too (AlexNet); needs its published weights")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every picture's values there")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every set; returns 0."""
+    import torch
+
+    from tunable_ops import losses
+    from tunable_ops.cli.device import choose_device
+    from tunable_ops.serialization import load
+    from tunable_ops.train.data import held_out
+    from tunable_ops.train.evaluate import evaluate
+    from tunable_ops.train.measure import Measure
+
+    _check(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    net = load(args.model).to(device)
+    lams = _positions(args, net.spec)
+    scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
+    border = (scale if scale > 1 else 0) if args.border is None else args.border
+    lpips = losses.LPIPS("alex") if args.lpips else None
+    measure = Measure(y=args.y, border=border, rounded=True, lpips=lpips)
+    found = {}
+    for folder in args.pictures:
+        triples = _triples(args, held_out(str(folder)), scale)
+        found[str(folder)] = evaluate(net, triples, lams, measure=measure, progress=not args.quiet)
+        print(_table(str(folder), found[str(folder)], net.spec, lams))
+    if args.json is not None:
+        args.json.write_text(json.dumps(_record(args, border, found), indent=2) + "\n")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check what argparse cannot."""
+    for name in ("noise", "blur"):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"--{name} must be 0 or above; got {value}")
+    made = [f"--{name}" for name in ("noise", "blur", "downsample") if getattr(args, name) is not None]
+    if args.input is not None and made:
+        raise ValueError(f"--input must go without {', '.join(made)}: its pictures are degraded already; got both")
+    if args.input is None and not made:
+        raise ValueError("--noise, --blur, --downsample or --input must say what the network is to undo; got none")
+    for name in ("border", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < (name == "threads"):
+            raise ValueError(f"--{name} must be at least {int(name == 'threads')}; got {value}")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise ValueError(f"--json must lie in an existing folder; got {str(args.json)!r}")
+
+
+def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
+    import warnings
+
+    from tunable_ops.cli.lam import parse, sweep
+    from tunable_ops.train.evaluate import default_lams
+
+    if args.lam is not None:
+        return list(dict.fromkeys(parse(text, spec, warnings.warn) for text in args.lam))
+    if args.sweep is not None:
+        return list(dict.fromkeys(lam for _, lams in sweep(spec, args.sweep) for lam in lams))
+    return [tuple(lam) for lam in default_lams(spec.num_params, spec.domain)]
+
+
+def _triples(
+    args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]], scale: int
+) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, clean, degraded) per picture; clean ones are cropped to a multiple of the enlargement."""
+    from tunable_ops.train.config import Blur, Degradation, Downsample, Noise
+    from tunable_ops.train.evaluate import degraded_pictures
+
+    multiple = max(scale, args.downsample or 1)
+    cropped = []
+    for name, clean in pictures:
+        height, width = (size - size % multiple for size in clean.shape[1:])
+        cropped.append((name, clean[:, :height, :width]))
+    if args.input is not None:
+        return _given(args.input, cropped, scale)
+    degradation = Degradation(
+        blur=None if args.blur is None else Blur(sigma=(args.blur, args.blur)),
+        downsample=None if args.downsample is None else Downsample(factors=[args.downsample], enlarge=scale == 1),
+        noise=None if args.noise is None else Noise(sigma=(args.noise, args.noise)),
+    )
+    if scale > 1 and args.downsample != scale:
+        raise ValueError(f"--downsample must be {scale}, by which the network enlarges; got {args.downsample}")
+    return degraded_pictures(cropped, degradation, args.seed)
+
+
+def _given(folder: Path, clean: Sequence[tuple[str, Tensor]], scale: int) -> list[tuple[str, Tensor, Tensor]]:
+    """Pair the clean pictures with the degraded ones of a folder by name."""
+    from tunable_ops.images import find_images, read_image
+
+    files = {file.stem: file for file in find_images(folder)}
+    triples = []
+    for name, picture in clean:
+        file = files.get(name) or files.get(f"{name}x{scale}")
+        if file is None:
+            raise ValueError(f"--input must have a picture for each clean one; got {str(folder)!r} without {name!r}")
+        degraded = read_image(file)
+        if tuple(scale * size for size in degraded.shape[1:]) != tuple(picture.shape[1:]):
+            raise ValueError(
+                f"--input must have pictures of 1/{scale} the clean ones' size; got {list(degraded.shape[1:])} for "
+                f"{list(picture.shape[1:])} in {str(file)!r}"
+            )
+        triples.append((name, picture, degraded))
+    return triples
+
+
+def _mean(scores: Sequence[Score], lam: tuple[float, ...] | None, metric: str) -> float | None:
+    values = [getattr(score, metric) for score in scores if score.lam == lam]
+    return None if not values or None in values else sum(values) / len(values)
+
+
+def _table(title: str, scores: Sequence[Score], spec: LambdaSpec, lams: Sequence[tuple[float, ...]]) -> str:
+    """A line per position with the means over the pictures, the input first."""
+    from tunable_ops.cli.lam import describe
+
+    shown = [metric for metric in _METRICS if _mean(scores, lams[0], metric) is not None]
+    labels = [None, *lams] if any(score.lam is None for score in scores) else list(lams)
+    names = ["input" if lam is None else describe(spec, lam) for lam in labels]
+    width = max(map(len, names))
+    count = len({score.picture for score in scores})
+    lines = [f"{title}: mean over {count} picture{'s' if count > 1 else ''}"]
+    lines.append("  " + " " * width + "".join(f"{'PSNR dB' if m == 'psnr' else m.upper():>10}" for m in shown))
+    for name, lam in zip(names, labels, strict=True):
+        values = "".join(f"{_mean(scores, lam, m):>10.{2 if m == 'psnr' else 4}f}" for m in shown)
+        lines.append(f"  {name:{width}}{values}")
+    return "\n".join(lines)
+
+
+def _record(args: argparse.Namespace, border: int, found: dict[str, list[Score]]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    settings = {name: getattr(args, name) for name in ("noise", "blur", "downsample", "seed", "y")}
+    finite = [
+        {k: None if v == math.inf else v for k, v in asdict(s).items()} for scores in found.values() for s in scores
+    ]
+    sets = [folder for folder, scores in found.items() for _ in scores]
+    return {
+        "model": str(args.model),
+        "input": None if args.input is None else str(args.input),
+        **settings,
+        "border": border,
+        "scores": [{"set": name, **score} for name, score in zip(sets, finite, strict=True)],
+    }

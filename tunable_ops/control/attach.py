@@ -1,0 +1,55 @@
+"""attach: a knob by the name of its method."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tunable_ops.control.adafm import adafm
+from tunable_ops.control.cfsnet import cfsnet
+from tunable_ops.control.dni import dni
+from tunable_ops.control.dynamic_net import dynamic_net
+from tunable_ops.control.phased import PhasedModel
+
+METHODS: dict[str, Callable[..., PhasedModel]] = {
+    "dni": dni,
+    "adafm": adafm,
+    "dynamic_net": dynamic_net,
+    "cfsnet": cfsnet,
+}
+
+
+def attach(network: nn.Module, method: str, num_params: int = 2, **arguments: Any) -> PhasedModel:
+    """Gives a plain network one of the other knobs.
+
+    Right after the call the network computes what it did, for every lambda of the simplex but for CFSNet's, whose
+    tuning branch is untrained: there at (1, 0).
+
+    Args:
+        network: Plain; copied.
+        method: "dni", "adafm", "dynamic_net" or "cfsnet".
+        num_params: p; "cfsnet" knows 2 alone.
+        arguments: Those of the method's function.
+
+    Raises:
+        TypeError, ValueError: An unknown method, arguments that it does not take, or as its function.
+
+    Example:
+        >>> import torch
+        >>> net = attach(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3)), "adafm")
+        >>> net(torch.zeros(1, 3, 8, 8), [0.3, 0.7]).shape
+        torch.Size([1, 3, 4, 4])
+    """
+    if method not in METHODS:
+        raise ValueError(f"control: method must be one of {', '.join(METHODS)}; got {method!r}")
+    function = METHODS[method]
+    known = [name for name in inspect.signature(function).parameters if name != "network"]
+    if "num_params" in known:
+        arguments = {"num_params": num_params, **arguments}
+    elif num_params != 2:
+        raise ValueError(f"control: num_params of {method} must be 2; got {num_params}")
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"control: arguments of {method} must be among {', '.join(known)}; got {name!r}")
+    return function(network, **arguments)

@@ -1,0 +1,107 @@
+"""CFSNet: a tuning branch beside the main one, coupled channel by channel."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tunable_ops.control.insert import beside, copy_plain, find, insert, out_channels
+from tunable_ops.control.phased import PhasedModel
+from tunable_ops.modules.layer import TunableLayer
+
+# Of the vector that is filled with the coefficient, and of what follows.
+_WIDTHS = (512, 256, 128)
+
+
+class Coupling(TunableLayer):
+    """``y = (1 - c) * main(x) + c * tune(x)``, c [C] (or [B, C]) from lambda_1 through Linears.
+
+    The vector [512] that is filled with lambda_1 goes through Linears 512-256-128-C that all blocks share, and two of
+    the block's own; ``c = 2 lambda_1 sigmoid(their result)``. So c = 0 at lambda_1 = 0, where y is the main network's
+    own, and c stays in [0, 2]: the bare product of five Linears runs away within a few steps.
+
+    Args:
+        channels: C.
+        shared: The Linears 512-256-128-C.
+        like: Shows device and dtype.
+    """
+
+    def __init__(self, channels: int, shared: nn.Module, like: Tensor) -> None:
+        super().__init__(2, None, "identity", "simplex", like.device, like.dtype)
+
+        def plain() -> nn.Conv2d:
+            return nn.Conv2d(channels, channels, 3, padding=1, device=like.device, dtype=like.dtype)
+
+        self.first, self.second = plain(), plain()
+        self.shared = shared
+        self.own = _linears((channels, channels, channels), like)
+        nn.init.zeros_(self.own[-1].weight)  # type: ignore[arg-type]  # c starts as lambda_1
+
+    def coefficients(self) -> Tensor:
+        """The coefficients c [C] or [B, C] at the lambda of the call."""
+        weight: Tensor = self.own[-1].weight  # type: ignore[assignment]
+        level = self.alpha(None, None, ())[..., 1:].to(weight.dtype)
+        filled = level.expand(*level.shape[:-1], _WIDTHS[0])
+        return 2 * level * torch.sigmoid(self.own(self.shared(filled)))
+
+    def forward(self, x: Tensor, main: Tensor) -> Tensor:
+        """Mixes the main branch with the tuning branch.
+
+        Args:
+            x: [B, C, H, W], what the main block was given.
+            main: [B, C, H, W], what it returned.
+
+        Raises:
+            ValueError: The main block changes the shape.
+        """
+        if x.shape != main.shape:
+            raise ValueError(
+                f"cfsnet: after must name blocks that keep their input's shape; got {list(x.shape)} -> "
+                f"{list(main.shape)}"
+            )
+        tune = x + self.second(torch.relu(self.first(x)))
+        return torch.lerp(main, tune, self.coefficients().to(main.dtype)[..., None, None].expand_as(main))
+
+
+def cfsnet(
+    network: nn.Module,
+    *,
+    after: Sequence[str],
+    names: Sequence[str] | None = None,
+    defaults: Sequence[float] | None = None,
+) -> PhasedModel:
+    """CFSNet: every main block gets a tuning block beside it; p = 2. Cannot be folded.
+
+    Args:
+        network: Plain; copied.
+        after: Patterns of the main blocks, which keep their input's shape [B, C, H, W]; all of one C.
+        names: Names of the two tuning parameters.
+        defaults: Where sliders start.
+
+    Raises:
+        TypeError, ValueError: A pattern that matches nothing, or blocks of different widths.
+
+    Source: Wang et al., "CFSNet: Toward a Controllable Feature Space for Image Restoration", ICCV 2019. The
+    sigmoid, Linears without bias and where they start are choices of ours.
+    """
+    network = copy_plain("cfsnet", network)
+    blocks = find("cfsnet", network, after, nn.Module)
+    widths = {name: out_channels("cfsnet", name, module) for name, module in blocks.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"cfsnet: after must name blocks of one width; got {widths}")
+    channels = next(iter(widths.values()))
+    like = next(network.parameters()).detach()
+    shared = _linears((*_WIDTHS, channels), like)
+    additions: list[tuple[nn.Module, int | None]] = []
+    for module in blocks.values():
+        coupling = Coupling(channels, shared, like)
+        insert(module, coupling, beside)
+        additions.append((coupling, 1))
+    return PhasedModel(network, 2, additions, {"control": "cfsnet", "after": list(after)}, names, defaults)
+
+
+def _linears(widths: Sequence[int], like: Tensor) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Linear(i, o, bias=False, device=like.device, dtype=like.dtype) for i, o in itertools.pairwise(widths))
+    )

@@ -1,0 +1,143 @@
+"""The multi-loss of a style network: several styles weighed by lambda over one shared content."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tunable_ops.losses.features import Features
+from tunable_ops.losses.multi import MultiLoss
+from tunable_ops.losses.perceptual import gram
+from tunable_ops.losses.pixel import tv
+from tunable_ops.losses.reduction import at_least_float32, check_picture_pair, check_pictures, mean_per_sample
+
+
+class StyleTransfer(nn.Module):
+    """Style objectives under lambda, a shared content term and total variation, from one pass through the features.
+
+    Formula, per sample, with the features F_l [C, H*W] of a layer and ``G_l = F_l F_l^T / (C * H * W)``:
+
+        total    = content * content_term + smooth * tv(output) + sum_i lambda_i * s_i * style_i
+        style_i  = mean_l ( mean((G_l(output) - G_l(picture_i))^2) / mean(G_l(picture_i)^2) )
+        content_term = mean((F_c(output) - F_c(target))^2) / mean(F_c(target)^2)
+
+    Every part is relative to what it aims at, so that styles of strong and of faint colours, and deep and shallow
+    layers, weigh alike with all s_i = 1. (Gatys et al., "Image Style Transfer Using Convolutional Neural Networks",
+    CVPR 2016, sum the absolute distances: there the brightest style and the deepest layers outweigh the others.) The
+    Gram matrices of the style pictures are computed once.
+
+    Args:
+        features: the frozen network, with the layers of the styles and ``content_layer`` among its layers.
+        pictures: name -> [1, 3, h, w] in [0, 1], the style pictures in lambda's order; sizes may differ.
+        scales: s_i, one per picture; None for 1.
+        style_layers: layers of the Gram matrices.
+        content_layer: layer c.
+        content: weight of the content term; about 1 paints hardly anything.
+        smooth: weight of the total variation.
+
+    Attributes:
+        names: the styles' names, in lambda's order.
+        styles: the `MultiLoss` over the Gram matrices.
+
+    Raises:
+        ValueError: a layer that the features lack, a picture that is not [1, 3, h, w] in [0, 1], or a bad scale.
+
+    Example:
+        >>> from tunable_ops.losses import VGG16Features
+        >>> features = VGG16Features(["relu1_2", "relu2_2"], weights="random")
+        >>> pictures = {"dots": torch.rand(1, 3, 20, 24), "lines": torch.rand(1, 3, 16, 16)}
+        >>> loss = StyleTransfer(features, pictures, style_layers=["relu1_2"], content_layer="relu2_2")
+        >>> output = torch.rand(4, 3, 12, 12)
+        >>> total, terms = loss(output, output, [0.5, 0.5])
+        >>> list(terms), float(terms["content"])
+        (['dots', 'lines', 'content', 'tv'], 0.0)
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        pictures: Mapping[str, Tensor],
+        scales: Sequence[float] | None = None,
+        *,
+        style_layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+        content_layer: str = "relu3_3",
+        content: float = 0.25,
+        smooth: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for layer in (*style_layers, content_layer):
+            if layer not in features.layers:
+                raise ValueError(
+                    f"StyleTransfer: features must have the layer {layer!r}; got {', '.join(features.layers)}"
+                )
+        self.features = features
+        self.style_layers, self.content_layer = tuple(style_layers), content_layer
+        self.content, self.smooth = content, smooth
+        targets = {}
+        for name, picture in pictures.items():
+            check_pictures("StyleTransfer", f"pictures[{name!r}]", picture, features.min_size)
+            if picture.shape[0] != 1:
+                raise ValueError(f"StyleTransfer: pictures[{name!r}] must be [1, 3, h, w]; got {list(picture.shape)}")
+            found = features.extract(picture)
+            targets[name] = RelativeSquares([gram(found[layer]).flatten(1) for layer in self.style_layers])
+        self.styles = MultiLoss(targets, scales)
+        self.names = self.styles.names
+
+    def forward(
+        self, outputs: Tensor, targets: Tensor | Mapping[str, Tensor], lam: Tensor | Sequence[float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the styles; as `MultiLoss`.
+
+        Args:
+            outputs: [B, 3, H, W], RGB.
+            targets: the content pictures, like outputs; as a mapping, every style's entry is that same picture.
+            lam: [p], [1, p] or [B, p].
+
+        Returns:
+            The total, a scalar, and the terms for logging: one per style, "content" and "tv", detached.
+
+        Raises:
+            TypeError, ValueError: as `MultiLoss`; also if outputs and targets are not pictures of one size.
+        """
+        target = targets[self.names[0]] if isinstance(targets, Mapping) else targets
+        outputs, target = check_picture_pair("StyleTransfer", outputs, target, self.features.min_size, False)
+        found = self.features.extract(outputs)
+        with torch.no_grad():
+            wanted = self.features.extract(target)[self.content_layer]
+        grams = torch.cat([gram(found[layer]).flatten(1) for layer in self.style_layers], dim=1)  # [B, sum C_l^2]
+        total, terms = self.styles(grams, None, lam)
+        wanted = wanted.to(at_least_float32(wanted))
+        difference = found[self.content_layer] - wanted
+        content = (mean_per_sample(difference**2) / mean_per_sample(wanted**2).clamp(min=1e-12)).mean()
+        variation = tv(outputs).mean()
+        total = total + self.content * content + self.smooth * variation
+        return total, {**terms, "content": content.detach(), "tv": variation.detach()}
+
+    def extra_repr(self) -> str:
+        """Weights and layers."""
+        layers = ", ".join(self.style_layers)
+        return f"styles on {layers}; content={self.content:g} on {self.content_layer}; smooth={self.smooth:g}"
+
+
+class RelativeSquares(nn.Module):
+    """``mean_l ( mean((x_l - t_l)^2) / mean(t_l^2) )`` for parts x_l that lie side by side, [B, sum_l n_l] -> [B].
+
+    Args:
+        targets: t_l, [1, n_l] each.
+    """
+
+    target: Tensor
+
+    def __init__(self, targets: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.sizes = [part.shape[1] for part in targets]
+        self.factors = [1 / max(float((part**2).sum()), 1e-12) / len(targets) for part in targets]
+        self.register_buffer("target", torch.cat(list(targets), dim=1), persistent=False)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """[B, sum_l n_l] -> [B]; the second argument is that of every objective of `MultiLoss`, and not used."""
+        parts = ((x - self.target) ** 2).split(self.sizes, dim=1)
+        total = x.new_zeros(x.shape[0])
+        for factor, part in zip(self.factors, parts, strict=True):
+            total = total + factor * part.sum(1)
+        return total

@@ -1,0 +1,253 @@
+"""tunable_parameters: the blends of many stacks for one alpha, such as all kernels of a network, in one call."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunable_ops import backends, checks, reference
+from tunable_ops.backends.torch import layout
+from tunable_ops.backends.torch import tunable_parameters as torch_backend
+from tunable_ops.ops import registration
+
+NAME = "tunable_parameters"
+
+
+def tunable_parameters(
+    parameters: Sequence[Tensor],
+    alpha: Tensor,
+    starts: Sequence[int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Blends many stacks at once, each with its own part of one alpha.
+
+    Formula: ``y[i] = sum_p alpha[starts[i] + p] * parameters[i][p]``; accumulated in fp32 (fp64 for fp64) and rounded
+    once to the dtype of the result. Differentiable to any order in eager mode; a result that nobody used gives its
+    stack the gradient None.
+
+    Args:
+        parameters: [P_i, *shape_i] each: float32, float16, bfloat16 or float64, on one device.
+        alpha: [A], float32 or of every parameter's dtype.
+        starts: Where each stack's P_i values begin in alpha; stacks may share values. Default one behind the other.
+        dtype: Of the results; default each stack's own, and under autocast its dtype (float64 stays).
+        backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton".
+
+    Returns:
+        [*shape_i] each, with the layout of the stack's kernels.
+
+    Raises:
+        TypeError: Not tensors, or dtypes other than these.
+        ValueError: Ranks, sizes or devices that do not fit, or an unknown backend.
+        RuntimeError: A backend that cannot run here.
+
+    Example:
+        >>> weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0], [8.0]])
+        >>> tunable_parameters([weight, bias], torch.tensor([0.5, 0.5]), starts=[0, 0])
+        [tensor([2., 3.]), tensor([4.])]
+    """
+    parameters = list(parameters)
+    if starts is None:
+        counts = (p.shape[0] if isinstance(p, Tensor) and p.dim() else 0 for p in parameters)
+        starts = list(accumulate(counts, initial=0))[:-1]
+    starts = list(starts)
+    _check(parameters, alpha, starts, dtype)
+    if not parameters:
+        return []
+    if dtype is None and checks.autocast_is_on(alpha.device.type):
+        wide = any(parameter.dtype == torch.float64 for parameter in parameters)
+        dtype = None if wide else torch.get_autocast_dtype(alpha.device.type)
+    chosen = backends.select(NAME, backend, *parameters)
+    if chosen == "reference" or registration.needs_composite():
+        return reference.tunable_parameters(parameters, alpha, starts, dtype)
+    alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
+    results: list[Tensor] = registration.call(_forward_op, (parameters, alpha), starts, dtype, chosen)
+    return results
+
+
+def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], outputs: Sequence[Tensor]) -> None:
+    """Writes what `tunable_parameters` returns into tensors that are there, at their addresses, without gradients.
+
+    Args:
+        parameters: [P_i, *shape_i].
+        alpha: [A].
+        starts: Where each stack's values begin in alpha.
+        outputs: [*shape_i] each; those of the stack's dtype and of its kernels' layout are written by one call.
+    """
+    _check(parameters, alpha, starts, None)
+    with torch.no_grad():
+        alike = [layout.lie_alike(stack, output) for stack, output in zip(parameters, outputs, strict=True)]
+        for is_alike, function in ((True, _into_op), (False, torch_backend.blend_into)):
+            members = [i for i, value in enumerate(alike) if value == is_alike]
+            if not members:
+                continue
+            stacks, targets = [parameters[i] for i in members], [outputs[i] for i in members]
+            backend = (backends.select(NAME, None, *stacks),) if is_alike else ()
+            exact = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
+            function(stacks, exact, [starts[i] for i in members], targets, *backend)
+            torch.autograd.graph.increment_version([t for t in targets if not t.is_inference()])
+
+
+def _all_alike(parameters: Sequence[Tensor], alpha: Tensor) -> bool:
+    """True for tensors of one allowed dtype beside alpha: almost every call, told in little time."""
+    if not all(isinstance(parameter, Tensor) for parameter in parameters):
+        return False
+    dtypes = {parameter.dtype for parameter in parameters} | {alpha.dtype}
+    devices = {parameter.device for parameter in parameters} | {alpha.device}
+    return len(devices) == 1 and len(dtypes) == 1 and alpha.dtype in checks.FLOATS
+
+
+def _check(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], dtype: torch.dtype | None) -> None:
+    if not isinstance(alpha, Tensor):
+        raise TypeError(f"{NAME}: alpha must be a Tensor; got {type(alpha).__name__}")
+    if alpha.dtype not in checks.FLOATS:
+        raise TypeError(f"{NAME}: alpha must be float32, float16, bfloat16 or float64; got {alpha.dtype}")
+    if dtype is not None and dtype not in checks.FLOATS:
+        raise TypeError(f"{NAME}: dtype must be float32, float16, bfloat16 or float64; got {dtype}")
+    if alpha.dim() != 1:
+        raise ValueError(f"{NAME}: alpha must be [A], one blend for all samples; got shape {checks.shape_of(alpha)}")
+    if len(starts) != len(parameters):
+        raise ValueError(f"{NAME}: starts must hold one index per parameter, {len(parameters)}; got {len(starts)}")
+    length = alpha.shape[0]
+    if _all_alike(parameters, alpha) and all(
+        p.dim() > 0 and 0 <= s <= length - p.shape[0] < length for p, s in zip(parameters, starts, strict=True)
+    ):
+        return
+    for parameter, start in zip(parameters, starts, strict=True):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{NAME}: parameters must be Tensors; got {type(parameter).__name__}")
+        if parameter.dtype not in checks.FLOATS:
+            raise TypeError(f"{NAME}: parameters must be float32, float16, bfloat16 or float64; got {parameter.dtype}")
+        if alpha.dtype not in (torch.float32, parameter.dtype):
+            raise TypeError(
+                f"{NAME}: alpha must be float32 or have the parameters' dtype, {parameter.dtype}; got {alpha.dtype}"
+            )
+        if parameter.device != alpha.device:
+            raise ValueError(
+                f"{NAME}: parameters must be on the device of alpha, {alpha.device}; got {parameter.device}"
+            )
+        if parameter.dim() < 1 or parameter.shape[0] < 1:
+            raise ValueError(f"{NAME}: parameters must be [P, *shape], P >= 1; got shape {checks.shape_of(parameter)}")
+        if not 0 <= start <= length - parameter.shape[0]:
+            raise ValueError(
+                f"{NAME}: starts must leave P = {parameter.shape[0]} of the {length} values of alpha; got {start}"
+            )
+
+
+def _kernel(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any, backend: str) -> list[Tensor]:
+    results: list[Tensor] = _implementation(backend).forward(parameters, alpha, starts, dtype)
+    return results
+
+
+def _into_kernel(
+    parameters: list[Tensor], alpha: Tensor, starts: list[int], outputs: list[Tensor], backend: str
+) -> None:
+    _implementation(backend).blend_into(parameters, alpha, starts, outputs)
+
+
+def _implementation(backend: str) -> Any:
+    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
+
+
+def _fake(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any, backend: str) -> list[Tensor]:
+    return [
+        layout.from_matrix(p.new_empty(p.shape[1:].numel(), dtype=dtype or p.dtype), p).detach() for p in parameters
+    ]
+
+
+def _backward_kernel(
+    grad_outputs: list[Tensor],
+    parameters: list[Tensor],
+    alpha: Tensor,
+    starts: list[int],
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor]:
+    arguments = (grad_outputs, parameters, alpha, starts, mask)
+    results: list[Tensor] = _implementation(backend).backward(*arguments)
+    return results
+
+
+def _backward_fake(
+    grad_outputs: list[Tensor],
+    parameters: list[Tensor],
+    alpha: Tensor,
+    starts: list[int],
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor]:
+    grads = [layout.empty_stack_like(p) if m else p.new_empty(0) for p, m in zip(parameters, mask[:-1], strict=True)]
+    return [*grads, alpha.new_empty(alpha.shape if mask[-1] else 0)]
+
+
+_TENSORS = "Tensor[] parameters, Tensor alpha, SymInt[] starts"
+_FORWARD = (f"{_TENSORS}, ScalarType? dtype, str backend", "Tensor[]", _kernel, _fake)
+_INTO = (f"{_TENSORS}, Tensor(a!)[] outputs, str backend", "()", _into_kernel, lambda *arguments: None)
+# `mask`: which gradients are asked for, of each parameter and of alpha. The last result is alpha's.
+_BACKWARD = (
+    f"Tensor[] grad_outputs, {_TENSORS}, str backend, bool[] mask",
+    "Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+)
+_forward_op = registration.define(NAME, *_FORWARD)
+_into_op = registration.define(f"{NAME}_into", *_INTO)
+_backward_op = registration.define(f"{NAME}_backward", *_BACKWARD)
+# Where C++ implements the operators, calls for another backend reach PyTorch's own through these.
+registration.define(f"{NAME}_library", *_FORWARD)
+registration.define(f"{NAME}_into_library", *_INTO)
+registration.define(f"{NAME}_backward_library", *_BACKWARD)
+
+
+class _Blends(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, starts: list[int], dtype: Any, backend: str, alpha: Tensor, *parameters: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(alpha, *parameters)
+        ctx.starts, ctx.backend = starts, backend
+        return tuple(registration.below_autograd(_forward_op, list(parameters), alpha, starts, dtype, backend))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        alpha, *parameters = ctx.saved_tensors
+        need_alpha, *need = ctx.needs_input_grad[3:]
+        grads: list[Tensor | None] = [None] * len(parameters)
+        used = [i for i, g in enumerate(grad_outputs) if g is not None and (need_alpha or need[i])]
+        if not used:
+            return (None, None, None, None, *grads)
+        arguments = ([x[i] for i in used] for x in (grad_outputs, parameters, ctx.starts))
+        g, p, starts = arguments
+        *found, grad_alpha = _backward_op(g, p, alpha, starts, ctx.backend, [*(need[i] for i in used), need_alpha])
+        for i, grad in zip(used, found, strict=True):
+            grads[i] = grad if need[i] else None
+        return (None, None, None, grad_alpha if need_alpha else None, *grads)
+
+
+def _differentiable(parameters: list[Tensor], alpha: Tensor, *options: Any) -> list[Tensor]:
+    return list(_Blends.apply(*options, alpha, *parameters))
+
+
+def _differentiable_backward(
+    grad_outputs: list[Tensor],
+    parameters: list[Tensor],
+    alpha: Tensor,
+    starts: list[int],
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor]:
+    def definition(*tensors: Any) -> list[Tensor]:
+        *stacks, values = tensors
+        parts = [values[start : start + stack.shape[0]] for stack, start in zip(stacks, starts, strict=True)]
+        wanted = [g.dtype for g in grad_outputs]
+        return [reference.tunable_parameter(*each) for each in zip(stacks, parts, wanted, strict=True)]
+
+    return list(registration.composite_gradients(definition, grad_outputs, (*parameters, alpha), mask))
+
+
+registration.define_autograd(_forward_op, _differentiable, tensors=2)
+registration.define_autograd(_backward_op, _differentiable_backward, tensors=3)
+registration.define_autocast(_forward_op, cast=())
+registration.define_autocast(_backward_op, cast=())

@@ -1,0 +1,146 @@
+"""Configurations as TOML files: sections of keys, overrides, and errors that name the nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Section", "configs_of", "flatten", "read_tree", "validate"]
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A table of keys; unknown ones are refused, values stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not TOML, or an override fits nowhere.
+    """
+    file = Path(path)
+    if not file.is_file():
+        if str(path) not in packaged:
+            raise FileNotFoundError(
+                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}"
+            )
+        file = packaged[str(path)]
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: path must be TOML; got {str(path)!r}: {error}") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
+
+
+def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
+    """The checked configuration of a tree of keys.
+
+    Raises:
+        ValueError: every unknown key and wrong value, one line each.
+    """
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
+
+
+def configs_of(package: str) -> dict[str, Path]:
+    """Name to file of the configurations that ship in a package's folder ``configs``."""
+    folder = Path(str(resources.files(package) / "configs"))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """The configuration as dotted keys and JSON values, for comparison and logs."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, item)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                yield from walk(f"{prefix}.{index}", item)
+        else:
+            yield prefix, value
+
+    return dict(walk("", json.loads(config.model_dump_json())))
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"config: an override must be key=value with a dotted key; got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, override)
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        _item(node, last, override)
+        node[int(last)] = value
+
+
+def _item(node: Any, part: str, override: str) -> Any:
+    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"config: an override must name a key or an index that exists; got {override!r} at {part!r}")
+    return node[int(part)]
+
+
+def _explain(schema: type[BaseModel], problem: Any) -> str:
+    """One line for one of pydantic's findings."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *parents, last = problem["loc"]
+        known = _keys_at(schema, parents)
+        close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
+        prefix = "".join(f"{part}." for part in parents)
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"config: {where} must be a known key; got {last!r}: {hint}"
+    if problem["type"] == "missing":
+        return f"config: {where} must be given; got nothing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # ours: complete sentences
+        return f"config: {where} {message}" if message.startswith("must") else f"config: {message}"
+    return f"config: {where} must be valid; got {problem['input']!r}: {message}"
+
+
+def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys of the section at a path of keys and indices."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        found = _sections_in(typing.get_type_hints(section)[part])
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
