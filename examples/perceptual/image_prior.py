@@ -1,4 +1,4 @@
-"""Deep image prior under three guides: the pixels (MSE), a true perceptual gradient, and a PGN's predicted one.
+"""Deep image prior under four guides: the pixels (MSE), a true perceptual gradient, a PGN's, and a PGN's anchored one.
 
 A small network turns fixed noise into one picture (Ulyanov et al., 2018); its weights follow the guide's gradient
 alone. Every run writes ``<picture>-<guide>.json`` (PSNR, imitated loss and LPIPS over iterations) and a picture; runs
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ from tunable_ops import losses
 from tunable_ops.images import read_image, strip, write_image
 from tunable_ops.pgn import PGN
 
-GUIDES = ("mse", "true", "pgn")
-COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange"}
+GUIDES = ("mse", "true", "pgn", "anchored")
+COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange", "anchored": "tab:green"}
 
 
 class Prior(nn.Module):
@@ -49,7 +50,7 @@ class Prior(nn.Module):
         return torch.sigmoid(self.last(torch.cat((x, first), 1)))
 
 
-def guides(pgn: PGN | None, true: losses.Perceptual, target: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def guides(pgns: dict[str, PGN], true: losses.Perceptual, target: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Name -> gradient of the output."""
 
     def perceptual(x: Tensor) -> Tensor:
@@ -58,8 +59,12 @@ def guides(pgn: PGN | None, true: losses.Perceptual, target: Tensor) -> dict[str
         return gradient
 
     wanted = true.features.extract(target)
-    found = {"mse": lambda x: 2 * (x - target) / x.numel(), "true": perceptual}
-    return found if pgn is None else {**found, "pgn": lambda x: pgn.gradient(x, target)}
+    fields = {name: partial(_field, pgn, target) for name, pgn in pgns.items()}
+    return {"mse": lambda x: 2 * (x - target) / x.numel(), "true": perceptual, **fields}
+
+
+def _field(pgn: PGN, target: Tensor, x: Tensor) -> Tensor:
+    return pgn.gradient(x, target)
 
 
 def optimise(
@@ -82,9 +87,11 @@ def optimise(
 
 def run(args: argparse.Namespace) -> None:
     """Every guide on every picture."""
-    pgn = None
-    if "pgn" in args.guides:
-        pgn = PGN.load(args.pgn) if args.pgn else PGN.pretrained()
+    pgns = {
+        name: PGN.load(args.pgn, anchored=anchored) if args.pgn else PGN.pretrained(anchored=anchored)
+        for name, anchored in (("pgn", False), ("anchored", True))
+        if name in args.guides
+    }
     true = losses.Perceptual("vgg16", weights=args.weights)
     lpips = losses.LPIPS() if args.weights != "random" else None
     for path in args.pictures:
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
                     found["lpips"] = lpips(x, target)
                 return {key: round(float(value), 5) for key, value in found.items()}
 
-            curve, x = optimise(guides(pgn, true, target)[name], target, measure, iterations, args.every)
+            curve, x = optimise(guides(pgns, true, target)[name], target, measure, iterations, args.every)
             write_image(x[0], args.out / f"{path.stem}-{name}.png")
             file.write_text(json.dumps(curve))
             print(f"{path.stem} {name}: {curve[-1]}", flush=True)
@@ -152,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
     parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
-    parser.add_argument("--iterations", nargs=3, type=int, default=(600, 600, 1800), metavar=("MSE", "TRUE", "PGN"))
+    parser.add_argument(
+        "--iterations", nargs=4, type=int, default=(1350, 600, 1800, 1350), metavar=tuple(map(str.upper, GUIDES))
+    )
     parser.add_argument("--every", type=int, default=25, help="iterations between measurements")
     parser.add_argument("--size", type=int, default=64, help="side of the central part that is used")
     parser.add_argument("--shrink", type=int, default=1, help="factor by which a larger part is shrunk to that side")
@@ -162,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a few iterations, to see that it works")
     args = parser.parse_args(argv)
     if args.quick:
-        args.iterations, args.every = (3, 3, 9), 3
+        args.iterations, args.every = (3, 3, 9, 3), 3
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     plot(args) if args.plot else run(args)

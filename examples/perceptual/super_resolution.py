@@ -1,9 +1,9 @@
 """A tunable x4 super-resolution network with objectives L1 and perceptual, by the true loss or by a PGN.
 
 The network is a small EDSR on top of bicubic enlargement, made tunable by `convert`; lambda is drawn per sample on the
-simplex. Both runs (``--objective true`` and ``pgn``) have the same seeds, pictures and steps. A run goes on from its
-state where it was stopped. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures, ``--plot`` the
-figure.
+simplex. All runs (``--objective true``, ``pgn``, ``anchored``) have the same seeds, pictures and steps. A run goes on
+from its state where it was stopped. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures, ``--plot``
+the figure; ``--time`` prints the time and memory of a training step with each objective.
 
 python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn pgn.safetensors
 """
@@ -30,7 +30,8 @@ from tunable_ops.train.config import Data
 from tunable_ops.train.data import Photographs, draw_crop
 from tunable_ops.train.seeding import generator
 
-OBJECTIVES = ("true", "pgn")
+OBJECTIVES = ("true", "pgn", "anchored")
+CROP = 64  # of the clean pictures
 LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCALE = 0.01  # of the perceptual objective: its gradient then has about the norm of L1's
 KIND = "tunable_ops.example.super_resolution"
@@ -67,25 +68,29 @@ def criterion(args: argparse.Namespace) -> losses.MultiLoss:
     if args.objective == "true":
         second: nn.Module = losses.Perceptual("vgg16", weights=args.weights, bounded=False)
     else:
-        pgn = PGN.load(args.pgn, bounded=False) if args.pgn else PGN.pretrained(bounded=False)
+        options = {"bounded": False, "anchored": args.objective == "anchored"}
+        pgn = PGN.load(args.pgn, **options) if args.pgn else PGN.pretrained(**options)
         second = losses.PerceptualGradient(pgn)
     return losses.MultiLoss({"l1": losses.l1, "perceptual": (second, SCALE)})
+
+
+def batch(args: argparse.Namespace, photographs: Photographs, step: int) -> tuple[Tensor, Tensor]:
+    """Clean crops [B, 3, 64, 64] and lambda [B, 2] of a step."""
+    source = generator(0, "step", step)
+    y = torch.stack([draw_crop(photographs, Data(crop=CROP), source) for _ in range(args.batch)])
+    return y, losses.sampler("simplex", 2, corners=0.4)(args.batch, source)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training, one of the two runs."""
     net, loss = build(), criterion(args)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    draw = losses.sampler("simplex", 2, corners=0.4)
-    data = Data(crop=64, batch=args.batch)
-    photographs = Photographs(find_images(args.pictures), data.crop)
+    photographs = Photographs(find_images(args.pictures), CROP)
     file = args.out / f"{args.objective}.safetensors"
     first, spent = load(file, net, optimizer) if file.exists() else (0, 0.0)
     started = time.perf_counter()
     for step in range(first, args.steps):
-        source = generator(0, "step", step)
-        y = torch.stack([draw_crop(photographs, data, source) for _ in range(data.batch)])
-        lam = draw(data.batch, source)
+        y, lam = batch(args, photographs, step)
         total, terms = loss(net(reduced(y), lam), {"l1": y, "perceptual": y}, lam)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -95,6 +100,28 @@ def train(args: argparse.Namespace) -> None:
             save(file, net, optimizer, step + 1, seconds)
             values = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
             print(f"{args.objective} {step + 1}: {values}, {seconds / (step + 1):.3f} s/step", flush=True)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Time and memory of forward and backward with either objective, on random pictures, taking turns."""
+    from tunable_ops.bench.step import peak_bytes
+    from tunable_ops.bench.timing import compare
+
+    y, lam = torch.rand(args.batch, 3, CROP, CROP), torch.tensor([[0.5, 0.5]] * args.batch)
+    x, steps = reduced(y), {}
+    for name in OBJECTIVES:
+        args.objective = name
+        net, loss = build(), criterion(args)
+
+        def step(net: nn.Module = net, loss: losses.MultiLoss = loss) -> list[Tensor]:
+            total, _ = loss(net(x, lam), {"l1": y, "perceptual": y}, lam)
+            return list(torch.autograd.grad(total, [p for p in net.parameters() if p.requires_grad]))
+
+        steps[name] = step
+    timings = compare(steps, rounds=7)
+    for name, call in steps.items():
+        timing, memory = timings[name], peak_bytes(call, "cpu") / 2**20
+        print(f"{name}: {timing.seconds * 1e3:.1f} ms, ratio {timing.ratio:.2f}, {memory:.1f} MiB")
 
 
 def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -168,7 +195,7 @@ def plot(args: argparse.Namespace) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "imitated loss (VGG16)"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
-        for name, colour in (("true", "tab:blue"), ("pgn", "tab:orange")):
+        for name, colour in zip(OBJECTIVES, ("tab:blue", "tab:orange", "tab:green"), strict=True):
             if name in rows:
                 axis.plot(
                     [r["lambda"] for r in rows[name]], [r[key] for r in rows[name]], "o-", color=colour, label=name
@@ -199,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", help="of VGG16 (default: looked for)")
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--time", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
     args = parser.parse_args(argv)
     if args.quick:
@@ -209,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate(args)
     if args.plot:
         plot(args)
-    if not (args.evaluate or args.plot):
+    if args.time:
+        measure(args)
+    if not (args.evaluate or args.plot or args.time):
         train(args)
 
 

@@ -1,4 +1,4 @@
-"""The two programs of examples/perceptual, for a few steps with random weights."""
+"""The programs of examples/perceptual, for a few steps with random weights."""
 
 import json
 import runpy
@@ -34,7 +34,9 @@ def test_image_prior(data: Path, tmp_path: Path) -> None:
     words = [str(data / "pictures" / "a.png"), "--out", str(tmp_path), "--pgn", str(data / "pgn.safetensors")]
     words += ["--size", "32", "--shrink", "2", "--weights", "random"]
     call("image_prior.py", *words, "--quick")
-    curves = {name: json.loads((tmp_path / f"a-{name}.json").read_text()) for name in ("mse", "true", "pgn")}
+    curves = {
+        name: json.loads((tmp_path / f"a-{name}.json").read_text()) for name in ("mse", "true", "pgn", "anchored")
+    }
     assert [point["iteration"] for point in curves["pgn"]] == [0, 3, 6, 9]
     assert curves["mse"][-1]["psnr"] > curves["mse"][0]["psnr"]
     assert curves["true"][-1]["perceptual"] < curves["true"][0]["perceptual"]
@@ -43,6 +45,12 @@ def test_image_prior(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a-true.json").stat().st_mtime_ns == before  # what is there is kept
     call("image_prior.py", *words, "--plot")
     assert (tmp_path / "image_prior.png").exists() and (tmp_path / "a-strip.png").exists()
+
+
+def test_proxy_target(data: Path, tmp_path: Path, capsys) -> None:
+    words = [str(data / "pictures" / "a.png"), str(tmp_path / "t.png"), "--size", "32", "--weights", "random"]
+    call("proxy_target.py", *words, "--pgn", str(data / "pgn.safetensors"))
+    assert "degrees" in capsys.readouterr().out and (tmp_path / "t.png").exists()
 
 
 @pytest.mark.slow
@@ -60,6 +68,13 @@ def test_super_resolution(data: Path, tmp_path: Path, monkeypatch) -> None:
         "super_resolution.png",
         "super_resolution_strip.png",
     }
+
+
+@pytest.mark.slow
+def test_super_resolution_is_timed(data: Path, tmp_path: Path, capsys) -> None:
+    words = ["--out", str(tmp_path), "--weights", "random", "--pgn", str(data / "pgn.safetensors"), "--batch", "1"]
+    call("super_resolution.py", *words, "--time")
+    assert "true: " in (printed := capsys.readouterr().out) and "pgn: " in printed and "MiB" in printed
 
 
 def test_super_resolution_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tunable_ops import losses
 from tunable_ops.losses.perceptual import gram
+from tunable_ops.pgn import PGN
 
 LAYERS = ["relu1_2", "relu2_1"]
 
@@ -207,3 +208,29 @@ def test_lpips_equals_the_package(net, published_weights) -> None:
         module.load_state_dict(own.state_dict())
     x, y = pair(2, 64, 70)
     torch.testing.assert_close(ours(x, y), theirs(x, y, normalize=True).flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: losses.Perceptual("vgg16", LAYERS, weights="random"),
+        lambda: losses.GramStyle(layers=LAYERS, weights="random"),
+        pytest.param(lambda: losses.PerceptualGradient(PGN("unet")), marks=pytest.mark.slow),
+    ],
+    ids=["perceptual", "gram", "field"],
+)
+def test_compile_without_a_graph_break(build) -> None:
+    loss = build()
+    x, y = pair(2, 16, 16)
+    x.requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), loss(x, y))
+    (found,) = torch.autograd.grad(compiled(x, y).sum(), x)
+    (wanted,) = torch.autograd.grad(loss(x, y).sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_vmap_over_pictures(small) -> None:
+    x, y = pair()
+    mapped = torch.func.vmap(lambda a, b: small(a[None], b[None])[0])(x, y)
+    torch.testing.assert_close(mapped, small(x, y))

@@ -64,6 +64,18 @@ def test_the_field_is_the_gradient_of_the_distance_to_the_proxy(name, s) -> None
     torch.testing.assert_close(pgn.true_proxy(x.detach(), field), target, rtol=0, atol=1e-5)
 
 
+def test_an_anchored_field_vanishes_at_the_target(unet: PGN, tmp_path) -> None:
+    unet.save(tmp_path / "p.safetensors")
+    anchored = PGN.load(tmp_path / "p.safetensors", anchored=True)
+    free = PGN.load(tmp_path / "p.safetensors")
+    x, y = pair()
+    assert free.gradient(y, y).abs().max() > 1e-6
+    torch.testing.assert_close(anchored.gradient(y, y), torch.zeros_like(y), rtol=0, atol=1e-6)
+    wanted = free.gradient(x, y) - free.gradient(y, y)
+    torch.testing.assert_close(anchored.gradient(x, y), wanted, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(anchored.objective(x, y)[0], anchored.gradient(x, y))
+
+
 def test_the_proxy_target_has_the_published_range(unet: PGN) -> None:
     x, y = pair()
     low, high = MEAN - 1.1 * MEAN, MEAN + 1.1 * (1 - MEAN)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,9 +100,24 @@ def test_stopped_and_resumed_to_the_same_bits(config: PGNConfig, tmp_path: Path,
     lines = [json.loads(line) for line in (tmp_path / "one" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all(0 <= line["angle"] <= 180 and line["ratio"] > 0 for line in lines)
+    longer = config.model_copy(update={"optim": config.optim.model_copy(update={"steps": 7})})
+    assert PGNTrainer(longer, tmp_path / "two", resume=True).step == 6
     other = config.model_copy(update={"seed": 1})
     with pytest.raises(ValueError, match=r"pgn: a resumed run must keep its configuration; got seed was 0, is 1"):
         PGNTrainer(other, tmp_path / "two", resume=True)
+
+
+def test_a_signal_saves_and_stops(config: PGNConfig, tmp_path: Path, monkeypatch) -> None:
+    trainer = PGNTrainer(config, tmp_path)
+    advance = trainer.advance
+
+    def interrupted() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance()
+
+    monkeypatch.setattr(trainer, "advance", interrupted)
+    assert trainer.run() == signal.SIGTERM
+    assert PGNTrainer(config, tmp_path, resume=True).step == 1
 
 
 def test_training_turns_the_field_towards_the_true_gradient(config: PGNConfig, tmp_path: Path) -> None:
@@ -117,11 +134,11 @@ def test_autoencoders_keep_the_size_and_are_reset() -> None:
         assert Autoencoder(depth)(torch.rand(1, 3, 19, 26)).shape == (1, 3, 19, 26)
     toy = Toy(1, 1e-3)
     y = torch.rand(2, 3, 16, 16)
-    first = float((toy.net(y) - y).square().mean())
+    first = float((toy.net(y) - y).detach().square().mean())
     for _ in range(30):
         x = toy.net(y)
         toy.step(x, x.detach() - y)
-    assert float((toy.net(y) - y).square().mean()) < first
+    assert float((toy.net(y) - y).detach().square().mean()) < first
     toy.watch(1.0, 0.0)
     for _ in range(PATIENCE + 1):
         toy.watch(1.0, 1.0)

@@ -22,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
         help="train one as a TOML file says",
         description="Train (every key: tunable_ops/pgn/config.py). Writes pgn.safetensors, state.safetensors (for "
         "--resume) and log.jsonl: the terms of the loss, the angle and the ratio of norms between the predicted and "
-        "the true gradients. Ctrl-C saves and stops; --resume goes on with the very same bits.",
+        "the true gradients. Ctrl-C and SIGTERM save and stop; --resume goes on with the very same bits.",
+        epilog="Exit code: 0 done; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
     )
     train.add_argument(
         "config", metavar="CONFIG", help="TOML file, or one that ships here: unet_vgg16_small, unet_vgg19"
@@ -65,9 +66,9 @@ def _train(args: argparse.Namespace) -> int:
     config = load_pgn_config(args.config, args.set)
     out = args.out or Path("runs") / Path(args.config).stem
     trainer = PGNTrainer(config, out, resume=args.resume)
-    trainer.run(stop_at=args.stop_at, progress=not args.quiet)
+    stopped = trainer.run(stop_at=args.stop_at, progress=not args.quiet)
     print(f"{out / MODEL}: {trainer.step} of {config.optim.steps} steps done")
-    return 0
+    return 0 if stopped is None else 128 + stopped
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ class Separable(nn.Module):
 
 
 class UNet(nn.Module):
-    """Five steps down and up with skips, made of depthwise 5x5 and 1x1 convolutions: 1.80 million parameters.
+    """Five steps down and up with skips, made of depthwise 5x5 and 1x1 convolutions: 1.81 million parameters.
 
     7x7 stem of stride 2 to 64 channels, then 128, 256, 512, 512 at strides 4, 8, 16, 32 and back; a second block at
     strides 2, 4, 8 and 32 on the way down and 8, 4, 2 on the way up; the input joins at full size. The published

@@ -37,9 +37,12 @@ class PGN(nn.Module):
     the network learning to copy its input.
 
     Args:
-        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.80 million).
+        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.81 million).
         bounded: refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
+        anchored: take what the network answers for (y, y) away, ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
+            x = y, and so is the field then. An addition of ours at the price of a second forward pass; a network that
+            was trained for a short time leads past y without it.
 
     Attributes:
         scale: s.
@@ -60,11 +63,11 @@ class PGN(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: str = "unet", bounded: bool = True) -> None:
+    def __init__(self, network: str = "unet", bounded: bool = True, anchored: bool = False) -> None:
         super().__init__()
         if network not in _SCALES:
             raise ValueError(f"PGN: network must be one of {', '.join(_SCALES)}; got {network!r}")
-        self.name, self.scale, self.bounded = network, _SCALES[network], bounded
+        self.name, self.scale, self.bounded, self.anchored = network, _SCALES[network], bounded, anchored
         self.notes: dict[str, Any] = {}
         self.net: nn.Module = UNet() if network == "unet" else ResNet(int(network.removeprefix("resnet")))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -77,7 +80,7 @@ class PGN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """`proxy_target` without the checks."""
+        """`proxy_target` as the network writes it: without the checks, never anchored."""
         x, y = x.to(self.mean.dtype), y.to(self.mean.dtype)
         pictures = torch.cat(((x - self.mean) / self.std, (y - self.mean) / self.std), dim=1)
         own = (self.mean + (x - self.mean) / STRETCH).clamp(0.01, 0.99)
@@ -91,20 +94,22 @@ class PGN(nn.Module):
             y: the same shape and device, the picture that it is compared with.
 
         Returns:
-            [B, 3, H, W], in about [-0.05, 1.06]. In training mode differentiable in the parameters.
+            [B, 3, H, W], in about [-0.05, 1.06] (wider if anchored).
 
         Raises:
             TypeError: an input is not a floating point tensor.
             ValueError: shapes or devices differ, not RGB, or outside [0, 1].
         """
         self._check(x, y)
-        return self(x, y)
+        if not self.anchored:
+            return self(x, y)
+        moved, still = self(torch.cat((x, y.to(x.dtype))), torch.cat((y, y))).chunk(2)
+        return moved - still + y
 
     @torch.no_grad()
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """The predicted gradient of each sample's loss for its x: [B, 3, H, W]. Arguments as for `proxy_target`."""
-        self._check(x, y)
-        return self.field(x, self(x, y))
+        return self.field(x, self.proxy_target(x, y))
 
     @torch.no_grad()
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,8 +117,7 @@ class PGN(nn.Module):
 
         The value is no estimate of the perceptual loss: it is half the step length times the gradient's norm.
         """
-        self._check(x, y)
-        target = self(x, y)
+        target = self.proxy_target(x, y)
         value = (((x - target) / self.std) ** 2).mean((1, 2, 3)) / self.scale
         return self.field(x, target), value
 
@@ -145,14 +149,14 @@ class PGN(nn.Module):
         write_file(path, half, metadata, kind=FORMAT, version=VERSION)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], bounded: bool = True) -> PGN:
-        """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU.
+    def load(cls, path: str | os.PathLike[str], bounded: bool = True, anchored: bool = False) -> PGN:
+        """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU; arguments as for the class.
 
         Raises:
             FileNotFoundError, ValueError: no such file, or not a file of `save`.
         """
         tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
-        pgn = cls(metadata["network"], bounded)
+        pgn = cls(metadata["network"], bounded, anchored)
         try:
             pgn.load_state_dict(tensors)
         except RuntimeError as error:
@@ -161,9 +165,9 @@ class PGN(nn.Module):
         return pgn.requires_grad_(False).eval()
 
     @classmethod
-    def pretrained(cls, bounded: bool = True) -> PGN:
+    def pretrained(cls, bounded: bool = True, anchored: bool = False) -> PGN:
         """The UNet that ships here, trained on VGG16's perceptual loss; ``notes`` say how, and under which licence.
 
         Its training pictures are the Berkeley segmentation data set's, for non-commercial research.
         """
-        return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded)
+        return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded, anchored)

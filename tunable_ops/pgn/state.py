@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FORMAT = "tunable_ops.pgn_training"
 VERSION = 1
+HARMLESS = ("every.", "optim.steps")
+"""Keys that may change between a stop and its resumption; the rate then follows the cosine of the new length."""
 
 
 def _parts(trainer: PGNTrainer) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
@@ -51,7 +53,7 @@ def load_state(trainer: PGNTrainer, path: Path) -> None:
     tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
     saved, given = metadata["config"], flatten(trainer.config)
     differing = [key for key in sorted({*saved, *given}) if saved.get(key) != given.get(key)]
-    differing = [key for key in differing if not key.startswith("every.")]
+    differing = [key for key in differing if not key.startswith(HARMLESS)]
     if differing:
         texts = ", ".join(f"{key} was {saved.get(key)!r}, is {given.get(key)!r}" for key in differing)
         raise ValueError(f"pgn: a resumed run must keep its configuration; got {texts} (saved in {str(path)!r})")

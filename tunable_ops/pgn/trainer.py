@@ -21,6 +21,7 @@ from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import derive_seed, generator
+from tunable_ops.train.trainer import StopSignals
 
 __all__ = ["LOG", "MODEL", "STATE", "PGNTrainer", "agreement", "true_gradient"]
 
@@ -107,13 +108,19 @@ class PGNTrainer:
         if (self.out / STATE).exists():
             load_state(self, self.out / STATE)
 
-    def run(self, stop_at: int | None = None, progress: bool = False) -> None:
-        """Train to the end, or until ``stop_at`` steps are done in all; SIGINT saves and stops."""
+    def run(self, stop_at: int | None = None, progress: bool = False) -> int | None:
+        """Train to the end, or until ``stop_at`` steps are done in all.
+
+        SIGINT and SIGTERM let the step end, save and return.
+
+        Returns:
+            The number of the signal that stopped it, or None.
+        """
         end = min(self.config.optim.steps, stop_at or self.config.optim.steps)
         started, first = time.perf_counter(), self.step
         lines: list[dict[str, float]] = []
-        try:
-            while self.step < end:
+        with StopSignals() as signals:
+            while self.step < end and signals.received is None:
                 lines.append(self.advance())
                 if self.step % self.config.every.log == 0 or self.step == end:
                     speed = (time.perf_counter() - started) / (self.step - first)
@@ -121,8 +128,8 @@ class PGNTrainer:
                     lines = []
                 if self.step % self.config.every.checkpoint == 0 and self.step < end:
                     self.save()
-        finally:
             self.save()
+        return signals.received
 
     def advance(self) -> dict[str, float]:
         """One step; returns what is logged."""

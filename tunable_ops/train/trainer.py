@@ -31,7 +31,7 @@ from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.state import load_training_state, save_training_state
 
-__all__ = ["MODEL", "STATE", "Outcome", "train"]
+__all__ = ["MODEL", "STATE", "Outcome", "StopSignals", "train"]
 
 MODEL = "model.safetensors"
 STATE = "state.safetensors"
@@ -97,7 +97,7 @@ def train(
             f"train: out must be a new folder; got {str(out)!r}, which holds a run: resume it (--resume), delete it, "
             "or name another folder"
         )
-    with process(config.compute.device) as here, torch.random.fork_rng(devices=[]), _StopSignals() as signals:
+    with process(config.compute.device) as here, torch.random.fork_rng(devices=[]), StopSignals() as signals:
         run = _Run(config, out, here, progress and here.main)
         if resume and (out / STATE).exists():
             run.resume()
@@ -193,7 +193,7 @@ class _Run:
         self._take_freezes_in()
         self.ema = Ema(self.net, self.config.ema.decay)
 
-    def loop(self, signals: _StopSignals, stop_at: int | None) -> Outcome:
+    def loop(self, signals: StopSignals, stop_at: int | None) -> Outcome:
         config, steps = self.config, self.config.optim.steps
         end = steps if stop_at is None else min(stop_at, steps)
         started, log = time.perf_counter(), _Log(self)
@@ -365,14 +365,14 @@ class _Log:
             self.writer.close()
 
 
-class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
+class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     """Notes SIGINT and SIGTERM instead of dying; a second SIGINT is let through."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> _StopSignals:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
             self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
