@@ -151,6 +151,20 @@ class Bomb:
         return (Path.touch, (self.target,))
 
 
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    """A header of 640 bytes begins the file with 80 02, as a pickle of protocol 2 does."""
+    from tunable_ops.serialization import read_file, write_file
+
+    file, tensors = tmp_path / "x.safetensors", {"a": torch.arange(3.0)}
+    for pad in range(400, 700):
+        write_file(file, tensors, {"pad": "x" * pad}, kind="k", version=1)
+        if file.read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        pytest.fail("no padding gave the length")
+    assert torch.equal(read_file(file, kind="k", version=1)[0]["a"], tensors["a"])
+
+
 @pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
 def test_pickles_are_refused_unopened(tmp_path: Path, protocol: str) -> None:
     import pickle

@@ -225,4 +225,4 @@ def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[LaunchConfigurati
             yield LaunchConfiguration(f"{name}-{to}", forward, False)
             backward = plan_tunable_parameters_backward(tables, alpha, partial, (base, base), dtype, cast)
             yield LaunchConfiguration(f"network-contract-{kind}-{to}", backward, False)
-        yield LaunchConfiguration("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), False)
+        yield LaunchConfiguration("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), False, True)

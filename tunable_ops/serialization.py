@@ -226,13 +226,15 @@ def _refuse_other_files(path: str | os.PathLike[str]) -> None:
     with open(path, "rb") as file:
         start = file.read(9)
     size = path.stat().st_size
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    header = int.from_bytes(start[:8], "little")
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    plausible = len(start) == 9 and header <= _MAX_HEADER and start[8:9] == b"{"  # a header may begin with these bytes
+    if start[:4] == b"PK\x03\x04" or (pickled and not plausible):
         raise ValueError(
             f"checkpoint: path must be a safetensors file; got {str(path)!r}, a pickle as torch.save writes it: it is "
             "never opened, since unpickling can run code; if you trust it, re-save its tensors with safetensors"
         )
-    header = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or header > _MAX_HEADER or start[8:9] != b"{":
+    if not plausible:
         raise ValueError(
             f"checkpoint: path must be a safetensors file; got {str(path)!r}, {size} bytes of something else"
         )

@@ -75,7 +75,9 @@ def test_configurations_are_distinct_and_complete() -> None:
         "_tunable_conv2d_map_input_kernel",
         "_tunable_conv2d_depthwise_weight_kernel",
         "_tunable_parameter_forward_kernel",
-        "_tunable_parameter_many_kernel",
         "_tunable_parameter_backward_kernel",
+        "_tunable_parameters_forward_kernel",
+        "_tunable_parameters_backward_kernel",
+        "_tunable_parameters_sum_kernel",
     }
     assert {c.fn.__name__ for c in found if c.quick} >= kernels - {"_tunable_parameter_many_kernel"}
