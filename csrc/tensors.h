@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <array>
 #include <functional>
@@ -68,6 +70,21 @@ inline Tensor empty_strided(const Tensor& like, const Ints& sizes, const Ints& s
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device, index, &handle));
   return Tensor(handle);
+}
+
+// The tensor itself where it has the type already (and is dense in the format, if one is named); undefined stays so.
+inline Tensor to_type(const Tensor& t, ScalarType type, std::optional<MemoryFormat> format = std::nullopt) {
+  if (!t.defined() || (t.scalar_type() == type && !format)) return t;
+  return torch::stable::to(t, type, std::nullopt, std::nullopt, std::nullopt, false, false, format);
+}
+
+// f(T()) with the C++ type of float32, bfloat16 or float16 values.
+template <class F>
+void with_type(ScalarType type, F f) {
+  if (type == ScalarType::Float) return f(float());
+  if (type == ScalarType::BFloat16) return f(torch::headeronly::BFloat16());
+  if (type == ScalarType::Half) return f(torch::headeronly::Half());
+  STD_TORCH_CHECK(false, "tunable_conv2d: dtype must be float32, bfloat16 or float16 for backend 'cpp'");
 }
 
 inline Tensor empty_like_alpha(const Tensor& alpha) {

@@ -29,16 +29,31 @@ Tensor empty_kernel(const Tensor& weight) {
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
   const Tensor kernel = empty_kernel(weight);
-  blend_kernels(weight, call.alpha.data(), kernel.mutable_data_ptr<float>());
+  blend_kernels(weight, call.alpha.data(), kernel);
   return kernel;
 }
 
+void activate(const Tensor& output, Activation activation) {
+  if (activation == Activation::kNone) return;
+  const bool relu = activation == Activation::kRelu;
+  with_type(output.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* y = output.mutable_data_ptr<T>();
+    parallel_for(output.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float value = y[i];
+        y[i] = value < 0 ? (relu ? 0.0f : value * kLeakySlope) : value;
+      }
+    });
+  });
+}
+
 // grad_weight[p] = alpha[p] G where asked for, and the dots <G, weight[p]> that grad_alpha is made of.
-std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, float* grad_weight,
+std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, void* grad_weight,
                              bool need_alpha) {
   const int64_t count = weight.size(0), size = elements(weight);
-  const Unmix unmix{weight.const_data_ptr<float>(),   count,       weight.stride(0), size, call.alpha.data(),
-                    gradient.const_data_ptr<float>(), grad_weight};
+  const Unmix unmix{element_of(weight), weight.const_data_ptr(),   count,      weight.stride(0), size,
+                    call.alpha.data(),  gradient.const_data_ptr(), grad_weight};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
     best_kernels().unmix(unmix, begin, end, need_alpha ? partial.data() + block * count : nullptr);
@@ -55,8 +70,14 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 
 }  // namespace
 
-void blend_kernels(const Tensor& stack, const float* alpha, float* blended) {
-  const Mix mix{stack.const_data_ptr<float>(), stack.size(0), stack.stride(0), alpha, blended};
+Element element_of(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  return type == ScalarType::Float ? Element::kFloat : type == ScalarType::Half ? Element::kHalf : Element::kBFloat16;
+}
+
+void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended) {
+  const Mix mix{element_of(stack),  stack.const_data_ptr(), stack.size(0), stack.stride(0), alpha,
+                blended.mutable_data_ptr()};
   for_each_block(elements(stack), [&](int64_t, int64_t begin, int64_t end) { best_kernels().mix(mix, begin, end); });
 }
 
@@ -74,6 +95,7 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
   if (!bias.empty()) {
     shift = empty({static_cast<int64_t>(bias.size())});
     std::copy(bias.begin(), bias.end(), shift->mutable_data_ptr<float>());
+    shift = to_type(*shift, weight.scalar_type());
   }
   const Tensor kernel = blended_kernel(call, weight);
   AtenTensorHandle shift_handle = shift ? shift->get() : nullptr, result;
@@ -83,13 +105,7 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
                                                            stride, 2, padding, 2, dilation, 2, 0, none, 2, v.groups,
                                                            &result));
   const Tensor output = in_channels_last(Tensor(result));
-  if (v.activation == Activation::kNone) return output;
-  const float slope = v.activation == Activation::kRelu ? 0.0f : kLeakySlope;
-  const bool relu = v.activation == Activation::kRelu;
-  float* y = output.mutable_data_ptr<float>();
-  parallel_for(output.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = y[i] < 0 ? (relu ? 0.0f : y[i] * slope) : y[i];
-  });
+  activate(output, v.activation);
   return output;
 }
 
@@ -113,10 +129,10 @@ Gradients gradients_by_library(const Call& call, const Tensor& grad_output, cons
   if (wanted[1]) {
     const Tensor gradient = with_layout_of(results[1], weight);
     if (mask[1]) grad_weight = empty_stack_like(weight);
-    alphas = contract(call, gradient, weight, mask[1] ? grad_weight.mutable_data_ptr<float>() : nullptr, mask[3]);
+    alphas = contract(call, gradient, weight, mask[1] ? grad_weight.mutable_data_ptr() : nullptr, mask[3]);
   }
   if (wanted[2]) {
-    const Tensor sums = results[2];
+    const Tensor sums = to_type(results[2], ScalarType::Float);
     const float *g = sums.const_data_ptr<float>(), *values = bias->const_data_ptr<float>();
     if (mask[2]) grad_bias = empty({bias->size(0), bias->size(1)});
     float* to_bias = mask[2] ? grad_bias.mutable_data_ptr<float>() : nullptr;

@@ -3,16 +3,29 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace tunable_ops {
 
 namespace {
+#if defined(__x86_64__)
+// g++ before 11 does not know the name.
+bool cpu_supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Kernels& pick() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq")) {
     return avx512_kernels();
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_supports_f16c())
+    return avx2_kernels();
 #endif
   return portable_kernels();
 }
@@ -21,6 +34,18 @@ const Kernels& pick() {
 const Kernels& best_kernels() {
   static const Kernels& kernels = pick();
   return kernels;
+}
+
+bool multiplies(Element element) {
+  if (element == Element::kFloat) return true;
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (&best_kernels() != &avx512_kernels()) return false;
+  if (element == Element::kHalf) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);  // AVX512_FP16
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                   // AVX512_BF16
+#else
+  return false;
+#endif
 }
 
 }  // namespace tunable_ops

@@ -37,13 +37,15 @@ inline void scale_add(float* target, const float* source, float factor, int64_t 
   }
 }
 
-inline float dot(const float* a, const float* b, int64_t size) {
+template <class T>
+inline float dot(const T* a, const T* b, int64_t size) {
   Vec sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
     for (int v = 0; v < 4; ++v) sums[v] += load(a + i + v * kLanes) * load(b + i + v * kLanes);
   }
-  for (; i < size; i += kLanes) sums[0] += load(a + i) * load(b + i);
+  for (; i + kLanes <= size; i += kLanes) sums[0] += load(a + i) * load(b + i);
+  if (i < size) sums[1] += load_first(a + i, size - i) * load_first(b + i, size - i);
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
@@ -117,37 +119,53 @@ void contract(const Contract& args, int64_t begin, int64_t end) {
   delete[] slices;
 }
 
-void mix(const Mix& args, int64_t begin, int64_t end) {
+template <class T>
+inline void mix_elements(const Mix& args, int64_t begin, int64_t end) {
+  const T* stack = static_cast<const T*>(args.stack);
+  T* blended = static_cast<T*>(args.blended);
   int64_t i = begin;
   for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
     Vec sums[2] = {};
     for (int64_t p = 0; p < args.kernels; ++p) {
       const Vec factor = broadcast(args.alpha[p]);
-      const float* source = args.stack + p * args.step + i;
+      const T* source = stack + p * args.step + i;
       for (int v = 0; v < 2; ++v) sums[v] += factor * load(source + v * kLanes);
     }
-    for (int v = 0; v < 2; ++v) store(args.blended + i + v * kLanes, sums[v]);
+    for (int v = 0; v < 2; ++v) store(blended + i + v * kLanes, sums[v]);
   }
-  for (; i < end; ++i) {
-    float sum = 0;
-    for (int64_t p = 0; p < args.kernels; ++p) sum += args.alpha[p] * args.stack[p * args.step + i];
-    args.blended[i] = sum;
+  for (; i < end; i += kLanes) {
+    const int64_t count = least(kLanes, end - i);
+    Vec sum = {};
+    for (int64_t p = 0; p < args.kernels; ++p)
+      sum += broadcast(args.alpha[p]) * load_first(stack + p * args.step + i, count);
+    store_first(blended + i, sum, count);
+  }
+}
+
+void mix(const Mix& args, int64_t begin, int64_t end) {
+  if (args.element == Element::kFloat) mix_elements<float>(args, begin, end);
+  if (args.element == Element::kBFloat16) mix_elements<BFloat16>(args, begin, end);
+  if (args.element == Element::kHalf) mix_elements<Half>(args, begin, end);
+}
+
+template <class T>
+inline void unmix_elements(const Unmix& args, int64_t begin, int64_t end, double* dots) {
+  const T* gradient = static_cast<const T*>(args.gradient);
+  for (int64_t p = 0; p < args.kernels; ++p) {
+    if (dots) dots[p] = dot(gradient + begin, static_cast<const T*>(args.stack) + p * args.step + begin, end - begin);
+    if (!args.grad_stack) continue;
+    T* to = static_cast<T*>(args.grad_stack) + p * args.size;
+    const Vec factor = broadcast(args.alpha[p]);
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) store(to + i, factor * load(gradient + i));
+    if (i < end) store_first(to + i, factor * load_first(gradient + i, end - i), end - i);
   }
 }
 
 void unmix(const Unmix& args, int64_t begin, int64_t end, double* dots) {
-  for (int64_t p = 0; p < args.kernels; ++p) {
-    const float *stack = args.stack + p * args.step, *gradient = args.gradient;
-    const Vec factor = broadcast(args.alpha[p]);
-    float* to = args.grad_stack ? args.grad_stack + p * args.size : nullptr;
-    const int64_t whole = begin + (end - begin) / kLanes * kLanes;
-    if (dots) dots[p] = dot(gradient + begin, stack + begin, whole - begin);
-    for (int64_t i = begin; to && i < whole; i += kLanes) store(to + i, factor * load(gradient + i));
-    for (int64_t i = whole; i < end; ++i) {
-      if (dots) dots[p] += static_cast<double>(gradient[i]) * stack[i];
-      if (to) to[i] = args.alpha[p] * gradient[i];
-    }
-  }
+  if (args.element == Element::kFloat) unmix_elements<float>(args, begin, end, dots);
+  if (args.element == Element::kBFloat16) unmix_elements<BFloat16>(args, begin, end, dots);
+  if (args.element == Element::kHalf) unmix_elements<Half>(args, begin, end, dots);
 }
 
 }  // namespace tunable_ops::TO_ISA

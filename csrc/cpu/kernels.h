@@ -92,22 +92,33 @@ struct Contract {
   bool accumulate;
 };
 
+// What kernels left in the caller's layout are made of; sums are fp32, rounded once.
+enum class Element : int32_t { kFloat, kBFloat16, kHalf };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
 // blended[i] = sum_p alpha[p] * stack[p * step + i]: kernels left in the caller's layout. Items: values.
 struct Mix {
-  const float* stack;
+  Element element;
+  const void* stack;
   int64_t kernels, step;
   const float* alpha;
-  float* blended;
+  void* blended;
 };
 
 // grad_stack[p * size + i] = alpha[p] * gradient[i] where asked for, and dots[p] = sum_i gradient[i] *
 // stack[p * step + i] (null: not asked for).
 struct Unmix {
-  const float* stack;
+  Element element;
+  const void* stack;
   int64_t kernels, step, size;
   const float* alpha;
-  const float* gradient;
-  float* grad_stack;
+  const void* gradient;
+  void* grad_stack;
 };
 
 struct Kernels {
@@ -130,5 +141,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 const Kernels& best_kernels();
+// Whether this machine multiplies values of the type; where it does not, libraries emulate it.
+bool multiplies(Element element);
 
 }  // namespace tunable_ops

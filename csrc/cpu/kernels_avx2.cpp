@@ -1,21 +1,23 @@
-// AVX2 with FMA: 16 registers of 8 floats.
+// AVX2 with FMA and F16C: 16 registers of 8 floats.
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #define TO_ISA avx2
 #define TO_LANES 8
 #define TO_ROWS_1 12
 #define TO_ROWS_2 6
+#define TO_F16C
 #include "simd.h"
+#include "half.h"
 #include "dense.h"
 #include "depthwise.h"
 #include "weight_grad.h"

@@ -17,6 +17,7 @@
 #define TO_ROWS_2 14
 #define TO_AVX512
 #include "simd.h"
+#include "half.h"
 #include "dense.h"
 #include "depthwise.h"
 #include "weight_grad.h"

@@ -6,6 +6,7 @@
 #define TO_ROWS_1 12
 #define TO_ROWS_2 6
 #include "simd.h"
+#include "half.h"
 #include "dense.h"
 #include "depthwise.h"
 #include "weight_grad.h"

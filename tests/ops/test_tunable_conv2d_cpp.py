@@ -57,6 +57,57 @@ def test_tails_of_tiles(case: Case, alpha: str) -> None:
     check(case, alpha, torch.float32, True, None, backend="cpp")
 
 
+HALF = [torch.bfloat16, torch.float16]
+# One alpha and depthwise bfloat16 is the library's convolution in that type, the rest float32 workspaces.
+HALF_CASES = [CASES[1], CASES[5], CASES[6], CASES[8], CASES[9], TAILS[1], TAILS[3], TAILS[9]]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("case", HALF_CASES, ids=str)
+def test_half(case: Case, alpha: str, channels_last: bool, dtype: torch.dtype) -> None:
+    check(case, alpha, dtype, channels_last, None, fp32_alpha=channels_last, backend="cpp")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("act", ACTIVATIONS[1:])
+def test_activations_in_half(act: str, dtype: torch.dtype) -> None:
+    for case in (CASES[0], CASES[8]):
+        for alpha in ("shared", "sample"):
+            check(case, alpha, dtype, True, act, backend="cpp")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_in_unusual_strides(dtype: torch.dtype) -> None:
+    case = Case(channels=4, outputs=4, size=(6, 6), groups=4)
+    for alpha in ("shared", "sample"):
+        x, weight, bias, rows = case.tensors(alpha, dtype)
+        expected = run(cpp, [x, weight, bias, rows], case, "relu", None)
+        wide = torch.randn(2, 8, 12, 12).to(dtype)
+        wide[:, ::2, 1::2, ::2] = x
+        for variant in (wide[:, ::2, 1::2, ::2], x.mT.contiguous().mT, x.expand(2, -1, -1, -1)):
+            for kernel in (kernels_last(weight), weight.transpose(0, 1).contiguous().transpose(0, 1)):
+                leaves = [variant, kernel, bias.t().contiguous().t(), rows]
+                for o, e in zip(run(cpp, leaves, case, "relu", None), expected, strict=True):
+                    assert o.dtype is dtype
+                    torch.testing.assert_close(o, e)
+
+
+def test_the_blend_rounds_every_value_once() -> None:
+    """Every number of both types, in blocks that end within a vector, against torch's own conversions."""
+    bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    for dtype in HALF:
+        stack = torch.stack([bits.view(dtype), bits.view(dtype).flip(0)])[:, :-5]
+        for alpha in (torch.tensor([1.0, 0.0]), torch.tensor([0.37, 0.0]), torch.tensor([-2.5e-3, 0.0])):
+            blended = direct.blend(stack.nan_to_num(), alpha)
+            expected = alpha[0] * stack[0].nan_to_num().float()
+            assert blended is not None and torch.equal(blended, expected.to(dtype))
+        special = direct.blend(stack[:1], torch.ones(1))
+        assert special is not None and torch.equal(special.isnan(), stack[0].isnan())
+        assert torch.equal(special.isinf(), stack[0].isinf())
+
+
 def test_integer_values_are_exact() -> None:
     """Small integers are exact in fp32, so that an index that is off by one cannot hide in rounding."""
     for case in (*CASES, *TAILS):
@@ -124,10 +175,11 @@ def test_unusual_strides_change_no_bit() -> None:
                 assert torch.equal(o, e)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
-def test_empty_batch(alpha: str) -> None:
+def test_empty_batch(alpha: str, dtype: torch.dtype) -> None:
     case = Case(batch=0)
-    out = run(cpp, case.tensors(alpha, torch.float32), case, "relu", None)
+    out = run(cpp, case.tensors(alpha, dtype), case, "relu", None)
     assert out[0].shape == (0, 5, 9, 11)
     assert not any(o.any() for o in out)
 
