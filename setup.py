@@ -31,6 +31,7 @@ OPERATORS = [
     "csrc/tunable_conv2d.cpp",
     "csrc/tunable_conv2d_half.cpp",
     "csrc/tunable_conv2d_library.cpp",
+    "csrc/tunable_conv2d_map.cpp",
     "csrc/tunable_conv2d_passes.cpp",
     "csrc/cpu/best_kernels.cpp",
     "csrc/cpu/kernels_portable.cpp",

@@ -88,7 +88,9 @@ void with_type(ScalarType type, F f) {
 }
 
 inline Tensor empty_like_alpha(const Tensor& alpha) {
-  return alpha.dim() == 1 ? empty({alpha.size(0)}) : empty({alpha.size(0), alpha.size(1)});
+  Ints sizes;
+  for (int64_t d = 0; d < alpha.dim(); ++d) sizes.push_back(alpha.size(d));
+  return empty(sizes);
 }
 
 // True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.

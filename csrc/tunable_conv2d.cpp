@@ -14,6 +14,7 @@
 
 #include "tunable_conv2d_half.h"
 #include "tunable_conv2d_library.h"
+#include "tunable_conv2d_map.h"
 #include "tunable_conv2d_operator.h"
 
 namespace tunable_ops {
@@ -29,7 +30,7 @@ void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor
                   input.dim(), " and ", weight.dim(), " dimensions");
   STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && (alpha.size(0) == input.size(0) || alpha.size(0) == 1))) &&
                       alpha.size(alpha.dim() - 1) == weight.size(0),
-                  "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cpp'");
+                  "tunable_conv2d: alpha must be [P], [B, P] or [B, P, OH, OW] for backend 'cpp'");
 }
 
 Stack stack_of(const Tensor& weight, int64_t groups) {
@@ -154,6 +155,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   if (backend != "cpp")
     return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
   if (is_half(input)) return forward_half(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
+  if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
   check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   c.conv.activation = in_kernel(activation);
@@ -214,8 +216,11 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   if (is_half(input))
     return gradients_half(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
                           mask);
-  check(input, weight, bias, alpha);
   if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
+  if (alpha.dim() == 4)
+    return gradients_map(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
+                         mask);
+  check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);

@@ -23,6 +23,7 @@ void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   STD_TORCH_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
                       (alpha.scalar_type() == type || alpha.scalar_type() == ScalarType::Float),
                   "tunable_conv2d: weight and bias must have the input's dtype, and alpha that or float32");
+  STD_TORCH_CHECK(alpha.dim() <= 2, "tunable_conv2d: alpha must be [P] or [B, P] in 16 bits for backend 'cpp'");
 }
 
 // Depthwise in bfloat16 moves memory more than it multiplies.

@@ -121,6 +121,29 @@ struct Unmix {
   void* grad_stack;
 };
 
+// A plane of a map [samples, kernels, pixels]: `step` from sample to sample.
+struct Map {
+  int64_t pixels, step, outputs;
+};
+
+// target[i, o] = alpha[i] * source[i, o] (+ target[i, o]) and the activation. Items: pixels of the batch.
+struct Weigh {
+  Map map;
+  const float* source;  // [samples * pixels, outputs]
+  float* target;
+  const float* alpha;
+  bool add;
+  Activation activation;
+};
+
+// dots[i] = sum_o a[i, o] * b[i, o]. Items: pixels of the batch.
+struct PixelDots {
+  Map map;
+  const float* a;
+  const float* b;
+  float* dots;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes, width;
@@ -133,6 +156,8 @@ struct Kernels {
   void (*contract)(const Contract&, int64_t begin, int64_t end);
   void (*mix)(const Mix&, int64_t begin, int64_t end);
   void (*unmix)(const Unmix&, int64_t begin, int64_t end, double* dots);
+  void (*weigh)(const Weigh&, int64_t begin, int64_t end);
+  void (*pixel_dots)(const PixelDots&, int64_t begin, int64_t end);
 };
 
 const Kernels& portable_kernels();

@@ -22,6 +22,7 @@
 #include "depthwise.h"
 #include "weight_grad.h"
 #include "blend.h"
+#include "map.h"
 #include "table.h"
 
 #if defined(__clang__)

@@ -11,4 +11,5 @@
 #include "depthwise.h"
 #include "weight_grad.h"
 #include "blend.h"
+#include "map.h"
 #include "table.h"

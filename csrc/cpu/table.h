@@ -20,6 +20,8 @@ const Kernels& TO_JOIN(TO_ISA, _kernels)() {
       TO_ISA::contract,
       TO_ISA::mix,
       TO_ISA::unmix,
+      TO_ISA::weigh,
+      TO_ISA::pixel_dots,
   };
   return kernels;
 }

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
 )
 ALPHAS = ("shared", "one", "sample")
+WITH_MAP = (*ALPHAS, "map")
 # Panels of 2 vectors of 16, 8 or 4 outputs; tiles of up to 28, 14, 12 or 6 pixels; chunks of 48 KB of weights.
 TAILS = [
     Case(channels=16, outputs=16, size=(3, 28), kernels=2),
@@ -39,19 +40,19 @@ def cpp(*args: Any, **kwargs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees(case: Case, alpha: str, channels_last: bool) -> None:
     check(case, alpha, torch.float32, channels_last, None, backend="cpp")
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 def test_activations(alpha: str, act: str | None) -> None:
     check(CASES[0], alpha, torch.float32, True, act, backend="cpp")
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 @pytest.mark.parametrize("case", TAILS, ids=str)
 def test_tails_of_tiles(case: Case, alpha: str) -> None:
     check(case, alpha, torch.float32, True, None, backend="cpp")
@@ -111,7 +112,7 @@ def test_the_blend_rounds_every_value_once() -> None:
 def test_integer_values_are_exact() -> None:
     """Small integers are exact in fp32, so that an index that is off by one cannot hide in rounding."""
     for case in (*CASES, *TAILS):
-        for alpha in ALPHAS:
+        for alpha in WITH_MAP:
             for channels_last in (False, True):
                 tensors = case.tensors(alpha, torch.float32, channels_last)
                 for t in tensors:
@@ -147,7 +148,7 @@ def test_the_same_bits_with_every_number_of_threads() -> None:
 
 @pytest.mark.parametrize("wanted", range(4))
 def test_only_what_is_asked_for(wanted: int) -> None:
-    for alpha in ALPHAS:
+    for alpha in WITH_MAP:
         for case in (CASES[0], CASES[2], CASES[8]):
             tensors = case.tensors(alpha, torch.float32, channels_last=True)
             full = run(cpp, tensors, case, "silu", None)[1:]
@@ -175,13 +176,27 @@ def test_unusual_strides_change_no_bit() -> None:
                 assert torch.equal(o, e)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize(
+    "alpha, dtype",
+    [*((alpha, dtype) for alpha in ("shared", "sample") for dtype in (torch.float32, *HALF)), ("map", torch.float32)],
+    ids=str,
+)
 def test_empty_batch(alpha: str, dtype: torch.dtype) -> None:
     case = Case(batch=0)
     out = run(cpp, case.tensors(alpha, dtype), case, "relu", None)
     assert out[0].shape == (0, 5, 9, 11)
     assert not any(o.any() for o in out)
+
+
+def test_a_map_of_any_strides() -> None:
+    case = Case(channels=4, outputs=5, size=(6, 7))
+    x, weight, bias, alpha = case.tensors("map", torch.float32, channels_last=True)
+    expected = run(cpp, [x, weight, bias, alpha], case, "relu", None)
+    for turned in (alpha.to(memory_format=torch.channels_last), alpha.mT.contiguous().mT):
+        results = run(cpp, [x, weight, bias.t().contiguous().t(), turned], case, "relu", None)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    with pytest.raises(RuntimeError, match="an alpha that is a map in float32 alone"):
+        cpp(x.bfloat16(), weight.bfloat16(), None, alpha, *case.geometry)
 
 
 def test_a_nan_spreads_as_in_torch() -> None:
@@ -207,8 +222,8 @@ def test_second_order() -> None:
 
 
 def test_opcheck() -> None:
-    for channels_last in (False, True):
-        tensors = [t.requires_grad_() for t in CASES[0].tensors("sample", torch.float32, channels_last)]
+    for alpha, channels_last in (("sample", False), ("sample", True), ("map", True)):
+        tensors = [t.requires_grad_() for t in CASES[0].tensors(alpha, torch.float32, channels_last)]
         torch.library.opcheck(
             torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, (1, 1), (1, 1), (1, 1), 1, "relu", "cpp")
         )

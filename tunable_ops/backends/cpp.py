@@ -75,18 +75,21 @@ def unfit(input: Tensor, *others: Tensor | None) -> str | None:
         return f"it serves tensors on the CPU, and these are on {input.device}"
     if torch.is_autocast_enabled("cpu") or input.dtype not in _DTYPES:
         return "it serves float32, bfloat16 and float16 without autocast"
-    if alpha is not None and alpha.dim() > 2:
-        return "it serves no alpha that is a map"
+    if alpha is not None and alpha.dim() > 2 and input.dtype is not torch.float32:
+        return "it serves an alpha that is a map in float32 alone"
     return None
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the C++ operators: channels_last, no map.
+    """True where the default takes the C++ operators: channels_last; a map only with 64 outputs and more.
 
     bfloat16 and float16 only where torch would emulate them; it does so for float16 at any layout's cost.
     """
     if _missing is not None or op not in OPS or input.dim() != 4 or unfit(input, *others) is not None:
         return False
     if input.dtype is not torch.float32 and not _emulates_half:
+        return False
+    weight, alpha = others[0], others[-1]
+    if alpha is not None and alpha.dim() > 2 and weight is not None and weight.shape[1] < 64:
         return False
     return input.dtype is torch.float16 or input.is_contiguous(memory_format=torch.channels_last)
