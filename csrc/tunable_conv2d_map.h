@@ -1,5 +1,5 @@
-// tunable_conv2d with an alpha for every pixel: a convolution per kernel, weighed into the output as soon as it is
-// there, so that one product at a time is kept beside the output.
+// tunable_conv2d with an alpha for every pixel: a convolution per kernel (of few outputs: for several kernels at once),
+// weighed into the output as soon as it is there, so that the products of all kernels never stand side by side.
 #pragma once
 
 #include <optional>

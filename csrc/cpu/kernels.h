@@ -129,8 +129,9 @@ struct Map {
 // target[i, o] = alpha[i] * source[i, o] (+ target[i, o]) and the activation. Items: pixels of the batch.
 struct Weigh {
   Map map;
-  const float* source;  // [samples * pixels, outputs]
+  const float* source;
   float* target;
+  int64_t source_step, target_step;  // from pixel to pixel
   const float* alpha;
   bool add;
   Activation activation;
@@ -141,6 +142,7 @@ struct PixelDots {
   Map map;
   const float* a;
   const float* b;
+  int64_t a_step, b_step;  // from pixel to pixel
   float* dots;
 };
 

@@ -7,8 +7,9 @@ inline int64_t place(const Map& map, int64_t i) { return i / map.pixels * map.st
 void weigh(const Weigh& args, int64_t begin, int64_t end) {
   const int64_t outputs = args.map.outputs;
   for (int64_t i = begin; i < end; ++i) {
-    const float *source = args.source + i * outputs, *sums = args.add ? args.target + i * outputs : nullptr;
-    float* target = args.target + i * outputs;
+    const float* source = args.source + i * args.source_step;
+    float* target = args.target + i * args.target_step;
+    const float* sums = args.add ? target : nullptr;
     const Vec factor = broadcast(args.alpha[place(args.map, i)]);
     int64_t o = 0;
     for (; o + kLanes <= outputs; o += kLanes) {
@@ -26,7 +27,7 @@ void weigh(const Weigh& args, int64_t begin, int64_t end) {
 void pixel_dots(const PixelDots& args, int64_t begin, int64_t end) {
   const int64_t outputs = args.map.outputs;
   for (int64_t i = begin; i < end; ++i)
-    args.dots[place(args.map, i)] = dot(args.a + i * outputs, args.b + i * outputs, outputs);
+    args.dots[place(args.map, i)] = dot(args.a + i * args.a_step, args.b + i * args.b_step, outputs);
 }
 
 }  // namespace tunable_ops::TO_ISA

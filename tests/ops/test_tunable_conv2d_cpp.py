@@ -188,6 +188,13 @@ def test_empty_batch(alpha: str, dtype: torch.dtype) -> None:
     assert not any(o.any() for o in out)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernels_of_few_outputs_share_a_convolution(bias: bool) -> None:
+    """Three at once, then two."""
+    case = Case(channels=3, outputs=20, size=(7, 9), kernels=5, bias=bias)
+    check(case, "map", torch.float32, True, "relu", backend="cpp")
+
+
 def test_a_map_of_any_strides() -> None:
     case = Case(channels=4, outputs=5, size=(6, 7))
     x, weight, bias, alpha = case.tensors("map", torch.float32, channels_last=True)

@@ -81,7 +81,7 @@ def unfit(input: Tensor, *others: Tensor | None) -> str | None:
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the C++ operators: channels_last; a map only with 64 outputs and more.
+    """True where the default takes the C++ operators: channels_last; a map only where 16 outputs fill a vector.
 
     bfloat16 and float16 only where torch would emulate them; it does so for float16 at any layout's cost.
     """
@@ -89,7 +89,7 @@ def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
         return False
     if input.dtype is not torch.float32 and not _emulates_half:
         return False
-    weight, alpha = others[0], others[-1]
-    if alpha is not None and alpha.dim() > 2 and weight is not None and weight.shape[1] < 64:
+    weight, alpha = (others[0], others[-1]) if others else (None, None)
+    if weight is not None and alpha is not None and alpha.dim() > 2 and weight.shape[1] < 16:
         return False
     return input.dtype is torch.float16 or input.is_contiguous(memory_format=torch.channels_last)
