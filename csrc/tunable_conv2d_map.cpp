@@ -69,7 +69,8 @@ void check(const Tensor& input, const Tensor& weight, const Tensor& alpha, const
   for (const Tensor* t : tensors)
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float,
                     "tunable_conv2d: input, weight and alpha must be float32 where alpha is a map for backend 'cpp'");
-  bool fits = input.dim() == 4 && weight.dim() == 5 && alpha.size(0) == input.size(0) && alpha.size(1) == weight.size(0);
+  bool fits =
+      input.dim() == 4 && weight.dim() == 5 && alpha.size(0) == input.size(0) && alpha.size(1) == weight.size(0);
   for (int d = 0; fits && d < 2; ++d) {
     const int64_t span = o.dilation[d] * (weight.size(3 + d) - 1) + 1;
     fits = alpha.size(2 + d) == (input.size(2 + d) + 2 * o.padding[d] - span) / o.stride[d] + 1;
@@ -98,7 +99,8 @@ void alpha_gradients(const Tensor& grad, const Tensor& term, int64_t first, cons
   for (int64_t i = 0; i < columns / outputs; ++i) {
     const PixelDots dots{map,     grad.const_data_ptr<float>(), term.const_data_ptr<float>() + i * outputs, outputs,
                          columns, grad_alpha.mutable_data_ptr<float>() + (first + i) * map.pixels};
-    for_each_pixel(grad_alpha, outputs, [&](int64_t begin, int64_t end) { best_kernels().pixel_dots(dots, begin, end); });
+    for_each_pixel(grad_alpha, outputs,
+                   [&](int64_t begin, int64_t end) { best_kernels().pixel_dots(dots, begin, end); });
   }
 }
 
@@ -173,7 +175,8 @@ Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& 
   for (int64_t p = 0; p < kernels; p += step) {
     const int64_t count = std::min(step, kernels - p);
     const Tensor kernel = part(weight, p, count);
-    if (mask[3]) alpha_gradients(grad, product(x, kernel, bias ? part(*bias, p, count) : undefined(), o), p, grad_alpha);
+    const Tensor shift = bias ? part(*bias, p, count) : undefined();
+    if (mask[3]) alpha_gradients(grad, product(x, kernel, shift, o), p, grad_alpha);
     if (!mask[0] && !mask[1] && !need_bias) continue;
     const auto gradients = product_gradients(spread_of(grad, weights, p, count), x, kernel, o, wanted);
     if (mask[0] && p == 0) grad_input = in_channels_last(gradients[0]);
