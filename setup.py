@@ -29,7 +29,9 @@ STABLE_ABI = "0x020b000000000000"  # 2.11
 OPERATORS = [
     "csrc/direct.cpp",
     "csrc/tunable_conv2d.cpp",
+    "csrc/tunable_conv2d_half.cpp",
     "csrc/tunable_conv2d_library.cpp",
+    "csrc/tunable_conv2d_map.cpp",
     "csrc/tunable_conv2d_passes.cpp",
     "csrc/tunable_parameters.cpp",
     "csrc/cpu/best_kernels.cpp",

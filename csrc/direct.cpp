@@ -124,14 +124,16 @@ bool kernels_are_dense(const Tensor& stack) {
 // sum_p alpha[p] * stack[p], [*shape] with the strides of the kernels of the stack [P, *shape]; undefined for what it
 // does not serve.
 Tensor blend_direct(const Tensor& stack, const Tensor& alpha) {
-  if (stack.scalar_type() != ScalarType::Float || alpha.scalar_type() != ScalarType::Float) return undefined();
+  const ScalarType type = stack.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half) return undefined();
+  if (alpha.scalar_type() != ScalarType::Float && alpha.scalar_type() != type) return undefined();
   if (stack.dim() < 2 || alpha.dim() != 1 || stack.size(0) != alpha.size(0)) return undefined();
   if (!alpha.is_contiguous()) return undefined();
   if (stack.numel() == 0 || !kernels_are_dense(stack)) return undefined();
   Ints sizes, strides;
   for (int64_t d = 1; d < stack.dim(); ++d) sizes.push_back(stack.size(d)), strides.push_back(stack.stride(d));
   const Tensor kernel = empty_strided(stack, stack.scalar_type(), sizes, strides);
-  blend_kernels(stack, alpha.const_data_ptr<float>(), kernel.mutable_data_ptr<float>());
+  blend_kernels(stack, to_type(alpha, ScalarType::Float).const_data_ptr<float>(), kernel);
   return kernel;
 }
 

@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <array>
 #include <functional>
@@ -69,8 +71,25 @@ inline Tensor empty_strided(const Tensor& like, ScalarType type, const Ints& siz
   return Tensor(handle);
 }
 
+// The tensor itself where it has the type already (and is dense in the format, if one is named); undefined stays so.
+inline Tensor to_type(const Tensor& t, ScalarType type, std::optional<MemoryFormat> format = std::nullopt) {
+  if (!t.defined() || (t.scalar_type() == type && !format)) return t;
+  return torch::stable::to(t, type, std::nullopt, std::nullopt, std::nullopt, false, false, format);
+}
+
+// f(T()) with the C++ type of float32, bfloat16 or float16 values.
+template <class F>
+void with_type(ScalarType type, F f) {
+  if (type == ScalarType::Float) return f(float());
+  if (type == ScalarType::BFloat16) return f(torch::headeronly::BFloat16());
+  if (type == ScalarType::Half) return f(torch::headeronly::Half());
+  STD_TORCH_CHECK(false, "tunable_conv2d: dtype must be float32, bfloat16 or float16 for backend 'cpp'");
+}
+
 inline Tensor empty_like_alpha(const Tensor& alpha) {
-  return alpha.dim() == 1 ? empty({alpha.size(0)}) : empty({alpha.size(0), alpha.size(1)});
+  Ints sizes;
+  for (int64_t d = 0; d < alpha.dim(); ++d) sizes.push_back(alpha.size(d));
+  return empty(sizes);
 }
 
 // True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.

@@ -12,7 +12,9 @@
 #include <tuple>
 #include <vector>
 
+#include "tunable_conv2d_half.h"
 #include "tunable_conv2d_library.h"
+#include "tunable_conv2d_map.h"
 #include "tunable_conv2d_operator.h"
 
 namespace tunable_ops {
@@ -28,11 +30,11 @@ void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor
                   input.dim(), " and ", weight.dim(), " dimensions");
   STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && (alpha.size(0) == input.size(0) || alpha.size(0) == 1))) &&
                       alpha.size(alpha.dim() - 1) == weight.size(0),
-                  "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cpp'");
+                  "tunable_conv2d: alpha must be [P], [B, P] or [B, P, OH, OW] for backend 'cpp'");
 }
 
 Stack stack_of(const Tensor& weight, int64_t groups) {
-  return {weight.const_data_ptr<float>(),
+  return {weight.scalar_type() == ScalarType::Float ? weight.const_data_ptr<float>() : nullptr,
           weight.size(0),
           weight.stride(0),
           weight.size(1) / groups * weight.stride(1),
@@ -115,9 +117,6 @@ Tensor with_activation(const Tensor& value, const std::string& activation) {
   return value;
 }
 
-namespace {
-
-// The gradient before the activation, in channels_last.
 Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation) {
   const Tensor dense = in_channels_last(grad);
   if (!saved || activation == "none") return dense;
@@ -132,24 +131,31 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
     call("aten::silu_backward", "", stack);
     return in_channels_last(to<Tensor>(stack[0]));
   }
-  const Tensor result = empty({grad.size(0), grad.size(1), grad.size(2), grad.size(3)}, MemoryFormat::ChannelsLast);
-  const float slope = activation == "relu" ? 0.0f : kLeakySlope;
-  const float *g = dense.const_data_ptr<float>(), *y = value.const_data_ptr<float>();
-  float* out = result.mutable_data_ptr<float>();
+  Ints sizes, strides;
+  for (int d = 0; d < 4; ++d) sizes.push_back(dense.size(d)), strides.push_back(dense.stride(d));
+  const Tensor result = empty_strided(dense, dense.scalar_type(), sizes, strides);
   const bool relu = activation == "relu";
-  parallel_for(result.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) out[i] = y[i] > 0 ? g[i] : relu ? 0.0f : g[i] * slope;
+  with_type(dense.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T *g = dense.const_data_ptr<T>(), *y = value.const_data_ptr<T>();
+    T* out = result.mutable_data_ptr<T>();
+    parallel_for(result.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float grad = g[i], before = y[i];
+        out[i] = before > 0 ? grad : relu ? 0.0f : grad * kLeakySlope;
+      }
+    });
   });
   return result;
 }
-
-}  // namespace
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend) {
   if (backend != "cpp")
     return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
+  if (is_half(input)) return forward_half(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
+  if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
   check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   c.conv.activation = in_kernel(activation);
@@ -207,8 +213,14 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
                     const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
                     const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
                     const std::vector<bool>& mask) {
-  check(input, weight, bias, alpha);
+  if (is_half(input))
+    return gradients_half(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
+                          mask);
   if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
+  if (alpha.dim() == 4)
+    return gradients_map(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
+                         mask);
+  check(input, weight, bias, alpha);
   Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
@@ -252,7 +264,9 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
                             activation, backend, mask);
   const auto [grad_input, grad_weight, grad_bias, grad_alpha] = gradients(
       grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation, mask);
-  const auto or_empty = [](const Tensor& t) { return t.defined() ? t : empty({0}); };
+  const auto or_empty = [&](const Tensor& t) {
+    return t.defined() ? t : empty_strided(grad_output, grad_output.scalar_type(), {0}, {1});
+  };
   return {or_empty(grad_input), or_empty(grad_weight), or_empty(grad_bias), or_empty(grad_alpha)};
 }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "numbers.h"
+
 namespace tunable_ops {
 namespace {
 
@@ -29,24 +31,33 @@ Tensor empty_kernel(const Tensor& weight) {
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
   const Tensor kernel = empty_kernel(weight);
-  blend_kernels(weight, call.alpha.data(), kernel.mutable_data_ptr<float>());
+  blend_kernels(weight, call.alpha.data(), kernel);
   return kernel;
 }
 
+void activate(const Tensor& output, Activation activation) {
+  if (activation == Activation::kNone) return;
+  const bool relu = activation == Activation::kRelu;
+  with_type(output.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* y = output.mutable_data_ptr<T>();
+    parallel_for(output.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float value = y[i];
+        y[i] = value < 0 ? (relu ? 0.0f : value * kLeakySlope) : value;
+      }
+    });
+  });
+}
+
 // grad_weight[p] = alpha[p] G where asked for, and the dots <G, weight[p]> that grad_alpha is made of.
-std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, float* grad_weight,
+std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, void* grad_weight,
                              bool need_alpha) {
   const int64_t count = weight.size(0), size = elements(weight);
   const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
-  const FlatContract contract{weight.const_data_ptr<float>(),
-                              Number::kFloat,
-                              count,
-                              weight.stride(0),
-                              alpha.data(),
-                              gradient.const_data_ptr<float>(),
-                              Number::kFloat,
-                              grad_weight,
-                              size};
+  const Number number = number_of(weight.scalar_type());
+  const FlatContract contract{weight.const_data_ptr(),   number, count,       weight.stride(0), alpha.data(),
+                              gradient.const_data_ptr(), number, grad_weight, size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
     best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
@@ -63,10 +74,13 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 
 }  // namespace
 
-void blend_kernels(const Tensor& stack, const float* alpha, float* blended) {
+void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended) {
   const std::vector<double> factors(alpha, alpha + stack.size(0));
-  const FlatBlend blend{stack.const_data_ptr<float>(), Number::kFloat, stack.size(0), stack.stride(0), factors.data(),
-                        blended,                       Number::kFloat};
+  const Number number = number_of(stack.scalar_type());
+  const FlatBlend blend{stack.const_data_ptr(), number,
+                        stack.size(0),          stack.stride(0),
+                        factors.data(),         blended.mutable_data_ptr(),
+                        number};
   for_each_block(elements(stack),
                  [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
 }
@@ -85,6 +99,7 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
   if (!bias.empty()) {
     shift = empty({static_cast<int64_t>(bias.size())});
     std::copy(bias.begin(), bias.end(), shift->mutable_data_ptr<float>());
+    shift = to_type(*shift, weight.scalar_type());
   }
   const Tensor kernel = blended_kernel(call, weight);
   AtenTensorHandle shift_handle = shift ? shift->get() : nullptr, result;
@@ -94,13 +109,7 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
                                                            stride, 2, padding, 2, dilation, 2, 0, none, 2, v.groups,
                                                            &result));
   const Tensor output = in_channels_last(Tensor(result));
-  if (v.activation == Activation::kNone) return output;
-  const float slope = v.activation == Activation::kRelu ? 0.0f : kLeakySlope;
-  const bool relu = v.activation == Activation::kRelu;
-  float* y = output.mutable_data_ptr<float>();
-  parallel_for(output.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = y[i] < 0 ? (relu ? 0.0f : y[i] * slope) : y[i];
-  });
+  activate(output, v.activation);
   return output;
 }
 
@@ -124,10 +133,10 @@ Gradients gradients_by_library(const Call& call, const Tensor& grad_output, cons
   if (wanted[1]) {
     const Tensor gradient = with_layout_of(results[1], weight);
     if (mask[1]) grad_weight = empty_stack_like(weight);
-    alphas = contract(call, gradient, weight, mask[1] ? grad_weight.mutable_data_ptr<float>() : nullptr, mask[3]);
+    alphas = contract(call, gradient, weight, mask[1] ? grad_weight.mutable_data_ptr() : nullptr, mask[3]);
   }
   if (wanted[2]) {
-    const Tensor sums = results[2];
+    const Tensor sums = to_type(results[2], ScalarType::Float);
     const float *g = sums.const_data_ptr<float>(), *values = bias->const_data_ptr<float>();
     if (mask[2]) grad_bias = empty({bias->size(0), bias->size(1)});
     float* to_bias = mask[2] ? grad_bias.mutable_data_ptr<float>() : nullptr;

@@ -22,6 +22,9 @@ std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias
 Activation in_kernel(const std::string& activation);
 Tensor with_activation(const Tensor& value, const std::string& activation);
 
+// The gradient before the activation, in channels_last.
+Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation);
+
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                const std::string& activation, const std::string& backend);

@@ -4,8 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "cpu/kernels.h"
-#include "tensors.h"
+#include "numbers.h"
 
 namespace tunable_ops {
 namespace {
@@ -15,21 +14,6 @@ using Tensors = std::vector<Tensor>;
 // Elements of an item, whatever the number of threads, and the items worth waking another thread for.
 constexpr int64_t kBlock = 1 << 14;
 constexpr int64_t kGrainBlocks = 4;
-
-Number number_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Number::kFloat;
-    case ScalarType::Double:
-      return Number::kDouble;
-    case ScalarType::Half:
-      return Number::kHalf;
-    case ScalarType::BFloat16:
-      return Number::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "tunable_parameters: parameters must be float32, float16, bfloat16 or float64");
-  }
-}
 
 // The dimensions of one kernel from the outermost to the innermost in memory: as they come, or channels_last.
 std::vector<int> order_of(int64_t dims, bool channels_last) {

@@ -3,6 +3,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace tunable_ops {
 
 namespace {
@@ -21,6 +25,18 @@ const Kernels& pick() {
 const Kernels& best_kernels() {
   static const Kernels& kernels = pick();
   return kernels;
+}
+
+bool multiplies(Number number) {
+  if (number == Number::kFloat) return true;
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (&best_kernels() != &avx512_kernels()) return false;
+  if (number == Number::kHalf) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);  // AVX512_FP16
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                   // AVX512_BF16
+#else
+  return false;
+#endif
 }
 
 }  // namespace tunable_ops

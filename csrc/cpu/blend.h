@@ -37,13 +37,15 @@ inline void scale_add(float* target, const float* source, float factor, int64_t 
   }
 }
 
-inline float dot(const float* a, const float* b, int64_t size) {
+template <class T>
+inline float dot(const T* a, const T* b, int64_t size) {
   Vec sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
     for (int v = 0; v < 4; ++v) sums[v] += load(a + i + v * kLanes) * load(b + i + v * kLanes);
   }
-  for (; i < size; i += kLanes) sums[0] += load(a + i) * load(b + i);
+  for (; i + kLanes <= size; i += kLanes) sums[0] += load(a + i) * load(b + i);
+  if (i < size) sums[1] += load_first(a + i, size - i) * load_first(b + i, size - i);
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 

@@ -116,6 +116,31 @@ struct FlatContract {
   int64_t grad_stride;
 };
 
+// A plane of a map [samples, kernels, pixels]: `step` from sample to sample.
+struct Map {
+  int64_t pixels, step, outputs;
+};
+
+// target[i, o] = alpha[i] * source[i, o] (+ target[i, o]) and the activation. Items: pixels of the batch.
+struct Weigh {
+  Map map;
+  const float* source;
+  float* target;
+  int64_t source_step, target_step;  // from pixel to pixel
+  const float* alpha;
+  bool add;
+  Activation activation;
+};
+
+// dots[i] = sum_o a[i, o] * b[i, o]. Items: pixels of the batch.
+struct PixelDots {
+  Map map;
+  const float* a;
+  const float* b;
+  int64_t a_step, b_step;  // from pixel to pixel
+  float* dots;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes, width;
@@ -128,6 +153,8 @@ struct Kernels {
   void (*contract)(const Contract&, int64_t begin, int64_t end);
   void (*flat_blend)(const FlatBlend&, int64_t begin, int64_t end);
   void (*flat_contract)(const FlatContract&, int64_t begin, int64_t end, double* products);  // products: or null
+  void (*weigh)(const Weigh&, int64_t begin, int64_t end);
+  void (*pixel_dots)(const PixelDots&, int64_t begin, int64_t end);
 };
 
 const Kernels& portable_kernels();
@@ -136,5 +163,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 const Kernels& best_kernels();
+// Whether this machine multiplies values of the type; where it does not, libraries emulate it.
+bool multiplies(Number number);
 
 }  // namespace tunable_ops

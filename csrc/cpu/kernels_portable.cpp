@@ -11,4 +11,5 @@
 #include "weight_grad.h"
 #include "blend.h"
 #include "flat.h"
+#include "map.h"
 #include "table.h"

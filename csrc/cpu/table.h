@@ -20,6 +20,8 @@ const Kernels& TO_JOIN(TO_ISA, _kernels)() {
       TO_ISA::contract,
       TO_ISA::flat_blend,
       TO_ISA::flat_contract,
+      TO_ISA::weigh,
+      TO_ISA::pixel_dots,
   };
   return kernels;
 }

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
 )
 ALPHAS = ("shared", "one", "sample")
+WITH_MAP = (*ALPHAS, "map")
 # Panels of 2 vectors of 16, 8 or 4 outputs; tiles of up to 28, 14, 12 or 6 pixels; chunks of 48 KB of weights.
 TAILS = [
     Case(channels=16, outputs=16, size=(3, 28), kernels=2),
@@ -39,28 +40,79 @@ def cpp(*args: Any, **kwargs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees(case: Case, alpha: str, channels_last: bool) -> None:
     check(case, alpha, torch.float32, channels_last, None, backend="cpp")
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 def test_activations(alpha: str, act: str | None) -> None:
     check(CASES[0], alpha, torch.float32, True, act, backend="cpp")
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", WITH_MAP)
 @pytest.mark.parametrize("case", TAILS, ids=str)
 def test_tails_of_tiles(case: Case, alpha: str) -> None:
     check(case, alpha, torch.float32, True, None, backend="cpp")
 
 
+HALF = [torch.bfloat16, torch.float16]
+# One alpha and depthwise bfloat16 is the library's convolution in that type, the rest float32 workspaces.
+HALF_CASES = [CASES[1], CASES[5], CASES[6], CASES[8], CASES[9], TAILS[1], TAILS[3], TAILS[9]]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("case", HALF_CASES, ids=str)
+def test_half(case: Case, alpha: str, channels_last: bool, dtype: torch.dtype) -> None:
+    check(case, alpha, dtype, channels_last, None, fp32_alpha=channels_last, backend="cpp")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("act", ACTIVATIONS[1:])
+def test_activations_in_half(act: str, dtype: torch.dtype) -> None:
+    for case in (CASES[0], CASES[8]):
+        for alpha in ("shared", "sample"):
+            check(case, alpha, dtype, True, act, backend="cpp")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_in_unusual_strides(dtype: torch.dtype) -> None:
+    case = Case(channels=4, outputs=4, size=(6, 6), groups=4)
+    for alpha in ("shared", "sample"):
+        x, weight, bias, rows = case.tensors(alpha, dtype)
+        expected = run(cpp, [x, weight, bias, rows], case, "relu", None)
+        wide = torch.randn(2, 8, 12, 12).to(dtype)
+        wide[:, ::2, 1::2, ::2] = x
+        for variant in (wide[:, ::2, 1::2, ::2], x.mT.contiguous().mT, x.expand(2, -1, -1, -1)):
+            for kernel in (kernels_last(weight), weight.transpose(0, 1).contiguous().transpose(0, 1)):
+                leaves = [variant, kernel, bias.t().contiguous().t(), rows]
+                for o, e in zip(run(cpp, leaves, case, "relu", None), expected, strict=True):
+                    assert o.dtype is dtype
+                    torch.testing.assert_close(o, e)
+
+
+def test_the_blend_rounds_every_value_once() -> None:
+    """Every number of both types, in blocks that end within a vector, against torch's own conversions."""
+    bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    for dtype in HALF:
+        stack = torch.stack([bits.view(dtype), bits.view(dtype).flip(0)])[:, :-5]
+        for alpha in (torch.tensor([1.0, 0.0]), torch.tensor([0.37, 0.0]), torch.tensor([-2.5e-3, 0.0])):
+            blended = direct.blend(stack.nan_to_num(), alpha)
+            expected = alpha[0] * stack[0].nan_to_num().float()
+            assert blended is not None and torch.equal(blended, expected.to(dtype))
+        special = direct.blend(stack[:1], torch.ones(1))
+        assert special is not None and torch.equal(special.isnan(), stack[0].isnan())
+        assert torch.equal(special.isinf(), stack[0].isinf())
+
+
 def test_integer_values_are_exact() -> None:
     """Small integers are exact in fp32, so that an index that is off by one cannot hide in rounding."""
     for case in (*CASES, *TAILS):
-        for alpha in ALPHAS:
+        for alpha in WITH_MAP:
             for channels_last in (False, True):
                 tensors = case.tensors(alpha, torch.float32, channels_last)
                 for t in tensors:
@@ -96,7 +148,7 @@ def test_the_same_bits_with_every_number_of_threads() -> None:
 
 @pytest.mark.parametrize("wanted", range(4))
 def test_only_what_is_asked_for(wanted: int) -> None:
-    for alpha in ALPHAS:
+    for alpha in WITH_MAP:
         for case in (CASES[0], CASES[2], CASES[8]):
             tensors = case.tensors(alpha, torch.float32, channels_last=True)
             full = run(cpp, tensors, case, "silu", None)[1:]
@@ -124,12 +176,34 @@ def test_unusual_strides_change_no_bit() -> None:
                 assert torch.equal(o, e)
 
 
-@pytest.mark.parametrize("alpha", ["shared", "sample"])
-def test_empty_batch(alpha: str) -> None:
+@pytest.mark.parametrize(
+    "alpha, dtype",
+    [*((alpha, dtype) for alpha in ("shared", "sample") for dtype in (torch.float32, *HALF)), ("map", torch.float32)],
+    ids=str,
+)
+def test_empty_batch(alpha: str, dtype: torch.dtype) -> None:
     case = Case(batch=0)
-    out = run(cpp, case.tensors(alpha, torch.float32), case, "relu", None)
+    out = run(cpp, case.tensors(alpha, dtype), case, "relu", None)
     assert out[0].shape == (0, 5, 9, 11)
     assert not any(o.any() for o in out)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernels_of_few_outputs_share_a_convolution(bias: bool) -> None:
+    """Three at once, then two."""
+    case = Case(channels=3, outputs=20, size=(7, 9), kernels=5, bias=bias)
+    check(case, "map", torch.float32, True, "relu", backend="cpp")
+
+
+def test_a_map_of_any_strides() -> None:
+    case = Case(channels=4, outputs=5, size=(6, 7))
+    x, weight, bias, alpha = case.tensors("map", torch.float32, channels_last=True)
+    expected = run(cpp, [x, weight, bias, alpha], case, "relu", None)
+    for turned in (alpha.to(memory_format=torch.channels_last), alpha.mT.contiguous().mT):
+        results = run(cpp, [x, weight, bias.t().contiguous().t(), turned], case, "relu", None)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    with pytest.raises(RuntimeError, match="an alpha that is a map in float32 alone"):
+        cpp(x.bfloat16(), weight.bfloat16(), None, alpha, *case.geometry)
 
 
 def test_a_nan_spreads_as_in_torch() -> None:
@@ -155,8 +229,8 @@ def test_second_order() -> None:
 
 
 def test_opcheck() -> None:
-    for channels_last in (False, True):
-        tensors = [t.requires_grad_() for t in CASES[0].tensors("sample", torch.float32, channels_last)]
+    for alpha, channels_last in (("sample", False), ("sample", True), ("map", True)):
+        tensors = [t.requires_grad_() for t in CASES[0].tensors(alpha, torch.float32, channels_last)]
         torch.library.opcheck(
             torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, (1, 1), (1, 1), (1, 1), 1, "relu", "cpp")
         )

@@ -178,8 +178,8 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
         RuntimeError,
         "backend must be one that can run here; got 'cpp'",
     ),
-    "backend cpp with a map": (
-        (X, W, BIAS, torch.zeros(2, 3, 6, 6)),
+    "backend cpp with a map in 16 bits": (
+        (X.half(), W.half(), BIAS.half(), torch.zeros(2, 3, 6, 6)),
         {"backend": "cpp"},
         RuntimeError,
         "backend must be one that can run here; got 'cpp'",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameters"})
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -19,11 +20,12 @@ def _left_out(reason: str) -> str:
 
 _missing: str | None = _left_out("this build has none")
 _build: dict[str, str] | None = None
+_emulates_half = False
 
 
 def load() -> None:
     """Loads the library if this build has it; the schemas must be defined by then."""
-    global _missing, _build
+    global _missing, _build, _emulates_half
     note = _PACKAGE / "_left_out.txt"  # of setup.py
     if importlib.util.find_spec("tunable_ops._C") is None:
         if note.exists():
@@ -45,6 +47,9 @@ def load() -> None:
         cause = error.__cause__ or error  # torch names the file alone
         _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
         return
+    # Each x86 that multiplies float16 multiplies bfloat16 too.
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    _emulates_half = is_x86 and not torch.cpu._is_avx512_bf16_supported()
     _missing, _build = None, facts | {"library": str(libraries[0])}
 
 
@@ -70,19 +75,28 @@ def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     if op == "tunable_parameters":
         return None
     alpha = others[-1] if others else None
-    if torch.is_autocast_enabled("cpu") or input.dtype is not torch.float32:
-        return "it serves float32 without autocast"
-    if alpha is not None and alpha.dim() > 2:
-        return "it serves no alpha that is a map"
+    if torch.is_autocast_enabled("cpu") or input.dtype not in _DTYPES:
+        return "it serves float32, bfloat16 and float16 without autocast"
+    if alpha is not None and alpha.dim() > 2 and input.dtype is not torch.float32:
+        return "it serves an alpha that is a map in float32 alone"
     return None
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the C++ operators: many blends; convolutions in channels_last, fp32, no map."""
+    """True where the default takes the C++ operators: many blends; convolutions in channels_last.
+
+    A map only where 16 outputs fill a vector; bfloat16 and float16 only where torch would emulate them, which it does
+    so slowly for float16 that any layout will do.
+    """
     if _missing is not None or op not in OPS:
         return False
     if op == "tunable_parameters":
         return input.device.type == "cpu"
     if input.dim() != 4 or unfit(op, input, *others) is not None:
         return False
-    return input.is_contiguous(memory_format=torch.channels_last)
+    if input.dtype is not torch.float32 and not _emulates_half:
+        return False
+    weight, alpha = (others[0], others[-1]) if others else (None, None)
+    if weight is not None and alpha is not None and alpha.dim() > 2 and weight.shape[1] < 16:
+        return False
+    return input.dtype is torch.float16 or input.is_contiguous(memory_format=torch.channels_last)

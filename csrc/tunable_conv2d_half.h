@@ -1,0 +1,26 @@
+// tunable_conv2d in bfloat16 and float16.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tensors.h"
+
+namespace tunable_ops {
+
+inline bool is_half(const Tensor& t) {
+  return t.scalar_type() == ScalarType::BFloat16 || t.scalar_type() == ScalarType::Half;
+}
+
+// As `forward` and `gradients`: input, weight and bias of one of the two types, alpha of it or float32.
+Tensor forward_half(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                    const std::string& activation);
+
+Gradients gradients_half(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                         const std::string& activation, const std::vector<bool>& mask);
+
+}  // namespace tunable_ops

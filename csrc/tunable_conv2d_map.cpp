@@ -1,0 +1,191 @@
+#include "tunable_conv2d_map.h"
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <algorithm>
+
+#include "tunable_conv2d_operator.h"
+
+namespace tunable_ops {
+namespace {
+
+// Values worth waking another thread for.
+constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kNone[] = {0, 0};
+// Kernels of fewer outputs share a convolution: the library computes 16 outputs in the time of 3, and reads the input
+// once for them all.
+constexpr int64_t kOutputs = 64;
+
+struct Options {
+  const Ints &stride, &padding, &dilation;
+  int64_t groups;
+};
+
+// Kernels per convolution.
+int64_t kernels_at_once(const Tensor& weight, int64_t groups) {
+  return groups > 1 ? 1 : std::clamp<int64_t>(kOutputs / weight.size(1), 1, weight.size(0));
+}
+
+// stack[first : first + count], [P, O, *], as [count * O, *]: a view where the stack is dense.
+Tensor part(const Tensor& stack, int64_t first, int64_t count) {
+  Tensor whole = stack;
+  return torch::stable::flatten(torch::stable::narrow(whole, 0, first, count), 0, 1);
+}
+
+// conv(x, kernel) + shift, [B, count * O, OH, OW] in channels_last, of a part of the stacks.
+Tensor product(const Tensor& x, const Tensor& kernel, const Tensor& shift, const Options& o) {
+  AtenTensorHandle shift_handle = shift.get(), result;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
+      x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride.data(), 2, o.padding.data(), 2,
+      o.dilation.data(), 2, 0, kNone, 2, o.groups, &result));
+  return in_channels_last(Tensor(result));
+}
+
+Map map_of(const Tensor& alpha, int64_t outputs) {
+  const int64_t pixels = alpha.size(2) * alpha.size(3);
+  return {pixels, alpha.size(1) * pixels, outputs};
+}
+
+const float* plane(const Tensor& alpha, int64_t p) {
+  return alpha.const_data_ptr<float>() + p * alpha.size(2) * alpha.size(3);
+}
+
+// Over the pixels of the batch.
+void for_each_pixel(const Tensor& alpha, int64_t outputs, const std::function<void(int64_t, int64_t)>& f) {
+  const int64_t pixels = alpha.size(0) * alpha.size(2) * alpha.size(3);
+  parallel_for(pixels, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, outputs)), f);
+}
+
+void add(const Tensor& sum, const Tensor& term) {
+  float* to = sum.mutable_data_ptr<float>();
+  const float* from = term.const_data_ptr<float>();
+  parallel_for(sum.numel(), kGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+  });
+}
+
+void check(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& o) {
+  const Tensor* const tensors[] = {&input, &weight, &alpha};
+  for (const Tensor* t : tensors)
+    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float,
+                    "tunable_conv2d: input, weight and alpha must be float32 where alpha is a map for backend 'cpp'");
+  bool fits =
+      input.dim() == 4 && weight.dim() == 5 && alpha.size(0) == input.size(0) && alpha.size(1) == weight.size(0);
+  for (int d = 0; fits && d < 2; ++d) {
+    const int64_t span = o.dilation[d] * (weight.size(3 + d) - 1) + 1;
+    fits = alpha.size(2 + d) == (input.size(2 + d) + 2 * o.padding[d] - span) / o.stride[d] + 1;
+  }
+  STD_TORCH_CHECK(fits, "tunable_conv2d: alpha must be [B, P, OH, OW] where it is a map");
+}
+
+void put(Tensor place, const Tensor& value) { torch::stable::copy_(place, value); }
+
+// The gradients of a product's input, kernel and shift at `spread`, the product's; undefined where not wanted.
+std::array<Tensor, 3> product_gradients(const Tensor& spread, const Tensor& x, const Tensor& kernel, const Options& o,
+                                        const std::array<int32_t, 3>& wanted) {
+  const int64_t outputs[] = {kernel.size(0)};
+  const int64_t* sizes = outputs;
+  AtenTensorHandle handles[3];
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+      spread.get(), x.get(), kernel.get(), &sizes, 1, o.stride.data(), 2, o.padding.data(), 2, o.dilation.data(), 2, 0,
+      kNone, 2, o.groups, wanted.data(), 3, &handles[0], &handles[1], &handles[2]));
+  return {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
+}
+
+// grad_alpha of the kernels from `first` on, whose products `term` holds.
+void alpha_gradients(const Tensor& grad, const Tensor& term, int64_t first, const Tensor& grad_alpha) {
+  const int64_t outputs = grad.size(1), columns = term.size(1);
+  const Map map = map_of(grad_alpha, outputs);
+  for (int64_t i = 0; i < columns / outputs; ++i) {
+    const PixelDots dots{map,     grad.const_data_ptr<float>(), term.const_data_ptr<float>() + i * outputs, outputs,
+                         columns, grad_alpha.mutable_data_ptr<float>() + (first + i) * map.pixels};
+    for_each_pixel(grad_alpha, outputs,
+                   [&](int64_t begin, int64_t end) { best_kernels().pixel_dots(dots, begin, end); });
+  }
+}
+
+// alpha[b, p] * grad for `count` kernels from `first` on, [B, count * O, OH, OW].
+Tensor spread_of(const Tensor& grad, const Tensor& alpha, int64_t first, int64_t count) {
+  const int64_t outputs = grad.size(1), columns = count * outputs;
+  const Tensor spread = empty({grad.size(0), columns, grad.size(2), grad.size(3)}, MemoryFormat::ChannelsLast);
+  for (int64_t i = 0; i < count; ++i) {
+    const Weigh weigh{map_of(alpha, outputs),
+                      grad.const_data_ptr<float>(),
+                      spread.mutable_data_ptr<float>() + i * outputs,
+                      outputs,
+                      columns,
+                      plane(alpha, first + i),
+                      false,
+                      Activation::kNone};
+    for_each_pixel(alpha, outputs, [&](int64_t begin, int64_t end) { best_kernels().weigh(weigh, begin, end); });
+  }
+  return spread;
+}
+
+}  // namespace
+
+Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                   const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                   const std::string& activation) {
+  const Options o{stride, padding, dilation, groups};
+  check(input, weight, alpha, o);
+  const int64_t kernels = weight.size(0), outputs = weight.size(1);
+  const MemoryFormat format = output_format(input, weight);
+  if (input.size(0) == 0) return empty({0, outputs, alpha.size(2), alpha.size(3)}, format);
+  const Tensor x = in_channels_last(input), weights = torch::stable::contiguous(alpha);
+  const MemoryFormat last = MemoryFormat::ChannelsLast;
+  const int64_t step = kernels_at_once(weight, groups);
+  Tensor output = undefined(), term = undefined();
+  for (int64_t p = 0; p < kernels; ++p) {
+    const int64_t first = p / step * step, count = std::min(step, kernels - first);
+    if (p == first) {
+      term = undefined();  // frees the product before
+      term = product(x, part(weight, first, count), bias ? part(*bias, first, count) : undefined(), o);
+    }
+    if (p == 0) output = count == 1 ? term : empty({x.size(0), outputs, alpha.size(2), alpha.size(3)}, last);
+    const Weigh weigh{map_of(weights, outputs),
+                      term.const_data_ptr<float>() + (p - first) * outputs,
+                      output.mutable_data_ptr<float>(),
+                      count * outputs,
+                      outputs,
+                      plane(weights, p),
+                      p > 0,
+                      p == kernels - 1 ? in_kernel(activation) : Activation::kNone};
+    for_each_pixel(weights, outputs, [&](int64_t begin, int64_t end) { best_kernels().weigh(weigh, begin, end); });
+  }
+  return in_format(with_activation(output, activation), format);
+}
+
+Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                        const std::string& activation, const std::vector<bool>& mask) {
+  const Options o{stride, padding, dilation, groups};
+  check(input, weight, alpha, o);
+  const int64_t kernels = weight.size(0), outputs = weight.size(1);
+  const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
+  const Tensor weights = torch::stable::contiguous(alpha);
+  const bool need_bias = bias && mask[2];
+  Tensor grad_input = undefined();
+  const Tensor grad_weight = mask[1] ? empty_stack_like(weight) : undefined(),
+               grad_bias = need_bias ? empty({kernels, outputs}) : undefined(),
+               grad_alpha = mask[3] ? empty_like_alpha(alpha) : undefined();
+  const std::array<int32_t, 3> wanted{mask[0], mask[1], need_bias};
+  const int64_t step = kernels_at_once(weight, groups);
+  for (int64_t p = 0; p < kernels; p += step) {
+    const int64_t count = std::min(step, kernels - p);
+    const Tensor kernel = part(weight, p, count);
+    const Tensor shift = bias ? part(*bias, p, count) : undefined();
+    if (mask[3]) alpha_gradients(grad, product(x, kernel, shift, o), p, grad_alpha);
+    if (!mask[0] && !mask[1] && !need_bias) continue;
+    const auto gradients = product_gradients(spread_of(grad, weights, p, count), x, kernel, o, wanted);
+    if (mask[0] && p == 0) grad_input = in_channels_last(gradients[0]);
+    if (mask[0] && p > 0) add(grad_input, in_channels_last(gradients[0]));
+    if (mask[1]) put(part(grad_weight, p, count), gradients[1]);
+    if (need_bias) put(part(grad_bias, p, count), gradients[2]);
+  }
+  if (mask[0]) grad_input = in_format(grad_input, output_format(input, weight));
+  return {grad_input, grad_weight, grad_bias, grad_alpha};
+}
+
+}  // namespace tunable_ops
