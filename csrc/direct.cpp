@@ -34,7 +34,7 @@ struct Packed {
 bool tensors_fit(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
   const auto is_float = [](const Tensor& t) { return t.scalar_type() == ScalarType::Float; };
   if (!is_float(input) || !is_float(weight) || !is_float(alpha) || input.dim() != 4 || weight.dim() != 5) return false;
-  if (input.size(0) == 0 || weight.numel() == 0) return false;  // nothing to be fast at, and an error
+  if (input.numel() == 0 || weight.numel() == 0) return false;  // nothing to be fast at, and an error
   const int64_t kernels = weight.size(0), rank = alpha.dim();
   if (bias && (!is_float(*bias) || bias->dim() != 2 || bias->size(0) != kernels)) return false;
   if ((rank != 1 && rank != 2) || alpha.size(rank - 1) != kernels) return false;

@@ -142,7 +142,7 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
     parallel_for(result.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const float grad = g[i], before = y[i];
-        out[i] = before > 0 ? grad : relu ? 0.0f : grad * kLeakySlope;
+        out[i] = relu ? (before <= 0 ? 0.0f : grad) : before > 0 ? grad : grad * kLeakySlope;  // NaN shows
       }
     });
   });

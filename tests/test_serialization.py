@@ -318,3 +318,12 @@ def test_a_network_that_is_given_is_copied(tmp_path: Path) -> None:
     assert torch.equal(loaded[0].weight, plain[0].weight)
     assert torch.equal(other[0].weight, before)
     assert other.training
+
+
+def test_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    from tunable_ops.serialization import remove_leftovers
+
+    for name in (".state.safetensors.12-34.tmp", ".model.safetensors.12-34.tmp", "state.safetensors"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "state.safetensors")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".model.safetensors.12-34.tmp", "state.safetensors"]

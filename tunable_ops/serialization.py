@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from tunable_ops import control, models
 from tunable_ops.modules import LambdaSpec, TunableModel, convert
 
-__all__ = ["FORMAT", "VERSION", "load", "load_folded", "read_file", "read_metadata", "save", "write_file"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "load",
+    "load_folded",
+    "read_file",
+    "read_metadata",
+    "remove_leftovers",
+    "save",
+    "write_file",
+]
 
 FORMAT = "tunable_ops.model"
 VERSION = 1
@@ -169,6 +179,13 @@ def write_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of writing ``path``; for files that one process alone writes."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

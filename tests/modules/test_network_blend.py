@@ -232,3 +232,77 @@ def test_the_graph_keeps_one_operator_per_layer() -> None:
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count("tunable_ops.tunable_conv2d.default") == 2
     assert not any("tunable_parameters" in target for target in targets)
+
+
+class _TwoConvolutions(nn.Module):
+    """`between` runs after the first layer, which on a CPU has the whole network blended."""
+
+    def __init__(self, between=lambda net: None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.between(self)
+        return self.b(x)
+
+
+def test_checkpointing_without_gradients_leaves_the_others_theirs() -> None:
+    class Net(_TwoConvolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = tunable_ops.checkpoint(self.a, x)
+            return self.b(x)
+
+    net = tunable_ops.convert(Net(), num_params=2)
+    net(torch.rand(1, 2, 3, 3), [0.3, 0.7]).sum().backward()
+    assert net.network.b.weight.grad is not None
+    assert net.network.b.tuning.weight.grad is not None
+
+
+def test_gradients_that_the_network_turns_on_reach_phi() -> None:
+    class Net(_TwoConvolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return super().forward(x)
+
+    net = tunable_ops.convert(Net(), num_params=2)
+    with torch.no_grad():
+        y = net(torch.rand(1, 2, 3, 3), [0.3, 0.7])
+    y.sum().backward()
+    assert net.network.a.tuning.weight.grad is not None
+
+
+def test_a_stack_replaced_by_data_during_the_call() -> None:
+    def replace(network: nn.Module) -> None:
+        network.b.weight.data = torch.zeros_like(network.b.weight)
+        network.b.bias.data = torch.zeros_like(network.b.bias)
+
+    net = tunable_ops.convert(_TwoConvolutions(replace), num_params=2)
+    assert net(torch.rand(1, 2, 3, 3), [0.3, 0.7]).abs().max() == 0
+
+
+def test_what_the_caller_does_to_a_tunable_parameter_is_its_own() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.s = tunable_ops.TunableParameter(torch.ones(1), num_params=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.s().mul_(2) * x + self.s().mul_(2) * x
+
+    net = tunable_ops.TunableModel(Net(), num_params=2)
+    assert net(torch.ones(1), [0.3, 0.7]).item() == pytest.approx(4)
+
+
+def test_batched_gradients() -> None:
+    net = tunable_ops.convert(_TwoConvolutions(), num_params=2)
+    x = torch.rand(1, 2, 2, 2)
+
+    def outputs(weight: Tensor) -> Tensor:
+        return net(x, weight)
+
+    lam = torch.tensor([0.3, 0.7])
+    batched = torch.autograd.functional.jacobian(outputs, lam, vectorize=True)
+    torch.testing.assert_close(batched, torch.autograd.functional.jacobian(outputs, lam), atol=1e-6, rtol=1e-5)

@@ -376,3 +376,10 @@ def test_the_blend_keeps_any_dense_order() -> None:
         torch.testing.assert_close(blended, torch.einsum("p,p...->...", weights, variant))
     for refused, weights in ((stack[..., 1:], alpha), (stack.double(), alpha), (stack, torch.rand(2, 3))):
         assert direct.blend(refused, weights) is None
+
+
+def test_nan_before_a_relu_shows_in_the_gradient() -> None:
+    x = torch.full((1, 2, 4, 4), float("nan")).to(memory_format=torch.channels_last).requires_grad_()
+    weight, alpha = torch.rand(2, 3, 2, 3, 3), torch.tensor([0.3, 0.7])
+    tunable_conv2d(x, weight, None, alpha, activation="relu", backend="cpp").sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().max() > 0

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -39,7 +40,7 @@ class Frame:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "lam", "layers", "on_map", "starts")
+    __slots__ = ("alphas", "blend", "lam", "layers", "on_map", "recorded", "starts")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Frame:
         self.lam = lam
         self.layers = layers
         self.on_map = on_map
+        self.recorded = torch.is_grad_enabled()
         self.blend: NetworkBlend | None = None
         if lam.dim() > 2 or not layers:
             return
@@ -62,7 +64,8 @@ class Frame:
         """The layer's blend: [P], [B, P], or for a map [B, P, *grid]."""
         if self.lam.dim() > 2:
             return map_alpha(layer, self.lam, grid, self.on_map)
-        if layer.slot is not None and self.holds(layer):
+        # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
+        if layer.slot is not None and self.holds(layer) and (self.recorded or not torch.is_grad_enabled()):
             start = self.starts[layer.slot]
             return self.alphas[..., start : start + layer.tuning.num_kernels]
         return layer.tuning(self.lam)

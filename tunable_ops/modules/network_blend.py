@@ -58,6 +58,7 @@ class _Entry(NamedTuple):
     blends: tuple[Tensor, ...]
     parts: Parts
     versions: tuple[int, ...]
+    addresses: tuple[int, ...]
 
 
 class NetworkBlend:
@@ -83,12 +84,15 @@ class NetworkBlend:
         self.device_type = alphas.device.type
         self.entries: list[_Entry | None] = [None] * len(layers)
         self.pending = {slot: group for group in groups for slot in group}
-        if self.device_type != "cpu":  # a layer may run on a stream of its own
+        self.stream = None
+        if self.device_type == "cuda":  # a layer may run on a stream of its own
+            self.stream = torch.cuda.current_stream(alphas.device)
+        if self.device_type != "cpu":
             self.finish()
 
     def finish(self) -> None:
-        """Makes what nobody has asked for yet."""
-        while self.pending:
+        """Makes what nobody has asked for yet, where the modes are still those of the blend."""
+        while self.pending and modes(self.device_type) == self.modes:
             self._blend(next(iter(self.pending.values())))
 
     def take(self, layer: "TunableLayer") -> tuple[Tensor, ...] | None:
@@ -105,6 +109,9 @@ class NetworkBlend:
             return None
         if not self.modes.gradients:
             self.entries[slot] = None
+        if self.stream is not None and (now := torch.cuda.current_stream(self.alphas.device)) != self.stream:
+            for blend in entry.blends:
+                blend.record_stream(now)  # its memory must not be given away while that stream reads it
         return entry.blends
 
     def _blend(self, group: Sequence[int]) -> None:
@@ -137,8 +144,9 @@ class NetworkBlend:
             made = functional.tunable_parameters(tensors, self.alphas, starts, dtype=dtype)
             blends.update(((dtype, key), blend) for key, blend in zip(stacks, made, strict=True))
         for slot, parts in sources.items():
-            versions = tuple(part._version for each in parts for part in each)
-            self.entries[slot] = _Entry(tuple(blends[key] for key in keys[slot]), parts, versions)
+            flat = [part for each in parts for part in each]
+            versions, addresses = tuple(p._version for p in flat), tuple(p.data_ptr() for p in flat)
+            self.entries[slot] = _Entry(tuple(blends[key] for key in keys[slot]), parts, versions, addresses)
 
     def _fits(self, part: Tensor) -> bool:
         """Plain tensors beside alpha, whose changes can be told: no subclasses, no inference tensors."""
@@ -153,7 +161,9 @@ def _unchanged(entry: _Entry, parts: Parts | None) -> bool:
     before = [part for each in entry.parts for part in each]
     if len(now) != len(before):
         return False
-    return all(a is b and a._version == v for a, b, v in zip(now, before, entry.versions, strict=True))
+    if not all(a is b and a._version == v for a, b, v in zip(now, before, entry.versions, strict=True)):
+        return False
+    return all(a.data_ptr() == address for a, address in zip(now, entry.addresses, strict=True))
 
 
 def make_groups(layers: Sequence["TunableLayer"], device_type: str) -> list[list[int]]:

@@ -31,6 +31,11 @@ def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
     return blended.squeeze(1) if stack.shape[1] == 1 else blended
 
 
+def own_blend(blend: Tensor) -> Tensor:
+    """A tensor that the caller may write: with gradients the next call is handed the same blend."""
+    return blend.clone() if torch.is_grad_enabled() else blend
+
+
 class TunableParameter(StackedLayer):
     """P copies of a tensor, blended by lambda: ``scale(lam)`` is ``sum_p alpha[p] * weight[p]``.
 
@@ -67,7 +72,7 @@ class TunableParameter(StackedLayer):
     def forward(self, lam: Tensor | Sequence[float] | None = None) -> Tensor:
         """The blended tensor, [*shape] or per sample as the class says."""
         if lam is None and (blended := self.blended()) is not None:
-            return blended[0]
+            return own_blend(blended[0])
         alpha = self.alpha(lam, None, ())
         return blend_parameter(self.weight, alpha, "TunableParameter")
 
@@ -111,7 +116,7 @@ class ParameterBlend(TunableLayer):
     def forward(self, *parts: Tensor) -> Tensor:
         """[P, numel], whole or in parts -> the blended tensor."""
         if (blended := self.blended()) is not None:
-            return blended[0].view(self.shape)
+            return own_blend(blended[0]).view(self.shape)
         stack = torch.cat(parts) if len(parts) > 1 else parts[0]
         alpha = self.alpha(None, None, ())
         return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
@@ -33,7 +34,7 @@ def tunable_parameters(
         parameters: [P_i, *shape_i] each: float32, float16, bfloat16 or float64, on one device.
         alpha: [A], float32 or of every parameter's dtype.
         starts: Where each stack's P_i values begin in alpha; stacks may share values. Default one behind the other.
-        dtype: Of the results; default each stack's own, and under autocast its dtype (float64 stays).
+        dtype: Of the results; default each stack's own, and under autocast its dtype unless a stack is float64.
         backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton".
 
     Returns:
@@ -220,10 +221,34 @@ class _Blends(torch.autograd.Function):
             return (None, None, None, None, *grads)
         arguments = ([x[i] for i in used] for x in (grad_outputs, parameters, ctx.starts))
         g, p, starts = arguments
-        *found, grad_alpha = _backward_op(g, p, alpha, starts, ctx.backend, [*(need[i] for i in used), need_alpha])
+        mask = [*(need[i] for i in used), need_alpha]
+        # torch has no batching rule for operators that take lists.
+        batched = any(torch._C._functorch.is_legacy_batchedtensor(each) for each in g)
+        *found, grad_alpha = (_batched_backward if batched else _backward_op)(g, p, alpha, starts, ctx.backend, mask)
         for i, grad in zip(used, found, strict=True):
             grads[i] = grad if need[i] else None
         return (None, None, None, grad_alpha if need_alpha else None, *grads)
+
+
+def _batched_backward(
+    grad_outputs: list[Tensor],
+    parameters: list[Tensor],
+    alpha: Tensor,
+    starts: list[int],
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor]:
+    """The formulas, in operators that torch can batch: for is_grads_batched."""
+    grads, shares = [], []
+    for g, stack, start in zip(grad_outputs, parameters, starts, strict=True):
+        kernels, gradient = stack.shape[0], g.to(alpha.dtype)
+        factors = alpha[start : start + kernels].view(-1, *[1] * gradient.dim())
+        grads.append((factors * gradient).to(stack.dtype))
+        products = stack.to(alpha.dtype) * gradient
+        if stack.dim() > 1:
+            products = products.sum(tuple(range(1, stack.dim())))
+        shares.append(F.pad(products, (start, alpha.shape[0] - start - kernels)))
+    return [*grads, torch.stack(shares).sum(0)]
 
 
 def _differentiable(parameters: list[Tensor], alpha: Tensor, *options: Any) -> list[Tensor]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tunable_ops.control import PhasedModel
 from tunable_ops.modules import TunableModel
-from tunable_ops.serialization import save
+from tunable_ops.serialization import remove_leftovers, save
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, build_sampler, learning_rate
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, batch_loader, find_training_files, held_out
@@ -159,6 +159,9 @@ class _Run:
         }
 
     def resume(self) -> None:
+        if self.here.main:
+            for name in (MODEL, STATE):
+                remove_leftovers(self.out / name)
         position = load_training_state(
             self.out / STATE, net=self.net, ema=self.ema, optimizer=self.optimizer, config=self.config
         )
