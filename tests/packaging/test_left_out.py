@@ -45,13 +45,13 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build(folder: Path, **environment: str) -> str:
-    """Builds the copy into folder/lib; returns what was said about operators."""
+    """Builds the copy into folder/lib; returns what was said about the C++ operators."""
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", "base", "--build-lib", "lib"]
     result = subprocess.run(
         command, cwd=copy_sources(folder), capture_output=True, text=True, timeout=600, env=os.environ | environment
     )
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if line.startswith("tunable_ops: ")]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("tunable_ops: the C++")]
     assert len(set(lines)) == 1, result.stdout
     return lines[0].removeprefix("tunable_ops: ")
 
