@@ -28,9 +28,18 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
+        "tunable_ops.pgn.network",
         "tunable_ops.serialization",
     },
-    "tunable_ops.pgn": {"tunable_ops.losses", "tunable_ops.serialization", "tunable_ops.train"},
+    # the network is an objective of training; its own training uses the trainer's parts
+    "tunable_ops.pgn.network": {"tunable_ops.losses", "tunable_ops.serialization", "tunable_ops.pgn.backbones"},
+    "tunable_ops.pgn.backbones": set(),
+    "tunable_ops.pgn": {
+        "tunable_ops.losses",
+        "tunable_ops.pgn.network",
+        "tunable_ops.serialization",
+        "tunable_ops.train",
+    },
     "tunable_ops.bench": {
         "tunable_ops",
         "tunable_ops.backends",

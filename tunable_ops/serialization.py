@@ -24,10 +24,12 @@ from tunable_ops.modules import LambdaSpec, TunableModel, convert
 __all__ = [
     "FORMAT",
     "VERSION",
+    "fill",
     "load",
     "load_folded",
     "read_file",
     "read_metadata",
+    "read_weights",
     "remove_leftovers",
     "save",
     "write_file",
@@ -110,7 +112,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
     plain = _plain(path, metadata, tensors, network)
     method = arguments.pop("control", None)
     net = convert(plain, **arguments) if method is None else control.attach(plain, method, **arguments)
-    _fill(path, net.network, tensors)
+    fill(path, net.network, tensors)
     net.spec = LambdaSpec.from_dict(metadata["spec"])
     net.notes = dict(metadata.get("notes", {}))
     return net.eval()
@@ -124,7 +126,7 @@ def load_folded(path: str | os.PathLike[str], network: nn.Module | None = None) 
             f"checkpoint: path must hold a plain network; got {str(path)!r}, a tunable one: use serialization.load"
         )
     plain = _plain(path, metadata, tensors, network)
-    _fill(path, plain, tensors)
+    fill(path, plain, tensors)
     return plain.eval()
 
 
@@ -201,8 +203,22 @@ def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple
     return _open(path, kind, version, tensors=True)
 
 
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool]:
+    """Read the tensors of any safetensors file, ours or not.
+
+    Returns:
+        (tensors on the CPU, whether the file is a checkpoint of a tunable network).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no whole safetensors file.
+    """
+    tensors, metadata = _open(path, None, None, tensors=True)
+    return tensors, metadata.get("format") == FORMAT and metadata.get("conversion") is not None
+
+
 def _open(
-    path: str | os.PathLike[str], kind: str, version: int, tensors: bool
+    path: str | os.PathLike[str], kind: str | None, version: int | None, tensors: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -210,10 +226,12 @@ def _open(
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             header = dict(file.metadata() or {})
-            if header.get("format") != kind:
+            if kind is None and header.get("format") != FORMAT:
+                return {name: file.get_tensor(name).clone() for name in file.keys()}, {}  # noqa: SIM118
+            if kind is not None and header.get("format") != kind:
                 found = f"format {header['format']!r}" if "format" in header else "bare weights without our metadata"
                 raise ValueError(f"checkpoint: path must hold {kind!r}; got {str(path)!r}: {found}")
-            if header.get("version") != str(version):
+            if version is not None and header.get("version") != str(version):
                 raise ValueError(
                     f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: "
                     "read it with the release of tunable_ops that wrote it"
@@ -280,8 +298,12 @@ def _plain(
     return models.build(name, **metadata.get("arguments", {})).to(dtype)
 
 
-def _fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the network if names and shapes agree exactly; otherwise name the first few that do not."""
+def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the network if names and shapes agree exactly.
+
+    Raises:
+        ValueError: if they do not; the first few that are missing, unknown or of another shape are named.
+    """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]

@@ -74,7 +74,7 @@ def test_the_gradient_of_a_step_is_that_of_its_three_terms(config: PGNConfig, tm
     x, y = torch.rand(4, 3, 24, 24), torch.rand(2, 3, 24, 24)
     pgn, loss, full = trainer.pgn, trainer.loss, y.repeat(2, 1, 1, 1)
     target = pgn(x, full)
-    total, line, true = trainer._terms(x, y, target, pgn.field(x, target))
+    total, line, true = trainer._terms(x, y, [0, 1, 0, 1], target, pgn.field(x, target))
     found = torch.autograd.grad(total, list(pgn.parameters()))
     torch.testing.assert_close(true, true_gradient(loss, x, full)[0])
     target = pgn(x, full)
@@ -87,9 +87,9 @@ def test_the_gradient_of_a_step_is_that_of_its_three_terms(config: PGNConfig, tm
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-6)
 
 
-@pytest.mark.parametrize("toys", [3, 1])
-def test_stopped_and_resumed_to_the_same_bits(config: PGNConfig, tmp_path: Path, toys: int) -> None:
-    config = config.model_copy(update={"optim": config.optim.model_copy(update={"toys": toys})})
+@pytest.mark.parametrize(("toys", "priors"), [(3, 0), (1, 0), (1, 2)])
+def test_stopped_and_resumed_to_the_same_bits(config: PGNConfig, tmp_path: Path, toys: int, priors: int) -> None:
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"toys": toys, "priors": priors})})
     PGNTrainer(config, tmp_path / "one").run()
     PGNTrainer(config, tmp_path / "two").run(stop_at=3)
     with pytest.raises(ValueError, match=r"pgn: out must be a new folder; got .*two', which holds a run"):

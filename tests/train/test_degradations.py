@@ -6,8 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tunable_ops.train.config import Blur, Degradation, Downsample, Noise
-from tunable_ops.train.degradations import add_noise, bicubic_downsample, degrade, gaussian_blur
+from tunable_ops.train.degradations import (
+    Blur,
+    Degradation,
+    Downsample,
+    Noise,
+    add_noise,
+    bicubic_downsample,
+    degrade,
+    gaussian_blur,
+)
 from tunable_ops.train.seeding import derive_seed, generator
 
 

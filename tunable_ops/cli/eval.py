@@ -134,7 +134,7 @@ def _triples(
     args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]], scale: int
 ) -> list[tuple[str, Tensor, Tensor]]:
     """(name, clean, degraded) per picture; clean ones are cropped to a multiple of the enlargement."""
-    from tunable_ops.train.config import Blur, Degradation, Downsample, Noise
+    from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
     from tunable_ops.train.evaluate import degraded_pictures
 
     multiple = max(scale, args.downsample or 1)

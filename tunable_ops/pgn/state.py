@@ -21,7 +21,7 @@ HARMLESS = ("every.", "optim.steps")
 
 
 def _parts(trainer: PGNTrainer) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
-    toys = {f"toy{k}": (toy.net, toy.optimizer) for k, toy in enumerate(trainer.toys)}
+    toys = {f"toy{k}": (toy.net, toy.optimizer) for k, toy in enumerate([*trainer.toys, *trainer.priors])}
     return {"pgn": (trainer.pgn, trainer.optimizer), **toys}
 
 
@@ -34,7 +34,9 @@ def save_state(trainer: PGNTrainer, path: Path) -> None:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{part}/optimizer/{name}/{key}"] = value
     tensors.update({f"ema/{name}": value for name, value in trainer.average.state_dict().items()})
-    toys = [[str(toy.best), toy.since, str(toy.average), toy.resets] for toy in trainer.toys]  # str: inf is no JSON
+    toys = [  # str: inf is no JSON
+        [str(toy.best), toy.since, str(toy.average), toy.resets] for toy in [*trainer.toys, *trainer.priors]
+    ]
     metadata = {
         "step": trainer.step,
         "running": str(trainer.clip.running),
@@ -64,7 +66,7 @@ def load_state(trainer: PGNTrainer, path: Path) -> None:
             if found:
                 optimizer.state[parameter] = {key: _like(parameter, value) for key, value in found.items()}
     trainer.average.load_state_dict(_under(tensors, "ema/"))
-    for toy, (best, since, average, resets) in zip(trainer.toys, metadata["toys"], strict=True):
+    for toy, (best, since, average, resets) in zip([*trainer.toys, *trainer.priors], metadata["toys"], strict=True):
         toy.best, toy.since, toy.average, toy.resets = float(best), since, float(average), resets
     trainer.step, trainer.clip.running = metadata["step"], float(metadata["running"])
 

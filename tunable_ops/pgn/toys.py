@@ -3,6 +3,9 @@
 A PGN must be right where its own gradients lead. So three small autoencoders of different depths learn to reproduce
 the training pictures y by the predicted gradients alone, and x is what they make of y. One that no longer gets better
 starts anew now and then; so the PGN sees young, trained and badly led networks all the time.
+
+Image priors are an addition of ours: each writes one crop for many steps, and so comes much closer to it than any
+autoencoder does. Without them the field at x near y is a state that training hardly meets.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ DEPTHS = (1, 2, 3)
 PATIENCE = 200  # steps without a new best before an autoencoder may be reset
 RESET = 0.01  # probability per step, from then on
 LOST = 1e3  # mean absolute error from which on it is reset at once
+LIVES = (100, 3000)  # steps that an image prior lives, uniform in the logarithm
 
 
 class Autoencoder(nn.Module):
@@ -41,6 +45,29 @@ class Autoencoder(nn.Module):
         return self.last(x) + 0.5
 
 
+class Painter(nn.Module):
+    """Fixed noise [1, 12, H, W] to one picture in (0, 1): 3x3 convolutions, two of stride 2 down, two up."""
+
+    noise: Tensor
+
+    def __init__(self, size: int, width: int = 40) -> None:
+        super().__init__()
+        self.register_buffer("noise", 0.1 * torch.randn(1, 12, size, size))
+        self.down = nn.ModuleList(nn.Conv2d(c, width, 3, stride=2, padding=1) for c in (12, width))
+        self.up = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in (width, width + 12))
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self) -> Tensor:
+        """[1, 3, H, W]."""
+        x, sizes = self.noise, []
+        for step in self.down:
+            sizes.append(x.shape[-2:])
+            x = F.leaky_relu(step(x), 0.2)
+        x = F.leaky_relu(self.up[0](F.interpolate(x, size=sizes.pop())), 0.2)
+        x = torch.cat((F.interpolate(x, size=sizes.pop()), self.noise), dim=1)
+        return torch.sigmoid(self.last(F.leaky_relu(self.up[1](x), 0.2)))
+
+
 class Toy:
     """An autoencoder, its optimiser, and when it is reset.
 
@@ -55,9 +82,13 @@ class Toy:
         self.resets = -1
         self.reset()
 
+    def build(self) -> nn.Module:
+        """The network, with weights from torch's global generator."""
+        return Autoencoder(self.depth)
+
     def reset(self) -> None:
-        """Start anew, with weights from torch's global generator."""
-        self.net = Autoencoder(self.depth).to(self.device)
+        """Start anew."""
+        self.net = self.build().to(self.device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, foreach=True)
         self.best, self.since, self.average = float("inf"), 0, float("nan")
         self.resets += 1
@@ -76,4 +107,29 @@ class Toy:
         else:
             self.since += 1
         if not error <= LOST or (self.since > PATIENCE and draw < RESET):
+            self.reset()
+
+
+class ImagePrior(Toy):
+    """A `Painter` that writes one crop until its life of so many steps ends; the next one writes another crop.
+
+    Args:
+        size: side of the crop.
+        lr: Adam's rate.
+        device: where it runs.
+    """
+
+    def __init__(self, size: int, lr: float, device: torch.device | str = "cpu") -> None:
+        self.size = size
+        super().__init__(0, lr, device)
+
+    def build(self) -> nn.Module:
+        """A fresh `Painter`."""
+        return Painter(self.size)
+
+    def watch(self, error: float, draw: float) -> None:
+        """Count this step, and reset where a life of ``LIVES`` steps is over; ``draw`` is fixed for the life."""
+        self.average = error if self.average != self.average else 0.95 * self.average + 0.05 * error
+        self.since += 1
+        if not error <= LOST or self.since > LIVES[0] * (LIVES[1] / LIVES[0]) ** draw:
             self.reset()

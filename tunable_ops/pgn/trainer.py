@@ -16,7 +16,7 @@ from tunable_ops.losses import Perceptual
 from tunable_ops.pgn.config import PGNConfig
 from tunable_ops.pgn.network import PGN
 from tunable_ops.pgn.state import load_state, save_state
-from tunable_ops.pgn.toys import DEPTHS, Toy
+from tunable_ops.pgn.toys import DEPTHS, ImagePrior, Toy
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.sections import flatten
@@ -67,8 +67,9 @@ class _Clip:
 class PGNTrainer:
     """A run in a folder: ``pgn.safetensors``, ``state.safetensors`` (to resume from) and ``log.jsonl``.
 
-    At every step toy autoencoders reproduce a batch of pictures y as x; the PGN writes the gradient for (x, y), which
-    the autoencoders follow; the PGN itself follows that of::
+    At every step toy autoencoders reproduce a batch of pictures y as x (and an image prior its own, where the
+    configuration has some); the PGN writes the gradient for (x, y), which they follow; the PGN itself follows that
+    of::
 
         2**26 * mean((g_n - g_true_n)**2) * (C*H*W / (3*224*224))**2 + 0.2 * perceptual(t, y) + 0.5 * mean(|t_n - y_n|)
 
@@ -96,12 +97,15 @@ class PGNTrainer:
         self.device = torch.device(name)
         loss = config.loss
         self.loss = Perceptual(loss.network, loss.layers, loss.pool, weights=loss.weights, bounded=False)
-        self.loss.to(self.device)
+        self.loss.to(self.device, getattr(torch, loss.dtype))
         self.photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
             self.pgn = PGN(config.network, bounded=False).to(self.device)
             self.toys = [Toy(depth, config.optim.toy_lr, self.device) for depth in DEPTHS]
+            self.priors = [
+                ImagePrior(config.data.crop, config.optim.prior_lr, self.device) for _ in range(config.optim.priors)
+            ]
         self.optimizer = torch.optim.Adam(self.pgn.parameters(), lr=config.optim.lr, foreach=True)
         self.clip = _Clip(config.optim.clip)
         self.ema = Ema(self.pgn, config.optim.ema)
@@ -136,43 +140,54 @@ class PGNTrainer:
         config = self.config
         source = generator(config.seed, "step", self.step)
         y = torch.stack([draw_crop(self.photographs, config.data, source) for _ in range(config.data.batch)])
-        y = y.to(self.device)
         first = config.optim.toys * self.step
         toys = [self.toys[(first + k) % len(self.toys)] for k in range(config.optim.toys)]
-        outputs = [toy.net(y) for toy in toys]
+        outputs = [toy.net(y.to(self.device)) for toy in toys]
+        which = list(range(len(y))) * len(toys)  # x[k] is to become y[which[k]]
+        if self.priors:
+            index = self.step % len(self.priors)
+            prior = self.priors[index]
+            crop = draw_crop(self.photographs, config.data, self._life(index, "crop"))
+            y, which = torch.cat((y, crop.unsqueeze(0))), [*which, len(y)]
+            toys, outputs = [*toys, prior], [*outputs, prior.net()]
+        y = y.to(self.device)
         x = torch.cat([output.detach() for output in outputs])
         fraction = self.step / config.optim.steps
         for group in self.optimizer.param_groups:
             falling = config.optim.final + (1 - config.optim.final) * 0.5 * (1 + math.cos(math.pi * fraction))
             group["lr"] = config.optim.lr * falling
         self.pgn.train()
-        target = self.pgn(x, y.repeat(len(x) // len(y), 1, 1, 1))
+        target = self.pgn(x, y[which])
         predicted = self.pgn.field(x, target)
-        total, line, true = self._terms(x, y, target, predicted)
+        total, line, true = self._terms(x, y, which, target, predicted)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = self.clip(list(self.pgn.parameters()))
         self.optimizer.step()
         self.ema.update(self.pgn, self.step)
-        self._drive(toys, outputs, predicted.detach(), y)
+        self._drive(toys, outputs, predicted.detach(), y[which])
         angle, ratio = agreement(predicted.detach(), true)
         self.step += 1
         return {**line, "norm": norm, "angle": float(angle.mean()), "ratio": float(ratio.mean())}
 
+    def _life(self, index: int, purpose: str) -> torch.Generator:
+        """What is drawn once for the life of an image prior."""
+        return generator(self.config.seed, "prior", index, self.priors[index].resets, purpose)
+
     def _terms(
-        self, x: Tensor, y: Tensor, target: Tensor, predicted: Tensor
+        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor
     ) -> tuple[Tensor, dict[str, float], Tensor]:
-        """The loss of a step, its parts for the log, and the true gradient."""
+        """The loss of a step, its parts for the log, and the true gradient; x[k] is compared with y[which[k]]."""
         terms, size = self.config.terms, x[0].numel()
         # one pass through the big network gives the true gradient at x and the proxy's own
         both = torch.cat((x, target.detach())).requires_grad_()
-        wanted = {k: v.repeat(len(both) // len(y), 1, 1, 1) for k, v in self.loss.features.extract(y).items()}
+        wanted = {k: v[which * 2] for k, v in self.loss.features.extract(y).items()}
         values = self.loss.between(self.loss.features.extract(both), wanted)
         (gradients,) = torch.autograd.grad(values.sum(), both)
         true, pull = gradients.chunk(2)
         difference = (predicted - true) * self.pgn.std  # in units of normalised pictures
         field = terms.field * (size / _REFERENCE) ** 2 * (difference**2).mean()
-        l1 = terms.l1 * ((target - y.repeat(len(x) // len(y), 1, 1, 1)) / self.pgn.std).abs().mean()
+        l1 = terms.l1 * ((target - y[which]) / self.pgn.std).abs().mean()
         proxy = terms.proxy * values[len(x) :].mean()
         # its value is known already, so only its gradient goes back, by the product rule's linear part
         linear = terms.proxy * ((target - target.detach()) * pull).sum() / len(x)
@@ -180,18 +195,23 @@ class PGNTrainer:
         return field + l1 + linear + proxy.detach(), {k: float(v.detach()) for k, v in parts.items()}, true
 
     def _drive(self, toys: list[Toy], outputs: list[Tensor], predicted: Tensor, y: Tensor) -> None:
+        """Let the toys follow the predicted gradients, and reset those whose time has come."""
+        counts = [len(output) for output in outputs]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "reset", self.step))
-            fields = predicted.chunk(len(toys))
-            for toy, x, gradient in zip(toys, outputs, fields, strict=True):
+            for toy, x, gradient, wanted in zip(toys, outputs, predicted.split(counts), y.split(counts), strict=True):
+                draw = torch.rand(())
+                if isinstance(toy, ImagePrior):
+                    draw = torch.rand((), generator=self._life(self.priors.index(toy), "life"))
                 toy.step(x, gradient)
-                toy.watch(float((x.detach() - y).abs().mean()), float(torch.rand(())))
+                toy.watch(float((x.detach() - wanted).abs().mean()), float(draw))
 
     def _write_log(self, lines: list[dict[str, float]], seconds: float, progress: bool) -> None:
         means = {key: sum(line[key] for line in lines) / len(lines) for key in lines[0]}
         if not all(math.isfinite(value) for value in means.values()):
             raise RuntimeError(f"pgn: the loss must stay finite; got {means} at step {self.step}: lower optim.lr")
-        extra = {"toys": [round(toy.average, 5) for toy in self.toys], "resets": [toy.resets for toy in self.toys]}
+        toys = [*self.toys, *self.priors]
+        extra = {"toys": [round(toy.average, 5) for toy in toys], "resets": [toy.resets for toy in toys]}
         entry = {"step": self.step, **{k: round(v, 6) for k, v in means.items()}, **extra, "seconds": round(seconds, 4)}
         self.out.mkdir(parents=True, exist_ok=True)
         with open(self.out / LOG, "a", encoding="utf-8") as file:

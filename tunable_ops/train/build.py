@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
-from tunable_ops.train.config import Config, Optim
+from tunable_ops.pgn.network import PGN
+from tunable_ops.serialization import fill, read_weights
+from tunable_ops.train.config import Config, Objective, Optim
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.seeding import derive_seed
 
@@ -26,29 +29,40 @@ def build_network(config: Config) -> nn.Module:
     All start from the same plain weights, so that runs are compared like with like.
 
     Raises:
+        FileNotFoundError, ValueError: ``model.weights`` is not there, or does not fit the network.
         ValueError, TypeError: as `tunable_ops.models.build`, `tunable_ops.convert` and `tunable_ops.control.attach`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         plain = models.build(config.model.name, **config.model.arguments)
-        if config.tuning.kind == "none":
-            return plain
-        tuning, count = config.tuning, len(config.objectives)
-        names = tuning.names or [objective.name for objective in config.objectives]
-        if tuning.phased:
-            return control.attach(plain, tuning.kind, count, names=names, defaults=tuning.defaults, **tuning.control)
-        return convert(
-            plain,
-            num_params=count,
-            num_kernels=tuning.num_kernels,
-            tuning=tuning.kind,
-            domain=tuning.domain,
-            include=tuning.include,
-            exclude=tuple(tuning.exclude),
-            parameters=tuple(tuning.parameters),
-            names=names,
-            defaults=tuning.defaults,
-        )
+        weights: dict[str, Tensor] = {}
+        tunable = False
+        if config.model.weights is not None:
+            weights, tunable = read_weights(config.model.weights)
+            if not tunable:
+                fill(config.model.weights, plain, weights)
+        net = plain if config.tuning.kind == "none" else _tunable(config, plain)
+        if tunable:
+            fill(str(config.model.weights), net.network if isinstance(net, TunableModel) else net, weights)
+        return net
+
+
+def _tunable(config: Config, plain: nn.Module) -> TunableModel:
+    tuning, count, names = config.tuning, config.num_params, config.param_names
+    if tuning.phased:
+        return control.attach(plain, tuning.kind, count, names=names, defaults=tuning.defaults, **tuning.control)
+    return convert(
+        plain,
+        num_params=count,
+        num_kernels=tuning.num_kernels,
+        tuning=tuning.kind,
+        domain=tuning.domain,
+        include=tuning.include,
+        exclude=tuple(tuning.exclude),
+        parameters=tuple(tuning.parameters),
+        names=names,
+        defaults=tuning.defaults,
+    )
 
 
 def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
@@ -60,18 +74,46 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     """
     if config.trains_styles:
         return _style_criterion(config)
-    objectives: dict[str, Any] = {}
-    for objective in config.objectives:
-        function = getattr(losses, objective.loss)
-        known = function.__code__.co_varnames[2 : function.__code__.co_argcount]
-        for key in objective.arguments:
-            if key not in known:
-                raise ValueError(
-                    f"train: arguments of {objective.loss} must be among ({', '.join(known)}); got {key!r} in "
-                    f"objective {objective.name!r}"
-                )
-        objectives[objective.name] = (functools.partial(function, **objective.arguments), objective.scale)
+    objectives = {objective.name: (_loss(objective), objective.scale) for objective in config.objectives}
     return losses.MultiLoss(objectives)
+
+
+_FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "perceptual": (
+        functools.partial(losses.Perceptual, "vgg16", bounded=False),
+        ("layers", "pool", "distance", "weights"),
+    ),
+    "lpips": (functools.partial(losses.LPIPS, bounded=False), ("net", "weights", "heads")),
+    "dists": (functools.partial(losses.DISTS, bounded=False), ("weights", "heads")),
+}
+"""Losses on features: their class, and the arguments that a configuration may give."""
+
+
+def _loss(objective: Objective) -> Callable[[Tensor, Any], Tensor]:
+    """The function or module of an objective, with its arguments."""
+    given = objective.arguments
+    if objective.loss == "perceptual_gradient":
+        _check_arguments(objective, ("path", "anchored"))
+        anchored = bool(given.get("anchored", False))
+        path = given.get("path")
+        pgn = PGN.pretrained(False, anchored) if path is None else PGN.load(str(path), False, anchored)
+        return losses.PerceptualGradient(pgn)
+    if objective.loss in _FEATURES:
+        build, known = _FEATURES[objective.loss]
+        _check_arguments(objective, known)
+        return build(**given)
+    function = getattr(losses, objective.loss)
+    _check_arguments(objective, function.__code__.co_varnames[2 : function.__code__.co_argcount])
+    return functools.partial(function, **given)
+
+
+def _check_arguments(objective: Objective, known: Sequence[str]) -> None:
+    for key in objective.arguments:
+        if key not in known:
+            raise ValueError(
+                f"train: arguments of {objective.loss} must be among ({', '.join(known)}); got {key!r} in "
+                f"objective {objective.name!r}"
+            )
 
 
 def _style_criterion(config: Config) -> losses.StyleTransfer:
@@ -111,7 +153,7 @@ def build_sampler(config: Config) -> losses.Sampler | None:
     if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
-    return losses.sampler(kind, len(config.objectives), corners=config.sampler.corners)
+    return losses.sampler(kind, config.num_params, corners=config.sampler.corners)
 
 
 def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:

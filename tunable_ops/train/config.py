@@ -8,30 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from tunable_ops.modules.convert import USUAL_PARAMETERS
+from tunable_ops.train.degradations import Degradation, Noise
 from tunable_ops.train.sections import Section, configs_of, read_tree, validate
 
 __all__ = ["Config", "load_config", "packaged_configs"]
 
 
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if not 0 <= bounds[0] <= bounds[1]:
-        raise ValueError(f"must be [low, high] with 0 <= low <= high; got {list(bounds)}")
-    return bounds
-
-
-_Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-
-
 class Model(Section):
-    """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class."""
+    """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class.
+
+    ``weights`` is a file to start from: weights of the plain network under its own names (safetensors), or a
+    checkpoint of this package, plain or converted as the configuration says.
+    """
 
     name: str = "dncnn"
     arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
 
 
 class Tuning(Section):
@@ -40,7 +39,7 @@ class Tuning(Section):
     ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
     "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
     of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
-    those of the objectives).
+    those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation alone.
 
     The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
     are objectives, each with an equal part of the steps and a schedule of its own.
@@ -109,62 +108,30 @@ class Data(Section):
     cache_mb: int = Field(default=2048, ge=0)
 
 
-class Noise(Section):
-    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
-
-    With ``levels``, one per objective, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then says
-    how noisy the input is, rather than what to make of it.
-    """
-
-    sigma: _Range = (25.0, 25.0)
-    levels: list[Annotated[float, Field(ge=0)]] | None = None
-    clip: bool = False
-
-
-class Blur(Section):
-    """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels."""
-
-    sigma: _Range = (0.0, 2.0)
-
-
-class Downsample(Section):
-    """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
-
-    factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
-    enlarge: bool = True
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Downsample:
-        if not self.enlarge and len(set(self.factors)) > 1:
-            raise ValueError(
-                f"degradation.downsample.factors must be a single one where enlarge is false; got {self.factors}"
-            )
-        return self
-
-
-class Degradation(Section):
-    """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
-
-    blur: Blur | None = None
-    downsample: Downsample | None = None
-    noise: Noise | None = None
-
-
 class Objective(Section):
     """One objective of the multi-loss.
 
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
     with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
-    ``scale`` a fixed factor that brings objectives to comparable sizes.
+    ``scale`` a fixed factor that brings objectives to comparable sizes. Objective i has the weight lambda_i; with
+    ``follows = false``, behind those that do, its weight is 1 whatever lambda is: for knobs of the degradation, whose
+    levels follow lambda.
+
+    The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
+    unless said otherwise), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a network of
+    `tunable_ops.pgn` (default: the one that ships) and ``anchored`` as there.
 
     With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
     scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
     """
 
     name: str
-    loss: Literal["mse", "l1", "charbonnier", "ssim", "tv", "style"] = "mse"
+    loss: Literal[
+        "mse", "l1", "charbonnier", "ssim", "tv", "perceptual", "perceptual_gradient", "lpips", "dists", "style"
+    ] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
+    follows: bool = True
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
     picture: str | None = None
 
@@ -286,21 +253,33 @@ class Config(Section):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives must have different names; got {names}")
-        noise = self.degradation.noise
-        if noise and noise.levels is not None and len(noise.levels) != len(names):
+        following = [objective.follows for objective in self.objectives]
+        if sorted(following, reverse=True) != following or (self.tuning.phased and not all(following)):
             raise ValueError(
-                f"degradation.noise.levels must have one entry per objective, {len(names)}; got {noise.levels}"
+                f"objectives that do not follow lambda must stand last, and not at all for phases; got {following}"
             )
-        for key in ("names", "defaults", "lam"):
+        count = self.num_params
+        if count < sum(following) or not count or (count > len(names) and all(following)):
+            raise ValueError(
+                f"tuning.names must have one entry per objective, {len(names)}, or more where some do not follow "
+                f"lambda; got {self.tuning.names}"
+            )
+        for key in ("blur", "noise"):
+            section = getattr(self.degradation, key)
+            if section and section.levels is not None and len(section.levels) != count:
+                raise ValueError(
+                    f"degradation.{key}.levels must have one entry per tuning parameter, {count}; got {section.levels}"
+                )
+        for key in ("defaults", "lam"):
             given = getattr(self.tuning, key)
-            if given is not None and len(given) != len(names):
-                raise ValueError(f"tuning.{key} must have one entry per objective, {len(names)}; got {given}")
+            if given is not None and len(given) != count:
+                raise ValueError(f"tuning.{key} must have one entry per tuning parameter, {count}; got {given}")
         if self.tuning.phased and self.optim.weight_decay:
             # kernels of other phases get a gradient of 0; the decay would move them all the same
             raise ValueError(f"optim.weight_decay must be 0 for tuning.kind {self.tuning.kind!r}")
         for lam in self.validation.lams or ():
-            if len(lam) != len(names):
-                raise ValueError(f"validation.lams must have one number per objective, {len(names)}, each; got {lam}")
+            if len(lam) != count:
+                raise ValueError(f"validation.lams must have {count} numbers each, as lambda has; got {lam}")
         groups = self.sampler.groups
         if groups is not None and self.data.batch % groups:
             raise ValueError(f"sampler.groups must divide data.batch, {self.data.batch}; got {groups}")
@@ -332,9 +311,25 @@ class Config(Section):
         return self.objectives[0].loss == "style"
 
     @property
+    def param_names(self) -> list[str]:
+        """Names of the tuning parameters."""
+        return self.tuning.names or [objective.name for objective in self.objectives if objective.follows]
+
+    @property
+    def num_params(self) -> int:
+        """The number p of tuning parameters."""
+        return len(self.param_names)
+
+    @property
     def fixed_lam(self) -> list[float]:
-        """The weights of the objectives where the plain network is trained."""
-        return self.tuning.lam or [1.0] + [0.0] * (len(self.objectives) - 1)
+        """Lambda where the plain network is trained."""
+        return self.tuning.lam or [1.0] + [0.0] * (self.num_params - 1)
+
+    def weights(self, lam: Tensor) -> Tensor:
+        """Weights of the n objectives, [p] or [B, p] -> [n] or [B, n]: lambda_i, or 1 for those that do not follow."""
+        following = sum(objective.follows for objective in self.objectives)
+        fixed = len(self.objectives) - following
+        return torch.cat((lam[..., :following], lam.new_ones((*lam.shape[:-1], fixed))), dim=-1)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

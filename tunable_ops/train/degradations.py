@@ -2,14 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from tunable_ops.train.config import Degradation
+from tunable_ops.train.sections import Section
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError(f"must be [low, high] with 0 <= low <= high; got {list(bounds)}")
+    return bounds
+
+
+_Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class Noise(Section):
+    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
+
+    With ``levels``, one per tuning parameter, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then
+    says how noisy the input is, rather than what to make of it.
+    """
+
+    sigma: _Range = (25.0, 25.0)
+    levels: list[Annotated[float, Field(ge=0)]] | None = None
+    clip: bool = False
+
+
+class Blur(Section):
+    """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels, or follows lambda.
+
+    ``levels`` as for `Noise`.
+    """
+
+    sigma: _Range = (0.0, 2.0)
+    levels: list[Annotated[float, Field(ge=0)]] | None = None
+
+
+class Downsample(Section):
+    """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
+
+    factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
+    enlarge: bool = True
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Downsample:
+        if not self.enlarge and len(set(self.factors)) > 1:
+            raise ValueError(
+                f"degradation.downsample.factors must be a single one where enlarge is false; got {self.factors}"
+            )
+        return self
+
+
+class Degradation(Section):
+    """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
+
+    blur: Blur | None = None
+    downsample: Downsample | None = None
+    noise: Noise | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether anything of it follows lambda."""
+        return any(section and section.levels is not None for section in (self.blur, self.noise))
 
 
 class Degraded(NamedTuple):
@@ -26,7 +85,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
         clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
         config: what to do, with the ranges that the parameters are drawn from.
         generator: source of all draws.
-        lam: [p] or [B, p], for noise that follows it.
+        lam: [p] or [B, p], for blur and noise that follow it.
 
     Returns:
         `Degraded`, both [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.
@@ -34,7 +93,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
     out = clean
     batch = clean.shape[0]
     if config.blur is not None:
-        out = gaussian_blur(out, _uniform(batch, config.blur.sigma, generator))
+        out = gaussian_blur(out, _drawn(config.blur, batch, generator, lam))
     if config.downsample is not None:
         choice = torch.randint(len(config.downsample.factors), (batch,), generator=generator)
         factors = [config.downsample.factors[int(index)] for index in choice]
@@ -46,11 +105,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
         )
     noiseless = out
     if config.noise is not None:
-        if config.noise.levels is None:
-            sigma = _uniform(batch, config.noise.sigma, generator)
-        else:
-            sigma = _level(config.noise.levels, lam).expand(batch)
-        out = add_noise(out, sigma, generator)
+        out = add_noise(out, _drawn(config.noise, batch, generator, lam), generator)
         if config.noise.clip:
             out = out.clamp(0, 1)
     return Degraded(out, noiseless)
@@ -111,14 +166,12 @@ def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tens
     return F.interpolate(small, size=(height, width), mode="bicubic", align_corners=False)
 
 
-def _level(levels: Sequence[float], lam: Tensor | None) -> Tensor:
-    """Noise that follows lambda: [] or [B]."""
-    if lam is None or lam.shape[-1] != len(levels):
-        got = "none" if lam is None else f"shape {list(lam.shape)}"
-        raise ValueError(f"degrade: lam must have one value for each of the noise levels {list(levels)}; got {got}")
-    return lam @ lam.new_tensor(levels)
-
-
-def _uniform(batch: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * torch.rand(batch, generator=generator)
+def _drawn(config: Blur | Noise, batch: int, generator: torch.Generator, lam: Tensor | None) -> Tensor:
+    """Standard deviations [B]: drawn, or from lambda."""
+    if config.levels is None:
+        low, high = config.sigma
+        return low + (high - low) * torch.rand(batch, generator=generator)
+    if lam is None or lam.shape[-1] != len(config.levels):
+        name, got = type(config).__name__.lower(), "none" if lam is None else f"shape {list(lam.shape)}"
+        raise ValueError(f"degrade: lam must have one value for each of the {name} levels {config.levels}; got {got}")
+    return (lam @ lam.new_tensor(config.levels)).expand(batch)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tunable_ops.modules import TunableModel
-from tunable_ops.train.config import Degradation
-from tunable_ops.train.degradations import degrade
+from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
@@ -58,7 +57,7 @@ def degraded_pictures(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
 
-    `lam` is needed where the noise follows it.
+    `lam` is needed where blur or noise follow it.
     """
     out = []
     for index, (name, clean) in enumerate(pictures):
@@ -125,7 +124,7 @@ def sweep(
     seed: int,
     **options: Any,
 ) -> list[Score]:
-    """Degrades clean pictures, scores them at every lambda; where the noise follows lambda, each at its own noise.
+    """Degrades clean pictures, scores them at every lambda; where they follow lambda, each at its own.
 
     Args:
         net: As for `evaluate`.
@@ -138,7 +137,7 @@ def sweep(
     Returns:
         As `evaluate`; the inputs themselves have no scores where they differ from lambda to lambda.
     """
-    if degradation.noise is None or degradation.noise.levels is None:
+    if not degradation.follows:
         return evaluate(net, degraded_pictures(pictures, degradation, seed), lams, **options)
     found = []
     for lam in lams:

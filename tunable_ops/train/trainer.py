@@ -241,7 +241,7 @@ class _Run:
             group["lr"] = rate * group["scale"]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             output = self._output(x, lam)
-        total, terms = self.criterion(output.float(), targets, lam)
+        total, terms = self.criterion(output.float(), targets, config.weights(lam))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.optim.clip or math.inf)
