@@ -200,7 +200,13 @@ setup(
     ],
     package_dir={"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"},
     package_data={
-        "tunable_ops": ["py.typed", "train/configs/*.toml", "pgn/configs/*.toml", "pgn/weights/*.safetensors"],
+        "tunable_ops": [
+            "py.typed",
+            "train/configs/*.toml",
+            "pgn/configs/*.toml",
+            "pgn/weights/*.safetensors",
+            "pretrained/*.safetensors",
+        ],
         "tunable_ops.bench": ["results/schema.json"],
         "tunable_ops.triton_kernels": ["tables/*.json"],
     },

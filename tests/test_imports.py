@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.models": {"tunable_ops.modules"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
+    "tunable_ops.pretrained": {"tunable_ops.modules", "tunable_ops.serialization"},
     "tunable_ops.images": set(),
     "tunable_ops.tiles": set(),
     "tunable_ops.train": {
@@ -43,10 +44,14 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.bench": {
         "tunable_ops",
         "tunable_ops.backends",
+        "tunable_ops.images",
         "tunable_ops.losses",
         "tunable_ops.models",
+        "tunable_ops.modules",
         "tunable_ops.pgn",
         "tunable_ops.reference",
+        "tunable_ops.serialization",
+        "tunable_ops.train",
         "tunable_ops.triton_kernels",
     },
     "tunable_ops.cli": {
@@ -58,6 +63,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.models",
         "tunable_ops.modules",
         "tunable_ops.pgn",
+        "tunable_ops.pretrained",
         "tunable_ops.serialization",
         "tunable_ops.tiles",
         "tunable_ops.train",

@@ -34,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
     parser.add_argument("input", nargs="+", type=Path, help="image, or folder of images (subfolders are not searched)")
-    parser.add_argument("--model", required=True, type=Path, metavar="CKPT", help="tunable network, .safetensors")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of one that ships"
+    )
     position = parser.add_mutually_exclusive_group()
     position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's own default")
     position.add_argument(
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.modules import LiveFold
-    from tunable_ops.serialization import load
+    from tunable_ops.pretrained import load
 
     paths = _inputs(args.input)
     device = _check_numbers(args)

@@ -34,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
         epilog="Exit code: 0 done; 2 wrong input.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures (or one picture)")
-    parser.add_argument("--model", required=True, type=Path, metavar="CKPT", help="tunable network, .safetensors")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of one that ships"
+    )
     parser.add_argument(
         "--input",
         type=Path,
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tunable_ops import losses
     from tunable_ops.cli.device import choose_device
-    from tunable_ops.serialization import load
+    from tunable_ops.pretrained import load
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import evaluate
     from tunable_ops.train.measure import Measure

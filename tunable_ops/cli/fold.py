@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "so models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)) "
         "takes it, as does serialization.load_folded(FILE).",
     )
-    parser.add_argument("checkpoint", type=Path, help="tunable network, .safetensors")
+    parser.add_argument("checkpoint", help="tunable network: a file, or the name of one that ships")
     parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
     parser.add_argument(
         "--out",
@@ -36,23 +36,25 @@ def run(args: argparse.Namespace) -> int:
     """Fold and write; returns 0."""
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.modules import fold
-    from tunable_ops.serialization import load, read_metadata, save
+    from tunable_ops.pretrained import find, load
+    from tunable_ops.serialization import read_metadata, save
 
     out: Path | None = args.out
     if out is not None and out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors; got {str(out)!r}")
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
-    net = load(args.checkpoint)
-    metadata = read_metadata(args.checkpoint)
+    file = find(args.checkpoint)
+    net = load(file)
+    metadata = read_metadata(file)
     lam = lambdas.parse(args.lam, net.spec, _warn)
     if out is None:
-        out = Path(f"{args.checkpoint.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
-    if out.exists() and out.samefile(args.checkpoint):
+        out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
+    if out.exists() and out.samefile(file):
         raise ValueError(f"--out must be another file than the checkpoint; got {str(out)!r}")
     notes = dict(metadata.get("notes") or {})
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
-    notes["folded_from"] = args.checkpoint.name
+    notes["folded_from"] = file.name
     save(
         fold(net, lam),
         out,

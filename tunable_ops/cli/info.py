@@ -19,14 +19,20 @@ def add_parser(subparsers: Any) -> None:
         description="Describe a checkpoint: architecture, slider, layers, size, notes. Without one describe this "
         "installation: versions, backends, and how the compiled operators were built.",
     )
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="tunable or folded network, .safetensors")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="tunable or folded network: a file, or the name of one that ships"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description; returns 0."""
-    facts = describe_installation() if args.checkpoint is None else describe(args.checkpoint)
-    table = _installation_table if args.checkpoint is None else _table
+    if args.checkpoint is None:
+        facts, table = describe_installation(), _installation_table
+    else:
+        from tunable_ops.pretrained import find
+
+        facts, table = describe(find(args.checkpoint)), _table
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else table(facts))
     return 0
 

@@ -132,7 +132,7 @@ class Objective(Section):
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
     follows: bool = True
-    arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
     picture: str | None = None
 
     @model_validator(mode="after")

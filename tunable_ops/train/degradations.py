@@ -25,11 +25,12 @@ class Noise(Section):
     """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
 
     With ``levels``, one per tuning parameter, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then
-    says how noisy the input is, rather than what to make of it.
+    says how noisy the input is, rather than what to make of it. ``floor`` is added to that level.
     """
 
     sigma: _Range = (25.0, 25.0)
     levels: list[Annotated[float, Field(ge=0)]] | None = None
+    floor: float = Field(default=0.0, ge=0)
     clip: bool = False
 
 
@@ -174,4 +175,5 @@ def _drawn(config: Blur | Noise, batch: int, generator: torch.Generator, lam: Te
     if lam is None or lam.shape[-1] != len(config.levels):
         name, got = type(config).__name__.lower(), "none" if lam is None else f"shape {list(lam.shape)}"
         raise ValueError(f"degrade: lam must have one value for each of the {name} levels {config.levels}; got {got}")
-    return (lam @ lam.new_tensor(config.levels)).expand(batch)
+    floor = config.floor if isinstance(config, Noise) else 0.0
+    return (lam @ lam.new_tensor(config.levels) + floor).expand(batch)
