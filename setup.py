@@ -196,6 +196,7 @@ setup(
     packages=[
         *find_packages(include=["tunable_ops", "tunable_ops.*"]),
         "tunable_ops.bench",
+        "tunable_ops.bench.comparison",
         "tunable_ops.triton_kernels",
     ],
     package_dir={"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"},
@@ -208,6 +209,7 @@ setup(
             "pretrained/*.safetensors",
         ],
         "tunable_ops.bench": ["results/schema.json"],
+        "tunable_ops.bench.comparison": ["schema.json"],
         "tunable_ops.triton_kernels": ["tables/*.json"],
     },
     cmdclass={"build_py": BuildPython, "build_ext": build_command()},

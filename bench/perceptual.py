@@ -15,13 +15,39 @@ from tunable_ops.bench import step as steps
 from tunable_ops.bench.measure import Settings, failure
 from tunable_ops.bench.networks import NetworkCase, timed
 
-from tunable_ops import losses
+from tunable_ops import losses, tunable_conv2d
 from tunable_ops.pgn import PGN
+
+
+class _Own(nn.Module):
+    """A convolution by the package's own operator, with a single kernel."""
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain, self.stride, self.padding, self.groups = plain, plain.stride, plain.padding, plain.groups
+        self.register_buffer("weight", plain.weight.detach()[None])  # [1, O, C / groups, kh, kw]
+        self.register_buffer("bias", None if plain.bias is None else plain.bias.detach()[None])
+        self.register_buffer("alpha", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tunable_conv2d(x, self.weight, self.bias, self.alpha, self.stride, self.padding, 1, self.groups)
+
+
+def _with_own_operators() -> PGN:
+    """The UNet whose depthwise and 1x1 layers run on the package's operators."""
+    pgn = PGN("unet", bounded=False)
+    for module in list(pgn.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and (child.groups > 1 or child.kernel_size == (1, 1)):
+                setattr(module, name, _Own(child))
+    return pgn
+
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: losses.Perceptual("vgg16", weights="random", bounded=False),
     "true-vgg19": lambda: losses.Perceptual("vgg19", weights="random", bounded=False),
     "pgn-unet": lambda: losses.PerceptualGradient(PGN("unet", bounded=False)),
+    "pgn-unet-own": lambda: losses.PerceptualGradient(_with_own_operators()),
     "pgn-resnet4": lambda: losses.PerceptualGradient(PGN("resnet4", bounded=False)),
 }
 

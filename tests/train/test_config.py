@@ -128,9 +128,8 @@ def test_several_mistakes_are_all_named(write) -> None:
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"config: path must be a file or one of demo, style; got 'nowhere.toml'"
-    ):
+    known = ", ".join(sorted(packaged_configs()))
+    with pytest.raises(FileNotFoundError, match=rf"config: path must be a file or one of {known}; got 'nowhere.toml'"):
         load_config("nowhere.toml")
     with pytest.raises(ValueError, match="config: objectives must be given"):
         load_config(_write(tmp_path / "empty.toml", b""))

@@ -1,0 +1,266 @@
+"""Trains and evaluates what is missing in a folder; a stop loses nothing but the current evaluation.
+
+``plan.json`` says what the folder is for, ``runs/ID`` is a unit's training, ``units/ID.json`` its results: what has
+those is finished and is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tunable_ops.bench import machine
+from tunable_ops.bench.comparison.evaluation import Mix, Pictures, evaluate, test_pictures
+from tunable_ops.bench.comparison.plan import (
+    MIX,
+    SEPARATE,
+    Data,
+    Setting,
+    Unit,
+    check_depth,
+    config_of,
+    mixes,
+    units,
+)
+
+from tunable_ops import serialization
+from tunable_ops.train.config import Config
+from tunable_ops.train.trainer import MODEL, StopSignals, train
+
+_STOPPED = 3  # exit status of a worker that was told to stop
+
+
+def run_all(setting: Setting, data: Data, out: Path, *, jobs: int = 1, threads: int = 1, progress: bool = True) -> bool:
+    """Trains and evaluates all units that are not finished.
+
+    Args:
+        setting: The sizes.
+        data: The pictures.
+        out: Folder of the comparison; made if missing.
+        jobs: Processes that train beside each other.
+        threads: CPU threads of each.
+        progress: Whether to show bars (with one job).
+
+    Returns:
+        Whether all is done; False if a signal stopped it.
+
+    Raises:
+        ValueError: `out` holds another comparison, or an argument is out of range.
+        RuntimeError: A worker failed.
+    """
+    for name, value in (("--jobs", jobs), ("--threads", threads)):
+        if value < 1:
+            raise ValueError(f"comparison: {name} must be at least 1; got {value}")
+    check_depth(setting)
+    test_pictures(data, setting)  # fails early where there are none
+    _claim(out, setting, data)
+    missing = [unit for unit in units(setting) if not finished(unit, setting, data, out)]
+    print(f"{len(missing)} of {len(units(setting))} units to train, {setting.steps} steps each", flush=True)
+    jobs = min(jobs, len(missing))
+    if jobs > 1:
+        done = _in_processes(missing, setting, data, out, jobs, threads)
+    else:
+        done = _in_turn(missing, setting, data, out, threads, progress)
+    if done:
+        _evaluate_mixes(setting, data, out, threads)
+    return done
+
+
+def result_file(out: Path, unit: Unit) -> Path:
+    """Where a unit's results lie."""
+    return out / "units" / f"{unit.id}.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: It is not there, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"comparison: {path.name} must be a readable JSON file; got {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"comparison: {path.name} must hold an object; got {type(found).__name__}")
+    return found
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """Writes a file whole or not at all; NaN and infinity are refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
+    """Whether a unit has results.
+
+    Raises:
+        ValueError: It has, but of another configuration.
+    """
+    path = result_file(out, unit)
+    if not path.exists():
+        return False
+    if read_json(path).get("config") != _portable(config_of(unit, setting, data)):
+        raise ValueError(
+            f"comparison: --out must hold units of this comparison; got {unit.id} with another configuration: "
+            "name another folder, or delete the unit"
+        )
+    return True
+
+
+def load_network(out: Path, unit: Unit) -> nn.Module:
+    """A unit's trained network on the CPU, or the mix of the two separate ones at the corners."""
+    if unit.method == MIX:
+        return Mix([load_network(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)])
+    path = out / "runs" / unit.id / MODEL
+    return serialization.load_folded(path) if unit.method == SEPARATE else serialization.load(path)
+
+
+def run_unit(
+    unit: Unit, setting: Setting, data: Data, out: Path, pictures: Pictures, *, progress: bool = False
+) -> dict[str, Any] | None:
+    """Trains a unit, or goes on with it, and evaluates it; None if a signal stopped it."""
+    config = config_of(unit, setting, data)
+    folder = out / "runs" / unit.id
+    begun = folder.exists()
+    outcome = train(config, folder, resume=True, progress=progress)
+    if not outcome.finished or outcome.signal is not None:
+        return None
+    started = time.perf_counter()
+    result = {
+        "id": unit.id,
+        "config": _portable(config),
+        "commit": machine.commit(),
+        "train_seconds": outcome.seconds,
+        "resumed": begun,  # then the seconds are those since
+        "pictures": [name for name, _ in pictures],
+        **evaluate(outcome.net, unit, setting, pictures),
+    }
+    result["evaluation_seconds"] = time.perf_counter() - started
+    write_json(result, result_file(out, unit))
+    return result
+
+
+def _claim(out: Path, setting: Setting, data: Data) -> None:
+    """Notes in the folder what it is for."""
+    plan = json.loads(json.dumps({"setting": asdict(setting), "data": data.described()}))
+    path = out / "plan.json"
+    if path.exists():
+        there = read_json(path)
+        if there != plan:
+            raise ValueError(f"comparison: --out must hold this comparison; got {path.name} with {there}")
+    else:
+        write_json(plan, path)
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """The configuration without the place of the pictures on this machine."""
+    tree = dict(config.model_dump(mode="json"))
+    tree["data"]["source"] = Path(tree["data"]["source"]).name
+    return tree
+
+
+def _say(unit: Unit, result: dict[str, Any]) -> None:
+    print(
+        f"{unit.id}: trained {result['train_seconds']:.1f} s, evaluated {result['evaluation_seconds']:.1f} s",
+        flush=True,
+    )
+
+
+def _in_turn(todo: Sequence[Unit], setting: Setting, data: Data, out: Path, threads: int, progress: bool) -> bool:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pictures = test_pictures(data, setting)
+        for unit in todo:
+            result = run_unit(unit, setting, data, out, pictures, progress=progress)
+            if result is None:
+                return False
+            _say(unit, result)
+    except KeyboardInterrupt:  # during an evaluation; training returns by itself
+        return False
+    finally:
+        torch.set_num_threads(before)
+    return True
+
+
+def _in_processes(todo: Sequence[Unit], setting: Setting, data: Data, out: Path, jobs: int, threads: int) -> bool:
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    for unit in todo:
+        queue.put(unit)
+    for _ in range(jobs):
+        queue.put(None)
+    workers = [context.Process(target=_work, args=(queue, setting, data, out, threads)) for _ in range(jobs)]
+    with StopSignals() as signals:
+        told = False
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.1)
+                if signals.received is not None and not told:
+                    told = True
+                    for worker in workers:
+                        worker.terminate()  # training saves and returns; an evaluation is done again
+        finally:
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()
+            queue.cancel_join_thread()  # what a stop leaves unread
+    statuses = [worker.exitcode for worker in workers]
+    if signals.received is not None or _STOPPED in statuses:
+        return False
+    if any(statuses):
+        raise RuntimeError(
+            f"comparison: workers must exit with 0; got {statuses}: see above; what is finished is kept, run again"
+        )
+    return True
+
+
+def _work(queue: Any, setting: Setting, data: Data, out: Path, threads: int) -> None:
+    """A worker: one unit after another, until there is none or a signal comes."""
+    torch.set_num_threads(threads)
+    try:
+        pictures = test_pictures(data, setting)
+        while (unit := queue.get()) is not None:
+            result = run_unit(unit, setting, data, out, pictures)
+            if result is None:
+                sys.exit(_STOPPED)
+            _say(unit, result)
+    except KeyboardInterrupt:
+        sys.exit(_STOPPED)
+
+
+def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> None:
+    """What has no training, where it is missing or its networks are newer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pictures = test_pictures(data, setting)
+        for unit in mixes(setting):
+            path = result_file(out, unit)
+            corners = [result_file(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)]
+            if path.exists() and path.stat().st_mtime >= max(corner.stat().st_mtime for corner in corners):
+                continue
+            result = {
+                "id": unit.id,
+                "commit": machine.commit(),
+                "pictures": [name for name, _ in pictures],
+                **evaluate(load_network(out, unit), unit, setting, pictures),
+            }
+            write_json(result, path)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,79 @@
+"""Makes a shipped network of a finished run: half precision, notes on what it was trained on, and its log as CSV.
+
+python examples/pretrained/pack.py runs/denoise denoise --licence "pictures: ..." --out tunable_ops/pretrained \
+    --log docs/training
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunable_ops import serialization
+
+ROWS = 100  # of the log at most
+
+
+def scalars(folder: Path) -> dict[int, dict[str, float]]:
+    """step -> name -> value, of TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    events.Reload()
+    found: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            found.setdefault(event.step, {})[name] = event.value
+    return dict(sorted(found.items()))
+
+
+def write_log(found: dict[int, dict[str, float]], file: Path) -> None:
+    """At most `ROWS` rows, evenly spread, with the last one."""
+    names = sorted({name for row in found.values() for name in row})
+    steps = list(found)
+    stride = max(1, -(-len(steps) // ROWS))
+    chosen = sorted({*steps[::stride], *steps[-1:]})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["step", *names])
+        for step in chosen:
+            writer.writerow([step, *(f"{found[step][n]:.6g}" if n in found[step] else "" for n in names)])
+
+
+def pack(run: Path, name: str, licence: str, out: Path) -> Path:
+    """Write ``out/name.safetensors``; of the configuration the notes keep what is not a path of this machine."""
+    net = serialization.load(run / "model.safetensors")
+    metadata = serialization.read_metadata(run / "model.safetensors")
+    config: dict[str, Any] = json.loads((run / "config.json").read_text())
+    config["data"]["source"] = Path(config["data"]["source"]).name
+    if config["model"]["weights"]:
+        config["model"]["weights"] = Path(config["model"]["weights"]).name
+    notes = {"licence": licence, "step": metadata["notes"]["step"], "config": config}
+    file = out / f"{name}.safetensors"
+    architecture, arguments = metadata["architecture"], metadata["arguments"]
+    serialization.save(net.half(), file, architecture=architecture, arguments=arguments, notes=notes)
+    return file
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("name", help="what the network is called")
+    parser.add_argument("--licence", required=True, help="of the pictures and weights that it was made from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log", type=Path, help="folder for the log as CSV")
+    args = parser.parse_args(argv)
+    file = pack(args.run, args.name, args.licence, args.out)
+    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
+    if args.log:
+        write_log(scalars(args.run / "logs"), args.log / f"{args.name}.csv")
+
+
+if __name__ == "__main__":
+    main()
