@@ -35,7 +35,7 @@ STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def tunable(model: str) -> Callable[[Sequence[float]], Method]:
-    """lambda -> the network at that setting, with its kernels blended once."""
+    """Lambda -> the network at that setting, with its kernels blended once."""
     live = LiveFold(pretrained.load(model))
     live.network.to(memory_format=torch.channels_last)
 

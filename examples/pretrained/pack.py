@@ -19,7 +19,7 @@ ROWS = 100  # of the log at most
 
 
 def scalars(folder: Path) -> dict[int, dict[str, float]]:
-    """step -> name -> value, of TensorBoard's files."""
+    """Step -> name -> value, of TensorBoard's files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)

@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
             return 130
         metrics["plain"] = plain
         metrics["checks"]["within_of_plain"] = abs(plain["psnr"] - metrics["psnr"]["mean"][-1]) <= PLAIN
-    _draw_strips(args.out, net, pictures, found)
+    _draw_strips(args.out, net, pictures, found, [(w, 1 - w) for w in SLIDER[::2]])
+    metrics["pretrained"] = _show_pretrained(args.out, pictures, progress)
     _draw_curve(args.out / "psnr.png", metrics)
     metrics["seconds"]["all"] = time.perf_counter() - started
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -179,20 +180,39 @@ def _train_plain(
     }
 
 
-def _draw_strips(out: Path, net: TunableModel, pictures: Sequence[Any], found: Sequence[Score]) -> None:
-    """One labelled strip per picture: noisy, five positions of the slider, clean."""
+def _show_pretrained(out: Path, pictures: Sequence[Any], progress: bool) -> dict[str, Any]:
+    """The denoiser that ships on the same pictures, over its knob: a strip per picture, and its PSNR at each level."""
+    from tunable_ops import pretrained
+    from tunable_ops.train.evaluate import evaluate, mean_psnr
+    from tunable_ops.train.measure import Measure
+
+    net = pretrained.load("denoise")
+    lams = [(level,) for level in SLIDER[::2]]
+    found = evaluate(net, pictures, lams, measure=Measure(ssim=False), progress=progress)
+    _draw_strips(out, net, pictures, found, lams, "_pretrained")
+    return {"model": "denoise", "psnr": {f"{lam[0]:g}": mean_psnr(found, lam) for lam in lams}}
+
+
+def _draw_strips(
+    out: Path,
+    net: TunableModel,
+    pictures: Sequence[Any],
+    found: Sequence[Score],
+    lams: Sequence[tuple[float, ...]],
+    suffix: str = "",
+) -> None:
+    """One labelled strip per picture: noisy, positions of the slider, clean."""
     from tunable_ops.images import strip, write_image
     from tunable_ops.train.evaluate import restore
 
     scores = {(score.picture, score.lam): score.psnr for score in found}
     for name, clean, noisy in pictures:
-        lams = [(w, 1 - w) for w in SLIDER[::2]]
         parts = [noisy, *(restore(net, noisy, lam) for lam in lams), clean]
         labels = [f"noisy\n{scores[name, None]:.1f} dB"]
         labels += [f"{net.spec.names[0]} {lam[0]:g}\n{scores[name, lam]:.1f} dB" for lam in lams]
         top, left = ((size - min(size, STRIP)) // 2 for size in clean.shape[-2:])
         crops = [part[:, top : top + STRIP, left : left + STRIP] for part in parts]
-        write_image(strip(crops, [*labels, "clean\n "]), out / f"strip_{name}.png")
+        write_image(strip(crops, [*labels, "clean\n "]), out / f"strip_{name}{suffix}.png")
 
 
 def _draw_curve(path: Path, metrics: dict[str, Any]) -> None:
@@ -226,6 +246,9 @@ def _report(out: Path, metrics: dict[str, Any]) -> int:
         print(f"  {metrics['lambda_names'][0]} {weight:5.3f}  {value:6.2f} dB")
     if "plain" in metrics:
         print(f"  plain network  {metrics['plain']['psnr']:6.2f} dB")
+    shipped = metrics["pretrained"]
+    level, value = max(shipped["psnr"].items(), key=lambda item: item[1])
+    print(f"  the network {shipped['model']!r} that ships, at its best position {level}: {value:.2f} dB")
     seconds = metrics["seconds"]
     print(
         f"demo: {seconds['all']:.0f} s: training {seconds['training']:.0f} s, evaluation {seconds['evaluation']:.0f} s"
