@@ -10,7 +10,7 @@ from tunable_ops import losses, models, serialization
 from tunable_ops.modules import TunableModel
 from tunable_ops.train import train
 from tunable_ops.train.build import build_criterion, build_network, build_sampler
-from tunable_ops.train.data import Batches, Photographs, find_training_files
+from tunable_ops.train.data import Batches, Photographs, find_training_files, grey
 from tunable_ops.train.degradations import Blur, Degradation, Noise, degrade, gaussian_blur
 from tunable_ops.train.seeding import generator
 
@@ -135,3 +135,27 @@ def test_weights_of_another_network(make_config, tmp_path: Path) -> None:
         build_network(make_config(model={"weights": str(file)}))
     with pytest.raises(FileNotFoundError, match="checkpoint: path must exist"):
         build_network(make_config(model={"weights": str(tmp_path / "none")}))
+
+
+def test_a_grey_network_trains_on_grey_pictures(make_config, tmp_path: Path) -> None:
+    config = make_config(model={"arguments": {"features": 8, "depth": 3, "channels": 1}}, validation={"every": 6})
+    config = config.model_copy(
+        update={"validation": config.validation.model_copy(update={"source": config.data.source})}
+    )
+    outcome = train(config, tmp_path / "run", progress=False)
+    assert outcome.finished and outcome.scores
+    picture = torch.rand(2, 3, 4, 5)
+    expected = 0.299 * picture[:, 0] + 0.587 * picture[:, 1] + 0.114 * picture[:, 2]
+    torch.testing.assert_close(grey(picture)[:, 0], expected)
+
+
+def test_the_plain_network_stays_at_zero(make_config, tmp_path: Path) -> None:
+    """base_lr = phi_lr = 0: bit for bit at lambda = 0, and something else at 1."""
+    optim = {"base_lr": 0, "phi_lr": 0}
+    noise = {"noise": {"levels": [25, 0], "floor": 25}}
+    config = make_config(tuning=BOX, objectives=FIXED, degradation=noise, optim=optim)
+    before = build_network(config).eval()
+    after = train(config, tmp_path / "run", progress=False).net
+    x = torch.rand(1, 3, 20, 20)
+    assert torch.equal(before(x, [0.0, 0.0]), after(x, [0.0, 0.0]))
+    assert not torch.equal(before(x, [1.0, 0.0]), after(x, [1.0, 0.0]))

@@ -170,8 +170,9 @@ class Optim(Section):
     """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
-    that of the plain kernels (box domain only; null: as the others). ``clip`` bounds the norm of the whole gradient;
-    0 turns it off.
+    that of the plain kernels (box domain only; null: as the others). With ``base_lr = 0`` and ``phi_lr = 0`` the
+    network stays at lambda = 0 what it was, norm layers apart, which go on learning. ``clip`` bounds the norm of the whole
+    gradient; 0 turns it off.
     """
 
     steps: int = Field(default=1000, ge=1)

@@ -30,6 +30,7 @@ __all__ = [
     "batch_loader",
     "draw_crop",
     "find_training_files",
+    "grey",
     "held_out",
     "skimage_files",
 ]
@@ -173,6 +174,8 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch k of a run, for k = 0, 1, ...; the same bits whenever and in whatever order it is asked for.
 
+    A network of one channel (``model.arguments.channels = 1``) gets grey pictures.
+
     Args:
         photographs: the clean pictures.
         config: the run's configuration.
@@ -191,6 +194,8 @@ class Batches(Dataset[Batch]):
         data = self.config.data
         crops = generator(self.config.seed, "crops", step, self.rank)
         clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
+        if self.config.model.arguments.get("channels", 3) == 1:
+            clean = grey(clean)
         if self.sampler is None:
             lam = torch.tensor(self.schedule.at(step).lam)
         else:
@@ -226,6 +231,11 @@ def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> 
         if draw(2):
             patch = patch * factors
     return patch
+
+
+def grey(pictures: Tensor) -> Tensor:
+    """``0.299 R + 0.587 G + 0.114 B``, [B, 3, H, W] -> [B, 1, H, W]: for networks of one channel."""
+    return (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def balance(lam: Tensor, kind: str) -> Tensor:
