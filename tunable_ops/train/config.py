@@ -171,8 +171,8 @@ class Optim(Section):
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
     that of the plain kernels (box domain only; null: as the others). With ``base_lr = 0`` and ``phi_lr = 0`` the
-    network stays at lambda = 0 what it was, norm layers apart, which go on learning. ``clip`` bounds the norm of the whole
-    gradient; 0 turns it off.
+    network stays at lambda = 0 what it was, norm layers apart, which go on learning. ``clip`` bounds the norm of the
+    whole gradient; 0 turns it off.
     """
 
     steps: int = Field(default=1000, ge=1)
