@@ -24,7 +24,7 @@ class _Own(nn.Module):
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
-        self.plain, self.stride, self.padding, self.groups = plain, plain.stride, plain.padding, plain.groups
+        self.stride, self.padding, self.groups = plain.stride, plain.padding, plain.groups
         self.register_buffer("weight", plain.weight.detach()[None])  # [1, O, C / groups, kh, kw]
         self.register_buffer("bias", None if plain.bias is None else plain.bias.detach()[None])
         self.register_buffer("alpha", torch.ones(1))

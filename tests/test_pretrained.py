@@ -1,5 +1,6 @@
 """The networks that ship: complete, small, and better than what they are given."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,7 @@ def test_each_says_where_it_comes_from(name: str) -> None:
     net = pretrained.load(name)
     assert not net.training and all(p.dtype == torch.float32 for p in net.parameters())
     assert "licence" in net.notes and net.notes["step"] > 0
-    source = net.notes["config"]["data"]["source"]
-    assert "/" not in source, "no path of the machine that trained it"
+    assert '"/' not in json.dumps(net.notes["config"]), "no path of the machine that trained it"
     stored = serialization.read_file(pretrained.find(name), kind=serialization.FORMAT, version=serialization.VERSION)
     assert all(value.dtype == torch.float16 for value in stored[0].values())
 

@@ -203,22 +203,21 @@ def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple
     return _open(path, kind, version, tensors=True)
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool]:
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of any safetensors file, ours or not.
 
     Returns:
-        (tensors on the CPU, whether the file is a checkpoint of a tunable network).
+        (tensors on the CPU, metadata as `read_metadata` returns it; empty for a file that `save` did not write).
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no whole safetensors file.
     """
-    tensors, metadata = _open(path, None, None, tensors=True)
-    return tensors, metadata.get("format") == FORMAT and metadata.get("conversion") is not None
+    return _open(path, None, VERSION, tensors=True)
 
 
 def _open(
-    path: str | os.PathLike[str], kind: str | None, version: int | None, tensors: bool
+    path: str | os.PathLike[str], kind: str | None, version: int, tensors: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -231,7 +230,7 @@ def _open(
             if kind is not None and header.get("format") != kind:
                 found = f"format {header['format']!r}" if "format" in header else "bare weights without our metadata"
                 raise ValueError(f"checkpoint: path must hold {kind!r}; got {str(path)!r}: {found}")
-            if version is not None and header.get("version") != str(version):
+            if header.get("version") != str(version):
                 raise ValueError(
                     f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: "
                     "read it with the release of tunable_ops that wrote it"

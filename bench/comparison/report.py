@@ -131,7 +131,7 @@ def verdicts(results: dict[str, Any], task: str) -> list[Verdict]:
         gaps = differences(results, task, OURS, other)
         named = {f"{label[other]} at t = {GRID[k]:g}": gaps[k] for k in _INTERIOR}
         if other == MIX:
-            found.append(judge("ahead of every other knob at every interior lambda", ahead, 0.0))
+            found.append(judge("ahead of every other trained knob at every interior lambda", ahead, 0.0))
         else:
             ahead |= named
         found.append(judge(f"ahead of {label[other]} at every interior lambda", named, 0.0))

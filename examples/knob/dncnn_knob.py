@@ -4,8 +4,8 @@ python examples/knob/dncnn_knob.py train dncnn_gray_sigma25.safetensors bsd432/ 
 python examples/knob/dncnn_knob.py score runs/knob/model.safetensors set12/ --count 6
 python examples/knob/dncnn_knob.py strip runs/knob/model.safetensors --out strip.png
 
-The plain kernels stay as they are, bit for bit; one new kernel per layer is trained. The loop is written out here:
-`tunable-ops train` trains on colour pictures.
+The plain kernels stay as they are, bit for bit; one new kernel per layer is trained. The loop is written out here, to
+show what `tunable-ops train` does with ``base_lr = 0`` and ``phi_lr = 0``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ import tunable_ops
 from tunable_ops import losses, models, serialization
 from tunable_ops.images import strip, write_image
 from tunable_ops.train.config import Data
-from tunable_ops.train.data import Photographs, draw_crop, find_training_files, held_out
+from tunable_ops.train.data import Photographs, draw_crop, find_training_files, grey, held_out
 from tunable_ops.train.degradations import Degradation, Noise, add_noise
 from tunable_ops.train.evaluate import degraded_pictures, evaluate, restore
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
 LOWEST, HIGHEST = 25.0, 50.0  # sigma, of 255, at level 0 (what the published network was trained for) and at level 1
-GREY = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 MEASURE = Measure(ssim=False, rounded=True)
 
 
@@ -89,8 +88,7 @@ def train(
     recent = 0.0
     for step in range(steps):
         source = generator(0, "knob", step)
-        clean = torch.stack([draw_crop(photographs, data, source) for _ in range(data.batch)])
-        clean = (clean * GREY).sum(1, keepdim=True)
+        clean = grey(torch.stack([draw_crop(photographs, data, source) for _ in range(data.batch)]))
         lam = torch.rand(1, generator=source)
         noisy = add_noise(clean, (LOWEST + (HIGHEST - LOWEST) * lam).expand(data.batch), source)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -208,7 +206,7 @@ def _score(args: argparse.Namespace) -> None:
 
 def _strip(args: argparse.Namespace) -> None:
     net = serialization.load(args.model).to(memory_format=torch.channels_last)
-    picture = (dict(held_out("skimage"))[args.picture][None] * GREY).sum(1)
+    picture = grey(dict(held_out("skimage"))[args.picture][None])[0]
     top, left, side = args.part
     print(write_image(draw(net, picture[:, top : top + side, left : left + side], (LOWEST, HIGHEST)), args.out))
 

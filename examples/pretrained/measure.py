@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if len({folder.name for folder in args.sets}) < len(args.sets):
+        raise ValueError(f"measure: sets must be folders of different names; got {[str(f) for f in args.sets]}")
     found = {}
     for folder in args.sets:
         pictures = held_out(str(folder), args.crop)[: args.count]

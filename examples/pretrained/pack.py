@@ -19,7 +19,7 @@ ROWS = 100  # of the log at most
 
 
 def scalars(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> name -> value, of TensorBoard's files."""
+    """The scalars of TensorBoard's files, by step and name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
@@ -45,15 +45,21 @@ def write_log(found: dict[int, dict[str, float]], file: Path) -> None:
             writer.writerow([step, *(f"{found[step][n]:.6g}" if n in found[step] else "" for n in names)])
 
 
+def without_folders(value: Any) -> Any:
+    """The same tree, of absolute paths the last parts alone."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def pack(run: Path, name: str, licence: str, out: Path) -> Path:
     """Write ``out/name.safetensors``; of the configuration the notes keep what is not a path of this machine."""
     net = serialization.load(run / "model.safetensors")
     metadata = serialization.read_metadata(run / "model.safetensors")
     config: dict[str, Any] = json.loads((run / "config.json").read_text())
-    config["data"]["source"] = Path(config["data"]["source"]).name
-    if config["model"]["weights"]:
-        config["model"]["weights"] = Path(config["model"]["weights"]).name
-    notes = {"licence": licence, "step": metadata["notes"]["step"], "config": config}
+    notes = {"licence": licence, "step": metadata["notes"]["step"], "config": without_folders(config)}
     file = out / f"{name}.safetensors"
     architecture, arguments = metadata["architecture"], metadata["arguments"]
     serialization.save(net.half(), file, architecture=architecture, arguments=arguments, notes=notes)

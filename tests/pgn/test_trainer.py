@@ -87,9 +87,15 @@ def test_the_gradient_of_a_step_is_that_of_its_three_terms(config: PGNConfig, tm
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-6)
 
 
-@pytest.mark.parametrize(("toys", "priors"), [(3, 0), (1, 0), (1, 2)])
-def test_stopped_and_resumed_to_the_same_bits(config: PGNConfig, tmp_path: Path, toys: int, priors: int) -> None:
-    config = config.model_copy(update={"optim": config.optim.model_copy(update={"toys": toys, "priors": priors})})
+@pytest.mark.parametrize(
+    ("toys", "priors", "dtype"), [(3, 0, "float32"), (1, 0, "float32"), (1, 2, "float32"), (1, 1, "bfloat16")]
+)
+def test_stopped_and_resumed_to_the_same_bits(
+    config: PGNConfig, tmp_path: Path, monkeypatch, toys: int, priors: int, dtype: str
+) -> None:
+    monkeypatch.setattr("tunable_ops.pgn.toys.LIVES", (1, 2))  # so that image priors are reset within the run
+    optim = config.optim.model_copy(update={"toys": toys, "priors": priors})
+    config = config.model_copy(update={"optim": optim, "loss": config.loss.model_copy(update={"dtype": dtype})})
     PGNTrainer(config, tmp_path / "one").run()
     PGNTrainer(config, tmp_path / "two").run(stop_at=3)
     with pytest.raises(ValueError, match=r"pgn: out must be a new folder; got .*two', which holds a run"):
@@ -100,6 +106,7 @@ def test_stopped_and_resumed_to_the_same_bits(config: PGNConfig, tmp_path: Path,
     lines = [json.loads(line) for line in (tmp_path / "one" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all(0 <= line["angle"] <= 180 and line["ratio"] > 0 for line in lines)
+    assert all(count > 0 for count in lines[-1]["resets"][3:])
     longer = config.model_copy(update={"optim": config.optim.model_copy(update={"steps": 7})})
     assert PGNTrainer(longer, tmp_path / "two", resume=True).step == 6
     other = config.model_copy(update={"seed": 1})

@@ -32,7 +32,7 @@ def test_blur_and_noise_follow_their_own_knobs() -> None:
 
 def test_an_objective_of_constant_weight(make_config) -> None:
     """Its weight is 1 at every lambda; the sampler draws as many values as there are knobs."""
-    config = make_config(tuning=BOX, objectives=FIXED, degradation={"blur": {"levels": [0, 1]}})
+    config = make_config(tuning=BOX, objectives=FIXED, degradation={"blur": {"levels": [1, 1]}})
     assert (config.num_params, config.param_names) == (2, ["denoise", "deblur"])
     lam = torch.tensor([[0.3, 0.0], [0.0, 0.0]])
     assert config.weights(lam).tolist() == [[1.0], [1.0]]
@@ -54,6 +54,16 @@ def test_objectives_that_follow_stand_first(make_config) -> None:
 @pytest.mark.parametrize(
     ("sections", "text"),
     [
+        (
+            {"validation": {"degradation": {"noise": {"levels": [1]}}}},
+            "validation.degradation.noise.levels must have one entry per tuning parameter, 2",
+        ),
+        ({"objectives": FIXED, "tuning": BOX}, r"tuning.names must name knobs that move .*; got \['denoise', 'deblur'"),
+        (
+            {"objectives": FIXED, "tuning": {"names": ["a"]}, "degradation": {"noise": {"levels": [9]}}},
+            'tuning.domain must be "box" for a single knob',
+        ),
+        ({"degradation": {"noise": {"floor": 3}}}, "degradation.noise.floor must come with levels; got 3.0"),
         ({"objectives": [{"name": "a", "follows": False}, {"name": "b"}]}, "do not follow lambda must stand last"),
         ({"objectives": FIXED, "tuning": {"names": None}}, "tuning.names must have one entry per objective, 1, or mo"),
         ({"objectives": FIXED, "tuning": BOX, "degradation": {"blur": {"levels": [1]}}}, "degradation.blur.levels mus"),
@@ -102,7 +112,7 @@ def test_objectives_on_features(make_config, tmp_path: Path, loss: str) -> None:
 
 def test_unknown_arguments_of_a_feature_loss(make_config) -> None:
     objectives = [{"name": "clean"}, {"name": "seen", "loss": "perceptual", "arguments": {"depth": 3}}]
-    with pytest.raises(ValueError, match=r"arguments of perceptual must be among \(layers, pool, .*; got 'depth'"):
+    with pytest.raises(ValueError, match=r"arguments of perceptual must be among \(network, layers, pool, .*; got 'depth'"):
         build_criterion(make_config(objectives=objectives))
 
 
@@ -133,8 +143,23 @@ def test_weights_of_another_network(make_config, tmp_path: Path) -> None:
     save_file(models.build("dncnn", features=8, depth=4).state_dict(), file)
     with pytest.raises(ValueError, match=r"tensors must fit the architecture; got 2 unknown \(model.6.bias; model"):
         build_network(make_config(model={"weights": str(file)}))
+    missing = make_config(model={"weights": str(tmp_path / "none")})
     with pytest.raises(FileNotFoundError, match="checkpoint: path must exist"):
-        build_network(make_config(model={"weights": str(tmp_path / "none")}))
+        build_network(missing)
+    build_network(missing, fresh=False)  # a run that is resumed has its own
+
+
+def test_a_tunable_start_of_another_kind(make_config, tmp_path: Path) -> None:
+    """Equal shapes are not enough: knobs in another order would be other knobs."""
+    net, file = build_network(make_config()), tmp_path / "start.safetensors"
+    serialization.save(net, file, architecture="dncnn", arguments={"features": 8, "depth": 3, "mean": 0.5})
+    build_network(make_config(model={"weights": str(file)}))
+    swapped = make_config(model={"weights": str(file)}, tuning={"names": ["keep", "denoise"]})
+    with pytest.raises(ValueError, match=r"train: model.weights must hold the network .*, whose conversion is"):
+        build_network(swapped)
+    other = make_config(model={"weights": str(file), "arguments": {"features": 8, "depth": 3, "mean": 0.0}})
+    with pytest.raises(ValueError, match=r"train: model.weights must hold the network .*, whose arguments is"):
+        build_network(other)
 
 
 def test_a_grey_network_trains_on_grey_pictures(make_config, tmp_path: Path) -> None:
@@ -152,7 +177,7 @@ def test_a_grey_network_trains_on_grey_pictures(make_config, tmp_path: Path) -> 
 def test_the_plain_network_stays_at_zero(make_config, tmp_path: Path) -> None:
     """base_lr = phi_lr = 0: bit for bit at lambda = 0, and something else at 1."""
     optim = {"base_lr": 0, "phi_lr": 0}
-    noise = {"noise": {"levels": [25, 0], "floor": 25}}
+    noise = {"noise": {"levels": [25, 9], "floor": 25}}
     config = make_config(tuning=BOX, objectives=FIXED, degradation=noise, optim=optim)
     before = build_network(config).eval()
     after = train(config, tmp_path / "run", progress=False).net

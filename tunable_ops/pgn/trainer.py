@@ -211,7 +211,10 @@ class PGNTrainer:
         if not all(math.isfinite(value) for value in means.values()):
             raise RuntimeError(f"pgn: the loss must stay finite; got {means} at step {self.step}: lower optim.lr")
         toys = [*self.toys, *self.priors]
-        extra = {"toys": [round(toy.average, 5) for toy in toys], "resets": [toy.resets for toy in toys]}
+        extra = {
+            "toys": [None if math.isnan(toy.average) else round(toy.average, 5) for toy in toys],
+            "resets": [toy.resets for toy in toys],
+        }
         entry = {"step": self.step, **{k: round(v, 6) for k, v in means.items()}, **extra, "seconds": round(seconds, 4)}
         self.out.mkdir(parents=True, exist_ok=True)
         with open(self.out / LOG, "a", encoding="utf-8") as file:

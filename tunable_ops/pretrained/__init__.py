@@ -32,9 +32,11 @@ def find(model: str | os.PathLike[str]) -> Path:
         FileNotFoundError: neither; the message lists the names.
     """
     path = Path(model)
-    if path.exists():
+    if path.is_file():
         return path
     if str(model) not in names():
+        if path.exists():
+            return path  # a folder: `load` says so
         raise FileNotFoundError(
             f"pretrained: model must be an existing file or one of {', '.join(names())}; got {str(model)!r}"
         )
@@ -55,8 +57,4 @@ def load(model: str | os.PathLike[str]) -> TunableModel:
         >>> load("denoise").spec.names
         ('denoise',)
     """
-    net = _load(find(model))
-    notes = net.notes
-    net = net.float()
-    net.notes = notes
-    return net
+    return _load(find(model)).float()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +24,14 @@ from tunable_ops.train.seeding import derive_seed
 __all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
 
 
-def build_network(config: Config) -> nn.Module:
+def build_network(config: Config, fresh: bool = True) -> nn.Module:
     """The network with the weights that the seed gives; a `TunableModel`, or plain where ``tuning.kind`` is "none".
 
     All start from the same plain weights, so that runs are compared like with like.
+
+    Args:
+        config: of the run.
+        fresh: whether to read ``model.weights``; a run that is resumed has its own.
 
     Raises:
         FileNotFoundError, ValueError: ``model.weights`` is not there, or does not fit the network.
@@ -35,16 +40,30 @@ def build_network(config: Config) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         plain = models.build(config.model.name, **config.model.arguments)
-        weights: dict[str, Tensor] = {}
-        tunable = False
-        if config.model.weights is not None:
-            weights, tunable = read_weights(config.model.weights)
-            if not tunable:
-                fill(config.model.weights, plain, weights)
+        start = config.model.weights if fresh else None
+        weights, metadata = ({}, {}) if start is None else read_weights(start)
+        if start is not None and not metadata.get("conversion"):
+            fill(start, plain, weights)
         net = plain if config.tuning.kind == "none" else _tunable(config, plain)
-        if tunable:
-            fill(str(config.model.weights), net.network if isinstance(net, TunableModel) else net, weights)
+        if start is not None and metadata.get("conversion"):
+            _check_conversion(config, net, start, metadata)
+            fill(start, net.network, weights)  # type: ignore[arg-type]
         return net
+
+
+def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mapping[str, Any]) -> None:
+    """A tunable start must be the same network, made tunable in the same way."""
+    wanted = {
+        "architecture": config.model.name,
+        "arguments": config.model.arguments,
+        "conversion": net.conversion if isinstance(net, TunableModel) else None,
+    }
+    for key, value in wanted.items():
+        if json.loads(json.dumps(value)) != metadata.get(key):
+            raise ValueError(
+                f"train: model.weights must hold the network of the configuration, whose {key} is {value}; got "
+                f"{metadata.get(key)} in {path!r}"
+            )
 
 
 def _tunable(config: Config, plain: nn.Module) -> TunableModel:
@@ -80,8 +99,8 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
 
 _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "perceptual": (
-        functools.partial(losses.Perceptual, "vgg16", bounded=False),
-        ("layers", "pool", "distance", "weights"),
+        functools.partial(losses.Perceptual, network="vgg16", bounded=False),
+        ("network", "layers", "pool", "distance", "weights"),
     ),
     "lpips": (functools.partial(losses.LPIPS, bounded=False), ("net", "weights", "heads")),
     "dists": (functools.partial(losses.DISTS, bounded=False), ("weights", "heads")),

@@ -118,7 +118,7 @@ class Objective(Section):
     levels follow lambda.
 
     The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
-    unless said otherwise), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a network of
+    if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a network of
     `tunable_ops.pgn` (default: the one that ships) and ``anchored`` as there.
 
     With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
@@ -171,8 +171,8 @@ class Optim(Section):
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
     that of the plain kernels (box domain only; null: as the others). With ``base_lr = 0`` and ``phi_lr = 0`` the
-    network stays at lambda = 0 what it was, norm layers apart, which go on learning. ``clip`` bounds the norm of the
-    whole gradient; 0 turns it off.
+    network stays at lambda = 0 what it was, but for what is not tunable (norms, excluded layers), which goes on
+    learning. ``clip`` bounds the norm of the whole gradient; 0 turns it off.
     """
 
     steps: int = Field(default=1000, ge=1)
@@ -265,12 +265,7 @@ class Config(Section):
                 f"tuning.names must have one entry per objective, {len(names)}, or more where some do not follow "
                 f"lambda; got {self.tuning.names}"
             )
-        for key in ("blur", "noise"):
-            section = getattr(self.degradation, key)
-            if section and section.levels is not None and len(section.levels) != count:
-                raise ValueError(
-                    f"degradation.{key}.levels must have one entry per tuning parameter, {count}; got {section.levels}"
-                )
+        self._check_levels(sum(following))
         for key in ("defaults", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != count:
@@ -290,6 +285,27 @@ class Config(Section):
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
         self._check_styles()
         return self
+
+    def _check_levels(self, following: int) -> None:
+        """Every knob must move something: the weight of an objective, or a level of the degradation."""
+        count, moved = self.num_params, set(range(following))
+        for name, degradation in (("", self.degradation), ("validation.", self.validation.degradation)):
+            for key in ("blur", "noise"):
+                levels = getattr(getattr(degradation, key, None), "levels", None)
+                if levels is not None and len(levels) != count:
+                    raise ValueError(
+                        f"{name}degradation.{key}.levels must have one entry per tuning parameter, {count}; "
+                        f"got {levels}"
+                    )
+                if not name:
+                    moved |= {index for index, level in enumerate(levels or ()) if level}
+        idle = [name for index, name in enumerate(self.param_names) if index not in moved]
+        if idle and self.tuning.kind != "none":
+            raise ValueError(
+                f"tuning.names must name knobs that move an objective or a level; got {idle}, which do not"
+            )
+        if not following and count == 1 and self.tuning.domain == "simplex" and self.tuning.kind != "none":
+            raise ValueError('tuning.domain must be "box" for a single knob, which cannot move on the simplex; got it')
 
     def _check_styles(self) -> None:
         losses = {objective.loss for objective in self.objectives}

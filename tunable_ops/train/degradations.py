@@ -33,6 +33,12 @@ class Noise(Section):
     floor: float = Field(default=0.0, ge=0)
     clip: bool = False
 
+    @model_validator(mode="after")
+    def _fit(self) -> Noise:
+        if self.floor and self.levels is None:
+            raise ValueError(f"degradation.noise.floor must come with levels; got {self.floor} without them")
+        return self
+
 
 class Blur(Section):
     """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels, or follows lambda.

@@ -98,8 +98,9 @@ def train(
             "or name another folder"
         )
     with process(config.compute.device) as here, torch.random.fork_rng(devices=[]), StopSignals() as signals:
-        run = _Run(config, out, here, progress and here.main)
-        if resume and (out / STATE).exists():
+        again = resume and (out / STATE).exists()
+        run = _Run(config, out, here, progress and here.main, fresh=not again)
+        if again:
             run.resume()
         return run.loop(signals, stop_at)
 
@@ -107,12 +108,12 @@ def train(
 class _Run:
     """Everything that one process holds while it trains."""
 
-    def __init__(self, config: Config, out: Path, here: Process, progress: bool) -> None:
+    def __init__(self, config: Config, out: Path, here: Process, progress: bool, fresh: bool = True) -> None:
         self.config, self.out, self.here, self.progress = config, out, here, progress
         self.step = 0
         self.scores: list[Score] = []
         self.layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-        self.net: nn.Module = build_network(config).to(here.device)
+        self.net: nn.Module = build_network(config, fresh).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.criterion = build_criterion(config).to(here.device)
         self.schedule = Schedule(config)
@@ -217,6 +218,7 @@ class _Run:
         seconds = time.perf_counter() - started
         finished = self.step >= steps
         if finished and self.validation:
+            self.save()  # whatever validation meets, the run is kept
             self.validate(log)
         self.save()
         log.close()
