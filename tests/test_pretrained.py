@@ -73,7 +73,7 @@ def test_super_resolution_beats_bicubic(photo) -> None:
     bicubic = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
     measure = Measure(ssim=False, y=True, border=2)
     accurate = measure(net(small, [1.0, 0.0])[0], photo).psnr
-    assert accurate > measure(bicubic[0], photo).psnr + 1
+    assert accurate > measure(bicubic[0], photo).psnr + 0.5
     assert accurate > measure(net(small, [0.0, 1.0])[0], photo).psnr
 
 

@@ -112,7 +112,9 @@ def test_objectives_on_features(make_config, tmp_path: Path, loss: str) -> None:
 
 def test_unknown_arguments_of_a_feature_loss(make_config) -> None:
     objectives = [{"name": "clean"}, {"name": "seen", "loss": "perceptual", "arguments": {"depth": 3}}]
-    with pytest.raises(ValueError, match=r"arguments of perceptual must be among \(network, layers, pool, .*; got 'depth'"):
+    with pytest.raises(
+        ValueError, match=r"arguments of perceptual must be among \(network, layers, pool, .*; got 'depth'"
+    ):
         build_criterion(make_config(objectives=objectives))
 
 

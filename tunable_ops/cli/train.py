@@ -21,7 +21,10 @@ def add_parser(subparsers: Any) -> None:
         "save and stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
         epilog="Exit code: 0 finished; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="TOML file, or the name of one that ships here: demo, style")
+    shipped = sorted(file.stem for file in (Path(__file__).parents[1] / "train" / "configs").glob("*.toml"))
+    parser.add_argument(
+        "config", metavar="CONFIG", help=f"TOML file, or the name of one that ships here: {', '.join(shipped)}"
+    )
     parser.add_argument(
         "--set",
         action="append",
