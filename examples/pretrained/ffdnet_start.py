@@ -4,7 +4,7 @@ FFDNet is told the level of the noise by a constant map beside the picture. A co
 bias in proportion to the level: a second, tunable kernel of the first layer. So the published network *is* a tunable
 one, of which one kernel of one layer moves (but for a border of two pixels, where the map is padded with zeros and a
 bias is not). The file that this writes is what `tunable-ops train denoise` starts from; there all layers learn to
-follow the knob. With ``--deblur`` it is that of `tunable-ops train denoise_deblur`, whose second knob moves nothing yet.
+follow the knob. With ``--deblur`` it is that of `tunable-ops train denoise_deblur`; its second knob moves nothing yet.
 
 python examples/pretrained/ffdnet_start.py ffdnet_color.safetensors --out runs/denoise_start.safetensors
 """

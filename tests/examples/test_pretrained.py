@@ -104,3 +104,8 @@ def test_measure_super_resolution(pictures: Path, tmp_path: Path) -> None:
     program("measure.py")["main"]([*words, "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())[pictures.name]
     assert len(found["bicubic"][""]) == 2 and len(found) == 6
+
+
+def test_show(tmp_path: Path) -> None:
+    program("show.py")["main"](["--out", str(tmp_path)])
+    assert len(list(tmp_path.glob("pretrained_*.png"))) == 3

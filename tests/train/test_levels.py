@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from tunable_ops import losses, models, serialization
 from tunable_ops.modules import TunableModel
-from tunable_ops.train import train
+from tunable_ops.train import load_config, train
 from tunable_ops.train.build import build_criterion, build_network, build_sampler
 from tunable_ops.train.data import Batches, Photographs, find_training_files, grey
 from tunable_ops.train.degradations import Blur, Degradation, Noise, degrade, gaussian_blur
@@ -186,3 +186,13 @@ def test_the_plain_network_stays_at_zero(make_config, tmp_path: Path) -> None:
     x = torch.rand(1, 3, 20, 20)
     assert torch.equal(before(x, [0.0, 0.0]), after(x, [0.0, 0.0]))
     assert not torch.equal(before(x, [1.0, 0.0]), after(x, [1.0, 0.0]))
+
+
+@pytest.mark.parametrize("task", ["denoise", "denoise_deblur", "super_resolution_x2", "super_resolution_x4"])
+def test_every_task_trains(pictures: Path, tmp_path: Path, task: str) -> None:
+    """Two steps of each configuration that ships, on small pictures and without the features' weights."""
+    overrides = [f"data.source={pictures}", "data.crop=16", "optim.steps=2", "log.tensorboard=false"]
+    if task.startswith("super"):
+        overrides += ["objectives.1.loss=l1", "objectives.1.arguments={}", "model.arguments.features=8"]
+    outcome = train(load_config(task, overrides), tmp_path / "run", progress=False)
+    assert outcome.finished and outcome.step == 2
