@@ -77,8 +77,9 @@ def test_nested_models():
     assert [type(layer) for layer in net.layers] == [TunableLinear] * 2
     assert len(inner.layers) == 1
     x, lam, inner_lam = draw(5, 4), point("simplex", 2), point("box", 3)
+    # alpha of all layers in one product, or of one layer: the last bit depends on the processor's matrix product
     by_hand = net.network.after(inner(net.network.before(x, lam), inner_lam), lam)
-    assert_equal(net(x, lam, inner_lam), by_hand, 0)
+    assert_equal(net(x, lam, inner_lam), by_hand)
     folded = tunable_ops.fold(net, lam)  # the inner model stays tunable
     assert_equal(folded(x, inner_lam), by_hand)
 
@@ -123,7 +124,7 @@ def test_reentrancy():
     first, second = net.network.first, net.network.second
     x, a, b = draw(3, 4), [0.25, 0.75], [1.0, 0.0]
     inside = second(first(first(x, a), b), b)
-    assert_equal(net(x, a, depth=1), second(inside, a), 0)
+    assert_equal(net(x, a, depth=1), second(inside, a))
 
 
 def test_an_error_leaves_no_lambda_behind():
@@ -152,7 +153,7 @@ def test_a_lambda_given_to_a_layer_goes_before_the_models():
     net, x = TunableModel(Fixed(), num_params=2), draw(3, 4)
     perturb(net)
     layer = net.network.layer
-    assert_equal(net(x, [0.2, 0.8]), layer(x, [0.2, 0.8]) + layer(x, [1.0, 0.0]), 0)
+    assert_equal(net(x, [0.2, 0.8]), layer(x, [0.2, 0.8]) + layer(x, [1.0, 0.0]))
 
 
 def test_one_network_in_two_models():
