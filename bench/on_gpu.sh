@@ -9,14 +9,15 @@
 #   operators    the suite of single layers       sanitizer  compute-sanitizer over the gpu tests' smallest cases
 #   networks     whole networks                   scaling    curves over P, B, C and size
 #   hopper       the Gluon kernel's tiles and the CUDA wgmma kernel
+#   perceptual   perceptual gradients, true and predicted
 # OUT gets a log per stage, the results as JSON, plots, summary.txt, and all of it once more as on_gpu.tar.gz.
 # A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1.
 # 2: no GPU, or an unknown stage. Python: $PYTHON (default python3), with torch in it.
 set -uo pipefail
 
-ALL=(environment build tests tune operators networks hopper scaling sanitizer)
+ALL=(environment build tests tune operators networks perceptual hopper scaling sanitizer)
 : "${LIMIT_environment:=30}" "${LIMIT_build:=150}" "${LIMIT_tests:=240}" "${LIMIT_tune:=60}" # seconds
-: "${LIMIT_operators:=150}" "${LIMIT_networks:=60}" "${LIMIT_hopper:=45}" "${LIMIT_scaling:=60}" "${LIMIT_sanitizer:=90}"
+: "${LIMIT_operators:=150}" "${LIMIT_networks:=60}" "${LIMIT_perceptual:=30}" "${LIMIT_hopper:=45}" "${LIMIT_scaling:=60}" "${LIMIT_sanitizer:=90}"
 TOTAL=525
 
 [ $# -ge 1 ] || { echo "usage: bench/on_gpu.sh OUT [STAGE...]; stages: ${ALL[*]}" >&2; exit 2; }
@@ -81,6 +82,7 @@ run_tune() {
 }
 run_operators() { "${BENCH[@]}" --out "$OUT/operators.json" --plots "$OUT"; }
 run_networks() { "${BENCH[@]}" --suite networks --out "$OUT/networks.json"; }
+run_perceptual() { "${BENCH[@]}" --suite perceptual --out "$OUT/perceptual.json"; }
 run_hopper() {
     "${BENCH[@]}" --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph --providers tunable tunable-cuda hopper-wide hopper-pair cuda-hopper \
         --out "$OUT/hopper.json" --plots "$OUT"
@@ -100,7 +102,7 @@ run_sanitizer() {
 
 START=$SECONDS
 FAILED=()
-export -f link_package run_environment run_build run_tests run_tune run_operators run_networks run_hopper run_scaling run_sanitizer
+export -f link_package run_environment run_build run_tests run_tune run_operators run_networks run_perceptual run_hopper run_scaling run_sanitizer
 : >"$OUT/summary.txt"
 for stage in "${STAGES[@]}"; do
     limit_name=LIMIT_$stage
