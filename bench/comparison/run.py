@@ -134,8 +134,10 @@ def run_unit(
     """Trains a unit, or goes on with it, and evaluates it; None if a signal stopped it."""
     config = config_of(unit, setting, data)
     folder = out / "runs" / unit.id
-    begun = folder.exists()
     outcome = train(config, folder, resume=True, progress=progress)
+    clock = folder / "seconds.json"  # of the calls before this one, where it was stopped
+    seconds = outcome.seconds + (read_json(clock)["seconds"] if clock.exists() else 0.0)
+    write_json({"seconds": seconds}, clock)
     if not outcome.finished or outcome.signal is not None:
         return None
     started = time.perf_counter()
@@ -143,8 +145,7 @@ def run_unit(
         "id": unit.id,
         "config": _portable(config),
         "commit": machine.commit(),
-        "train_seconds": outcome.seconds,
-        "resumed": begun,  # then the seconds are those since
+        "train_seconds": seconds,
         "pictures": [name for name, _ in pictures],
         **evaluate(outcome.net, unit, setting, pictures),
     }

@@ -19,7 +19,6 @@ from tunable_ops.bench.comparison import cli, evaluation, plan, report, results,
 from tunable_ops.bench.comparison.report import Interval
 
 from tunable_ops.images import write_image
-from tunable_ops.train import trainer
 from tunable_ops.train.build import build_network, build_sampler
 from tunable_ops.train.data import Batches, Photographs, find_training_files
 from tunable_ops.train.phases import Schedule
@@ -219,11 +218,22 @@ def test_what_is_finished_is_skipped(done: Path, data: plan.Data, monkeypatch: A
     assert "0 of 40 units to train" in capsys.readouterr().out
 
 
-def test_a_stopped_unit_goes_on_to_the_same_numbers(done: Path, data: plan.Data, tmp_path: Path) -> None:
-    unit = plan.Unit("level", "cfsnet", 0)
-    trainer.train(plan.config_of(unit, TINY, data), tmp_path / "runs" / unit.id, stop_at=3, progress=False)
-    found = run.run_unit(unit, TINY, data, tmp_path, evaluation.test_pictures(data, TINY))
-    assert found is not None and found["resumed"]
+def test_a_stopped_unit_goes_on_to_the_same_numbers(
+    done: Path, data: plan.Data, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """And its seconds are those of both calls."""
+    unit, train, seconds = plan.Unit("level", "cfsnet", 0), run.train, []
+    pictures = evaluation.test_pictures(data, TINY)
+
+    def stopped(config: Any, folder: Any, **options: Any) -> Any:
+        outcome = train(config, folder, stop_at=None if seconds else 3, **options)
+        seconds.append(outcome.seconds)
+        return outcome
+
+    monkeypatch.setattr(run, "train", stopped)
+    assert run.run_unit(unit, TINY, data, tmp_path, pictures) is None
+    found = run.run_unit(unit, TINY, data, tmp_path, pictures)
+    assert found is not None and found["train_seconds"] == pytest.approx(sum(seconds)) and len(seconds) == 2
     whole = run.read_json(run.result_file(done, unit))
     assert (found["db"], found["travel"]) == (whole["db"], whole["travel"])
 
