@@ -197,10 +197,10 @@ def lam_of(t: float) -> list[float]:
 def placement(kind: str, depth: int) -> dict[str, Any]:
     """Where a knob of `tunable_ops.control` sits in DnCNN's chain, whose k-th convolution is ``model.{2 k}``.
 
-    AdaFM: behind every convolution, as published, with filters of 5 x 5, the largest that were. Dynamic-Net: three
-    blocks, as published, behind the second, the middle and the last but one convolution. CFSNet: a tuning block beside
-    every convolution of the chain that keeps its width. The paper's networks have residual blocks there, which this
-    chain lacks.
+    AdaFM: behind every convolution, as published, with filters of 5 x 5 (the largest published, as recalled).
+    Dynamic-Net: three blocks, as published, behind the second, the middle and the last but one convolution. CFSNet: a
+    tuning block beside every convolution of the chain that keeps its width. The paper's networks have residual blocks
+    there, which this chain lacks.
     """
     if kind == "adafm":
         return {"kernel_size": 5}

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from tunable_ops import LiveFold, losses, models, pretrained, serialization
 from tunable_ops.train.data import held_out
-from tunable_ops.train.degradations import Blur, Degradation, Noise, bicubic_downsample, degrade
+from tunable_ops.train.degradations import Blur, Degradation, Noise, bicubic_downsample
+from tunable_ops.train.evaluate import degraded_pictures
 from tunable_ops.train.measure import Measure
-from tunable_ops.train.seeding import generator
 
 Method = Callable[[Tensor], Tensor]
 SIGMAS = (5, 15, 25, 35, 50)
@@ -76,10 +76,7 @@ def score(method: Method, pairs: Sequence[tuple[Tensor, Tensor]], measure: Measu
 
 def degraded(pictures: Sequence[tuple[str, Tensor]], config: Degradation) -> list[tuple[Tensor, Tensor]]:
     """(degraded, clean) [3, H, W] each; the draws depend on the picture's place alone."""
-    found = []
-    for index, (_, clean) in enumerate(pictures):
-        found.append((degrade(clean.unsqueeze(0), config, generator(0, "evaluation", index)).input[0], clean))
-    return found
+    return [(x, clean) for _, clean, x in degraded_pictures(pictures, config, seed=0)]
 
 
 def denoise(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ HARMLESS = ("every.", "optim.steps")
 
 
 def _parts(trainer: PGNTrainer) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
-    toys = {f"toy{k}": (toy.net, toy.optimizer) for k, toy in enumerate([*trainer.toys, *trainer.priors])}
+    toys = {f"toy{k}": (toy.net, toy.optimizer) for k, toy in enumerate(trainer.driven)}
     return {"pgn": (trainer.pgn, trainer.optimizer), **toys}
 
 
@@ -35,7 +35,7 @@ def save_state(trainer: PGNTrainer, path: Path) -> None:
                 tensors[f"{part}/optimizer/{name}/{key}"] = value
     tensors.update({f"ema/{name}": value for name, value in trainer.average.state_dict().items()})
     toys = [  # str: inf is no JSON
-        [str(toy.best), toy.since, str(toy.average), toy.resets] for toy in [*trainer.toys, *trainer.priors]
+        [str(toy.best), toy.since, str(toy.average), toy.resets] for toy in trainer.driven
     ]
     metadata = {
         "step": trainer.step,
@@ -66,7 +66,7 @@ def load_state(trainer: PGNTrainer, path: Path) -> None:
             if found:
                 optimizer.state[parameter] = {key: _like(parameter, value) for key, value in found.items()}
     trainer.average.load_state_dict(_under(tensors, "ema/"))
-    for toy, (best, since, average, resets) in zip([*trainer.toys, *trainer.priors], metadata["toys"], strict=True):
+    for toy, (best, since, average, resets) in zip(trainer.driven, metadata["toys"], strict=True):
         toy.best, toy.since, toy.average, toy.resets = float(best), since, float(average), resets
     trainer.step, trainer.clip.running = metadata["step"], float(metadata["running"])
 

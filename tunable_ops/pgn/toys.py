@@ -99,9 +99,13 @@ class Toy:
         x.backward(gradient)
         self.optimizer.step()
 
+    def _note(self, error: float) -> None:
+        """Take a step's error into the running average, NaN before the first."""
+        self.average = error if self.average != self.average else 0.95 * self.average + 0.05 * error
+
     def watch(self, error: float, draw: float) -> None:
         """Note this step's mean absolute error, and reset where it is time to; ``draw`` is uniform in [0, 1)."""
-        self.average = error if self.average != self.average else 0.95 * self.average + 0.05 * error
+        self._note(error)
         if self.average < 0.99 * self.best:
             self.best, self.since = self.average, 0
         else:
@@ -129,7 +133,7 @@ class ImagePrior(Toy):
 
     def watch(self, error: float, draw: float) -> None:
         """Count this step, and reset where a life of ``LIVES`` steps is over; ``draw`` is fixed for the life."""
-        self.average = error if self.average != self.average else 0.95 * self.average + 0.05 * error
+        self._note(error)
         self.since += 1
         if not error <= LOST or self.since > LIVES[0] * (LIVES[1] / LIVES[0]) ** draw:
             self.reset()

@@ -210,7 +210,7 @@ class PGNTrainer:
         means = {key: sum(line[key] for line in lines) / len(lines) for key in lines[0]}
         if not all(math.isfinite(value) for value in means.values()):
             raise RuntimeError(f"pgn: the loss must stay finite; got {means} at step {self.step}: lower optim.lr")
-        toys = [*self.toys, *self.priors]
+        toys = self.driven
         extra = {
             "toys": [None if math.isnan(toy.average) else round(toy.average, 5) for toy in toys],
             "resets": [toy.resets for toy in toys],
@@ -229,6 +229,11 @@ class PGNTrainer:
                 raise RuntimeError(f"pgn: weights must stay finite; got NaN or infinity in {name} at step {self.step}")
         self.average.save(self.out / MODEL, notes=self.notes)
         save_state(self, self.out / STATE)
+
+    @property
+    def driven(self) -> list[Toy]:
+        """Everything that follows the predicted gradients: the autoencoders, then the image priors."""
+        return [*self.toys, *self.priors]
 
     @property
     def average(self) -> PGN:

@@ -305,7 +305,9 @@ class Config(Section):
                 f"tuning.names must name knobs that move an objective or a level; got {idle}, which do not"
             )
         if not following and count == 1 and self.tuning.domain == "simplex" and self.tuning.kind != "none":
-            raise ValueError('tuning.domain must be "box" for a single knob, which cannot move on the simplex; got it')
+            raise ValueError(
+                'tuning.domain must be "box" for a single knob, which cannot move on the simplex; got "simplex"'
+            )
 
     def _check_styles(self) -> None:
         losses = {objective.loss for objective in self.objectives}
