@@ -26,22 +26,11 @@ from setuptools.command.build_py import build_py
 
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
-OPERATORS = [
-    "csrc/direct.cpp",
-    "csrc/tunable_conv2d.cpp",
-    "csrc/tunable_conv2d_half.cpp",
-    "csrc/tunable_conv2d_library.cpp",
-    "csrc/tunable_conv2d_map.cpp",
-    "csrc/tunable_conv2d_passes.cpp",
-    "csrc/tunable_parameters.cpp",
-    "csrc/cpu/best_kernels.cpp",
-    "csrc/cpu/kernels_portable.cpp",
-    *(
-        ["csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"]
-        if platform.machine().lower() in ("x86_64", "amd64")
-        else []
-    ),
-]
+OPERATORS = sorted(
+    str(source)
+    for source in Path("csrc/cpu").glob("*.cpp")
+    if platform.machine().lower() in ("x86_64", "amd64") or "avx" not in source.name
+)
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 BINARIES = ("_C.*", "_ops_cpu.*", "lib/schema.*")

@@ -1,8 +1,6 @@
 // tunable_ops._C: what this build is. The operators themselves are in a library of their own beside it, free of Python.
 #include <pybind11/pybind11.h>
 
-#include "cpu/kernels.h"
-
 #define TO_TEXT_(a) #a
 #define TO_TEXT(a) TO_TEXT_(a)
 

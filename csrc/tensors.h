@@ -8,10 +8,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -37,7 +37,7 @@ void call(const char* name, const char* overload, std::array<StableIValue, n>& s
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
 }
 
-// What an operator returns where nothing was asked for; Python sees None.
+// What stands for a gradient that was not asked for.
 inline Tensor undefined() {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&handle));
@@ -90,10 +90,13 @@ void with_type(ScalarType type, F f) {
   STD_TORCH_CHECK(false, "tunable_conv2d: dtype must be float32, bfloat16 or float16 for backend 'cpp'");
 }
 
+// Contiguous, with the shape, dtype and device of `alpha`.
 inline Tensor empty_like_alpha(const Tensor& alpha) {
-  Ints sizes;
+  Ints sizes, strides(alpha.dim());
   for (int64_t d = 0; d < alpha.dim(); ++d) sizes.push_back(alpha.size(d));
-  return empty(sizes);
+  int64_t step = 1;
+  for (size_t d = sizes.size(); d-- > 0;) strides[d] = step, step *= std::max<int64_t>(1, sizes[d]);
+  return empty_strided(alpha, alpha.scalar_type(), sizes, strides);
 }
 
 // True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.
@@ -158,45 +161,5 @@ inline Tensor empty_stack_like(const Tensor& weight) {
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-// Calls for another backend go on to the operators that Python defines for it; a program without Python has none.
-template <size_t n>
-void call_python(const char* name, std::array<StableIValue, n>& stack, const std::string& backend) {
-  STD_TORCH_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) == 0,
-                  "tunable_conv2d: backend must be one that this program has; got '", backend, "', and ", name,
-                  " is not there or failed (what failed is above). A program without Python has the compiled operators "
-                  "alone: export the network with backend='cpp' or 'cuda'");
-}
-
-inline Tensor forward_library(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                       const Tensor& alpha, const Ints& stride, const Ints& padding, const Ints& dilation,
-                       int64_t groups, const std::string& activation, const std::string& backend) {
-  std::array<StableIValue, 10> stack{from(input),   from(weight),   from(bias),   from(alpha),      from(stride),
-                                     from(padding), from(dilation), from(groups), from(activation), from(backend)};
-  call_python("tunable_ops::tunable_conv2d_library", stack, backend);
-  return to<Tensor>(stack[0]);
-}
-
-inline Gradients backward_library(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                           const std::string& activation, const std::string& backend, const std::vector<bool>& mask) {
-  const bool flags[] = {mask[0], mask[1], mask[2], mask[3]};
-  std::array<StableIValue, 13> stack{from(grad_output),
-                                     from(saved),
-                                     from(input),
-                                     from(weight),
-                                     from(bias),
-                                     from(alpha),
-                                     from(stride),
-                                     from(padding),
-                                     from(dilation),
-                                     from(groups),
-                                     from(activation),
-                                     from(backend),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags, 4))};
-  call_python("tunable_ops::tunable_conv2d_backward_library", stack, backend);
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2]), to<Tensor>(stack[3])};
-}
 
 }  // namespace tunable_ops

@@ -1,30 +1,141 @@
-"""Named validators of the operators' arguments; they run before any work is done.
+"""The operators' only validation: it runs once per call, before any work is done.
 
 Every message has the form ``<op>: <argument> must <rule>; got <value>``. TypeError for type and dtype, ValueError for
 shape and value. The checks read metadata only: no device is synchronised, and torch.compile traces through them.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tunable_ops.reference.activation import ACTIVATIONS
+from tunable_ops.geometry import output_size, same_padding, transposed_output_size
+from tunable_ops.reference.activation import CODES
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LAYOUT = {1: "[B, C, L] or [C, L]", 2: "[B, C, H, W] or [C, H, W]", 3: "[B, C, D, H, W] or [C, D, H, W]"}
+Ints = tuple[int, ...]
+
+
+class Convolution(NamedTuple):
+    """A call that has passed: its options in full.
+
+    Attributes:
+        stride: Pixels, as all of these one per spatial dimension.
+        padding: Of both sides.
+        end_padding: Zeros still missing at the end of each dimension (padding="same" and an even kernel), or ().
+        dilation: Pixels.
+        activation: Code of the activation (`reference.activation`).
+        batched: False where the batch dimension is missing.
+    """
+
+    stride: Ints
+    padding: Ints
+    end_padding: Ints
+    dilation: Ints
+    activation: int
+    batched: bool
+
+
+def check_convolution(
+    op: str,
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+) -> Convolution:
+    """Check a call of a tunable convolution of `ndim` spatial dimensions; its arguments are the operator's.
+
+    Raises:
+        TypeError: Not tensors, or dtypes that do not fit.
+        ValueError: Shapes, devices or options that do not fit.
+    """
+    check_tensors(op, input, weight, bias, alpha)
+    shape, taps = input.shape, check_kernels(op, input, weight, bias, groups, ndim)
+    strides, dilations = to_ints(op, "stride", stride, ndim, 1), to_ints(op, "dilation", dilation, ndim, 1)
+    if isinstance(padding, str):
+        pads, ends = resolve_padding(op, padding, taps, strides, dilations)
+        size: Sequence[int] = [n + e for n, e in zip(shape[-ndim:], ends, strict=True)]
+        ends = ends if any(ends) else ()
+    else:
+        pads, ends = to_ints(op, "padding", padding, ndim, 0), ()
+        size = shape[-ndim:]
+    grid = output_size(size, taps, strides, pads, dilations)
+    if min(grid) < 1:
+        n, k, p, d = next(each for *each, m in zip(size, taps, pads, dilations, grid, strict=True) if m < 1)
+        raise ValueError(
+            f"{op}: input must be at least as large as the dilated kernel after padding, {d * (k - 1) + 1}; "
+            f"got {n} + 2*{p}"
+        )
+    batched = len(shape) == ndim + 2
+    check_alpha(op, alpha, weight.shape[0], shape[0] if batched else None, grid)
+    return Convolution(strides, pads, ends, dilations, check_activation(op, activation), batched)
+
+
+class TransposedConvolution(NamedTuple):
+    """As `Convolution`, for the transposed one."""
+
+    stride: Ints
+    padding: Ints
+    output_padding: Ints
+    dilation: Ints
+    activation: int
+    batched: bool
+
+
+def check_transposed(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+    activation: str | None,
+) -> TransposedConvolution:
+    """Check a call of the transposed convolution, as `check_convolution` does."""
+    check_tensors(op, input, weight, bias, alpha)
+    check_kernels(op, input, weight, bias, groups, 2, transposed=True)
+    strides, pads = to_ints(op, "stride", stride, 2, 1), to_ints(op, "padding", padding, 2, 0)
+    more, dilations = to_ints(op, "output_padding", output_padding, 2, 0), to_ints(op, "dilation", dilation, 2, 1)
+    for s, e, d in zip(strides, more, dilations, strict=True):
+        if e >= max(s, d):
+            raise ValueError(f"{op}: output_padding must be smaller than stride or dilation; got {e}")
+    size = input.shape[-2:]
+    grid = transposed_output_size(size, weight.shape[3:], strides, pads, more, dilations)
+    for n, p, length in zip(size, pads, grid, strict=True):
+        if length < 1:
+            raise ValueError(f"{op}: input must give an output of at least one pixel; got size {n} with padding {p}")
+    batched = input.dim() == 4
+    check_alpha(op, alpha, weight.shape[0], input.shape[0] if batched else None, grid)
+    return TransposedConvolution(strides, pads, more, dilations, check_activation(op, activation), batched)
 
 
 def shape_of(tensor: Tensor) -> list[int]:
-    """The shape as a list, for messages."""
+    """Return the shape as a list, for messages."""
     return list(tensor.shape)
 
 
 def to_ints(op: str, name: str, value: Any, count: int, minimum: int) -> tuple[int, ...]:
-    """Reads an int or a sequence of `count` ints, each at least `minimum`."""
-    if type(value) is int and value >= minimum:  # almost every call, and it has to be quick
+    """Return an int, or a sequence of `count` ints, as a tuple; each must be at least `minimum`."""
+    if type(value) is int and value >= minimum:  # the common case first: this runs in every call
         return (value,) * count
+    if type(value) is tuple and len(value) == count:
+        for v in value:
+            if type(v) is not int or v < minimum:
+                break
+        else:
+            return value
     if type(value) is int or isinstance(value, torch.SymInt):
         values: tuple[Any, ...] = (value,) * count
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -40,23 +151,32 @@ def to_ints(op: str, name: str, value: Any, count: int, minimum: int) -> tuple[i
     return values
 
 
-def check_activation(op: str, activation: str | None) -> str:
-    """Returns the activation's name as the operators' schemas have it ("none" for None)."""
-    if activation is None:
-        return "none"
-    if activation not in ACTIVATIONS:
-        known = ", ".join(map(repr, ACTIVATIONS))
+def check_activation(op: str, activation: str | None) -> int:
+    """Return the activation's code."""
+    code = CODES.get(activation) if activation is None or isinstance(activation, str) else None
+    if code is None:
+        known = ", ".join(repr(name) for name in CODES if name is not None)
         raise ValueError(f"{op}: activation must be None or one of {known}; got {activation!r}")
-    return activation
+    return code
 
 
 def autocast_is_on(device_type: str) -> bool:
-    """True under torch.autocast; never for the meta device, of which torch refuses to tell."""
+    """Return True under torch.autocast; never for the meta device, which torch cannot be asked about."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
+def is_transformed() -> bool:
+    """Return True inside torch.func transforms and forward-mode AD, which need differentiable PyTorch operators."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_plain_eager() -> bool:
+    """Return True outside torch.compile, torch.func transforms and forward-mode AD."""
+    return not (torch.compiler.is_compiling() or is_transformed())
+
+
 def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> None:
-    """Types, dtypes and devices: one device; input, weight and bias of one dtype (not under autocast)."""
+    """Check types, dtypes and devices: one device; input, weight and bias of one dtype (not under autocast)."""
     if _all_alike(input, weight, bias, alpha):
         return
     named = {"input": input, "weight": weight, "alpha": alpha}
@@ -79,7 +199,7 @@ def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, a
 
 
 def _all_alike(input: Any, weight: Any, bias: Any, alpha: Any) -> bool:
-    """True for tensors of one allowed dtype on one device: almost every call, told in little time."""
+    """Return True for tensors of one allowed dtype on one device: the quick test that most calls pass."""
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(alpha, Tensor)):
         return False
     dtype, device = input.dtype, input.device
@@ -92,52 +212,56 @@ def _all_alike(input: Any, weight: Any, bias: Any, alpha: Any) -> bool:
 
 def check_kernels(
     op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, ndim: int, transposed: bool = False
-) -> None:
-    """Ranks, P and channels of a convolution's input [B, C, *], weight [P, O, C/groups, *k] and bias [P, O]."""
-    if input.dim() not in (ndim + 1, ndim + 2):
-        raise ValueError(f"{op}: input must be {_LAYOUT[ndim]}; got shape {shape_of(input)}")
+) -> list[int]:
+    """Check ranks, P and channels of a convolution's input [B, C, *], weight [P, O, C/groups, *k] and bias [P, O].
+
+    Returns:
+        The tap sizes.
+    """
+    shape, kernels = input.shape, weight.shape
+    if len(shape) != ndim + 2 and len(shape) != ndim + 1:
+        raise ValueError(f"{op}: input must be {_LAYOUT[ndim]}; got shape {list(shape)}")
     layout = "[P, C, O/groups, *k]" if transposed else "[P, O, C/groups, *k]"
-    if weight.dim() != ndim + 3:
-        raise ValueError(f"{op}: weight must be {layout} with {ndim} tap sizes; got shape {shape_of(weight)}")
+    if len(kernels) != ndim + 3:
+        raise ValueError(f"{op}: weight must be {layout} with {ndim} tap sizes; got shape {list(kernels)}")
     if type(groups) is not int or groups < 1:
         raise ValueError(f"{op}: groups must be a positive int; got {groups!r}")
-    channels = input.shape[-ndim - 1]
+    copies, outputs, inputs, *taps = kernels
+    channels = shape[-ndim - 1]
     if channels % groups:
         raise ValueError(f"{op}: input must have channels divisible by groups={groups}; got {channels}")
     if transposed:
-        outputs = weight.shape[2] * groups
-        if weight.shape[1] != channels:
-            raise ValueError(f"{op}: weight must be {layout} with C = {channels}; got shape {shape_of(weight)}")
-    else:
-        outputs = weight.shape[1]
-        if weight.shape[2] * groups != channels:
-            raise ValueError(
-                f"{op}: weight must be {layout} with C/groups = {channels // groups}; got shape {shape_of(weight)}"
-            )
-        if outputs % groups:
-            raise ValueError(f"{op}: weight must have output channels divisible by groups={groups}; got {outputs}")
-    if any(size < 1 for size in weight.shape):
-        raise ValueError(f"{op}: weight must have no dimension of size 0; got shape {shape_of(weight)}")
-    check_bias(op, weight, bias, outputs)
-
-
-def check_bias(op: str, weight: Tensor, bias: Tensor | None, outputs: int) -> None:
-    """The bias is [P, O]."""
-    if bias is not None and tuple(bias.shape) != (weight.shape[0], outputs):
+        if outputs != channels:
+            raise ValueError(f"{op}: weight must be {layout} with C = {channels}; got shape {list(kernels)}")
+        outputs = inputs * groups
+    elif inputs * groups != channels:
         raise ValueError(
-            f"{op}: bias must be [P, O] = [{weight.shape[0]}, {outputs}], as the weight has it; got shape "
-            f"{shape_of(bias)}"
+            f"{op}: weight must be {layout} with C/groups = {channels // groups}; got shape {list(kernels)}"
+        )
+    elif outputs % groups:
+        raise ValueError(f"{op}: weight must have output channels divisible by groups={groups}; got {outputs}")
+    if 0 in kernels:
+        raise ValueError(f"{op}: weight must have no dimension of size 0; got shape {list(kernels)}")
+    check_bias(op, bias, copies, outputs)
+    return taps
+
+
+def check_bias(op: str, bias: Tensor | None, kernels: int, outputs: int) -> None:
+    """Check that the bias is [P, O]."""
+    if bias is not None and bias.shape != (kernels, outputs):
+        raise ValueError(
+            f"{op}: bias must be [P, O] = [{kernels}, {outputs}], as the weight has it; got shape {list(bias.shape)}"
         )
 
 
-def check_alpha(op: str, alpha: Tensor, num_kernels: int, batch: int | None, output_size: Sequence[int] = ()) -> None:
-    """Alpha is [P], [B, P] or, where `output_size` is given, a map [B, P, *output_size].
+def check_alpha(op: str, alpha: Tensor, num_kernels: int, batch: int | None, grid: Sequence[int] = ()) -> None:
+    """Check that alpha is [P], [B, P] or, where `grid` is given, a map [B, P, *grid].
 
     `batch` is None for an unbatched input, which takes a shared alpha only.
     """
     rank = alpha.dim()
-    if rank not in (1, 2) and not (output_size and rank == 2 + len(output_size)):
-        raise ValueError(f"{op}: alpha must be {_alpha_layout(output_size)}; got shape {shape_of(alpha)}")
+    if rank not in (1, 2) and not (grid and rank == 2 + len(grid)):
+        raise ValueError(f"{op}: alpha must be {_alpha_layout(grid)}; got shape {shape_of(alpha)}")
     kernels = alpha.shape[0] if rank == 1 else alpha.shape[1]
     if kernels != num_kernels:
         raise ValueError(
@@ -150,70 +274,28 @@ def check_alpha(op: str, alpha: Tensor, num_kernels: int, batch: int | None, out
         raise ValueError(f"{op}: alpha must be [P] for an unbatched input; got shape {shape_of(alpha)}")
     if alpha.shape[0] != batch and not (rank == 2 and alpha.shape[0] == 1):
         raise ValueError(
-            f"{op}: alpha must be {_alpha_layout(output_size)} with B = {batch}, as the input has it; got shape "
+            f"{op}: alpha must be {_alpha_layout(grid)} with B = {batch}, as the input has it; got shape "
             f"{shape_of(alpha)}"
         )
-    if rank > 2 and tuple(alpha.shape[2:]) != tuple(output_size):
+    if rank > 2 and tuple(alpha.shape[2:]) != tuple(grid):
         raise ValueError(
-            f"{op}: alpha must have the output's size {list(output_size)} where it is a map; got shape "
-            f"{shape_of(alpha)}"
+            f"{op}: alpha must have the output's size {list(grid)} where it is a map; got shape {shape_of(alpha)}"
         )
 
 
-def _alpha_layout(output_size: Sequence[int]) -> str:
-    if not output_size:
+def _alpha_layout(grid: Sequence[int]) -> str:
+    if not grid:
         return "[P] or [B, P]"
-    return f"[P], [B, P] or a map [B, P, {', '.join(map(str, output_size))}]"
-
-
-def conv_output_size(
-    op: str,
-    size: Sequence[int],
-    taps: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, ...]:
-    """Spatial size of a convolution's output: floor((n + 2 pad - dil (k - 1) - 1) / stride) + 1."""
-    output = []
-    for n, k, s, p, d in zip(size, taps, stride, padding, dilation, strict=True):
-        span = d * (k - 1) + 1
-        if n + 2 * p < span:
-            raise ValueError(
-                f"{op}: input must be at least as large as the dilated kernel after padding, {span}; got {n} + 2*{p}"
-            )
-        output.append((n + 2 * p - span) // s + 1)
-    return tuple(output)
-
-
-def transposed_output_size(
-    op: str,
-    size: Sequence[int],
-    taps: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    output_padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, ...]:
-    """Spatial size of a transposed convolution's output: (n - 1) stride - 2 pad + dil (k - 1) + output_pad + 1."""
-    output = []
-    for n, k, s, p, e, d in zip(size, taps, stride, padding, output_padding, dilation, strict=True):
-        if e >= max(s, d):
-            raise ValueError(f"{op}: output_padding must be smaller than stride or dilation; got {e}")
-        length = (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        if length < 1:
-            raise ValueError(f"{op}: input must give an output of at least one pixel; got size {n} with padding {p}")
-        output.append(length)
-    return tuple(output)
+    return f"[P], [B, P] or a map [B, P, {', '.join(map(str, grid))}]"
 
 
 def resolve_padding(
     op: str, padding: Any, taps: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Reads padding as torch.nn.functional.conv2d does.
+) -> tuple[Ints, Ints]:
+    """Resolve padding as torch.nn.functional.conv2d does.
 
     Returns:
-        The symmetric padding, and what is missing at the end of each dimension ("same" with an even total span).
+        The padding of both sides, and the zeros still missing at the end of each dimension.
     """
     if not isinstance(padding, str):
         return to_ints(op, "padding", padding, len(taps), 0), (0,) * len(taps)
@@ -223,5 +305,4 @@ def resolve_padding(
         raise ValueError(f"{op}: padding must be ints, 'same' or 'valid'; got {padding!r}")
     if any(s != 1 for s in stride):
         raise ValueError(f"{op}: padding must not be 'same' with a stride; got stride {tuple(stride)}")
-    total = [d * (k - 1) for k, d in zip(taps, dilation, strict=True)]
-    return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+    return same_padding(taps, dilation)

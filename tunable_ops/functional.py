@@ -1,5 +1,6 @@
-"""The operators as functions, as torch.nn.functional has its own."""
+"""The operators as functions, as torch.nn.functional has its own. Importing this module loads the compiled ones."""
 
+from tunable_ops.backends import cpp, cuda
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
 from tunable_ops.ops.tunable_conv1d import tunable_conv1d
 from tunable_ops.ops.tunable_conv2d import blends_first, tunable_conv2d
@@ -20,3 +21,6 @@ __all__ = [
     "tunable_parameter",
     "tunable_parameters",
 ]
+
+cpp.load()
+cuda.load()

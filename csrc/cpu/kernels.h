@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace tunable_ops {
+#include "../activation.h"
 
-enum class Activation : int32_t { kNone, kRelu, kLeakyRelu };
-constexpr float kLeakySlope = 0.01f;
+namespace tunable_ops {
 
 // A convolution of channels_last pictures, forward or as the gradient of its input. Strides count floats.
 struct Conv {

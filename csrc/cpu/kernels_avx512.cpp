@@ -22,7 +22,7 @@
 #include "weight_grad.h"
 #include "blend.h"
 #include "flat.h"
-#include "map.h"
+#include "map_kernels.h"
 #include "table.h"
 
 #if defined(__clang__)

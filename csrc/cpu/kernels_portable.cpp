@@ -11,5 +11,5 @@
 #include "weight_grad.h"
 #include "blend.h"
 #include "flat.h"
-#include "map.h"
+#include "map_kernels.h"
 #include "table.h"

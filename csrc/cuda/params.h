@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "geometry.h"
 
 namespace tunable_ops::cuda {
-
-enum class Activation : int32_t { kNone, kRelu, kLeakyRelu, kGelu, kSilu };
-constexpr float kLeakySlope = 0.01f;
 
 enum class Type : int32_t { kFloat, kHalf, kBFloat16 };
 constexpr int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }

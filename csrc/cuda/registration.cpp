@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../operator.h"
 #include "tunable_conv2d.h"
 
 namespace tunable_ops::cuda {
@@ -23,8 +24,10 @@ void* OnDevice::stream() const { return state_->stream; }
 int64_t chunk_bytes() { return int64_t{64} << 20; }
 
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CUDA, m) {
-  m.impl("tunable_conv2d", TORCH_BOX(&forward));
-  m.impl("tunable_conv2d_backward", TORCH_BOX(&backward));
+  m.impl("tunable_conv2d_cuda", TORCH_BOX(&forward_operator<&forward>));
+  m.impl("tunable_conv2d_cuda_backward", TORCH_BOX(&backward_operator<&gradients>));
+  m.impl("tunable_conv2d_wgmma", TORCH_BOX(&forward_operator<&forward_wgmma>));
+  m.impl("tunable_conv2d_wgmma_backward", TORCH_BOX(&backward_operator<&gradients_wgmma>));
 }
 
 }  // namespace tunable_ops::cuda

@@ -9,10 +9,6 @@ namespace tunable_ops::cuda {
 // Each kernel lies as [O, kh, kw, C].
 inline bool kernels_are_packed(const Tensor& weight) { return is_dense<4>(weight, {1, 3, 4, 2}); }
 
-inline bool is_served(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16;
-}
-
 inline Type type_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float  ? Type::kFloat
          : t.scalar_type() == ScalarType::Half ? Type::kHalf

@@ -13,19 +13,8 @@ constexpr int64_t kFusedMacs = int64_t{1} << 31;
 // Shared memory that every device grants without being asked.
 constexpr int32_t kSharedBytes = 48 << 10;
 
-void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
-  STD_TORCH_CHECK(
-      is_served(input.scalar_type()) && weight.scalar_type() == input.scalar_type() &&
-          (!bias || bias->scalar_type() == input.scalar_type()) && is_served(alpha.scalar_type()),
-      "tunable_conv2d: input, weight and bias must share a dtype of float32, float16 and bfloat16, and alpha "
-      "must have one of these, for backend 'cuda'");
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
-                  "tunable_conv2d: input must be [B, C, H, W] and weight "
-                  "[P, O, C/groups, kh, kw]; got ",
-                  input.dim(), " and ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && alpha.size(0) == input.size(0))) &&
-                      alpha.size(alpha.dim() - 1) == weight.size(0),
-                  "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cuda'");
+void check(const Tensor& weight, const Tensor& alpha) {
+  STD_TORCH_CHECK(alpha.dim() <= 2, "tunable_conv2d: alpha must be [P] or [B, P] for backend 'cuda'");
   STD_TORCH_CHECK(weight.size(0) <= kMaxKernels, "tunable_conv2d: weight must hold at most ", kMaxKernels,
                   " kernels for backend 'cuda'; got ", weight.size(0));
 }
@@ -49,11 +38,13 @@ bool wants_tf32(const Tensor& input) {
   return to<bool>(stack[0]);
 }
 
-Extent extent_of(int64_t in, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
-  check_size("a padded size", std::max(in + 2 * pad, dilation * (taps - 1) + pad));
-  const int64_t out = (in + 2 * pad - dilation * (taps - 1) - 1) / stride + 1;
-  return {static_cast<int32_t>(in),     static_cast<int32_t>(out),      static_cast<int32_t>(taps),
-          static_cast<int32_t>(stride), static_cast<int32_t>(dilation), static_cast<int32_t>(pad)};
+// In dimension d.
+Extent extent_of(const Tensor& input, const Tensor& weight, int d, const Options& o) {
+  const int64_t in = input.size(2 + d), taps = weight.size(3 + d);
+  check_size("a padded size", std::max(in + 2 * o.padding[d], o.dilation[d] * (taps - 1) + o.padding[d]));
+  return {static_cast<int32_t>(in),          static_cast<int32_t>(output_size(in, taps, d, o)),
+          static_cast<int32_t>(taps),        static_cast<int32_t>(o.stride[d]),
+          static_cast<int32_t>(o.dilation[d]), static_cast<int32_t>(o.padding[d])};
 }
 
 void convolve_depthwise(const Call& c, const Tensor& source, const std::optional<Tensor>& bias, const Tensor& target,
@@ -92,37 +83,22 @@ void check_launch(const char* kernel, const char* error) {
   STD_TORCH_CHECK(error == nullptr, "tunable_conv2d: ", kernel, " could not be launched: ", error);
 }
 
-// The wgmma kernel is never the default's: nothing about it has been measured. It waits for the figures of
-// `bench/on_gpu.sh OUT hopper`, which reaches it by this name.
-Way way_of(const std::string& backend) {
-  return backend == "cuda" ? Way::kDefault : backend == "cuda-hopper" ? Way::kHopper : Way::kElsewhere;
-}
-
-Activation activation_of(const std::string& name) {
-  return name == "relu"         ? Activation::kRelu
-         : name == "leaky_relu" ? Activation::kLeakyRelu
-         : name == "gelu"       ? Activation::kGelu
-         : name == "silu"       ? Activation::kSilu
-                                : Activation::kNone;
-}
-
-Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, Way way) {
-  check(input, weight, bias, alpha);
+Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& o, bool hopper) {
+  check(weight, alpha);
   Call c{};
-  c.y = extent_of(input.size(2), weight.size(3), stride[0], padding[0], dilation[0]);
-  c.x = extent_of(input.size(3), weight.size(4), stride[1], padding[1], dilation[1]);
+  c.y = extent_of(input, weight, 0, o);
+  c.x = extent_of(input, weight, 1, o);
   check_size("a sample of the input", input.size(1) * input.size(2) * input.size(3));
   check_size("a sample of the output", weight.size(1) * c.pixels());
   check_size("a kernel", weight.size(1) * weight.size(2) * weight.size(3) * weight.size(4));
   check_size("the pixels of the batch", input.size(0) * std::max<int64_t>(c.pixels(), input.size(2) * input.size(3)));
   c.batch = static_cast<int32_t>(input.size(0));
-  c.groups = static_cast<int32_t>(groups);
+  c.groups = static_cast<int32_t>(o.groups);
   c.channels = static_cast<int32_t>(weight.size(2));
-  c.outputs = static_cast<int32_t>(weight.size(1) / groups);
-  c.depthwise = groups > 1 && c.channels == 1 && c.outputs == 1 && c.y.taps * c.x.taps < kSharedBytes / 4;
+  c.outputs = static_cast<int32_t>(weight.size(1) / o.groups);
+  c.depthwise = o.groups > 1 && c.channels == 1 && c.outputs == 1 && c.y.taps * c.x.taps < kSharedBytes / 4;
   c.tf32 = wants_tf32(input);
-  c.hopper = way == Way::kHopper;
+  c.hopper = hopper;
   c.problems = alpha.dim() == 1 ? 1 : c.batch;
   c.type = type_of(input);
   c.stack = {weight.const_data_ptr(),
@@ -186,7 +162,7 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
   run.vector_stores = run.outputs % vector == 0 && is_aligned(target);
   const int64_t macs = c.batch * c.pixels() * c.kernel_size();
   const char* unfit = c.hopper ? hopper_unfit(run) : nullptr;
-  STD_TORCH_CHECK(unfit == nullptr, "tunable_conv2d: backend 'cuda-hopper' must be given ", unfit);
+  STD_TORCH_CHECK(unfit == nullptr, "tunable_conv2d: the wgmma kernel must be given ", unfit);
   // The wgmma kernel blends once per block, any number of kernels: nothing is gained by doing it beforehand.
   run.fused = !gradient && run.vectors && (c.hopper || (c.stack.kernels <= kMaxFusedKernels && macs <= kFusedMacs)) &&
               kernels_are_packed(weight) && is_aligned(weight) && weight.stride(0) % vector == 0;
@@ -207,20 +183,28 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
   check_launch("conv_kernel", launch_dense(run, stream));
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-               const std::string& activation, const std::string& backend) {
-  const Way way = way_of(backend);
-  if (way == Way::kElsewhere || input.numel() == 0) {  // an empty batch has nothing to be fast at
-    return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation,
-                           way == Way::kElsewhere ? backend : "torch");
-  }
-  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups, way);
+namespace {
+
+Tensor run_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                   const Options& o, bool hopper) {
+  const Call c = call_of(input, weight, alpha, o, hopper);
   const OnDevice device(input);
   const Tensor x = in_format(input, c.kernel_format);
   const Tensor output = empty(input, {c.batch, weight.size(1), c.y.out, c.x.out}, input.scalar_type(), c.kernel_format);
-  convolve(c, x, weight, bias, output, activation_of(activation), false, device.stream());
+  if (c.batch) convolve(c, x, weight, bias, output, o.activation, false, device.stream());
   return in_format(output, c.format);
+}
+
+}  // namespace
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+               const Options& options) {
+  return run_forward(input, weight, bias, alpha, options, false);
+}
+
+Tensor forward_wgmma(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                     const Options& options) {
+  return run_forward(input, weight, bias, alpha, options, true);
 }
 
 }  // namespace tunable_ops::cuda

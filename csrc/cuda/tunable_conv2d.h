@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "../options.h"
 #include "tensors.h"
 
 namespace tunable_ops::cuda {
@@ -27,19 +28,19 @@ int64_t chunk_bytes();
 
 void check_launch(const char* kernel, const char* error);
 
-// What `backend` names: these operators, these with the wgmma kernel of hopper.h where it can serve (an error where it
-// cannot), or another backend, whose calls go on to what Python defines for it.
-enum class Way { kDefault, kHopper, kElsewhere };
-Way way_of(const std::string& backend);
-
-// The operators of the schema.
+// The operators of the schema. The wgmma kernel of hopper.h has operators of its own, which raise where it cannot serve;
+// nothing about it has been measured, so no call chooses it.
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-               const std::string& activation, const std::string& backend);
-Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
-                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
-                   const std::string& backend, const std::vector<bool>& mask);
+               const Options& options);
+Tensor forward_wgmma(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                     const Options& options);
+// Undefined where `mask` asks for nothing.
+Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                    const Options& options, const std::vector<bool>& mask);
+Gradients gradients_wgmma(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                          const Options& options, const std::vector<bool>& mask);
 
 // A call in the kernels' terms.
 struct Call {
@@ -55,8 +56,7 @@ struct Call {
   int64_t pixels() const { return static_cast<int64_t>(y.out) * x.out; }
 };
 
-Call call_of(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, Way way);
+Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& options, bool hopper);
 Picture picture_of(int32_t channels, int32_t height, int32_t width, MemoryFormat format);
 
 // How depthwise kernels read pictures: vectors of channels, and how many lie side by side in a block.
@@ -65,8 +65,6 @@ struct Lanes {
   bool vectors;
 };
 Lanes depthwise_lanes(const Call& c, bool aligned, bool keeps_kernels);
-
-Activation activation_of(const std::string& name);
 
 // The convolution, or with `gradient` the gradient of its input, into `target`; all in the kernels' format.
 void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,

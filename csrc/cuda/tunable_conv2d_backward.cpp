@@ -13,14 +13,14 @@ constexpr int64_t kLeastPixels = 256;  // of a segment
 
 // The gradient before the activation, in the kernels' format.
 Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
-                          const std::string& activation, void* stream) {
+                          Activation activation, void* stream) {
   const Tensor dense = in_format(grad, c.kernel_format);
-  if (!saved || activation == "none") return dense;
+  if (!saved || activation == Activation::kNone) return dense;
   const Tensor value = in_format(*saved, c.kernel_format);
   const Tensor result =
       empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
   const ActivationRun run{dense.const_data_ptr(), value.const_data_ptr(),    result.mutable_data_ptr(),
-                          result.numel(),         activation_of(activation), c.type};
+                          result.numel(),         activation, c.type};
   check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
   return result;
 }
@@ -141,23 +141,27 @@ Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
   return sums;
 }
 
-}  // namespace
+// An empty batch: zeros.
+Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                               const Tensor& alpha, const std::vector<bool>& mask) {
+  const auto zeros = [](Tensor t) { return torch::stable::zero_(t); };
+  const ScalarType type = input.scalar_type();
+  return {mask[0] ? empty(input, {0, input.size(1), input.size(2), input.size(3)}, type, output_format(input, weight))
+                  : undefined(),
+          mask[1] ? zeros(empty_stack_like(weight)) : undefined(),
+          mask[2] && bias ? zeros(empty(input, {bias->size(0), bias->size(1)}, type)) : undefined(),
+          mask[3] ? zeros(empty_like_alpha(alpha)) : undefined()};
+}
 
-Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
-                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
-                   const std::string& backend, const std::vector<bool>& mask) {
-  const Way way = way_of(backend);
-  if (way == Way::kElsewhere || input.numel() == 0) {
-    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
-                            activation, way == Way::kElsewhere ? backend : "torch", mask);
-  }
-  const Call c = call_of(input, weight, bias, alpha, stride, padding, dilation, groups, way);
+Gradients run_gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                        const Options& o, const std::vector<bool>& mask, bool hopper) {
+  if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
+  const Call c = call_of(input, weight, alpha, o, hopper);
   const OnDevice device(input);
   void* stream = device.stream();
-  const Tensor grad = without_activation(c, grad_output, saved, activation, stream);
-  const Tensor none = empty(input, {0}, input.scalar_type());
-  Tensor grad_input = none, grad_bias = none, grad_alpha = none;
+  const Tensor grad = without_activation(c, grad_output, saved, o.activation, stream);
+  Tensor grad_input = undefined(), grad_bias = undefined(), grad_alpha = undefined();
   if (mask[0]) {
     grad_input = empty(input, {c.batch, input.size(1), c.y.in, c.x.in}, input.scalar_type(), c.kernel_format);
     convolve(c, grad, weight, std::nullopt, grad_input, Activation::kNone, true, stream);
@@ -169,9 +173,7 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
     partial = kernel_gradients(c, in_format(input, c.kernel_format), grad, grad_weight, mask[3], stream);
   const bool need_bias = bias && mask[2];
   if (bias && (mask[2] || mask[3])) sums = output_sums(c, grad, stream);
-  if (mask[3])
-    grad_alpha = alpha.dim() == 1 ? empty(alpha, {alpha.size(0)}, alpha.scalar_type())
-                                  : empty(alpha, {alpha.size(0), alpha.size(1)}, alpha.scalar_type());
+  if (mask[3]) grad_alpha = empty_like_alpha(alpha);
   if (need_bias) grad_bias = empty(input, {bias->size(0), bias->size(1)}, bias->scalar_type());
   if (mask[3] || need_bias) {
     FinishRun run{};
@@ -188,7 +190,21 @@ Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved
     run.type = c.type;
     check_launch("finish_kernel", launch_finish(run, stream));
   }
-  return {grad_input, grad_weight.value_or(none), grad_bias, grad_alpha};
+  return {grad_input, grad_weight ? *grad_weight : undefined(), grad_bias, grad_alpha};
+}
+
+}  // namespace
+
+Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                    const Options& options, const std::vector<bool>& mask) {
+  return run_gradients(grad_output, saved, input, weight, bias, alpha, options, mask, false);
+}
+
+Gradients gradients_wgmma(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                          const Options& options, const std::vector<bool>& mask) {
+  return run_gradients(grad_output, saved, input, weight, bias, alpha, options, mask, true);
 }
 
 }  // namespace tunable_ops::cuda

@@ -1,5 +1,6 @@
 // The operators with their kernels run by the emulator, on CPU tensors, in a namespace of their own.
 #include "../cuda/tunable_conv2d.h"
+#include "../operator.h"
 
 namespace tunable_ops::cuda {
 
@@ -11,18 +12,21 @@ const char* use_device(int32_t) { return nullptr; }
 int64_t chunk_bytes() { return 16 << 10; }  // small enough that some of the tests' cases take several
 
 STABLE_TORCH_LIBRARY(tunable_ops_emulated, m) {
-  m.def(
-      "tunable_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor alpha, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, str activation, str backend) -> Tensor");
-  m.def(
-      "tunable_conv2d_backward(Tensor grad_output, Tensor? saved, Tensor input, Tensor weight, Tensor? bias, "
-      "Tensor alpha, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str activation, "
-      "str backend, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)");
+#define OPTIONS                                                                                                    \
+  "Tensor input, Tensor weight, Tensor? bias, Tensor alpha, SymInt stride_h, SymInt stride_w, SymInt padding_h, " \
+  "SymInt padding_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, int activation"
+#define BACKWARD "(Tensor grad_output, Tensor? saved, " OPTIONS ", bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
+  m.def("tunable_conv2d_cuda(" OPTIONS ") -> Tensor");
+  m.def("tunable_conv2d_cuda_backward" BACKWARD);
+  m.def("tunable_conv2d_wgmma(" OPTIONS ") -> Tensor");
+  m.def("tunable_conv2d_wgmma_backward" BACKWARD);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops_emulated, CPU, m) {
-  m.impl("tunable_conv2d", TORCH_BOX(&forward));
-  m.impl("tunable_conv2d_backward", TORCH_BOX(&backward));
+  m.impl("tunable_conv2d_cuda", TORCH_BOX(&forward_operator<&forward>));
+  m.impl("tunable_conv2d_cuda_backward", TORCH_BOX(&backward_operator<&gradients>));
+  m.impl("tunable_conv2d_wgmma", TORCH_BOX(&forward_operator<&forward_wgmma>));
+  m.impl("tunable_conv2d_wgmma_backward", TORCH_BOX(&backward_operator<&gradients_wgmma>));
 }
 
 }  // namespace tunable_ops::cuda

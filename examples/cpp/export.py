@@ -1,4 +1,4 @@
-"""Exports a tunable network as a package for a program without Python (main.cpp): lambda is an ordinary input.
+"""Export a tunable network as a package for a program without Python (main.cpp): lambda is an ordinary input.
 
 python export.py network.pt2                                       a small fresh network
 python export.py network.pt2 --checkpoint runs/demo/model.safetensors
@@ -16,8 +16,9 @@ import tunable_ops
 from tunable_ops import reference
 from tunable_ops.backends import unavailable_reason
 from tunable_ops.models import DnCNN
+from tunable_ops.reference.activation import TABLE
 
-OP = torch.ops.tunable_ops.tunable_conv2d.default
+OP = torch.ops.tunable_ops.tunable_conv2d_cpp.default
 
 
 def fresh_network() -> tunable_ops.TunableModel:
@@ -31,10 +32,10 @@ def fresh_network() -> tunable_ops.TunableModel:
 
 
 def export(net: tunable_ops.TunableModel) -> ExportedProgram:
-    """The graph of ``net(picture, lam)`` for one picture [1, 3, H, W] in channels_last and lam [p], float32.
+    """Return the graph of ``net(picture, lam)`` for one picture [1, 3, H, W] in channels_last and lam [p], float32.
 
-    The C++ operator computes the layers that it can serve: in the graph those are calls with backend "cpp". What else
-    there is of this project is written out as PyTorch's own operators, which the package compiles.
+    The C++ operator computes the layers that it can serve. What else there is of this project is written out as
+    PyTorch's own operators, which the package compiles.
     """
     if (reason := unavailable_reason("tunable_conv2d", "cpp")) is not None:
         raise RuntimeError(f"export: the backend 'cpp' must be there; got {reason}")
@@ -46,16 +47,16 @@ def export(net: tunable_ops.TunableModel) -> ExportedProgram:
     with torch.no_grad():
         program = torch.export.export(net, (picture, torch.tensor(net.spec.defaults)), dynamic_shapes=shapes)
     table = torch.export.default_decompositions()
-    table[OP] = _unless_cpp
-    table[torch.ops.tunable_ops.tunable_parameter.default] = lambda parameter, alpha, _: reference.tunable_parameter(
-        parameter, alpha
-    )
+    table[torch.ops.tunable_ops.tunable_conv2d_torch.default] = _definition
+    table[torch.ops.tunable_ops.tunable_parameter_torch.default] = reference.tunable_parameter
     return program.run_decompositions(table)
 
 
-def _unless_cpp(*arguments: Any) -> Any:
-    *definition, backend = arguments
-    return NotImplemented if backend == "cpp" else reference.tunable_conv2d(*definition)
+def _definition(*arguments: Any) -> torch.Tensor:
+    """Return tunable_conv2d's definition, for the arguments of its operator."""
+    *tensors, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, activation = arguments
+    geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
+    return reference.tunable_conv2d(*tensors, *geometry, activation=TABLE[activation].name)
 
 
 def operators(program: ExportedProgram) -> Counter[str]:
@@ -64,7 +65,7 @@ def operators(program: ExportedProgram) -> Counter[str]:
 
 
 def main() -> None:
-    """Reads the command line; writes the package."""
+    """Read the command line; write the package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="what to write, .pt2")
     parser.add_argument("--checkpoint", type=Path, help="a tunable network, .safetensors")

@@ -8,7 +8,6 @@ import torch
 from tests.ops.conv2d_cases import Case
 from tunable_ops import backends, tunable_conv2d
 from tunable_ops.backends import cpp, cuda, triton
-from tunable_ops.ops import tunable_conv2d as conv2d_operator
 
 
 def test_default_and_named() -> None:
@@ -48,8 +47,8 @@ def test_without_the_library_the_default_is_torch_and_everything_works(monkeypat
     tensors = Case().tensors("sample", torch.float32, channels_last=True)
     expected = tunable_conv2d(*tensors, padding=1, backend="torch")
     monkeypatch.setattr(cpp, "_missing", "this build has no compiled operators")
-    monkeypatch.setattr(conv2d_operator, "_CHECKED", {})  # it keeps the choices of this process
-    assert backends.select("tunable_conv2d", None, *tensors) == "torch"
+    input, weight, _, alpha = tensors
+    assert backends.select("tunable_conv2d", None, input, weight, alpha) == "torch"
     assert torch.equal(tunable_conv2d(*tensors, padding=1), expected)
 
 
@@ -75,12 +74,13 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
         (torch.float32, False, "torch"),
         (torch.float64, True, "torch"),
     ):
-        tensors = case.tensors("sample", dtype, channels_last)
-        assert backends.select("tunable_conv2d", None, *tensors) == name
-    tensors = case.tensors("sample", torch.float32, True)
+        input, weight, _, alpha = case.tensors("sample", dtype, channels_last)
+        assert backends.select("tunable_conv2d", None, input, weight, alpha) == name
+    input, weight, _, alpha = case.tensors("sample", torch.float32, True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert backends.select("tunable_conv2d", None, *tensors) == "torch"
-    assert backends.select("tunable_conv2d", None, *case.tensors("map", torch.float32, True)) == "torch"
+        assert backends.select("tunable_conv2d", None, input, weight, alpha) == "torch"
+    input, weight, _, alpha = case.tensors("map", torch.float32, True)
+    assert backends.select("tunable_conv2d", None, input, weight, alpha) == "torch"
 
 
 def test_a_size_that_export_leaves_open_is_no_condition() -> None:
@@ -93,13 +93,14 @@ def test_a_size_that_export_leaves_open_is_no_condition() -> None:
     input, weight, _, alpha = Case().tensors("shared", torch.float32, True)
     rows, columns = torch.export.Dim("rows", min=8, max=4096), torch.export.Dim("columns", min=8, max=4096)
     program = torch.export.export(Net(), (input, weight, alpha), dynamic_shapes=({2: rows, 3: columns}, None, None))
-    op = torch.ops.tunable_ops.tunable_conv2d.default
-    assert [node.args[-1] for node in program.graph.nodes if node.target is op] == ["cpp"]
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called == ["tunable_ops.tunable_conv2d_cpp.default"]
 
 
 def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
-    tensors = case.tensors("sample", torch.float16, channels_last=True)
+    input, weight, _, alpha = case.tensors("sample", torch.float16, channels_last=True)
+    tensors = (input, weight, alpha)
     assert "these are on cpu" in str(cuda.unfit("tunable_conv2d", *tensors))
     assert not cuda.is_fastest("tunable_conv2d", *tensors)
     monkeypatch.setattr(cuda, "_missing", None)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-# The operators call back for these: they must be defined before the first call.
-import tunable_ops  # noqa: E402, F401
+# Importing the package defines the operator that the fp32 kernels ask for the precision.
+from tunable_ops.reference.activation import CODES, TABLE  # noqa: E402
 
 _STABLE_ABI = "0x020b000000000000"
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
@@ -62,28 +62,43 @@ def build() -> Path:
 
 class _Emulated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> Tensor:
-        *geometry, activation, backend = options
-        op = torch.ops.tunable_ops_emulated.tunable_conv2d
+    def forward(
+        ctx: Any, name: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: int
+    ) -> Tensor:
+        op = getattr(torch.ops.tunable_ops_emulated, name)
+        *geometry, activation = options
         output = saved = op(input, weight, bias, alpha, *options)
-        if activation in ("gelu", "silu"):
-            saved = op(input, weight, bias, alpha, *geometry, "none", backend)
-        ctx.save_for_backward(input, weight, bias, alpha, None if activation == "none" else saved)
-        ctx.options = options
+        if not TABLE[activation].saves_output:
+            saved = op(input, weight, bias, alpha, *geometry, 0)
+        ctx.save_for_backward(input, weight, bias, alpha, saved if activation else None)
+        ctx.name, ctx.options = name, options
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
         *tensors, saved = ctx.saved_tensors
-        mask = list(ctx.needs_input_grad[:4])
-        op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
+        mask = list(ctx.needs_input_grad[1:5])
+        op = getattr(torch.ops.tunable_ops_emulated, f"{ctx.name}_backward")
         grads = op(grad_output, saved, *tensors, *ctx.options, mask)
-        return (*(g if m else None for g, m in zip(grads, mask, strict=True)), *(None for _ in ctx.options))
+        return (None, *(g if m else None for g, m in zip(grads, mask, strict=True)), *(None for _ in ctx.options))
 
 
-def tunable_conv2d(*args: Any, activation: str | None = None, backend: str = "cuda") -> Tensor:
-    """The operator with the emulated kernels; input, weight, bias, alpha, stride, padding, dilation, groups."""
-    return _Emulated.apply(*args, activation or "none", backend)
+def tunable_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation: str | None = None,
+    operator: str = "cuda",
+) -> Tensor:
+    """The operator ("cuda", or "wgmma") with the emulated kernels."""
+    tensors = (input, weight, bias, alpha)
+    options = (*stride, *padding, *dilation, groups, CODES[activation])
+    return _Emulated.apply(f"tunable_conv2d_{operator}", *tensors, *options)
 
 
 if __name__ == "__main__":

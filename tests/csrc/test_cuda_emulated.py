@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.comparison import assert_agrees
 from tests.csrc import emulated
-from tests.ops.conv2d_cases import CASES, Case
+from tests.ops.conv2d_cases import CASES, Case, options_of
 from tunable_ops import reference
 
 # Vectors of channels, several tiles, and the edges of each; the suite's own cases take the paths without vectors.
@@ -162,9 +162,9 @@ def test_a_long_sum_in_fp32() -> None:
     case = Case(batch=1, channels=64, outputs=64, size=(96, 96), kernels=1, taps=(1, 1), padding=(0, 0), bias=False)
     x, weight, _, a = case.tensors("shared", torch.float32, True)
     grad = torch.randn(1, 64, 96, 96)
-    op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
+    op = torch.ops.tunable_ops_emulated.tunable_conv2d_cuda_backward
     ones = torch.ones_like(a)
-    got = op(grad, None, x, weight, None, ones, *case.geometry, "none", "cuda", [False, True, False, False])[1]
+    got = op(grad, None, x, weight, None, ones, *options_of(case), [False, True, False, False])[1]
     ref = torch.einsum("bohw,bchw->oc", grad.double(), x.double())
     error = (got.double().view(64, 64) - ref).square().mean().sqrt() / ref.square().mean().sqrt()
     assert error < 8 * 2**-24
@@ -177,8 +177,8 @@ def test_only_what_is_asked_for(wanted: int) -> None:
         grad = torch.randn(case.batch, case.outputs, *case.grid)
         full = run(emulated.tunable_conv2d, tensors, case, None, grad)[1:]
         mask = [i == wanted for i in range(4)]
-        op = torch.ops.tunable_ops_emulated.tunable_conv2d_backward
-        grads = op(grad, None, *tensors, *case.geometry, "none", "cuda", mask)
+        op = torch.ops.tunable_ops_emulated.tunable_conv2d_cuda_backward
+        grads = op(grad, None, *tensors, *options_of(case), mask)
         for i, g in enumerate(grads):
             assert torch.equal(g, full[i]) if i == wanted else g.numel() == 0
 
@@ -211,14 +211,14 @@ def test_same_bits_twice() -> None:
 
 def test_bad_arguments_are_named() -> None:
     case = Case(kernels=2)
-    op = torch.ops.tunable_ops_emulated.tunable_conv2d
+    op = torch.ops.tunable_ops_emulated.tunable_conv2d_cuda
     for change, text in (
-        (lambda x, w, b, a: (x.double(), w, b, a), "must share a dtype"),
+        (lambda x, w, b, a: (x.double(), w, b, a), "input must be float32, bfloat16 or float16"),
         (lambda x, w, b, a: (x, w, b, torch.rand(2, 2, 9, 11)), "alpha must be"),
         (lambda x, w, b, a: (x, w.repeat(9, 1, 1, 1, 1), None, torch.rand(18)), "at most 16 kernels.*got 18"),
     ):
         with pytest.raises(RuntimeError, match=text):
-            op(*change(*case.tensors("shared", torch.float32)), *case.geometry, "none", "cuda")
+            op(*change(*case.tensors("shared", torch.float32)), *options_of(case))
 
 
 @pytest.mark.parametrize("name", ["test_geometry", "test_emulator", "test_hopper_emulator"])

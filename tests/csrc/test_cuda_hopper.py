@@ -41,7 +41,7 @@ def test_integers_are_exact(name: str, alpha: str) -> None:
     case = CASES[name]
     dtype = torch.bfloat16 if alpha == "shared" and case.kernels == 2 else torch.float16
     tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, True)]
-    out = emulated.tunable_conv2d(*tensors, *case.geometry, backend="cuda-hopper")
+    out = emulated.tunable_conv2d(*tensors, *case.geometry, operator="wgmma")
     ref = reference.tunable_conv2d(*(None if t is None else t.double() for t in tensors), *case.geometry)
     assert torch.equal(out, ref.to(dtype)), (out.double() - ref).abs().max()
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def test_the_gradient_of_the_input_is_the_same_kernel(name: str) -> None:
     grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).half()
 
     def hopper(*args: object, **named: object) -> torch.Tensor:
-        return emulated.tunable_conv2d(*args, **named, backend="cuda-hopper")
+        return emulated.tunable_conv2d(*args, **named, operator="wgmma")
 
     out = run(hopper, tensors, case, None, grad)
     ref = run(reference.tunable_conv2d, [t.double() for t in tensors], case, None, grad.double())
@@ -70,9 +70,7 @@ def test_activations_and_layouts(act: str) -> None:
     ref = reference.tunable_conv2d(*(t.double() for t in (x, weight, bias, a)), *case.geometry, activation=act)
     wide = torch.zeros(2, 32, 5, 6, dtype=torch.float16).index_copy_(1, torch.arange(0, 32, 2), x)
     for variant, stack in ((x, weight), (x, weight.contiguous()), (wide[:, ::2], weight), (x.contiguous(), weight)):
-        out = emulated.tunable_conv2d(
-            variant, stack, bias, a.float(), *case.geometry, activation=act, backend="cuda-hopper"
-        )
+        out = emulated.tunable_conv2d(variant, stack, bias, a.float(), *case.geometry, activation=act, operator="wgmma")
         assert (out.double() - ref).abs().max() <= 2**-10 * ref.abs().max()
 
 
@@ -90,5 +88,5 @@ def test_activations_and_layouts(act: str) -> None:
     ids=str,
 )
 def test_what_it_does_not_serve_is_named(case: Case, dtype: torch.dtype, text: str) -> None:
-    with pytest.raises(RuntimeError, match=f"backend 'cuda-hopper' must be given .*{text}"):
-        emulated.tunable_conv2d(*case.tensors("shared", dtype, True), *case.geometry, backend="cuda-hopper")
+    with pytest.raises(RuntimeError, match=f"the wgmma kernel must be given .*{text}"):
+        emulated.tunable_conv2d(*case.tensors("shared", dtype, True), *case.geometry, operator="wgmma")

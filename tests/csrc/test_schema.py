@@ -1,5 +1,6 @@
 """The schemas for programs without Python are Python's; only what C++ implements is there."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import tunable_ops
+from tunable_ops.reference.activation import LEAKY_SLOPE, TABLE
 
 PACKAGE = Path(tunable_ops.__file__).parent
 LIBRARIES = [*PACKAGE.glob("lib/schema.*"), *PACKAGE.glob("_ops_cpu.*")]
@@ -21,17 +23,13 @@ for library in sys.argv[1:]:
     torch.ops.load_library(library)
 for schema in sorted(str(s) for s in torch._C._jit_get_all_schemas() if s.name.startswith("tunable_ops::")):
     print(schema)
-out = torch.ops.tunable_ops.tunable_conv2d(
-    torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2), [1, 1], [0, 0], [1, 1], 1, "none", "cpp"
-)
-print(out.item())
-one, weight = torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)
-try:
-    torch.ops.tunable_ops.tunable_conv2d(
-        one, weight, None, torch.ones(2), [1, 1], [0, 0], [1, 1], 1, "none", "torch"
-    )
-except RuntimeError as error:
-    print(str(error).splitlines()[0])
+op, one, weight = torch.ops.tunable_ops.tunable_conv2d_cpp, torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)
+print(op(one, weight, None, torch.ones(2), 1, 1, 0, 0, 1, 1, 1, 0).item())
+for alpha, dilation, activation in ((torch.ones(3), 1, 0), (torch.ones(2), 0, 0), (torch.ones(2), 1, 5)):
+    try:
+        op(one, weight, None, alpha, 1, 1, 0, 0, dilation, 1, 1, activation)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
 """
 
 
@@ -40,8 +38,19 @@ def test_the_schemas_are_pythons_and_the_operators_run_with_them() -> None:
         [sys.executable, "-c", CODE, *map(str, LIBRARIES)], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    ops = torch.ops.tunable_ops
-    expected = [str(op.default._schema) for op in (ops.tunable_conv2d, ops.tunable_conv2d_backward)]
-    *printed, refused = result.stdout.splitlines()
-    assert printed == [*expected, "2.0"]
-    assert "tunable_conv2d: backend must be one that this program has; got 'torch'" in refused
+    names = [f"tunable_conv2d_{backend}{suffix}" for backend in ("cpp", "cuda") for suffix in ("", "_backward")]
+    expected = [str(getattr(torch.ops.tunable_ops, name).default._schema) for name in names]
+    *printed, shapes, sizes, activation = result.stdout.splitlines()
+    assert printed == [*sorted(expected), "2.0"]
+    assert "must fit each other" in shapes and "must fit each other" in sizes
+    assert "activation must be a code of the schema; got 5" in activation
+
+
+def test_the_codes_of_the_activations_are_pythons() -> None:
+    header = (Path(__file__).parents[2] / "csrc" / "activation.h").read_text()
+    found = re.search(r"enum class Activation : int32_t \{(.*?)\}", header)
+    assert found is not None
+    codes = dict(item.split("=") for item in found[1].replace(" ", "").split(","))
+    named = {f"k{row.name.title().replace('_', '')}": str(code) for code, row in enumerate(TABLE)}
+    assert codes == named
+    assert f"kLeakySlope = {LEAKY_SLOPE}f" in header

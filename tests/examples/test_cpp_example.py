@@ -83,7 +83,7 @@ def test_the_operator_is_what_runs(built: Path) -> None:
             if name.endswith(".json") and b"tunable_ops" in package.read(name)
             for node in (entry["node"] for entry in json.loads(package.read(name))["nodes"])
         ]
-    assert calls == ["tunable_ops::tunable_conv2d"] * 4
+    assert calls == ["tunable_ops::tunable_conv2d_cpp"] * 4
 
 
 def test_the_program_names_what_is_wrong(built: Path) -> None:

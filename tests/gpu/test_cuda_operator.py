@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.comparison import assert_agrees
-from tests.ops.conv2d_cases import CASES, Case
+from tests.ops.conv2d_cases import CASES, Case, options_of
 from tunable_ops import backends, reference, tunable_conv2d
+from tunable_ops.reference.activation import CODES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -187,8 +188,8 @@ def test_graph_capture(case: Case) -> None:
     """Forward and backward replay with new values in the same memory."""
     x, weight, bias, a = on_gpu(case.tensors("sample", torch.bfloat16, True))
     grad = torch.randn(case.batch, case.outputs, *case.grid, device="cuda").bfloat16()
-    op, back = torch.ops.tunable_ops.tunable_conv2d, torch.ops.tunable_ops.tunable_conv2d_backward
-    options = (*case.geometry, "none", "cuda")
+    op, back = torch.ops.tunable_ops.tunable_conv2d_cuda, torch.ops.tunable_ops.tunable_conv2d_cuda_backward
+    options = options_of(case)
 
     def both() -> list[Tensor]:
         return [op(x, weight, bias, a, *options), *back(grad, None, x, weight, bias, a, *options, [True] * 4)]
@@ -239,9 +240,11 @@ def test_what_it_does_not_serve_is_named() -> None:
         tunable_conv2d(*case.tensors("shared", torch.float32), *case.geometry, backend="cuda")
 
 
-def hopper_conv2d(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor, *options: Any, activation: str | None) -> Tensor:
-    """By the name that the benchmark uses; gradients of the input take the same kernel."""
-    return torch.ops.tunable_ops.tunable_conv2d(x, w, b, a, *options, activation or "none", "cuda-hopper")
+def hopper_conv2d(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor, *geometry: Any, activation: str | None) -> Tensor:
+    """The operator that the benchmark calls; gradients of the input take the same kernel."""
+    stride, padding, dilation, groups = geometry
+    op = torch.ops.tunable_ops.tunable_conv2d_wgmma
+    return op(x, w, b, a, *stride, *padding, *dilation, groups, CODES[activation])
 
 
 @on_hopper

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.comparison import assert_agrees
-from tests.ops.conv2d_cases import ALPHAS, CASES, Case
+from tests.ops.conv2d_cases import ALPHAS, CASES, Case, options_of
 from tests.triton_kernels.kernel_cases import check
 from tunable_ops import reference, tunable_conv2d
 
@@ -154,8 +154,8 @@ def test_opcheck() -> None:
     case = CASES[0]
     for alpha in ("shared", "sample", "map"):
         tensors = [t.requires_grad_() for t in on_gpu(case, alpha, torch.float32)]
-        options = (*map(list, case.geometry[:3]), 1, "silu", "triton")
-        torch.library.opcheck(torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, *options))
+        options = options_of(case, "silu")
+        torch.library.opcheck(torch.ops.tunable_ops.tunable_conv2d_triton.default, (*tensors, *options))
 
 
 @pytest.mark.parametrize("alpha", ["shared", "sample"])

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.reference.activation import CODES
+
 ALPHAS = ("shared", "one", "sample", "map")
 
 
@@ -91,3 +93,9 @@ CASES = [
     Case(size=(3, 3), padding=(0, 0)),  # one output pixel
     Case(batch=17, channels=2, outputs=3, size=(4, 5), kernels=8),
 ]
+
+
+def options_of(case: Case, activation: str | None = None) -> tuple[int, ...]:
+    """Return the options of a call as the operators' schemas have them."""
+    stride, padding, dilation, groups = case.geometry
+    return (*stride, *padding, *dilation, groups, CODES[activation])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tunable_ops
-from tests.ops.conv2d_cases import ALPHAS, CASES, Case
+from tests.ops.conv2d_cases import ALPHAS, CASES, Case, options_of
 from tunable_ops import reference, tunable_conv2d, tunable_parameter
 
 OPS = torch.ops.tunable_ops
@@ -22,9 +22,9 @@ def leaves(case: Case, alpha: str, dtype: torch.dtype = torch.float32, channels_
 @pytest.mark.parametrize("alpha", ["shared", "sample", "map"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[8], CASES[9]], ids=str)
 def test_opcheck_conv2d(case: Case, alpha: str, channels_last: bool) -> None:
-    for act in ("none", "relu", "gelu"):
-        args = (*leaves(case, alpha, channels_last=channels_last), *case.geometry, act, "torch")
-        torch.library.opcheck(OPS.tunable_conv2d.default, args)
+    for act in (None, "relu", "gelu"):
+        args = (*leaves(case, alpha, channels_last=channels_last), *options_of(case, act))
+        torch.library.opcheck(OPS.tunable_conv2d_torch.default, args)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -35,18 +35,20 @@ def test_opcheck_conv2d_backward(alpha: str, channels_last: bool, mask: tuple[bo
     tensors = case.tensors(alpha, torch.float32, channels_last)
     grad = torch.randn(case.batch, case.outputs, *case.grid)
     saved = torch.randn_like(grad)
-    args = (grad, saved, *tensors, *case.geometry, "silu", "torch", list(mask))
-    torch.library.opcheck(OPS.tunable_conv2d_backward.default, args, test_utils=("test_schema", "test_faketensor"))
+    args = (grad, saved, *tensors, *options_of(case, "silu"), list(mask))
+    torch.library.opcheck(
+        OPS.tunable_conv2d_torch_backward.default, args, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5, 4, 3, 2), (2, 6, 1, 1, 1)])
 def test_opcheck_parameter(shape: tuple[int, ...]) -> None:
     for rows in ((), (4,)):
         stack, alpha = torch.randn(shape, requires_grad=True), torch.rand(*rows, shape[0], requires_grad=True)
-        torch.library.opcheck(OPS.tunable_parameter.default, (stack, alpha, "torch"))
+        torch.library.opcheck(OPS.tunable_parameter_torch.default, (stack, alpha))
         grad = torch.randn(*rows, *shape[1:])
-        args = (grad, stack.detach(), alpha.detach(), "torch", [True, True])
-        torch.library.opcheck(OPS.tunable_parameter_backward.default, args)
+        args = (grad, stack.detach(), alpha.detach(), [True, True])
+        torch.library.opcheck(OPS.tunable_parameter_torch_backward.default, args)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -144,7 +146,7 @@ def test_autocast_casts_everything_but_alpha(alpha: str) -> None:
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
-            if func is OPS.tunable_conv2d.default:
+            if func is OPS.tunable_conv2d_torch.default:
                 seen.append([t.dtype for t in args[:4]])
             return func(*args, **(kwargs or {}))
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.comparison import assert_agrees
-from tests.ops.conv2d_cases import Case, kernels_last
+from tests.ops.conv2d_cases import Case, kernels_last, options_of
 from tests.ops.test_tunable_conv2d import ACTIVATIONS, CASES, check, run
-from tunable_ops import backends, reference, tunable_conv1d, tunable_conv2d
-from tunable_ops.ops import direct
+from tunable_ops import backends, checks, functional, reference, tunable_conv1d, tunable_conv2d
 
 pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
@@ -101,11 +100,11 @@ def test_the_blend_rounds_every_value_once() -> None:
     for dtype in HALF:
         stack = torch.stack([bits.view(dtype), bits.view(dtype).flip(0)])[:, :-5]
         for alpha in (torch.tensor([1.0, 0.0]), torch.tensor([0.37, 0.0]), torch.tensor([-2.5e-3, 0.0])):
-            blended = direct.blend(stack.nan_to_num(), alpha)
+            blended = functional.tunable_parameter(stack.nan_to_num(), alpha)
             expected = alpha[0] * stack[0].nan_to_num().float()
-            assert blended is not None and torch.equal(blended, expected.to(dtype))
-        special = direct.blend(stack[:1], torch.ones(1))
-        assert special is not None and torch.equal(special.isnan(), stack[0].isnan())
+            assert torch.equal(blended, expected.to(dtype))
+        special = functional.tunable_parameter(stack[:1], torch.ones(1))
+        assert torch.equal(special.isnan(), stack[0].isnan())
         assert torch.equal(special.isinf(), stack[0].isinf())
 
 
@@ -232,7 +231,7 @@ def test_opcheck() -> None:
     for alpha, channels_last in (("sample", False), ("sample", True), ("map", True)):
         tensors = [t.requires_grad_() for t in CASES[0].tensors(alpha, torch.float32, channels_last)]
         torch.library.opcheck(
-            torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, (1, 1), (1, 1), (1, 1), 1, "relu", "cpp")
+            torch.ops.tunable_ops.tunable_conv2d_cpp.default, (*tensors, *options_of(CASES[0], "relu"))
         )
 
 
@@ -242,8 +241,8 @@ def test_conv1d_reaches_it() -> None:
     torch.testing.assert_close(out, reference.tunable_conv1d(x, weight, bias, alpha, padding=1))
 
 
-def test_a_second_derivative_by_the_direct_way() -> None:
-    """The default calls the operator without its Autograd key; create_graph must find the definition all the same."""
+def test_a_second_derivative_of_the_default() -> None:
+    """Eager calls go past the Autograd key; create_graph must find the definition all the same."""
     case = Case(batch=2, channels=2, outputs=3, size=(4, 5), kernels=2)
     for alpha in ("shared", "one", "sample"):
         gradients = []
@@ -258,47 +257,26 @@ def test_a_second_derivative_by_the_direct_way() -> None:
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_direct_way_changes_no_bit(alpha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_past_the_dispatcher_no_bit_changes(alpha: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in (CASES[0], CASES[5], CASES[8], Case(channels=4, outputs=8, groups=2, kernels=2)):
         for act in (None, "relu", "gelu"):
-            tensors = case.tensors(alpha, torch.float32, channels_last=True)
-            straight = run(tunable_conv2d, tensors, case, act, None)
-            with monkeypatch.context() as patch:
-                patch.setattr(direct, "_is_watched", lambda: True)
-                registered = run(tunable_conv2d, tensors, case, act, None)
-            assert all(torch.equal(a, b) and a.shape == b.shape for a, b in zip(straight, registered, strict=True))
+            for channels_last in (True, False):
+                tensors = case.tensors(alpha, torch.float32, channels_last)
+                straight = run(tunable_conv2d, tensors, case, act, None)
+                with monkeypatch.context() as patch:
+                    patch.setattr(torch._C, "_has_torch_function", lambda tensors: True)
+                    dispatched = run(tunable_conv2d, tensors, case, act, None)
+                assert all(torch.equal(a, b) and a.shape == b.shape for a, b in zip(straight, dispatched, strict=True))
 
 
-def test_what_the_direct_way_leaves_alone() -> None:
+def test_modes_see_the_operator() -> None:
     case = Case()
-    x, weight, bias, alpha = case.tensors("sample", torch.float32, channels_last=True)
-    good = (x, weight, bias, alpha, *case.geometry, None, None)
-    assert direct.tunable_conv2d(*good) is not None
-    for position, value in (
-        (0, x.contiguous()),
-        (0, x.double()),
-        (0, x[0]),
-        (0, x[:0]),
-        (1, weight[:, :, :2]),
-        (2, bias[:, :2]),
-        (3, alpha[:1].expand(3, -1)),
-        (3, alpha[..., None, None].expand(-1, -1, *case.grid)),
-        (4, (True, 1)),
-        (4, 1.0),
-        (5, "same"),
-        (5, 300),
-        (6, (9, 9)),
-        (7, True),
-        (8, ["relu"]),
-        (8, "none"),
-        (9, "torch"),
-    ):
-        assert direct.tunable_conv2d(*good[:position], value, *good[position + 1 :]) is None, (position, value)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert direct.tunable_conv2d(*good) is None
-    with FlopCounterMode(display=False) as counter:
-        tunable_conv2d(*good[:8])
-    assert counter.get_total_flops() > 0
+    for channels_last, name in ((True, "cpp"), (False, "torch")):
+        tensors = case.tensors("sample", torch.float32, channels_last)
+        with FlopCounterMode(display=False) as counter:
+            tunable_conv2d(*tensors, *case.geometry)
+        assert counter.get_total_flops() > 0
+        assert f"tunable_ops.tunable_conv2d_{name}" in map(str, counter.get_flop_counts()["Global"])
 
 
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
@@ -333,33 +311,38 @@ def test_transposed_without_gradients(shape: Any, taps: Any, options: Any, alpha
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     tensors = [x, torch.randn(taps), torch.randn(3, taps[2] * groups), torch.rand(rows)]
     for act in ACTIVATIONS:
-        out = direct.tunable_conv_transpose2d(*tensors, stride, padding, more, 1, groups, act)
-        arguments = (stride, padding, more, groups, 1, act)
+        arguments = (stride, padding, more, groups, 1)
+        assert serves_transposed(*tensors, *arguments)
+        out = functional.tunable_conv_transpose2d(*tensors, *arguments, activation=act)
+        arguments = (*arguments, act)
         base = reference.tunable_conv_transpose2d(*tensors, *arguments)
         ref = reference.tunable_conv_transpose2d(*(t.double() for t in tensors), *arguments)
-        assert out is not None and out.is_contiguous(memory_format=torch.channels_last)
+        assert out.is_contiguous(memory_format=torch.channels_last)
         assert_agrees(out, ref, base, f"output, {act}")
 
 
+def serves_transposed(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> bool:
+    call = checks.check_transposed("test", input, weight, bias, alpha, *options, None)
+    return backends.cpp.serves_transposed(input, weight, bias, alpha, call)
+
+
 def test_the_transposed_calls_that_it_leaves_alone() -> None:
-    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    weight, alpha = torch.randn(2, 3, 4, 2, 2), torch.rand(2)
-    assert direct.tunable_conv_transpose2d(x, weight, None, alpha, 2, 0, 0, 1, 1, None) is not None
-    for stride, padding, more, dilation, groups in (
-        (3, 0, 0, 1, 1),  # pixels without a tap
-        (2, 0, 2, 1, 1),
-        (2, 5, 0, 1, 1),  # no pixel is left
-        (2, 0, 0, 2, 1),
-        (2, 0, 0, 1, 2),
+    x = torch.randn(2, 4, 4, 5).contiguous(memory_format=torch.channels_last)
+    weight, alpha = torch.randn(2, 4, 4, 2, 2), torch.rand(2)
+    assert serves_transposed(x, weight, None, alpha, 2, 0, 0, 1, 1)
+    for stride, padding, more, dilation in (
+        (3, 0, 0, 1),  # pixels without a tap
+        (2, 0, 1, 3),
+        (2, 0, 0, 2),
     ):
-        assert (
-            direct.tunable_conv_transpose2d(x, weight, None, alpha, stride, padding, more, dilation, groups, None)
-            is None
-        )
-    assert direct.tunable_conv_transpose2d(x, weight.requires_grad_(), None, alpha, 2, 0, 0, 1, 1, None) is None
+        assert not serves_transposed(x, weight, None, alpha, stride, padding, more, 1, dilation)
+    assert not serves_transposed(x.contiguous(), weight, None, alpha, 2, 0, 0, 1, 1)
+    assert not serves_transposed(x[:0], weight, None, alpha, 2, 0, 0, 1, 1)
+    assert not serves_transposed(*(t.double() for t in (x, weight)), None, alpha, 2, 0, 0, 1, 1)
+    assert not serves_transposed(x, weight.requires_grad_(), None, alpha, 2, 0, 0, 1, 1)
 
 
-def test_the_blend_keeps_any_dense_order() -> None:
+def test_the_blend_of_any_stack() -> None:
     alpha = torch.rand(3)
     stack = torch.randn(3, 5, 70, 3, 3)
     for variant in (
@@ -369,13 +352,16 @@ def test_the_blend_keeps_any_dense_order() -> None:
         stack[:, :1],
         stack[:1].expand(3, -1, -1, -1, -1),
         stack[::2],
+        stack[..., 1:],
+        stack[:, 0, 0, 0, 0],
     ):
         weights = alpha[: variant.shape[0]]
-        blended = direct.blend(variant, weights)
-        assert blended is not None and blended.stride() == variant[0].stride()
+        blended = functional.tunable_parameter(variant, weights, backend="cpp")
+        assert blended.stride() == functional.tunable_parameter(variant, weights, backend="torch").stride()
         torch.testing.assert_close(blended, torch.einsum("p,p...->...", weights, variant))
-    for refused, weights in ((stack[..., 1:], alpha), (stack.double(), alpha), (stack, torch.rand(2, 3))):
-        assert direct.blend(refused, weights) is None
+    for refused, weights, text in ((stack.double(), alpha, "it serves float32"), (stack, torch.rand(2, 3), "alpha")):
+        with pytest.raises(RuntimeError, match=text):
+            functional.tunable_parameter(refused, weights, backend="cpp")
 
 
 def test_nan_before_a_relu_shows_in_the_gradient() -> None:

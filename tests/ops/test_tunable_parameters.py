@@ -106,11 +106,11 @@ def test_same_bits_with_any_number_of_threads(backend: str) -> None:
 
 
 def test_opcheck_and_transforms() -> None:
-    op = torch.ops.tunable_ops.tunable_parameters.default
     pair = [torch.randn(2, 3, requires_grad=True), torch.randn(2, 4, 2)]
     values = torch.rand(3, requires_grad=True)
     backend = "torch" if unavailable_reason("tunable_parameters", "cpp") else "cpp"
-    torch.library.opcheck(op, (pair, values, [0, 1], torch.bfloat16, backend))
+    op = getattr(torch.ops.tunable_ops, f"tunable_parameters_{backend}").default
+    torch.library.opcheck(op, (pair, values, [0, 1], torch.bfloat16))
     rows = torch.rand(4, 3)
     swept = torch.func.vmap(lambda row: functional.tunable_parameters(pair, row, [0, 1])[1])(rows)
     expected = torch.stack([functional.tunable_parameters(pair, row, [0, 1])[1] for row in rows])

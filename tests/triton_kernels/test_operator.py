@@ -7,7 +7,7 @@ import torch
 from tunable_ops.triton_kernels import INTERPRETED
 
 from tests.comparison import assert_agrees
-from tests.ops.conv2d_cases import ALPHAS, Case, kernels_last
+from tests.ops.conv2d_cases import ALPHAS, Case, kernels_last, options_of
 from tests.triton_kernels.kernel_cases import NOT_INTERPRETED
 from tunable_ops import functional, reference, tunable_conv2d
 
@@ -99,8 +99,8 @@ def test_conv1d() -> None:
 def test_opcheck_and_compile() -> None:
     case = Case(size=(3, 4), kernels=2)
     tensors = [t.requires_grad_() for t in case.tensors("sample", torch.float32)]
-    options = (*map(list, case.geometry[:3]), 1, "silu", "triton")
-    torch.library.opcheck(torch.ops.tunable_ops.tunable_conv2d.default, (*tensors, *options))
+    options = options_of(case, "silu")
+    torch.library.opcheck(torch.ops.tunable_ops.tunable_conv2d_triton.default, (*tensors, *options))
 
     def function(*leaves: torch.Tensor) -> torch.Tensor:
         return tunable_conv2d(*leaves, *case.geometry, activation="silu", backend="triton")

@@ -1,9 +1,11 @@
-"""The CUDA operators: loading them, and which calls they serve and win."""
+"""The CUDA operators: loading them, and which calls they can serve and are fastest at."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tunable_ops.backends.torch.layout import is_channels_last
 
 # The operators that the library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
@@ -21,12 +23,12 @@ _missing: str | None = _left_out("this build has none")
 
 
 def libraries() -> list[Path]:
-    """The library beside the package, if this build has it."""
+    """Return the library beside the package, if this build has it."""
     return sorted(_PACKAGE.glob("_ops_cuda.*"))
 
 
 def load() -> None:
-    """Loads the library if this build has it and torch has CUDA; the schemas must be defined by then."""
+    """Load the library if this build has it and torch has CUDA; the schemas must be defined by then."""
     global _missing
     if torch.version.cuda is None:
         _missing = "this torch has no CUDA"
@@ -45,22 +47,19 @@ def load() -> None:
 
 
 def unavailable_reason(op: str) -> str | None:
-    """Says why `op` has no CUDA operator here, or returns None if it has."""
+    """Say why `op` has no CUDA operator here, or return None if it has."""
     if op not in OPS:
         return f"this version has no cuda kernel for {op}"
     return _missing or (None if torch.cuda.is_available() else "no CUDA device is there")
 
 
-def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
-    """Says why the operators cannot serve these (weight, bias, alpha follow), which have passed the checks."""
+def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
+    """Say why the operators cannot serve these tensors (weight and alpha follow), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
-    if any(t is not None and t.dtype not in _DTYPES for t in (input, *others)):
+    if any(t.dtype not in _DTYPES for t in (input, *others)):
         return "it serves float32, float16 and bfloat16"
-    if not others:
-        return None
-    weight, alpha = others[0], others[-1]
-    assert weight is not None and alpha is not None
+    weight, alpha = others
     if alpha.dim() > 2:
         return "it serves no alpha that is a map"
     if weight.shape[0] > MAX_KERNELS:
@@ -68,16 +67,15 @@ def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
     return None
 
 
-def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the CUDA operators: no layout has to change, and the tensor cores serve.
+def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
+    """Return True where the default takes the CUDA operators: no layout has to change, and the tensor cores serve.
 
     A rule from arithmetic, not from measurements: 16 bits in channels_last.
     """
     return (
         _missing is None
-        and op in OPS
-        and input.dim() == 4
+        and op == "tunable_conv2d"
         and input.dtype in (torch.float16, torch.bfloat16)
         and unfit(op, input, *others) is None
-        and input.is_contiguous(memory_format=torch.channels_last)
+        and is_channels_last(input)
     )

@@ -5,7 +5,7 @@ the library's convolutions and the formula of the blend.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,48 +17,53 @@ _OPS = torch.ops.tunable_ops
 Shape = Sequence[int]
 
 
+def _register(name: str) -> Callable[..., Any]:
+    """Register a formula for the operators ``<name>`` of all backends; "{}" stands for the backend."""
+    ops = [getattr(_OPS, name.format(backend), None) for backend in ("torch", "cpp", "triton", "cuda")]
+    return register_flop_formula([op for op in ops if op is not None])
+
+
 def _blend(weight: Shape, bias: Shape | None, alpha: Shape) -> int:
-    """Multiply-adds of the blend, times 2: P times the elements, once or per sample."""
+    """Count the blend: P times the elements, once or per sample."""
     elements = math.prod(weight) + (math.prod(bias) if bias is not None else 0)
     return 2 * elements * (alpha[0] if len(alpha) == 2 else 1)
 
 
 def _convolution(weight: Shape, output: Shape) -> int:
-    """One convolution of the library: every output value takes C/groups * kh * kw multiply-adds."""
+    """Count one convolution: every output value takes C/groups * kh * kw multiply-adds."""
     return 2 * math.prod(output) * math.prod(weight[2:])
 
 
-@register_flop_formula(_OPS.tunable_parameter)
+@_register("tunable_parameter_{}")
 def _parameter_flops(parameter: Shape, alpha: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return _blend(parameter, None, alpha)
 
 
-@register_flop_formula(_OPS.tunable_parameter_backward)
+@_register("tunable_parameter_{}_backward")
 def _parameter_backward_flops(
-    grad_output: Shape, parameter: Shape, alpha: Shape, backend: str, mask: Sequence[bool], **kwargs: Any
+    grad_output: Shape, parameter: Shape, alpha: Shape, mask: Sequence[bool], **kwargs: Any
 ) -> int:
     return sum(mask) * _blend(parameter, None, alpha)
 
 
-@register_flop_formula(_OPS.tunable_parameters)
+@_register("tunable_parameters_{}")
 def _parameters_flops(parameters: Sequence[Shape], alpha: Shape, *args: Any, **kwargs: Any) -> int:
     return sum(_blend(parameter, None, ()) for parameter in parameters)
 
 
-@register_flop_formula(_OPS.tunable_parameters_backward)
+@_register("tunable_parameters_{}_backward")
 def _parameters_backward_flops(
     grad_outputs: Sequence[Shape],
     parameters: Sequence[Shape],
     alpha: Shape,
     starts: Sequence[int],
-    backend: str,
     mask: Sequence[bool],
     **kwargs: Any,
 ) -> int:
     return sum((m + mask[-1]) * _blend(p, None, ()) for p, m in zip(parameters, mask[:-1], strict=True))
 
 
-@register_flop_formula(_OPS.tunable_conv2d)
+@_register("tunable_conv2d_{}")
 def _conv2d_flops(
     input: Shape, weight: Shape, bias: Shape | None, alpha: Shape, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
@@ -67,12 +72,12 @@ def _conv2d_flops(
     return _convolution(weight, out_shape) + _blend(weight, bias, alpha)
 
 
-@register_flop_formula(_OPS.tunable_conv2d_saving)
+@_register("tunable_conv2d_{}_saving")
 def _conv2d_saving_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return int(_conv2d_flops(*args, out_shape=out_shape[0], **kwargs))
 
 
-@register_flop_formula(_OPS.tunable_conv2d_backward)
+@_register("tunable_conv2d_{}_backward")
 def _conv2d_backward_flops(
     grad_output: Shape,
     saved: Shape | None,

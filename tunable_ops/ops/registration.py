@@ -1,11 +1,13 @@
-"""How every registered operator is made: one schema, and what stands at each dispatch key.
+"""How every registered operator is made: a schema, and what stands at each dispatch key.
 
-Python owns the schemas (a C++ `def` after them would abort the process; C++ libraries add implementations only).
+An operator exists once per backend (``tunable_ops::tunable_conv2d_cpp``, ...): the Python wrapper chooses, and no
+kernel ever hands a call on. Python owns the schemas (a C++ `def` after them would abort the process); C++ libraries
+add kernels only.
 
 Autocast        casts the tensors named by the operator to the active dtype; alpha is never cast
 Autograd        an autograd.Function, or straight through where no gradient is asked for
 Meta, fake      dtype, shape and strides of the real result
-CompositeExplicitAutograd   the backend named by the last string argument
+CompositeExplicitAutograd   the kernel, for backends written in Python; C++ kernels are at the CPU and CUDA keys
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +23,64 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
-def define(name: str, arguments: str, result: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Defines ``tunable_ops::<name>`` with its kernel and its fake implementation; returns the overload."""
-    _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+class Operator:
+    """A registered operator.
 
+    Attributes:
+        op: The overload in torch.ops.
+        kernel: Its kernel where that is a Python function, else None.
+        differentiable: What stands at the Autograd key for calls that want gradients.
+    """
 
-def define_autograd(op: Any, differentiable: Callable[..., Any], tensors: int) -> None:
-    """Stands `differentiable` at the Autograd key for calls that want a gradient of one of the first `tensors`."""
+    __slots__ = ("differentiable", "kernel", "name", "op")
 
-    def autograd(*args: Any) -> Any:
-        if wants_gradient(args[:tensors]):
-            return differentiable(*args)
-        return below_autograd(op, *args)
+    def __init__(
+        self, name: str, arguments: str, result: str, kernel: Callable[..., Any] | None, fake: Callable[..., Any]
+    ) -> None:
+        """Define ``tunable_ops::<name>`` with its kernel (None: a C++ library adds it) and its fake kernel."""
+        _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+        if kernel is not None:
+            _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+        self.name, self.kernel = name, kernel
+        self.op = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.differentiable: Callable[..., Any] | None = None
 
-    _LIBRARY.impl(_name(op), autograd, "Autograd")
+    def register_autograd(self, differentiable: Callable[..., Any], tensors: int) -> None:
+        """Stand `differentiable` at the Autograd key, for calls that want a gradient of one of the first `tensors`."""
+        self.differentiable = differentiable
 
+        def autograd(*args: Any) -> Any:
+            return differentiable(*args) if wants_gradient(args[:tensors]) else self.run(*args)
 
-def define_autocast(op: Any, cast: Sequence[int]) -> None:
-    """Casts the arguments at the positions `cast` to the dtype that is active when the operator is called."""
-    for device_type, key in _AUTOCAST_KEYS.items():
-        _LIBRARY.impl(_name(op), _autocast_kernel(op, device_type, key, frozenset(cast)), key)
+        _LIBRARY.impl(self.name, autograd, "Autograd")
+
+    def register_autocast(self, cast: Sequence[int] = ()) -> None:
+        """Cast the arguments at the positions `cast` to the dtype that is active when the operator is called."""
+        for device_type, key in _AUTOCAST_KEYS.items():
+            _LIBRARY.impl(self.name, _autocast_kernel(self.op, device_type, key, frozenset(cast)), key)
+
+    def __call__(self, tensors: tuple[Any, ...], *options: Any) -> Any:
+        """Call the operator, past the dispatcher's stops where they have nothing to do: each is a Python function."""
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._get_tracing_state() is not None
+            or torch._C._has_torch_function(tensors)
+        ):
+            return self.op(*tensors, *options)
+        if self.differentiable is not None and wants_gradient(tensors):
+            return self.differentiable(*tensors, *options)
+        return self.run(*tensors, *options)
+
+    def run(self, *args: Any) -> Any:
+        """Run the kernel without recording."""
+        # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a
+        # Function whose output it takes for a view.
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            if self.kernel is None or torch._C._len_torch_dispatch_stack():
+                return self.op(*args)
+            return self.kernel(*args)  # from Python to Python: the way through the dispatcher takes 30 us
 
 
 def _autocast_kernel(op: Any, device_type: str, key: str, cast: frozenset[int]) -> Callable[..., Any]:
@@ -58,22 +95,14 @@ def _autocast_kernel(op: Any, device_type: str, key: str, cast: frozenset[int]) 
 
 
 def to_autocast(value: Any, dtype: torch.dtype) -> Any:
-    """Casts a tensor as torch's own autocast does: floating point only, and never fp64."""
+    """Cast a tensor as torch's own autocast does: floating point only, and never fp64."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
 
 
-def below_autograd(op: Any, *args: Any) -> Any:
-    """Calls the operator's kernel without recording."""
-    # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a Function
-    # whose output it takes for a view.
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        return op(*args)
-
-
 def wants_gradient(tensors: Sequence[Any]) -> bool:
-    """True where a gradient of one of these is recorded: tensors, lists of them or None."""
+    """Return True where a gradient of one of these is recorded: tensors, lists of them or None."""
     if not torch.is_grad_enabled():
         return False
     for value in tensors:
@@ -85,23 +114,8 @@ def wants_gradient(tensors: Sequence[Any]) -> bool:
     return False
 
 
-def call(op: Any, tensors: Sequence[Any], *options: Any) -> Any:
-    """Calls an operator; where no gradient is wanted straight below autograd, whose key is a slow Python function."""
-    if torch.compiler.is_compiling() or wants_gradient(tensors):
-        return op(*tensors, *options)
-    return below_autograd(op, *tensors, *options)
-
-
-def needs_composite() -> bool:
-    """True inside torch.func transforms and forward-mode AD, which need differentiable PyTorch operators.
-
-    An autograd.Function at the Autograd key passes opcheck and fullgraph but is opaque to torch.func.grad and vmap.
-    """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
 def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], cast: int, *args: Any) -> Tensor:
-    """Runs a definition as PyTorch operators, with autocast as the operators have it: the first `cast` tensors."""
+    """Run a definition as PyTorch operators, under autocast with the first `cast` tensors cast as operators do it."""
     device_type = next(t for t in tensors if t is not None).device.type
     if not autocast_is_on(device_type):
         return function(*tensors, *args)
@@ -113,7 +127,7 @@ def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | No
 def composite_gradients(
     function: Callable[..., Any], grad_output: Any, tensors: Sequence[Tensor | None], mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """The gradients as differentiable PyTorch operators: what a second derivative differentiates.
+    """Return the gradients as differentiable PyTorch operators: what a second derivative differentiates.
 
     Args:
         function: The definition, a function of `tensors`.
@@ -133,7 +147,3 @@ def composite_gradients(
         grads = iter(torch.autograd.grad(outputs, wanted, grad_output, create_graph=True))
         empty = grad_output[0].new_empty(0)
         return tuple(next(grads) if m and t is not None else empty for t, m in zip(tensors, mask, strict=True))
-
-
-def _name(op: Any) -> str:
-    return op._schema.name.split("::")[1]

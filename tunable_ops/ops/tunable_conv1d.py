@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tunable_ops import backends, checks
-from tunable_ops.ops import tunable_conv2d as conv2d
+from tunable_ops import checks
+from tunable_ops.ops.tunable_conv2d import run_checked
 
 NAME = "tunable_conv1d"
 
@@ -23,7 +23,7 @@ def tunable_conv1d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blends P kernels and convolves in one dimension.
+    """Blend P kernels and convolves in one dimension.
 
     Formula: ``y[b] = act(conv1d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -44,26 +44,21 @@ def tunable_conv1d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
-    checks.check_tensors(NAME, input, weight, bias, alpha)
-    checks.check_kernels(NAME, input, weight, bias, groups, ndim=1)
-    strides = (1, *checks.to_ints(NAME, "stride", stride, 1, 1))
-    dilations = (1, *checks.to_ints(NAME, "dilation", dilation, 1, 1))
-    left, extra = checks.resolve_padding(NAME, padding, weight.shape[3:], strides[1:], dilations[1:])
-    length = input.shape[-1] + extra[0]
-    size = checks.conv_output_size(NAME, (length,), weight.shape[3:], strides[1:], left, dilations[1:])
-    checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if input.dim() == 3 else None, size)
-    name = checks.check_activation(NAME, activation)
-    chosen = backends.select(NAME, backend, input, weight, bias, alpha)
-    output = conv2d.tunable_conv2d(
+    call = checks.check_convolution(NAME, 1, input, weight, bias, alpha, stride, padding, dilation, groups, activation)
+    flat = call._replace(
+        stride=(1, *call.stride),
+        padding=(0, *call.padding),
+        end_padding=call.end_padding and (0, *call.end_padding),
+        dilation=(1, *call.dilation),
+    )
+    output = run_checked(
+        NAME,
         input.unsqueeze(-2),
         weight.unsqueeze(-2),
         bias,
         alpha.unsqueeze(-2) if alpha.dim() == 3 else alpha,
-        strides,
-        "same" if padding == "same" else (0, *left),
-        dilations,
+        flat,
         groups,
-        activation=None if name == "none" else name,
-        backend=chosen,
+        backend,
     )
     return output.squeeze(-2)

@@ -25,7 +25,7 @@ def tunable_conv3d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blends P kernels and convolves in three dimensions.
+    """Blend P kernels and convolves in three dimensions.
 
     Formula: ``y[b] = act(conv3d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -47,21 +47,12 @@ def tunable_conv3d(
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
     chosen = backends.select(NAME, backend)
-    checks.check_tensors(NAME, input, weight, bias, alpha)
-    checks.check_kernels(NAME, input, weight, bias, groups, ndim=3)
-    strides = checks.to_ints(NAME, "stride", stride, 3, 1)
-    dilations = checks.to_ints(NAME, "dilation", dilation, 3, 1)
-    taps = weight.shape[3:]
-    start, extra = checks.resolve_padding(NAME, padding, taps, strides, dilations)
-    if any(extra):
-        input = F.pad(input, (0, extra[2], 0, extra[1], 0, extra[0]))
-    size = checks.conv_output_size(NAME, input.shape[-3:], taps, strides, start, dilations)
-    batched = input.dim() == 5
-    checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if batched else None, size)
-    name = checks.check_activation(NAME, activation)
+    call = checks.check_convolution(NAME, 3, input, weight, bias, alpha, stride, padding, dilation, groups, activation)
+    if call.end_padding:
+        input = F.pad(input, [n for end in reversed(call.end_padding) for n in (0, end)])
 
     def conv(x: Any, w: Any, b: Any) -> Tensor:
-        return F.conv3d(x, w, b, strides, start, dilations, groups)
+        return F.conv3d(x, w, b, call.stride, call.padding, call.dilation, groups)
 
-    output = premix(conv, input if batched else input[None], weight, bias, alpha, name, chosen)
-    return output if batched else output[0]
+    output = premix(conv, input if call.batched else input[None], weight, bias, alpha, activation, chosen)
+    return output if call.batched else output[0]

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks
+from tunable_ops.backends import cpp
 from tunable_ops.backends.torch.layout import output_format
-from tunable_ops.ops import direct, registration
+from tunable_ops.geometry import transposed_output_size
+from tunable_ops.ops import registration
 from tunable_ops.ops.premix import premix
 from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 
@@ -34,7 +36,7 @@ def tunable_conv_transpose2d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blends P kernels and applies the transposed convolution (torch's argument order).
+    """Blend P kernels and applies the transposed convolution (torch's argument order).
 
     Formula: ``y[b] = act(conv_transpose2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -56,45 +58,56 @@ def tunable_conv_transpose2d(
 
     dtypes, autocast, gradients and errors: as `tunable_conv2d`.
     """
-    if backend is None:
-        options = (stride, padding, output_padding, dilation, groups, activation)
-        quick = direct.tunable_conv_transpose2d(input, weight, bias, alpha, *options)
-        if quick is not None:
-            return quick
     chosen = backends.select(NAME, backend)
-    checks.check_tensors(NAME, input, weight, bias, alpha)
-    checks.check_kernels(NAME, input, weight, bias, groups, ndim=2, transposed=True)
-    strides = checks.to_ints(NAME, "stride", stride, 2, 1)
-    pads = checks.to_ints(NAME, "padding", padding, 2, 0)
-    more = checks.to_ints(NAME, "output_padding", output_padding, 2, 0)
-    dilations = checks.to_ints(NAME, "dilation", dilation, 2, 1)
-    size = checks.transposed_output_size(NAME, input.shape[-2:], weight.shape[3:], strides, pads, more, dilations)
-    batched = input.dim() == 4
-    checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if batched else None, size)
-    name = checks.check_activation(NAME, activation)
-
-    whole = (batched, chosen != "reference", alpha.dim() == 2, groups == 1, strides == tuple(weight.shape[3:]))
-    if all(whole) and not any((*pads, *more)) and dilations == (1, 1):
-        return _as_blocks(input, weight, bias, alpha, name)
+    call = checks.check_transposed(
+        NAME, input, weight, bias, alpha, stride, padding, output_padding, groups, dilation, activation
+    )
+    strides, pads, more, dilations, code, batched = call
+    if not batched:
+        input = input[None]
+    if backend is None and cpp.serves_transposed(input, weight, bias, alpha, call):
+        row = alpha[0] if alpha.shape == (1, weight.shape[0]) else alpha
+        output = _inference((input, weight, bias, row), *strides, *pads, *more, groups, code)
+        return output if batched else output[0]
+    separate = strides == tuple(weight.shape[3:]) and not any((*pads, *more)) and dilations == (1, 1)
+    if separate and groups == 1 and batched and alpha.dim() == 2 and chosen != "reference":
+        return _as_blocks(input, weight, bias, alpha, activation)
 
     def conv(x: Any, w: Any, b: Any) -> Tensor:
         return F.conv_transpose2d(x, w, b, strides, pads, more, groups, dilations)
 
-    output = premix(conv, input if batched else input[None], weight, bias, alpha, name, chosen)
+    output = premix(conv, input, weight, bias, alpha, activation, chosen)
     return output if batched else output[0]
 
 
-def _as_blocks(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str) -> Tensor:
-    """Each input pixel becomes a block of kh x kw output pixels: a 1x1 convolution to kh*kw*O channels."""
+def _as_blocks(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str | None) -> Tensor:
+    """Turn each input pixel into a block of kh x kw output pixels: a 1x1 convolution to kh*kw*O channels."""
     kernels, channels, outputs, kh, kw = weight.shape
     flat = weight.permute(0, 3, 4, 2, 1).reshape(kernels, kh * kw * outputs, channels, 1, 1)
     shift = None if bias is None else bias.repeat(1, kh * kw)
-    named = None if activation == "none" else activation
-    blocks = tunable_conv2d(input, flat, shift, alpha, activation=named)
+    blocks = tunable_conv2d(input, flat, shift, alpha, activation=activation)
     batch, _, height, width = input.shape
     pixels = blocks.permute(0, 2, 3, 1).view(batch, height, width, kh, kw, outputs)
-    if not registration.needs_composite() and output_format(input, weight) == torch.channels_last:
+    if not checks.is_transformed() and output_format(input, weight) == torch.channels_last:
         spread = pixels.transpose(2, 3)  # [B, H, kh, W, kw, O]
         return spread.reshape(batch, height * kh, width * kw, outputs).permute(0, 3, 1, 2)
     spread = pixels.permute(0, 5, 1, 3, 2, 4)  # [B, O, H, kh, W, kw]
     return spread.reshape(batch, outputs, height * kh, width * kw)
+
+
+def _inference_fake(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: int) -> Tensor:
+    stride, padding, more = (options[i : i + 2] for i in (0, 2, 4))
+    size = transposed_output_size(input.shape[2:], weight.shape[3:], stride, padding, more, (1, 1))
+    output = input.new_empty(input.shape[0], weight.shape[2] * options[6], *size)
+    return output.to(memory_format=torch.channels_last)
+
+
+# Without gradients and dilation, channels_last: `cpp.serves_transposed`.
+_inference = registration.Operator(
+    f"{NAME}_cpp",
+    "Tensor input, Tensor weight, Tensor? bias, Tensor alpha, int stride_h, int stride_w, int padding_h, "
+    "int padding_w, int output_padding_h, int output_padding_w, int groups, int activation",
+    "Tensor",
+    None,
+    _inference_fake,
+)

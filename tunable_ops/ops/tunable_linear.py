@@ -10,7 +10,7 @@ from tunable_ops import backends, checks
 from tunable_ops.ops import registration
 from tunable_ops.ops.premix import premix
 from tunable_ops.ops.tunable_parameter import tunable_parameter
-from tunable_ops.reference import apply_activation
+from tunable_ops.reference.activation import TABLE
 
 NAME = "tunable_linear"
 
@@ -24,7 +24,7 @@ def tunable_linear(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blends P matrices and applies the result.
+    """Blend P matrices and apply the result.
 
     Formula: ``y[b] = act(x[b] @ (sum_p alpha[b,p] weight[p]).T + sum_p alpha[b,p] bias[p])``.
 
@@ -50,16 +50,16 @@ def tunable_linear(
             f"{NAME}: input must be [*, C] with C = {weight.shape[2]}, as the weight has it; got shape "
             f"{checks.shape_of(input)}"
         )
-    checks.check_bias(NAME, weight, bias, weight.shape[1])
+    checks.check_bias(NAME, bias, weight.shape[0], weight.shape[1])
     checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if input.dim() > 1 else None)
-    name = checks.check_activation(NAME, activation)
+    code = checks.check_activation(NAME, activation)
     if alpha.dim() == 2 and alpha.shape[0] == 1:
         alpha = alpha[0]
     if alpha.dim() == 1 or chosen == "reference":
-        return premix(F.linear, input, weight, bias, alpha, name, chosen)
+        return premix(F.linear, input, weight, bias, alpha, activation, chosen)
 
     def run(*tensors: Any) -> Tensor:
-        return apply_activation(_per_sample(*tensors), name)
+        return TABLE[code].forward(_per_sample(*tensors))
 
     return registration.run_composite(run, (input, weight, bias, alpha), 3)
 

@@ -1,20 +1,20 @@
 """tunable_parameter: the blend as an operator of its own, and the first half of the operators that premix."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends.torch import layout
-from tunable_ops.backends.torch import tunable_parameter as torch_backend
 from tunable_ops.ops import registration
 
 NAME = "tunable_parameter"
 
 
 def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None = None) -> Tensor:
-    """Blends P copies of any tensor: residual scales, position tables.
+    """Blend P copies of any tensor: residual scales, position tables.
 
     Formula: ``y = sum_p alpha[p] * parameter[p]``, or ``y[b] = sum_p alpha[b,p] * parameter[p]``; accumulated in fp32
     (fp64 for fp64) and rounded once. Differentiable to any order in eager mode.
@@ -22,7 +22,7 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
     Args:
         parameter: [P, *shape], float32, float16, bfloat16 or float64.
         alpha: [P] or [B, P], of the parameter's dtype or float32.
-        backend: None for the fastest that can serve the call, or "torch", "reference", "triton".
+        backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton".
 
     Returns:
         [*shape] or [B, *shape], of the parameter's dtype (autocast casts neither).
@@ -38,10 +38,12 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
         tensor([2., 3.])
     """
     _check(parameter, alpha)
-    chosen = backends.select(NAME, backend, parameter)
-    if chosen == "reference" or registration.needs_composite():
-        return registration.run_composite(reference.tunable_parameter, (parameter, alpha), 0)
-    return _forward_op(parameter, alpha, chosen)
+    chosen = backends.select(NAME, backend, parameter, alpha)
+    tensors = (parameter, alpha)
+    if chosen == "reference" or checks.is_transformed():
+        return registration.run_composite(reference.tunable_parameter, tensors, 0)
+    output: Tensor = _OPERATORS[chosen].forward(tensors)
+    return output
 
 
 def _check(parameter: Tensor, alpha: Tensor) -> None:
@@ -65,62 +67,68 @@ def _check(parameter: Tensor, alpha: Tensor) -> None:
         )
 
 
-def _kernel(parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
-    return _implementation(backend).forward(parameter, alpha)
+def _forward_kernel(backend: str, parameter: Tensor, alpha: Tensor) -> Tensor:
+    return backends.implementation(backend, NAME).forward(parameter, alpha)
 
 
-def _implementation(backend: str) -> Any:
-    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
+def _forward_fake(parameter: Tensor, alpha: Tensor) -> Tensor:
+    return layout.from_matrix(parameter.new_empty(*alpha.shape[:-1], parameter.shape[1:].numel()), parameter)
 
 
-def _fake(parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
-    rows = alpha.shape[:-1]
-    return layout.from_matrix(parameter.new_empty(*rows, parameter.shape[1:].numel()), parameter)
-
-
-def _backward_kernel(grad_output: Tensor, parameter: Tensor, alpha: Tensor, backend: str, mask: list[bool]) -> Any:
-    grads = _implementation(backend).backward(grad_output, parameter, alpha, (mask[0], mask[1]))
+def _backward_kernel(backend: str, grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: list[bool]) -> Any:
+    grads = backends.implementation(backend, NAME).backward(grad_output, parameter, alpha, (mask[0], mask[1]))
     return tuple(parameter.new_empty(0) if g is None else g for g in grads)
 
 
-def _backward_fake(grad_output: Tensor, parameter: Tensor, alpha: Tensor, backend: str, mask: list[bool]) -> Any:
+def _backward_fake(grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: list[bool]) -> Any:
     return (
         layout.empty_stack_like(parameter) if mask[0] else parameter.new_empty(0),
         alpha.new_empty(alpha.shape) if mask[1] else parameter.new_empty(0),
     )
 
 
-_forward_op = registration.define(NAME, "Tensor parameter, Tensor alpha, str backend", "Tensor", _kernel, _fake)
-_backward_op = registration.define(
-    f"{NAME}_backward",
-    "Tensor grad_output, Tensor parameter, Tensor alpha, str backend, bool[2] mask",
-    "(Tensor, Tensor)",
-    _backward_kernel,
-    _backward_fake,
-)
-
-
 class _Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, alpha: Tensor, backend: str) -> Tensor:
+    def forward(ctx: Any, ops: "_Operators", parameter: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(parameter, alpha)
-        ctx.backend = backend
-        return registration.below_autograd(_forward_op, parameter, alpha, backend)
+        ctx.ops = ops
+        return ops.forward.run(parameter, alpha)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        mask = list(ctx.needs_input_grad[:2])
-        grads = _backward_op(grad_output, *ctx.saved_tensors, ctx.backend, mask)
-        return (*(g if m else None for g, m in zip(grads, mask, strict=True)), None)
+    def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
+        mask = list(ctx.needs_input_grad[1:])
+        grads = ctx.ops.backward((grad_output, *ctx.saved_tensors), mask)
+        return (None, *(g if m else None for g, m in zip(grads, mask, strict=True)))
 
 
 def _differentiable_backward(
-    grad_output: Tensor, parameter: Tensor, alpha: Tensor, backend: str, mask: list[bool]
+    grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: list[bool]
 ) -> tuple[Tensor, ...]:
     return registration.composite_gradients(reference.tunable_parameter, grad_output, (parameter, alpha), mask)
 
 
-registration.define_autograd(_forward_op, _Blend.apply, tensors=2)
-registration.define_autograd(_backward_op, _differentiable_backward, tensors=3)
-registration.define_autocast(_forward_op, cast=())
-registration.define_autocast(_backward_op, cast=())
+class _Operators(NamedTuple):
+    """The operators of a backend."""
+
+    forward: registration.Operator
+    backward: registration.Operator
+
+
+def _define(backend: str) -> _Operators:
+    name = f"{NAME}_{backend}"
+    kernel = partial(_forward_kernel, backend) if backend in backends.IN_PYTHON else None
+    # The C++ kernel serves inference; its gradients are PyTorch's.
+    backward_kernel = partial(_backward_kernel, "torch" if backend == "cpp" else backend)
+    grads = "Tensor grad_output, Tensor parameter, Tensor alpha, bool[2] mask"
+    ops = _Operators(
+        registration.Operator(name, "Tensor parameter, Tensor alpha", "Tensor", kernel, _forward_fake),
+        registration.Operator(f"{name}_backward", grads, "(Tensor, Tensor)", backward_kernel, _backward_fake),
+    )
+    ops.forward.register_autograd(partial(_Blend.apply, ops), tensors=2)
+    ops.forward.register_autocast()
+    ops.backward.register_autograd(_differentiable_backward, tensors=3)
+    ops.backward.register_autocast()
+    return ops
+
+
+_OPERATORS = {backend: _define(backend) for backend in ("torch", "cpp", "triton")}

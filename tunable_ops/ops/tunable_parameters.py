@@ -1,8 +1,9 @@
 """tunable_parameters: the blends of many stacks for one alpha, such as all kernels of a network, in one call."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends.torch import layout
-from tunable_ops.backends.torch import tunable_parameters as torch_backend
 from tunable_ops.ops import registration
 
 NAME = "tunable_parameters"
@@ -24,7 +24,7 @@ def tunable_parameters(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> list[Tensor]:
-    """Blends many stacks at once, each with its own part of one alpha.
+    """Blend many stacks at once, each with its own part of one alpha.
 
     Formula: ``y[i] = sum_p alpha[starts[i] + p] * parameters[i][p]``; accumulated in fp32 (fp64 for fp64) and rounded
     once to the dtype of the result. Differentiable to any order in eager mode; a result that nobody used gives its
@@ -33,7 +33,7 @@ def tunable_parameters(
     Args:
         parameters: [P_i, *shape_i] each: float32, float16, bfloat16 or float64, on one device.
         alpha: [A], float32 or of every parameter's dtype.
-        starts: Where each stack's P_i values begin in alpha; stacks may share values. Default one behind the other.
+        starts: Where each stack's P_i values begin in alpha; stacks may share values. By default one after the other.
         dtype: Of the results; default each stack's own, and under autocast its dtype unless a stack is float64.
         backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton".
 
@@ -62,15 +62,15 @@ def tunable_parameters(
         wide = any(parameter.dtype == torch.float64 for parameter in parameters)
         dtype = None if wide else torch.get_autocast_dtype(alpha.device.type)
     chosen = backends.select(NAME, backend, *parameters)
-    if chosen == "reference" or registration.needs_composite():
+    if chosen == "reference" or checks.is_transformed():
         return reference.tunable_parameters(parameters, alpha, starts, dtype)
     alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-    results: list[Tensor] = registration.call(_forward_op, (parameters, alpha), starts, dtype, chosen)
+    results: list[Tensor] = _OPERATORS[chosen].forward((parameters, alpha), starts, dtype)
     return results
 
 
 def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], outputs: Sequence[Tensor]) -> None:
-    """Writes what `tunable_parameters` returns into tensors that are there, at their addresses, without gradients.
+    """Write what `tunable_parameters` returns into tensors that are there, at their addresses, without gradients.
 
     Args:
         parameters: [P_i, *shape_i].
@@ -81,19 +81,19 @@ def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int
     _check(parameters, alpha, starts, None)
     with torch.no_grad():
         alike = [layout.lie_alike(stack, output) for stack, output in zip(parameters, outputs, strict=True)]
-        for is_alike, function in ((True, _into_op), (False, torch_backend.blend_into)):
+        for is_alike in (True, False):
             members = [i for i, value in enumerate(alike) if value == is_alike]
             if not members:
                 continue
             stacks, targets = [parameters[i] for i in members], [outputs[i] for i in members]
-            backend = (backends.select(NAME, None, *stacks),) if is_alike else ()
+            backend = backends.select(NAME, None, *stacks) if is_alike else "torch"
             exact = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-            function(stacks, exact, [starts[i] for i in members], targets, *backend)
+            _OPERATORS[backend].into.run(stacks, exact, [starts[i] for i in members], targets)
             torch.autograd.graph.increment_version([t for t in targets if not t.is_inference()])
 
 
 def _all_alike(parameters: Sequence[Tensor], alpha: Tensor) -> bool:
-    """True for tensors of one allowed dtype beside alpha: almost every call, told in little time."""
+    """Return True for tensors of one allowed dtype, alpha's too: the quick test that most calls pass."""
     if not all(isinstance(parameter, Tensor) for parameter in parameters):
         return False
     dtypes = {parameter.dtype for parameter in parameters} | {alpha.dtype}
@@ -138,78 +138,44 @@ def _check(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], d
             )
 
 
-def _kernel(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any, backend: str) -> list[Tensor]:
-    results: list[Tensor] = _implementation(backend).forward(parameters, alpha, starts, dtype)
+def _forward_kernel(
+    backend: str, parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any
+) -> list[Tensor]:
+    results: list[Tensor] = backends.implementation(backend, NAME).forward(parameters, alpha, starts, dtype)
     return results
 
 
 def _into_kernel(
-    parameters: list[Tensor], alpha: Tensor, starts: list[int], outputs: list[Tensor], backend: str
+    backend: str, parameters: list[Tensor], alpha: Tensor, starts: list[int], outputs: list[Tensor]
 ) -> None:
-    _implementation(backend).blend_into(parameters, alpha, starts, outputs)
+    backends.implementation(backend, NAME).blend_into(parameters, alpha, starts, outputs)
 
 
-def _implementation(backend: str) -> Any:
-    return torch_backend if backend == "torch" else backends.implementation(backend, NAME)
-
-
-def _fake(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any, backend: str) -> list[Tensor]:
+def _forward_fake(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any) -> list[Tensor]:
     return [
         layout.from_matrix(p.new_empty(p.shape[1:].numel(), dtype=dtype or p.dtype), p).detach() for p in parameters
     ]
 
 
-def _backward_kernel(
-    grad_outputs: list[Tensor],
-    parameters: list[Tensor],
-    alpha: Tensor,
-    starts: list[int],
-    backend: str,
-    mask: list[bool],
-) -> list[Tensor]:
-    arguments = (grad_outputs, parameters, alpha, starts, mask)
-    results: list[Tensor] = _implementation(backend).backward(*arguments)
+def _backward_kernel(backend: str, *args: Any) -> list[Tensor]:
+    results: list[Tensor] = backends.implementation(backend, NAME).backward(*args)
     return results
 
 
 def _backward_fake(
-    grad_outputs: list[Tensor],
-    parameters: list[Tensor],
-    alpha: Tensor,
-    starts: list[int],
-    backend: str,
-    mask: list[bool],
+    grad_outputs: list[Tensor], parameters: list[Tensor], alpha: Tensor, starts: list[int], mask: list[bool]
 ) -> list[Tensor]:
     grads = [layout.empty_stack_like(p) if m else p.new_empty(0) for p, m in zip(parameters, mask[:-1], strict=True)]
     return [*grads, alpha.new_empty(alpha.shape if mask[-1] else 0)]
 
 
-_TENSORS = "Tensor[] parameters, Tensor alpha, SymInt[] starts"
-_FORWARD = (f"{_TENSORS}, ScalarType? dtype, str backend", "Tensor[]", _kernel, _fake)
-_INTO = (f"{_TENSORS}, Tensor(a!)[] outputs, str backend", "()", _into_kernel, lambda *arguments: None)
-# `mask`: which gradients are asked for, of each parameter and of alpha. The last result is alpha's.
-_BACKWARD = (
-    f"Tensor[] grad_outputs, {_TENSORS}, str backend, bool[] mask",
-    "Tensor[]",
-    _backward_kernel,
-    _backward_fake,
-)
-_forward_op = registration.define(NAME, *_FORWARD)
-_into_op = registration.define(f"{NAME}_into", *_INTO)
-_backward_op = registration.define(f"{NAME}_backward", *_BACKWARD)
-# Where C++ implements the operators, calls for another backend reach PyTorch's own through these.
-registration.define(f"{NAME}_library", *_FORWARD)
-registration.define(f"{NAME}_into_library", *_INTO)
-registration.define(f"{NAME}_backward_library", *_BACKWARD)
-
-
 class _Blends(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, starts: list[int], dtype: Any, backend: str, alpha: Tensor, *parameters: Tensor) -> Any:
+    def forward(ctx: Any, ops: "_Operators", starts: list[int], dtype: Any, alpha: Tensor, *parameters: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(alpha, *parameters)
-        ctx.starts, ctx.backend = starts, backend
-        return tuple(registration.below_autograd(_forward_op, list(parameters), alpha, starts, dtype, backend))
+        ctx.ops, ctx.starts = ops, starts
+        return tuple(ops.forward.run(list(parameters), alpha, starts, dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -224,7 +190,10 @@ class _Blends(torch.autograd.Function):
         mask = [*(need[i] for i in used), need_alpha]
         # torch has no batching rule for operators that take lists.
         batched = any(torch._C._functorch.is_legacy_batchedtensor(each) for each in g)
-        *found, grad_alpha = (_batched_backward if batched else _backward_op)(g, p, alpha, starts, ctx.backend, mask)
+        if batched:
+            *found, grad_alpha = _batched_backward(g, p, alpha, starts, mask)
+        else:
+            *found, grad_alpha = ctx.ops.backward((g, p, alpha), starts, mask)
         for i, grad in zip(used, found, strict=True):
             grads[i] = grad if need[i] else None
         return (None, None, None, grad_alpha if need_alpha else None, *grads)
@@ -235,10 +204,9 @@ def _batched_backward(
     parameters: list[Tensor],
     alpha: Tensor,
     starts: list[int],
-    backend: str,
     mask: list[bool],
 ) -> list[Tensor]:
-    """The formulas, in operators that torch can batch: for is_grads_batched."""
+    """Return what the backward operator does from operators that torch can batch, for is_grads_batched."""
     grads, shares = [], []
     for g, stack, start in zip(grad_outputs, parameters, starts, strict=True):
         kernels, gradient = stack.shape[0], g.to(alpha.dtype)
@@ -251,16 +219,11 @@ def _batched_backward(
     return [*grads, torch.stack(shares).sum(0)]
 
 
-def _differentiable(parameters: list[Tensor], alpha: Tensor, *options: Any) -> list[Tensor]:
-    return list(_Blends.apply(*options, alpha, *parameters))
-
-
 def _differentiable_backward(
     grad_outputs: list[Tensor],
     parameters: list[Tensor],
     alpha: Tensor,
     starts: list[int],
-    backend: str,
     mask: list[bool],
 ) -> list[Tensor]:
     def definition(*tensors: Any) -> list[Tensor]:
@@ -272,7 +235,40 @@ def _differentiable_backward(
     return list(registration.composite_gradients(definition, grad_outputs, (*parameters, alpha), mask))
 
 
-registration.define_autograd(_forward_op, _differentiable, tensors=2)
-registration.define_autograd(_backward_op, _differentiable_backward, tensors=3)
-registration.define_autocast(_forward_op, cast=())
-registration.define_autocast(_backward_op, cast=())
+class _Operators(NamedTuple):
+    """The operators of a backend."""
+
+    forward: registration.Operator
+    into: registration.Operator
+    backward: registration.Operator
+
+
+_TENSORS = "Tensor[] parameters, Tensor alpha, SymInt[] starts"
+# `mask`: which gradients are asked for, of each parameter and of alpha. The last result is alpha's.
+_GRADIENTS = f"Tensor[] grad_outputs, {_TENSORS}, bool[] mask"
+
+
+def _define(backend: str) -> _Operators:
+    name = f"{NAME}_{backend}"
+    kernels: Any = (None, None, None)
+    if backend in backends.IN_PYTHON:
+        kernels = [partial(kernel, backend) for kernel in (_forward_kernel, _into_kernel, _backward_kernel)]
+    ops = _Operators(
+        registration.Operator(name, f"{_TENSORS}, ScalarType? dtype", "Tensor[]", kernels[0], _forward_fake),
+        registration.Operator(
+            f"{name}_into", f"{_TENSORS}, Tensor(a!)[] outputs", "()", kernels[1], lambda *arguments: None
+        ),
+        registration.Operator(f"{name}_backward", _GRADIENTS, "Tensor[]", kernels[2], _backward_fake),
+    )
+
+    def differentiable(parameters: list[Tensor], alpha: Tensor, *options: Any) -> list[Tensor]:
+        return list(_Blends.apply(ops, *options, alpha, *parameters))
+
+    ops.forward.register_autograd(differentiable, tensors=2)
+    ops.forward.register_autocast()
+    ops.backward.register_autograd(_differentiable_backward, tensors=3)
+    ops.backward.register_autocast()
+    return ops
+
+
+_OPERATORS = {backend: _define(backend) for backend in ("torch", "cpp", "triton")}

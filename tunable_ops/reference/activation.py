@@ -1,36 +1,57 @@
-"""The epilogue activations: one table for the reference and every backend."""
+"""The epilogue activations: one table for the reference, the operators' schemas and every Python backend.
+
+csrc/activation.h has the same codes; a test compares the two.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,  # the erf form
-    "silu": F.silu,
-    "leaky_relu": F.leaky_relu,  # slope 0.01
-}
 LEAKY_SLOPE = 0.01
-# The output tells the derivative of these two; the others need the value before the activation.
-SAVES_OUTPUT = frozenset({"relu", "leaky_relu"})
+_aten = torch.ops.aten
+
+
+class Activation(NamedTuple):
+    """An activation and its derivative.
+
+    Attributes:
+        name: What callers pass; None in their calls is "none" here.
+        forward: The function.
+        backward: The gradient before the activation, from the gradient after it and the saved value.
+        saves_output: True where the saved value is the output, False where it is the input.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    saves_output: bool
+
+
+# The index of a row is the activation's code in the operators' schemas.
+TABLE = (
+    Activation("none", lambda x: x, lambda grad, saved: grad, True),
+    Activation("relu", F.relu, lambda grad, saved: _aten.threshold_backward(grad, saved, 0), True),
+    Activation("gelu", F.gelu, lambda grad, saved: _aten.gelu_backward(grad, saved), False),  # the erf form
+    Activation("silu", F.silu, lambda grad, saved: _aten.silu_backward(grad, saved), False),
+    Activation(
+        "leaky_relu",
+        F.leaky_relu,  # its default slope is LEAKY_SLOPE
+        lambda grad, saved: _aten.leaky_relu_backward(grad, saved, LEAKY_SLOPE, True),
+        True,
+    ),
+)
+CODES: dict[str | None, int] = {None: 0} | {row.name: code for code, row in enumerate(TABLE) if code}
+_BY_NAME = {row.name: row for row in TABLE}
 
 
 def apply_activation(value: Tensor, activation: str | None) -> Tensor:
-    """Applies the named activation; None and "none" return the value itself."""
-    return value if activation in (None, "none") else ACTIVATIONS[activation](value)
+    """Apply the activation of that name; None and "none" return the value itself."""
+    return _BY_NAME[activation or "none"].forward(value)
 
 
 def activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
-    """Gradient before the activation, from the output (relu, leaky_relu) or the input (gelu, silu) that was saved."""
-    aten = torch.ops.aten
-    if activation == "relu":
-        return aten.threshold_backward(grad_output, saved, 0)
-    if activation == "leaky_relu":
-        return aten.leaky_relu_backward(grad_output, saved, LEAKY_SLOPE, True)
-    if activation == "gelu":
-        return aten.gelu_backward(grad_output, saved)
-    if activation == "silu":
-        return aten.silu_backward(grad_output, saved)
-    return grad_output
+    """Return the gradient before the activation, from the output or the input that was saved."""
+    return _BY_NAME[activation].backward(grad_output, saved)

@@ -9,6 +9,11 @@ from torch._prims_common import suggest_memory_format
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def is_channels_last(input: Tensor) -> bool:
+    """Return True where [B, C, H, W] is dense in channels_last."""
+    return input.is_contiguous(memory_format=torch.channels_last)
+
+
 def kernels_are_channels_last(stack: Tensor) -> bool:
     """True where each kernel of [P, O, C, *k] lies as [O, *k, C]."""
     if stack.dim() not in (5, 6) or stack.is_contiguous():

@@ -3,21 +3,19 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
-#include "tensors.h"
+#include "../options.h"
+#include "../tensors.h"
 
 namespace tunable_ops {
 
 // As `forward` and `gradients`: float32, alpha [B, P, OH, OW].
 Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                   const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                   const std::string& activation);
+                   const Options& options);
 
 Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                        const std::string& activation, const std::vector<bool>& mask);
+                        const Options& options, const std::vector<bool>& mask);
 
 }  // namespace tunable_ops

@@ -1,10 +1,10 @@
-#include "tunable_conv2d_map.h"
+#include "alpha_map.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
 
-#include "tunable_conv2d_operator.h"
+#include "tunable_conv2d.h"
 
 namespace tunable_ops {
 namespace {
@@ -15,11 +15,6 @@ constexpr int64_t kNone[] = {0, 0};
 // Kernels of fewer outputs share a convolution: the library computes 16 outputs in the time of 3, and reads the input
 // once for them all.
 constexpr int64_t kOutputs = 64;
-
-struct Options {
-  const Ints &stride, &padding, &dilation;
-  int64_t groups;
-};
 
 // Kernels per convolution.
 int64_t kernels_at_once(const Tensor& weight, int64_t groups) {
@@ -36,8 +31,8 @@ Tensor part(const Tensor& stack, int64_t first, int64_t count) {
 Tensor product(const Tensor& x, const Tensor& kernel, const Tensor& shift, const Options& o) {
   AtenTensorHandle shift_handle = shift.get(), result;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
-      x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride.data(), 2, o.padding.data(), 2,
-      o.dilation.data(), 2, 0, kNone, 2, o.groups, &result));
+      x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride, 2, o.padding, 2,
+      o.dilation, 2, 0, kNone, 2, o.groups, &result));
   return in_channels_last(Tensor(result));
 }
 
@@ -64,20 +59,6 @@ void add(const Tensor& sum, const Tensor& term) {
   });
 }
 
-void check(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& o) {
-  const Tensor* const tensors[] = {&input, &weight, &alpha};
-  for (const Tensor* t : tensors)
-    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float,
-                    "tunable_conv2d: input, weight and alpha must be float32 where alpha is a map for backend 'cpp'");
-  bool fits =
-      input.dim() == 4 && weight.dim() == 5 && alpha.size(0) == input.size(0) && alpha.size(1) == weight.size(0);
-  for (int d = 0; fits && d < 2; ++d) {
-    const int64_t span = o.dilation[d] * (weight.size(3 + d) - 1) + 1;
-    fits = alpha.size(2 + d) == (input.size(2 + d) + 2 * o.padding[d] - span) / o.stride[d] + 1;
-  }
-  STD_TORCH_CHECK(fits, "tunable_conv2d: alpha must be [B, P, OH, OW] where it is a map");
-}
-
 void put(Tensor place, const Tensor& value) { torch::stable::copy_(place, value); }
 
 // The gradients of a product's input, kernel and shift at `spread`, the product's; undefined where not wanted.
@@ -87,7 +68,7 @@ std::array<Tensor, 3> product_gradients(const Tensor& spread, const Tensor& x, c
   const int64_t* sizes = outputs;
   AtenTensorHandle handles[3];
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      spread.get(), x.get(), kernel.get(), &sizes, 1, o.stride.data(), 2, o.padding.data(), 2, o.dilation.data(), 2, 0,
+      spread.get(), x.get(), kernel.get(), &sizes, 1, o.stride, 2, o.padding, 2, o.dilation, 2, 0,
       kNone, 2, o.groups, wanted.data(), 3, &handles[0], &handles[1], &handles[2]));
   return {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
 }
@@ -125,16 +106,13 @@ Tensor spread_of(const Tensor& grad, const Tensor& alpha, int64_t first, int64_t
 }  // namespace
 
 Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                   const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                   const std::string& activation) {
-  const Options o{stride, padding, dilation, groups};
-  check(input, weight, alpha, o);
+                   const Options& o) {
   const int64_t kernels = weight.size(0), outputs = weight.size(1);
   const MemoryFormat format = output_format(input, weight);
   if (input.size(0) == 0) return empty({0, outputs, alpha.size(2), alpha.size(3)}, format);
   const Tensor x = in_channels_last(input), weights = torch::stable::contiguous(alpha);
   const MemoryFormat last = MemoryFormat::ChannelsLast;
-  const int64_t step = kernels_at_once(weight, groups);
+  const int64_t step = kernels_at_once(weight, o.groups);
   Tensor output = undefined(), term = undefined();
   for (int64_t p = 0; p < kernels; ++p) {
     const int64_t first = p / step * step, count = std::min(step, kernels - first);
@@ -150,20 +128,17 @@ Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optiona
                       outputs,
                       plane(weights, p),
                       p > 0,
-                      p == kernels - 1 ? in_kernel(activation) : Activation::kNone};
+                      p == kernels - 1 ? in_kernel(o.activation) : Activation::kNone};
     for_each_pixel(weights, outputs, [&](int64_t begin, int64_t end) { best_kernels().weigh(weigh, begin, end); });
   }
-  return in_format(with_activation(output, activation), format);
+  return in_format(with_activation(output, o.activation), format);
 }
 
 Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                        const std::string& activation, const std::vector<bool>& mask) {
-  const Options o{stride, padding, dilation, groups};
-  check(input, weight, alpha, o);
+                        const Options& o, const std::vector<bool>& mask) {
   const int64_t kernels = weight.size(0), outputs = weight.size(1);
-  const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
+  const Tensor grad = without_activation(grad_output, saved, o.activation), x = in_channels_last(input);
   const Tensor weights = torch::stable::contiguous(alpha);
   const bool need_bias = bias && mask[2];
   Tensor grad_input = undefined();
@@ -171,7 +146,7 @@ Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& 
                grad_bias = need_bias ? empty({kernels, outputs}) : undefined(),
                grad_alpha = mask[3] ? empty_like_alpha(alpha) : undefined();
   const std::array<int32_t, 3> wanted{mask[0], mask[1], need_bias};
-  const int64_t step = kernels_at_once(weight, groups);
+  const int64_t step = kernels_at_once(weight, o.groups);
   for (int64_t p = 0; p < kernels; p += step) {
     const int64_t count = std::min(step, kernels - p);
     const Tensor kernel = part(weight, p, count);

@@ -1,10 +1,10 @@
 // Where the machine multiplies the type, one alpha for the batch is the library's convolution in that type. Everything
 // else runs in float32 workspaces and rounds once: libraries that emulate the type take several times as long.
-#include "tunable_conv2d_half.h"
+#include "half.h"
 
-#include "numbers.h"
-#include "tunable_conv2d_library.h"
-#include "tunable_conv2d_operator.h"
+#include "library.h"
+#include "number_types.h"
+#include "tunable_conv2d.h"
 
 namespace tunable_ops {
 namespace {
@@ -19,11 +19,7 @@ Tensor stack_to_float(const Tensor& weight) {
   return to_type(weight, ScalarType::Float, MemoryFormat::Contiguous);
 }
 
-void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
-  const ScalarType type = input.scalar_type();
-  STD_TORCH_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
-                      (alpha.scalar_type() == type || alpha.scalar_type() == ScalarType::Float),
-                  "tunable_conv2d: weight and bias must have the input's dtype, and alpha that or float32");
+void check_rank(const Tensor& alpha) {
   STD_TORCH_CHECK(alpha.dim() <= 2, "tunable_conv2d: alpha must be [P] or [B, P] in 16 bits for backend 'cpp'");
 }
 
@@ -37,40 +33,36 @@ bool library_is_fastest(const Call& call, const Tensor& weight, MemoryFormat for
 }  // namespace
 
 Tensor forward_half(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                    const std::string& activation) {
-  check(input, weight, bias, alpha);
+                    const Options& o) {
+  check_rank(alpha);
   const MemoryFormat format = output_format(input, weight);
   const Tensor row = to_type(alpha, ScalarType::Float);
   const std::optional<Tensor> shift = to_float(bias);
-  Call c = call_of(input, weight, row, stride, padding, dilation, groups);
+  Call c = call_of(input, weight, row, o);
   if (library_is_fastest(c, weight, format)) {
-    c.conv.activation = in_kernel(activation);
+    c.conv.activation = in_kernel(o.activation);
     const Tensor output = convolve_by_library(c, in_channels_last(input), weight, blended_bias(c, shift));
-    return in_format(with_activation(output, activation), format);
+    return in_format(with_activation(output, o.activation), format);
   }
-  const Tensor output = forward(to_type(input, ScalarType::Float, format), stack_to_float(weight), shift, row, stride,
-                                padding, dilation, groups, activation, "cpp");
+  const Tensor output = forward(to_type(input, ScalarType::Float, format), stack_to_float(weight), shift, row, o);
   return in_format(to_type(output, input.scalar_type()), format);
 }
 
 Gradients gradients_half(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                         const std::string& activation, const std::vector<bool>& mask) {
-  check(input, weight, bias, alpha);
+                         const Options& o, const std::vector<bool>& mask) {
+  check_rank(alpha);
   const MemoryFormat format = output_format(input, weight);
   const Tensor row = to_type(alpha, ScalarType::Float);
   const std::optional<Tensor> shift = to_float(bias);
-  const Call c = call_of(input, weight, row, stride, padding, dilation, groups);
+  const Call c = call_of(input, weight, row, o);
   const auto compute = [&]() -> Gradients {
     if (library_is_fastest(c, weight, format)) {
-      const Tensor grad = without_activation(grad_output, saved, activation);
+      const Tensor grad = without_activation(grad_output, saved, o.activation);
       return gradients_by_library(c, grad, in_channels_last(input), weight, shift, row, mask);
     }
     return gradients(to_type(grad_output, ScalarType::Float), to_float(saved),
-                     to_type(input, ScalarType::Float, format), stack_to_float(weight), shift, row, stride, padding,
-                     dilation, groups, activation, mask);
+                     to_type(input, ScalarType::Float, format), stack_to_float(weight), shift, row, o, mask);
   };
   const auto [grad_input, grad_weight, grad_bias, grad_alpha] = compute();
   const ScalarType type = input.scalar_type();

@@ -1,10 +1,10 @@
-#include "tunable_conv2d_library.h"
+#include "library.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
 
-#include "numbers.h"
+#include "number_types.h"
 
 namespace tunable_ops {
 namespace {

@@ -1,8 +1,8 @@
 // From torch's types to those of the CPU kernels.
 #pragma once
 
-#include "cpu/kernels.h"
-#include "tensors.h"
+#include "../tensors.h"
+#include "kernels.h"
 
 namespace tunable_ops {
 

@@ -1,10 +1,11 @@
 // tunable_parameters and its backward at the CPU key: the blends of many stacks for one alpha, cut into blocks of
-// elements for the threads. The schemas are Python's; calls for another backend than "cpp" go on to its operators.
+// elements for the threads; and tunable_parameter, the blend of one. The schemas are Python's.
 // What is summed, and in which order, depends on the shapes alone.
-#include <algorithm>
-#include <memory>
+#include <torch/csrc/stable/library.h>
 
-#include "numbers.h"
+#include <algorithm>
+
+#include "number_types.h"
 
 namespace tunable_ops {
 namespace {
@@ -112,13 +113,7 @@ void blend(const std::vector<Flat>& stacks, const Tensor& alpha, const Ints& sta
            [&](size_t, const Item& item) { best_kernels().flat_blend(blends[item.stack], item.begin, item.end); });
 }
 
-Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& starts, std::optional<ScalarType> dtype,
-                const std::string& backend) {
-  if (backend != "cpp") {
-    std::array<StableIValue, 5> stack{from(parameters), from(alpha), from(starts), from(dtype), from(backend)};
-    call("tunable_ops::tunable_parameters_library", "", stack);
-    return to<Tensors>(stack[0]);
-  }
+Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& starts, std::optional<ScalarType> dtype) {
   std::vector<Flat> stacks;
   Tensors outputs;
   for (const Tensor& parameter : parameters) {
@@ -129,13 +124,7 @@ Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& star
   return outputs;
 }
 
-void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, const Tensors& outputs,
-          const std::string& backend) {
-  if (backend != "cpp") {
-    std::array<StableIValue, 5> stack{from(parameters), from(alpha), from(starts), from(outputs), from(backend)};
-    call("tunable_ops::tunable_parameters_into_library", "", stack);
-    return;
-  }
+void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, const Tensors& outputs) {
   std::vector<Flat> stacks;
   for (const Tensor& parameter : parameters) stacks.push_back(flat(parameter));
   for (size_t i = 0; i < stacks.size(); ++i) {
@@ -146,17 +135,7 @@ void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, co
 }
 
 Tensors backward(const Tensors& grad_outputs, const Tensors& parameters, const Tensor& alpha, const Ints& starts,
-                 const std::string& backend, const std::vector<bool>& mask) {
-  if (backend != "cpp") {
-    const std::unique_ptr<bool[]> flags(new bool[mask.size()]);
-    std::copy(mask.begin(), mask.end(), flags.get());
-    std::array<StableIValue, 6> stack{
-        from(grad_outputs), from(parameters),
-        from(alpha),        from(starts),
-        from(backend),      from(torch::headeronly::HeaderOnlyArrayRef<bool>(flags.get(), mask.size()))};
-    call("tunable_ops::tunable_parameters_backward_library", "", stack);
-    return to<Tensors>(stack[0]);
-  }
+                 const std::vector<bool>& mask) {
   const std::vector<double> values = values_of(alpha);
   const bool need_alpha = mask.back();
   std::vector<Flat> stacks;
@@ -202,12 +181,19 @@ Tensors backward(const Tensors& grad_outputs, const Tensors& parameters, const T
   return results;
 }
 
+Tensor forward_one(const Tensor& parameter, const Tensor& alpha) {
+  STD_TORCH_CHECK(parameter.dim() >= 1 && alpha.dim() == 1 && alpha.size(0) == parameter.size(0),
+                  "tunable_parameter: alpha must be [P] for backend 'cpp'");
+  return forward({parameter}, to_type(alpha, ScalarType::Float), {0}, std::nullopt)[0];
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CPU, m) {
-  m.impl("tunable_parameters", TORCH_BOX(&forward));
-  m.impl("tunable_parameters_into", TORCH_BOX(&into));
-  m.impl("tunable_parameters_backward", TORCH_BOX(&backward));
+  m.impl("tunable_parameter_cpp", TORCH_BOX(&forward_one));
+  m.impl("tunable_parameters_cpp", TORCH_BOX(&forward));
+  m.impl("tunable_parameters_cpp_into", TORCH_BOX(&into));
+  m.impl("tunable_parameters_cpp_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace tunable_ops

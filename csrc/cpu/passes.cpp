@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "tunable_conv2d.h"
+#include "passes.h"
 
 namespace tunable_ops {
 namespace {

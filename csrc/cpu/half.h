@@ -2,10 +2,10 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
-#include "tensors.h"
+#include "../options.h"
+#include "../tensors.h"
 
 namespace tunable_ops {
 
@@ -15,12 +15,10 @@ inline bool is_half(const Tensor& t) {
 
 // As `forward` and `gradients`: input, weight and bias of one of the two types, alpha of it or float32.
 Tensor forward_half(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                    const std::string& activation);
+                    const Options& options);
 
 Gradients gradients_half(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                         const std::string& activation, const std::vector<bool>& mask);
+                         const Options& options, const std::vector<bool>& mask);
 
 }  // namespace tunable_ops

@@ -2,8 +2,8 @@
 // into one, and oneDNN does the rest through aten.
 #pragma once
 
-#include "tensors.h"
-#include "tunable_conv2d.h"
+#include "../tensors.h"
+#include "passes.h"
 
 namespace tunable_ops {
 

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "kernels.h"
 
 namespace tunable_ops {
 

@@ -1,37 +1,20 @@
-// tunable_conv2d and its backward at the CPU key: checks, allocation, registration. The schemas are Python's.
-// Calls for another backend than "cpp" go on to the operators that Python defines for it.
+// tunable_conv2d and its backward at the CPU key: allocation, the choice between our kernels and the library's, and
+// registration. The schemas are Python's.
+#include "tunable_conv2d.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <array>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
 
-#include "tunable_conv2d_half.h"
-#include "tunable_conv2d_library.h"
-#include "tunable_conv2d_map.h"
-#include "tunable_conv2d_operator.h"
+#include "../operator.h"
+#include "alpha_map.h"
+#include "half.h"
+#include "library.h"
 
 namespace tunable_ops {
 namespace {
-
-void check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha) {
-  STD_TORCH_CHECK(input.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
-                      alpha.scalar_type() == ScalarType::Float && (!bias || bias->scalar_type() == ScalarType::Float),
-                  "tunable_conv2d: input, weight, bias and alpha must be float32 for backend 'cpp'");
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5,
-                  "tunable_conv2d: input must be [B, C, H, W] and weight "
-                  "[P, O, C/groups, kh, kw]; got ",
-                  input.dim(), " and ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK((alpha.dim() == 1 || (alpha.dim() == 2 && (alpha.size(0) == input.size(0) || alpha.size(0) == 1))) &&
-                      alpha.size(alpha.dim() - 1) == weight.size(0),
-                  "tunable_conv2d: alpha must be [P], [B, P] or [B, P, OH, OW] for backend 'cpp'");
-}
 
 Stack stack_of(const Tensor& weight, int64_t groups) {
   return {weight.scalar_type() == ScalarType::Float ? weight.const_data_ptr<float>() : nullptr,
@@ -46,32 +29,31 @@ Stack stack_of(const Tensor& weight, int64_t groups) {
 
 }  // namespace
 
-Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Ints& stride, const Ints& padding,
-             const Ints& dilation, int64_t groups) {
+Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& o) {
   Call c;
   Conv& v = c.conv;
   v.batch = input.size(0);
-  v.groups = groups;
+  v.groups = o.groups;
   v.channels = weight.size(2);
-  v.outputs = weight.size(1) / groups;
+  v.outputs = weight.size(1) / o.groups;
   v.in_h = input.size(2);
   v.in_w = input.size(3);
   v.taps_h = weight.size(3);
   v.taps_w = weight.size(4);
-  v.stride_h = stride[0], v.stride_w = stride[1];
-  v.dilation_h = dilation[0], v.dilation_w = dilation[1];
-  v.pad_h = padding[0], v.pad_w = padding[1];
-  v.out_h = (v.in_h + 2 * v.pad_h - v.dilation_h * (v.taps_h - 1) - 1) / v.stride_h + 1;
-  v.out_w = (v.in_w + 2 * v.pad_w - v.dilation_w * (v.taps_w - 1) - 1) / v.stride_w + 1;
-  v.in_pixel = groups * v.channels;
+  v.stride_h = o.stride[0], v.stride_w = o.stride[1];
+  v.dilation_h = o.dilation[0], v.dilation_w = o.dilation[1];
+  v.pad_h = o.padding[0], v.pad_w = o.padding[1];
+  v.out_h = output_size(v.in_h, v.taps_h, 0, o);
+  v.out_w = output_size(v.in_w, v.taps_w, 1, o);
+  v.in_pixel = o.groups * v.channels;
   v.in_row = v.in_pixel * v.in_w;
   v.in_sample = v.in_row * v.in_h;
-  v.out_pixel = groups * v.outputs;
+  v.out_pixel = o.groups * v.outputs;
   v.out_row = v.out_pixel * v.out_w;
   v.out_sample = v.out_row * v.out_h;
   v.activation = Activation::kNone;
-  c.depthwise = groups > 1 && v.channels == 1 && v.outputs == 1;
-  c.weight = stack_of(weight, groups);
+  c.depthwise = o.groups > 1 && v.channels == 1 && v.outputs == 1;
+  c.weight = stack_of(weight, o.groups);
   c.input = nullptr;
   c.rows = alpha.dim() == 1 ? 1 : alpha.size(0);
   const float* values = alpha.const_data_ptr<float>();
@@ -98,18 +80,18 @@ std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias
   return blended;
 }
 
-Activation in_kernel(const std::string& activation) {
-  if (activation == "relu") return Activation::kRelu;
-  return activation == "leaky_relu" ? Activation::kLeakyRelu : Activation::kNone;
+Activation in_kernel(Activation activation) {
+  const bool bends = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
+  return bends ? activation : Activation::kNone;
 }
 
-Tensor with_activation(const Tensor& value, const std::string& activation) {
-  if (activation == "gelu") {
+Tensor with_activation(const Tensor& value, Activation activation) {
+  if (activation == Activation::kGelu) {
     std::array<StableIValue, 2> stack{from(value), from(std::string("none"))};
     call("aten::gelu", "", stack);
     return to<Tensor>(stack[0]);
   }
-  if (activation == "silu") {
+  if (activation == Activation::kSilu) {
     std::array<StableIValue, 1> stack{from(value)};
     call("aten::silu", "", stack);
     return to<Tensor>(stack[0]);
@@ -117,16 +99,16 @@ Tensor with_activation(const Tensor& value, const std::string& activation) {
   return value;
 }
 
-Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, const std::string& activation) {
+Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, Activation activation) {
   const Tensor dense = in_channels_last(grad);
-  if (!saved || activation == "none") return dense;
+  if (!saved || activation == Activation::kNone) return dense;
   const Tensor value = in_channels_last(*saved);
-  if (activation == "gelu") {
+  if (activation == Activation::kGelu) {
     std::array<StableIValue, 3> stack{from(dense), from(value), from(std::string("none"))};
     call("aten::gelu_backward", "", stack);
     return in_channels_last(to<Tensor>(stack[0]));
   }
-  if (activation == "silu") {
+  if (activation == Activation::kSilu) {
     std::array<StableIValue, 2> stack{from(dense), from(value)};
     call("aten::silu_backward", "", stack);
     return in_channels_last(to<Tensor>(stack[0]));
@@ -134,7 +116,7 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
   Ints sizes, strides;
   for (int d = 0; d < 4; ++d) sizes.push_back(dense.size(d)), strides.push_back(dense.stride(d));
   const Tensor result = empty_strided(dense, dense.scalar_type(), sizes, strides);
-  const bool relu = activation == "relu";
+  const bool relu = activation == Activation::kRelu;
   with_type(dense.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T *g = dense.const_data_ptr<T>(), *y = value.const_data_ptr<T>();
@@ -150,23 +132,19 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
 }
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-               const std::string& activation, const std::string& backend) {
-  if (backend != "cpp")
-    return forward_library(input, weight, bias, alpha, stride, padding, dilation, groups, activation, backend);
-  if (is_half(input)) return forward_half(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
-  if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, stride, padding, dilation, groups, activation);
-  check(input, weight, bias, alpha);
-  Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
-  c.conv.activation = in_kernel(activation);
+               const Options& o) {
+  if (is_half(input)) return forward_half(input, weight, bias, alpha, o);
+  if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, o);
+  Call c = call_of(input, weight, alpha, o);
+  c.conv.activation = in_kernel(o.activation);
   const MemoryFormat format = output_format(input, weight);
   const Tensor x = in_channels_last(input);
   if (c.conv.batch && format == MemoryFormat::ChannelsLast && library_serves(c, weight))
-    return with_activation(convolve_by_library(c, x, weight, blended_bias(c, bias)), activation);
+    return with_activation(convolve_by_library(c, x, weight, blended_bias(c, bias)), o.activation);
   c.input = x.const_data_ptr<float>();
   Tensor output = empty({c.conv.batch, weight.size(1), c.conv.out_h, c.conv.out_w}, MemoryFormat::ChannelsLast);
   if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
-  output = with_activation(output, activation);
+  output = with_activation(output, o.activation);
   return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
 }
 
@@ -210,20 +188,16 @@ Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const 
 }  // namespace
 
 Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
-                    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
                     const std::vector<bool>& mask) {
   if (is_half(input))
-    return gradients_half(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
-                          mask);
+    return gradients_half(grad_output, saved, input, weight, bias, alpha, o, mask);
   if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
   if (alpha.dim() == 4)
-    return gradients_map(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation,
-                         mask);
-  check(input, weight, bias, alpha);
-  Call c = call_of(input, weight, alpha, stride, padding, dilation, groups);
+    return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
+  Call c = call_of(input, weight, alpha, o);
   const MemoryFormat format = output_format(input, weight);
-  const Tensor grad = without_activation(grad_output, saved, activation), x = in_channels_last(input);
+  const Tensor grad = without_activation(grad_output, saved, o.activation), x = in_channels_last(input);
   if (format == MemoryFormat::ChannelsLast && library_serves(c, weight))
     return gradients_by_library(c, grad, x, weight, bias, alpha, mask);
   c.input = x.const_data_ptr<float>();
@@ -239,7 +213,7 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   KernelGradients wanted{c.weight, nullptr, mask[3] ? alphas.data() : nullptr, need_bias ? sums.data() : nullptr};
   if (mask[1]) {
     grad_weight = empty_stack_like(weight);
-    wanted.weight = stack_of(grad_weight, groups);
+    wanted.weight = stack_of(grad_weight, o.groups);
     wanted.grad_weight = grad_weight.mutable_data_ptr<float>();
   }
   kernel_gradients(c, grad.const_data_ptr<float>(), wanted);
@@ -253,28 +227,9 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   return {grad_input, grad_weight, grad_bias, grad_alpha};
 }
 
-namespace {
-
-Gradients backward(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                   const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Ints& stride,
-                   const Ints& padding, const Ints& dilation, int64_t groups, const std::string& activation,
-                   const std::string& backend, const std::vector<bool>& mask) {
-  if (backend != "cpp")
-    return backward_library(grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups,
-                            activation, backend, mask);
-  const auto [grad_input, grad_weight, grad_bias, grad_alpha] = gradients(
-      grad_output, saved, input, weight, bias, alpha, stride, padding, dilation, groups, activation, mask);
-  const auto or_empty = [&](const Tensor& t) {
-    return t.defined() ? t : empty_strided(grad_output, grad_output.scalar_type(), {0}, {1});
-  };
-  return {or_empty(grad_input), or_empty(grad_weight), or_empty(grad_bias), or_empty(grad_alpha)};
-}
-
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CPU, m) {
-  m.impl("tunable_conv2d", TORCH_BOX(&forward));
-  m.impl("tunable_conv2d_backward", TORCH_BOX(&backward));
+  m.impl("tunable_conv2d_cpp", TORCH_BOX(&forward_operator<&forward>));
+  m.impl("tunable_conv2d_cpp_backward", TORCH_BOX(&backward_operator<&gradients>));
 }
 
 }  // namespace tunable_ops
