@@ -1,4 +1,4 @@
-"""Every operator, values and gradients, on every backend of a CPU against the loop oracles of `oracles.py`."""
+"""Values and gradients of every operator on every CPU backend, against the loop oracles of `oracles.py`."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -127,13 +127,13 @@ CASES = [
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    """Normal numbers that float32 holds exactly, so that one oracle serves both dtypes."""
+    """Draw normal numbers that float32 represents exactly, so that one oracle serves both dtypes."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @cache
 def expect(index: int, kind: str, activation: str | None) -> tuple[list[Tensor | None], Tensor, dict[str, Tensor]]:
-    """Return [input, weight, bias, alpha], a gradient of the output, and what the oracle makes of them."""
+    """Return [input, weight, bias, alpha], a gradient of the output, and the oracle's output and gradients."""
     case = CASES[index]
     x = draw(*case.input, seed=1)
     weight = (draw(P, *case.weight, seed=2) / x.shape[-1] ** 0.5).float().double()
@@ -169,20 +169,20 @@ def lay_out(case: Case, tensors: list[Tensor | None]) -> list[Tensor | None]:
     """Move the channels of input and kernels to the end in memory."""
     x, weight, bias, alpha = tensors
     assert x is not None and weight is not None
-    if case.op == "tunable_linear":  # the input has them there
+    if case.op == "tunable_linear":  # whose input has them there already
         return [x, weight.mT.contiguous().mT, bias, alpha]
     weight = weight.movedim(2, -1).contiguous().movedim(-1, 2)
     if case.batched:
         return [x.movedim(1, -1).contiguous().movedim(-1, 1), weight, bias, alpha]
-    # One picture gets other strides: torch's float64 gradient of grouped kernels is wrong where a batch of one in
-    # channels_last has any stride but B * C * H * W (2.13).
+    # An unbatched input gets other strides: torch 2.13 computes a wrong float64 weight gradient of grouped convolutions
+    # if a batch of one is in channels_last and its batch stride is not C * H * W.
     return [x.mT.contiguous().mT, weight, bias, alpha]
 
 
 def run(case: Case, tensors: list[Any], grad: Tensor, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return output and gradients, and the output of the same call where no gradient is wanted."""
+    """Return output and gradients, and the output of the same call without gradients."""
     names = ("input", "weight", "bias", "alpha")
-    given = [None if t is None else t.to(dtype) for t in tensors]
+    given = [None if t is None else t.detach().to(dtype) for t in tensors]
     function, options = getattr(functional, case.op), {**case.options, **options}
     with torch.no_grad():
         inference = function(*given, **options)
@@ -193,7 +193,7 @@ def run(case: Case, tensors: list[Any], grad: Tensor, options: dict[str, Any], d
 
 
 def agree(value: Tensor, expected: Tensor, base: Tensor | None, label: str) -> None:
-    """Compare with the oracle: closely in float64, as far from it as plain PyTorch (`base`) is in float32."""
+    """Compare with the oracle: closely in float64; in float32 relative to the error of plain PyTorch (`base`)."""
     size = expected.abs().max().item()
 
     def close(found: Tensor, tolerance: float, name: str) -> None:
@@ -205,7 +205,7 @@ def agree(value: Tensor, expected: Tensor, base: Tensor | None, label: str) -> N
         close(value, 1e-12, "float64")
     else:
         assert base is not None
-        # A fault that value and base share would widen the bounds: a few hundred terms sum to within 1e-5.
+        # A fault shared by value and base would widen the bounds. Sums of a few hundred terms are within 1e-5.
         close(base, 1e-5, "plain PyTorch's")
         assert_agrees(value, expected, base, label)
 
@@ -258,7 +258,7 @@ def blends(
     function: Any, tensors: list[Tensor], grads: list[Tensor], backend: str | None, dtype: torch.dtype
 ) -> list[Tensor]:
     """Return the results of ``function(*tensors, backend)`` and the gradients of all tensors."""
-    leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+    leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
     outputs = function(*leaves, backend)
     return [*outputs, *torch.autograd.grad(outputs, leaves, [t.to(dtype) for t in grads])]
 
