@@ -1,12 +1,13 @@
-"""The one comparison of a fast result with its reference; `test_comparison.py` checks it with seeded faults.
+"""The one comparison of a fast result with its reference; `test_comparison.py` tests it with seeded faults.
 
-Allclose, or a bound on one number, lets a gain of 1.003 or an offset of 0.002 pass in low precision. Four measures of
-the error, each against what plain PyTorch does in the same dtype, let none of them pass.
+In low precision, allclose or a bound on a single number misses a gain of 1.003 or an offset of 0.002. Four measures of
+the error, each relative to the error of plain PyTorch in the same dtype, catch both.
 
-The factors: 2 times the baseline's maximum, 1.25 times its rms, 8 standard errors of gain and mean. In fp32 both sides
-are sums in an order of their own, and over 480 comparisons a case (12 seeds, forward and all gradients, one CPU) those
-factors raised a false alarm in up to 0.6 % of the input and weight gradients, by up to 1.4 times the bound; fp32 has
-3 times the maximum and 12 standard errors. The seeded faults of `test_comparison.py` are caught either way.
+The bounds are 2 times the baseline's maximum, 1.25 times its rms, and 8 standard errors of gain and mean. In fp32 both
+results sum in different orders, and over 480 comparisons per case (12 seeds, forward and all gradients, one CPU) these
+bounds raised false alarms for up to 0.6 % of the input and weight gradients, by up to 1.4 times the bound. For fp32
+they are therefore 3 times the maximum and 12 standard errors. Either way the seeded faults of `test_comparison.py` are
+caught.
 """
 
 import math
@@ -16,13 +17,13 @@ from torch import Tensor
 
 
 def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result") -> None:
-    """Raises AssertionError, with every measure, unless `out` is as close to `ref` as `base` is.
+    """Raise AssertionError, with the measures that fail, unless `out` is about as close to `ref` as `base` is.
 
     Args:
         out: The result under test.
         ref: The float64 reference of the rounded inputs.
         base: Plain PyTorch in the tested dtype.
-        name: What is compared, for the message.
+        name: Name of the result in the message.
     """
     assert out.shape == ref.shape == base.shape, f"{name}: shapes {out.shape}, {ref.shape}, {base.shape}"
     assert out.dtype == base.dtype, f"{name}: dtypes {out.dtype}, {base.dtype}"
@@ -35,7 +36,7 @@ def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result") 
 
 
 def measures(out: Tensor, ref: Tensor, base: Tensor) -> list[tuple[str, float, float]]:
-    """(text, value, bound) of each measure."""
+    """Return (text, value, bound) of each measure."""
     eps = torch.finfo(out.dtype).eps
     count = ref.numel()
     error, base_error = out.double() - ref, base.double() - ref
@@ -56,7 +57,7 @@ def measures(out: Tensor, ref: Tensor, base: Tensor) -> list[tuple[str, float, f
 
 
 def _gain(error: Tensor, ref: Tensor) -> float:
-    """<out, ref>/<ref, ref> - 1, from the error: no cancellation."""
+    """Return <out, ref>/<ref, ref> - 1, computed from the error to avoid cancellation."""
     return ((error * ref).sum() / (ref * ref).sum()).item()
 
 

@@ -1,4 +1,4 @@
-"""The comparison helper lets good results pass and catches seeded faults, in every dtype."""
+"""The comparison helper accepts good results and catches seeded faults, in every dtype."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def case(dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A per-sample blended 3x3 convolution: a second good result, the float64 reference, the baseline."""
+    """Return a good result of a blended 3x3 convolution, its float64 reference and the baseline."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, 16, 12, 11, generator=generator).to(dtype)
     weight = (torch.randn(2, 8, 16, 3, 3, generator=generator) / 12).to(dtype)

@@ -1,4 +1,4 @@
-"""Examples in docstrings run."""
+"""Examples in docstrings and README run; the README names every operator and links to existing files."""
 
 import doctest
 import importlib
@@ -46,7 +46,7 @@ def readme_blocks() -> list[str]:
 
 
 def test_the_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both examples as printed; the second in the surroundings it speaks of."""
+    """Run both examples as printed, the second with the network and the checkpoint that it assumes."""
     first, second = readme_blocks()
     scope: dict[str, Any] = {}
     exec(first, scope)

@@ -1,4 +1,4 @@
-"""Cases of tunable_conv2d that its tests share: sizes that all differ, and how to build their tensors."""
+"""Shared test cases of tunable_conv2d, with sizes that all differ, and their tensors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        """The arguments behind alpha."""
+        """The arguments after alpha."""
         return self.stride, self.padding, self.dilation, self.groups
 
     @property
@@ -57,7 +57,7 @@ class Case:
         )
 
     def tensors(self, alpha: str, dtype: torch.dtype = torch.float64, channels_last: bool = False) -> list[Any]:
-        """[input, weight, bias or None, alpha], drawn from torch's global generator."""
+        """Return [input, weight, bias or None, alpha], drawn from torch's global generator."""
         shape = {
             "shared": (self.kernels,),
             "one": (1, self.kernels),
@@ -75,7 +75,7 @@ class Case:
 
 
 def kernels_last(weight: Tensor) -> Tensor:
-    """[P, O, C, kh, kw] with each kernel in channels_last."""
+    """Return the stack [P, O, C, kh, kw] with each kernel in channels_last."""
     return weight.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, weight.shape[:2])
 
 

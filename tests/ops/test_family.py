@@ -1,4 +1,7 @@
-"""conv1d, conv3d, conv_transpose2d, linear and parameter: values, gradients, edges and bad input of each."""
+"""conv1d, conv3d, conv_transpose2d, linear and parameter: rounding, edges and bad input of each.
+
+On a CPU most of these run the code of the definitions; `test_oracles.py` is the test that is independent of it.
+"""
 
 import re
 from collections.abc import Callable
@@ -20,8 +23,8 @@ FAMILY: dict[str, tuple[Any, ...]] = {
     "tunable_conv1d": ((B, 4, 61), (P, 6, 2, 3), True, (2, 1, 2, 2), (30,)),
     "tunable_conv3d": ((B, 4, 5, 6, 7), (P, 6, 2, 3, 2, 1), True, ((1, 2, 1), (1, 0, 1), 1, 2), (5, 3, 9)),
     "tunable_conv_transpose2d": ((B, 4, 5, 6), (P, 4, 3, 3, 2), True, ((2, 1), (1, 0), (1, 0), 2, 1), (10, 7)),
-    # kernels that do not overlap: per sample a 1x1 convolution, laid out as blocks of pixels. Here with fewer pixels
-    # than weights: each pixel's gradient meets the same rounded weights, which the comparison takes for independent.
+    # Kernels that do not overlap: with a per-sample alpha, a 1x1 convolution whose outputs are blocks of pixels. Fewer
+    # pixels than weights, because all pixels share the rounded weights and the comparison assumes independent errors.
     "tunable_conv_transpose2d, blocks": ((B, 8, 3, 4), (P, 8, 6, 2, 3), True, ((2, 3),), (6, 12)),
     "tunable_linear": ((B, 5, 4), (P, 6, 4), True, (), ()),
 }

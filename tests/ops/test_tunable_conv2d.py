@@ -15,7 +15,7 @@ ACTIVATIONS = (None, "relu", "gelu", "silu", "leaky_relu")
 
 
 def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Tensor | None) -> list[Tensor]:
-    """Output and gradients of every tensor."""
+    """Return the output and the gradients of all tensors."""
     leaves = [
         None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors
     ]
@@ -100,7 +100,7 @@ def test_gradcheck(alpha: str, act: str | None) -> None:
 
 @pytest.mark.parametrize("wanted", range(4))
 def test_only_what_is_asked_for(wanted: int) -> None:
-    """Each gradient alone is the one that comes with all others; the rest stays None."""
+    """A gradient computed alone equals the one computed with all others; the rest stay None."""
     for alpha in ALPHAS:
         for case in (CASES[0], CASES[2]):
             tensors = case.tensors(alpha)
@@ -178,7 +178,7 @@ def test_same_bits_twice() -> None:
 
 
 def test_integer_values_are_exact() -> None:
-    """Small integers are exact in every dtype, so that an index that is off by one cannot hide in rounding."""
+    """Small integers are exact in every dtype, so an index that is off by one cannot hide in rounding."""
     for case in CASES:
         for alpha in ALPHAS:
             x, weight, bias, a = case.tensors(alpha, torch.float32)
@@ -217,7 +217,7 @@ def test_reference_backend_by_name() -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[8]], ids=str)
 def test_an_inplace_activation_after_it(case: Case, alpha: str, channels_last: bool) -> None:
-    """Autograd refuses to change the output of a Function in place where it takes that output for a view."""
+    """Autograd refuses to modify the output of a Function in place if it takes that output for a view."""
     tensors = case.tensors(alpha, torch.float64, channels_last)
 
     def inplace(*args: Any, activation: str | None) -> Tensor:

@@ -21,7 +21,7 @@ BACKENDS = [
 
 
 def stacks(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Sizes about those of the blocks; kernels in channels_last, with gaps, empty ones, and one alone."""
+    """Return stacks of about a block's size: contiguous, channels_last, with gaps, empty, and with one kernel."""
     torch.manual_seed(0)
     last = torch.randn(3 * 4, 5, 3, 3).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 4))
     made = [torch.randn(2, 16385), torch.randn(3, 4, 5), last, torch.randn(2, 130, 129)]
@@ -48,7 +48,7 @@ def test_values(backend: str, dtype: torch.dtype, out: torch.dtype | None) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_special_numbers(backend: str) -> None:
-    """Rounding to even, overflow, subnormals, infinity and NaN, as torch's own casts have them."""
+    """Rounding to even, overflow, subnormals, infinity and NaN match torch's own casts."""
     values = torch.tensor([65519.0, 65520.0, 1e-7, 6e-8, 2.9e-8, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 3.4e38])
     values = torch.cat([values, -values, torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0])])
     for dtype in (torch.float16, torch.bfloat16):
@@ -61,7 +61,7 @@ def test_special_numbers(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients(backend: str, dtype: torch.dtype) -> None:
-    """Only those asked for; None for a blend that nobody used; of expanded and transposed gradients."""
+    """Only requested gradients are computed, None for an unused blend; grad_outputs are expanded and transposed."""
     results = []
     for name in (backend, "reference"):
         leaves = [stack.requires_grad_(i != 4) for i, stack in enumerate(stacks(dtype))]
@@ -125,7 +125,7 @@ def test_autocast_takes_its_dtype_unless_told() -> None:
 
 
 def test_blend_into_keeps_addresses() -> None:
-    """Of those that lie like their stack, and of those that do not."""
+    """Outputs that have the layout of their stack, and outputs that do not."""
     sources = [*stacks(), torch.randn(2, 4, 5)]
     outputs = [torch.full_like(stack[0], torch.nan) for stack in sources[:-1]]
     outputs += [torch.full((5, 4), torch.nan).T]
