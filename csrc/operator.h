@@ -12,8 +12,9 @@ inline void check_call(const Tensor& input, const Tensor& weight, const std::opt
   const ScalarType type = input.scalar_type(), alpha_type = alpha.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                   "tunable_conv2d: input must be float32, bfloat16 or float16 for compiled operators");
+  const bool narrow = alpha_type == ScalarType::Half || alpha_type == ScalarType::BFloat16;
   STD_TORCH_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
-                      (alpha_type == type || alpha_type == ScalarType::Float),
+                      (alpha_type == ScalarType::Float || (narrow && type != ScalarType::Float)),
                   "tunable_conv2d: weight and bias must have the input's dtype, and alpha that or float32");
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight ",
                   "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
