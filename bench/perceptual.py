@@ -16,7 +16,7 @@ from tunable_ops.bench.measure import Settings, failure
 from tunable_ops.bench.networks import NetworkCase, timed
 
 from tunable_ops import losses, tunable_conv2d
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 
 class _Own(nn.Module):

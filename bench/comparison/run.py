@@ -34,7 +34,8 @@ from tunable_ops.bench.comparison.plan import (
 
 from tunable_ops import serialization
 from tunable_ops.train.config import Config
-from tunable_ops.train.trainer import MODEL, StopSignals, train
+from tunable_ops.train.signals import StopSignals
+from tunable_ops.train.trainer import MODEL, train
 
 _STOPPED = 3  # exit status of a worker that was told to stop
 

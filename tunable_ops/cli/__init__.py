@@ -19,16 +19,18 @@ from typing import Any, NoReturn
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a tunable network from a config file",
+    "train": "train a network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
     "eval": "measure a trained network over lambda on folders of pictures",
+    "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
-    "pgn": "train or evaluate a perceptual gradient network",
     "tune": "measure the kernels on this GPU and keep the fastest",
 }
+# commands of earlier versions, and what took their place
+_MOVED = {"pgn": "`tunable-ops train` (configs pgn_unet_vgg16_small, pgn_unet_vgg19) and `tunable-ops eval-gradient`"}
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
 _EXTRA = {
     "PIL",
@@ -55,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
     prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
+    if name in _MOVED:
+        print(f"{prog}: error: the command {name!r} is now {_MOVED[name]}", file=sys.stderr)
+        return 2
     try:
         parser, module = _parser(name)
         args = parser.parse_args(words)
@@ -106,7 +111,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
     module = None
     for command, text in _COMMANDS.items():
         if command == name:
-            module = importlib.import_module(f"{__name__}.{command}")
+            module = importlib.import_module(f"{__name__}.{command.replace('-', '_')}")
             module.add_parser(subparsers)
         else:
             subparsers.add_parser(command, help=text)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
-from tunable_ops.pgn.network import PGN
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.config import Config, Objective, Optim
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.seeding import derive_seed
 
-__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
+__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate", "objective_weights"]
 
 
 def build_network(config: Config, fresh: bool = True) -> nn.Module:
@@ -95,6 +95,16 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
         return _style_criterion(config)
     objectives = {objective.name: (_loss(objective), objective.scale) for objective in config.objectives}
     return losses.MultiLoss(objectives)
+
+
+def objective_weights(objectives: Sequence[Objective], lam: Tensor) -> Tensor:
+    """Return the weights of n objectives, [n] or [B, n], for lambda [p] or [B, p].
+
+    lambda_i for objective i, or 1 for the last ones, which do not follow it.
+    """
+    following = sum(objective.follows for objective in objectives)
+    fixed = lam.new_ones((*lam.shape[:-1], len(objectives) - following))
+    return torch.cat((lam[..., :following], fixed), dim=-1)
 
 
 _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {

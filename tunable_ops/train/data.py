@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -255,13 +255,12 @@ def balance(lam: Tensor, kind: str) -> Tensor:
     return shifts.flatten(0, 1)[:count]
 
 
-def batch_loader(batches: Batches, start: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches from step ``start`` on, prepared by the configured number of worker processes."""
-    workers = batches.config.data.workers
+def batch_loader(batches: Dataset[Any], steps: range, workers: int, pin_memory: bool) -> Iterator[Any]:
+    """Return the batches of some steps in turn, prepared by a number of worker processes."""
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, len(batches)),
+        sampler=steps,
         num_workers=workers,
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=pin_memory,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.losses.features import IMAGENET_MEAN, IMAGENET_STD
+from tunable_ops.losses.pgn.backbones import ResNet, UNet
 from tunable_ops.losses.reduction import check_pictures
-from tunable_ops.pgn.backbones import ResNet, UNet
 from tunable_ops.serialization import read_file, write_file
 
 FORMAT = "tunable_ops.pgn"
