@@ -5,8 +5,8 @@ like ``3x3-C64-64x64-B4-P2-shared-fp32-channels_last-forward-eager`` and are wha
 """
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -221,44 +221,37 @@ def per_sample_suite() -> list[Case]:
     ]
 
 
-SUITES: dict[str, Callable[[str], list[Case]]] = {
-    "operators": lambda device: gpu_suite() if device == "cuda" else cpu_suite(),
-    "scaling": scaling_suite,
-    "per-sample": lambda device: per_sample_suite(),
-}
-
-_FIELDS = tuple(field.name for field in fields(Case))
-
-
-def quick(cases: Sequence[Case]) -> list[Case]:
-    """A handful: the first case of every alpha and direction, eager forward and both."""
-    chosen: dict[tuple[str, str], Case] = {}
+def quick(cases: Sequence[Any]) -> list[Any]:
+    """Return a handful: the first case of every alpha and direction."""
+    chosen: dict[tuple[Any, Any], Any] = {}
     for case in cases:
-        chosen.setdefault((case.alpha, case.direction), case)
+        fields = case.to_dict()
+        chosen.setdefault((fields.get("alpha"), fields.get("direction")), case)
     return list(chosen.values())
 
 
-def select(cases: Sequence[Case], filters: Sequence[str]) -> list[Case]:
-    """The cases that match every filter.
+def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
+    """Return the cases that match every filter.
 
     Args:
-        cases: Of a suite.
+        cases: Of a suite: anything with `id` and `to_dict()`.
         filters: Each ``field=value[,value...]`` (say ``kind=3x3,1x1``) or a pattern for the id (``3x3-*-shared-*``).
 
     Raises:
         ValueError: A filter that names no field, or matches none of the cases; the message lists what is known.
     """
+    names = dict.fromkeys(name for case in cases for name in case.to_dict())
     chosen = list(cases)
     for text in filters:
         name, equals, values = text.partition("=")
-        if equals and name not in _FIELDS:
-            raise ValueError(f"bench: --cases must name a field of {', '.join(_FIELDS)}; got {name!r}")
+        if equals and name not in names:
+            raise ValueError(f"bench: --cases must name a field of {', '.join(names)}; got {name!r}")
         if equals:
-            known = dict.fromkeys(str(getattr(case, name)) for case in cases)
+            known = dict.fromkeys(str(case.to_dict()[name]) for case in cases if name in case.to_dict())
             for value in values.split(","):
                 if value not in known:
                     raise ValueError(f"bench: {name} must be one of {', '.join(known)} in this suite; got {value!r}")
-            chosen = [case for case in chosen if str(getattr(case, name)) in values.split(",")]
+            chosen = [case for case in chosen if str(case.to_dict().get(name)) in values.split(",")]
         else:
             if not any(fnmatch.fnmatch(case.id, text) for case in cases):
                 listed = "\n  ".join(case.id for case in cases)
