@@ -56,7 +56,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The name that filters match and results carry."""
+        """Return the name that filters match and results carry."""
         return (
             f"{self.kind}-C{self.channels}-{self.size}x{self.size}-B{self.batch}-P{self.kernels}"
             f"-{self.alpha}-{self.dtype}-{self.layout}-{self.direction}-{self.mode}"
@@ -82,19 +82,19 @@ class Case:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one plain convolution of the batch, forward."""
+        """Return the multiply-adds of one plain convolution of the batch, forward."""
         kind = KINDS[self.kind]
         grid = self.size if kind.transposed else self.output_size
         return self.batch * grid**2 * kind.taps**2 * self.channels * self.outputs // self.groups
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the pass for the plain convolution: forward 2 per MAC, backward twice that."""
+        """Return the operations of the pass for the plain convolution: forward 2 per MAC, backward twice that."""
         return 2 * self.macs * {"forward": 1, "backward": 2, "both": 3}[self.direction]
 
     @property
     def bytes(self) -> int:
-        """Bytes that a plain convolution has to move at least: every tensor of the pass once."""
+        """Return the bytes that a plain convolution has to move at least: every tensor of the pass once."""
         size = 4 if DTYPES[self.dtype] == torch.float32 else 2
         kind = KINDS[self.kind]
         x = self.batch * self.channels * self.size**2
@@ -104,7 +104,7 @@ class Case:
         return size * {"forward": forward, "backward": backward, "both": forward + backward}[self.direction]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
+        """Return the fields, JSON-able."""
         return asdict(self)
 
 
@@ -113,7 +113,7 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
 
 
 def cpu_suite() -> list[Case]:
-    """About 40 cases, sized for two cores and three minutes: channels_last fp32 in the main, a few of the rest."""
+    """Return about 40 cases, sized for two cores and three minutes: mainly channels_last fp32."""
     shapes = [
         Case("3x3", 16, 64, 16),
         Case("3x3", 32, 64, 4),
@@ -156,7 +156,7 @@ def cpu_suite() -> list[Case]:
 
 
 def gpu_suite() -> list[Case]:
-    """The suite for a GPU: bf16 channels_last over shapes, then one step away from it in every other direction."""
+    """Return the suite for a GPU: bf16 channels_last over shapes, and then every other option varied from it."""
     shapes = [
         *(Case("3x3", c, s, b) for c, s, b in ((16, 256, 16), (32, 128, 16), (64, 64, 1), (64, 64, 16), (64, 128, 32))),
         *(Case("3x3", c, s, b) for c, s, b in ((64, 512, 1), (128, 64, 16), (256, 32, 32), (64, 256, 4))),
@@ -190,7 +190,7 @@ def gpu_suite() -> list[Case]:
 
 
 def scaling_suite(device: str) -> list[Case]:
-    """One base case, and P, B, C and the size varied from it one at a time: the scaling curves."""
+    """Return a base case, and P, B, C and the size varied from it one at a time: the scaling curves."""
     gpu = device == "cuda"
     base = Case("3x3", 64, 64, 16, dtype="bf16", mode="graph") if gpu else Case("3x3", 32, 64, 4)
     axes: dict[str, Sequence[int]] = {
@@ -208,7 +208,7 @@ def scaling_suite(device: str) -> list[Case]:
 
 
 def per_sample_suite() -> list[Case]:
-    """Shapes over which the rule for a per-sample alpha is chosen (docs/per_sample.md), for a CPU."""
+    """Return the shapes over which the rule for a per-sample alpha is chosen (docs/per_sample.md), for a CPU."""
     return [
         Case(kind, channels, size, batch, alpha="per_sample", layout=layout, direction=direction)
         for kind in ("1x1", "3x3", "5x5", "dw3x3")

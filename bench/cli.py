@@ -242,8 +242,8 @@ def _judge(args: argparse.Namespace, results: dict[str, Any], old: dict[str, Any
         print(f"bench: {text}", file=sys.stderr)
     slower = []
     if old is not None:
-        slower = results_file.regressions(results, old)
-        print(f"compared with {args.compare}: {results_file.compared(results, old)} pairs, {len(slower)} regressions")
+        slower, pairs = results_file.regressions(results, old)
+        print(f"compared with {args.compare}: {pairs} pairs, {len(slower)} regressions")
         for text in slower:
             print(f"regression: {text}")
     return 1 if bad or slower else 0

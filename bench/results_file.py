@@ -100,31 +100,21 @@ def rounded(value: Any, digits: int) -> Any:
     return value
 
 
-def regressions(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """Return what got slower relative to the plain convolution, beyond noise; a line each.
+def regressions(new: dict[str, Any], old: dict[str, Any]) -> tuple[list[str], int]:
+    """Return what got slower relative to the plain convolution, beyond noise, a line each; and how many were compared.
 
     Compared are ratios, which another machine's speed leaves alone; and what was "ok" and no longer is.
     """
-    before = {row["id"]: row["providers"] for row in old["rows"]}
-    found = []
+    before = {(row["id"], name): result for row in old["rows"] for name, result in row["providers"].items()}
+    found, count = [], 0
     for row in new["rows"]:
         for name, result in row["providers"].items():
-            was = before.get(row["id"], {}).get(name)
+            was = before.get((row["id"], name))
             if was is None or was["status"] != "ok" or name == "plain":
                 continue
+            count += 1
             if result["status"] != "ok":
                 found.append(f"{row['id']} {name}: was {was['ratio']:.2f}, is {result['status']}: {result['reason']}")
             elif result["ratio_q1"] > was["ratio_q3"] and result["ratio"] > REGRESSION * was["ratio"]:
                 found.append(f"{row['id']} {name}: was {was['ratio']:.2f}, is {result['ratio']:.2f}")
-    return found
-
-
-def compared(new: dict[str, Any], old: dict[str, Any]) -> int:
-    """Return how many pairs `regressions` looked at."""
-    before = {row["id"]: row["providers"] for row in old["rows"]}
-    return sum(
-        before.get(row["id"], {}).get(name, {}).get("status") == "ok"
-        for row in new["rows"]
-        for name in row["providers"]
-        if name != "plain"
-    )
+    return found, count

@@ -80,16 +80,12 @@ def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> d
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     nets = {m.key: load_network(out, _example(m.key)).to(device).eval() for m in METHODS}
     folded = {key: folded_network(net) for key, net in nets.items()}
-    calls = {SEPARATE: _call(nets[SEPARATE], x)}  # the yardstick comes first
+    calls = {SEPARATE: _call(nets[SEPARATE], x)}  # the baseline comes first
     calls |= {key: _call(net, x) for key, net in nets.items()}
     calls |= {f"{key} folded": _call(net, x) for key, net in folded.items() if net is not None}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with timing.cpu_threads(1):
         clock = timing.CudaClock(host=True) if device == "cuda" else None
         times = timing.compare(calls, rounds=rounds, clock=clock)
-    finally:
-        torch.set_num_threads(before)
 
     def quartiles(name: str) -> dict[str, float] | None:
         found = times.get(name)

@@ -31,6 +31,7 @@ from tunable_ops.bench.comparison.plan import (
     units,
 )
 from tunable_ops.bench.results_file import read_json, write_json
+from tunable_ops.bench.timing import cpu_threads
 
 from tunable_ops import serialization
 from tunable_ops.train.config import Config
@@ -159,19 +160,16 @@ def _say(unit: Unit, result: dict[str, Any]) -> None:
 
 
 def _in_turn(todo: Sequence[Unit], setting: Setting, data: Data, out: Path, threads: int, progress: bool) -> bool:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        pictures = test_pictures(data, setting)
-        for unit in todo:
-            result = run_unit(unit, setting, data, out, pictures, progress=progress)
-            if result is None:
-                return False
-            _say(unit, result)
+        with cpu_threads(threads):
+            pictures = test_pictures(data, setting)
+            for unit in todo:
+                result = run_unit(unit, setting, data, out, pictures, progress=progress)
+                if result is None:
+                    return False
+                _say(unit, result)
     except KeyboardInterrupt:  # during an evaluation; training returns by itself
         return False
-    finally:
-        torch.set_num_threads(before)
     return True
 
 
@@ -225,9 +223,7 @@ def _work(queue: Any, setting: Setting, data: Data, out: Path, threads: int) -> 
 
 def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> None:
     """Evaluate what has no training of its own, where results are missing or older than its networks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with cpu_threads(threads):
         pictures = test_pictures(data, setting)
         for unit in mixes(setting):
             path = result_file(out, unit)
@@ -241,5 +237,3 @@ def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> No
                 **evaluate(load_network(out, unit), unit, setting, pictures),
             }
             write_json(result, path)
-    finally:
-        torch.set_num_threads(before)

@@ -173,12 +173,11 @@ def results_with(ratio: float, spread: float, status: str = "ok") -> dict[str, A
 
 def test_regressions_are_those_beyond_noise() -> None:
     old = results_with(1.0, 0.1)
-    assert results_file.regressions(results_with(1.5, 0.1), old) == ["a tunable: was 1.00, is 1.50"]
-    assert results_file.regressions(results_with(1.5, 0.45), old) == []  # the quartiles overlap
-    assert results_file.regressions(results_with(1.04, 0.01), results_with(1.0, 0.01)) == []  # within 5 %
-    assert results_file.regressions(results_with(0.5, 0.1), old) == []
-    assert results_file.regressions(results_with(0, 0, "wrong"), old) == ["a tunable: was 1.00, is wrong: why"]
-    assert results_file.compared(old, old) == 1
+    assert results_file.regressions(results_with(1.5, 0.1), old) == (["a tunable: was 1.00, is 1.50"], 1)
+    assert results_file.regressions(results_with(1.5, 0.45), old) == ([], 1)  # the quartiles overlap
+    assert results_file.regressions(results_with(1.04, 0.01), results_with(1.0, 0.01)) == ([], 1)  # within 5 %
+    assert results_file.regressions(results_with(0.5, 0.1), old) == ([], 1)
+    assert results_file.regressions(results_with(0, 0, "wrong"), old) == (["a tunable: was 1.00, is wrong: why"], 1)
 
 
 def test_compare_exits_with_1_and_names_the_case(small: None, tmp_path: Path, capsys: Any) -> None:

@@ -18,22 +18,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "Checkpoints",
-    "Data",
-    "Device",
-    "Ema",
-    "HeldOut",
-    "Log",
-    "RunConfig",
-    "Section",
-    "Steps",
-    "configs_of",
-    "flatten",
-    "read_tree",
-    "validate",
-]
-
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 
