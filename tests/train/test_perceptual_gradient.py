@@ -233,7 +233,7 @@ def test_the_commands(data: Path, tmp_path: Path, capsys) -> None:
     assert main(["eval-gradient", str(tmp_path / "nothing")]) == 2
     capsys.readouterr()
     assert main(["pgn", "train", "unet_vgg19"]) == 2
-    assert "the command 'pgn' is now `tunable-ops train`" in capsys.readouterr().err
+    assert "the command 'pgn' is now called 'train'" in capsys.readouterr().err
 
 
 def test_a_true_gradient_is_that_of_the_loss() -> None:

@@ -29,8 +29,7 @@ _COMMANDS = {
     "bench": "time tunable against plain convolutions on this machine",
     "tune": "measure the kernels on this GPU and keep the fastest",
 }
-# commands of earlier versions, and what took their place
-_MOVED = {"pgn": "`tunable-ops train` (configs pgn_unet_vgg16_small, pgn_unet_vgg19) and `tunable-ops eval-gradient`"}
+_RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'"}
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
 _EXTRA = {
     "PIL",
@@ -57,10 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
     prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
-    if name in _MOVED:
-        print(f"{prog}: error: the command {name!r} is now {_MOVED[name]}", file=sys.stderr)
-        return 2
     try:
+        if name in _RENAMED:
+            raise ValueError(f"the command {name!r} is now called {_RENAMED[name]}")
         parser, module = _parser(name)
         args = parser.parse_args(words)
         if module is None:
