@@ -22,7 +22,7 @@ from tunable_ops.bench import machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
-# options that one kind of suite alone knows
+# options that apply to one kind of suite only
 _OF_TIMINGS = ("device", "cases", "providers", "quick", "list", "budget", "readme", "compare")
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
 
@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--plots", type=Path, help="write plots into this folder")
     parser.add_argument(
-        "--from", dest="source", type=Path, help="measure nothing: take the results of this file or comparison folder"
+        "--from",
+        dest="source",
+        type=Path,
+        help="measure nothing: show the results of this file or comparison folder",
     )
     timings = parser.add_argument_group("timings", "all suites but comparison")
     timings.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -47,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     timings.add_argument("--readme", type=Path, help="replace the section between the markers of this file")
     timings.add_argument("--compare", type=Path, help="name what got slower than in this file; exit 1 if anything did")
     knobs = parser.add_argument_group("comparison", "ways to get a knob, trained alike: docs/comparison.md")
-    knobs.add_argument("--runs", type=Path, help="folder of the trainings; what it holds is kept and gone on with")
+    knobs.add_argument("--runs", type=Path, help="folder of the trainings; what it holds is kept and continued")
     knobs.add_argument("--setting", help="quick, cpu or gpu (default cpu)")
     knobs.add_argument("--data", help="folder of training pictures (default: scikit-image's)")
     knobs.add_argument("--test", help="folder of test pictures (default: scikit-image's)")
     knobs.add_argument("--every", type=int, help="take every N-th test picture of a folder (default 4)")
-    knobs.add_argument("--jobs", type=int, help="processes that train beside each other (default 1)")
+    knobs.add_argument("--jobs", type=int, help="processes that train in parallel (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +124,7 @@ def _train_knobs(args: argparse.Namespace) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("stopped; the same command goes on", file=sys.stderr)
+    print("stopped; run the same command again to continue", file=sys.stderr)
     return 130
 
 

@@ -1,7 +1,7 @@
 """The registry of suites: what `python -m bench --suite NAME` measures.
 
-To add one, write a module with its cases, each with `id` and `to_dict()`, and a function that measures one of them into
-a row of results/schema.json; then add an entry to `SUITES`.
+To add one, write a module with its cases (hashable, with `id`, `dtype` and `to_dict()`) and a function that measures
+one into a row as results/schema.json describes it; then add an entry to `SUITES`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Train and evaluate what is missing in a folder; a stop loses nothing but the current evaluation.
+"""Train and evaluate what is missing in a folder; a stop loses the current evaluation only.
 
 ``plan.json`` says what the folder is for, ``runs/ID`` is a unit's training, ``units/ID.json`` its results: what has
 those is finished and is skipped.
@@ -48,7 +48,7 @@ def run_all(setting: Setting, data: Data, out: Path, *, jobs: int = 1, threads: 
         setting: The sizes.
         data: The pictures.
         out: Folder of the comparison; made if missing.
-        jobs: Processes that train beside each other.
+        jobs: Processes that train in parallel.
         threads: CPU threads of each.
         progress: Show bars (with one job).
 
@@ -110,7 +110,7 @@ def load_network(out: Path, unit: Unit) -> nn.Module:
 def run_unit(
     unit: Unit, setting: Setting, data: Data, out: Path, pictures: Pictures, *, progress: bool = False
 ) -> dict[str, Any] | None:
-    """Train a unit, or go on with it, and evaluate it; None if a signal stopped it."""
+    """Train a unit, or continue its training, and evaluate it; None if a signal stopped it."""
     config = config_of(unit, setting, data)
     folder = out / "runs" / unit.id
     outcome = train(config, folder, resume=True, progress=progress)
@@ -202,7 +202,7 @@ def _in_processes(todo: Sequence[Unit], setting: Setting, data: Data, out: Path,
         return False
     if any(statuses):
         raise RuntimeError(
-            f"comparison: workers must exit with 0; got {statuses}: see above; what is finished is kept, run again"
+            f"comparison: workers must exit with 0; got {statuses}: see above; run the command again to continue"
         )
     return True
 

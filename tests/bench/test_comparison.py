@@ -357,5 +357,5 @@ def test_sigterm_stops_the_command(data: plan.Data, tmp_path: Path, jobs: int) -
     process.send_signal(signal.SIGINT if jobs == 1 else signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "stopped; the same command goes on" in errors
+    assert "run the same command again to continue" in errors
     assert 1 <= len(list((tmp_path / "out" / "units").glob("*.json"))) < 40

@@ -58,7 +58,7 @@ class RunLog:
         return means, speed
 
     def restart_clock(self) -> None:
-        """Leave out of the speed what was no step."""
+        """Do not count the time so far in the speed: it was not spent on steps."""
         self._since = time.perf_counter()
 
     def write(self, step: int, values: dict[str, float]) -> None:

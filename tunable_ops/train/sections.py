@@ -81,7 +81,7 @@ class HeldOut(Section):
     """An evaluation on held-out pictures ``every`` so many steps and at the end; 0 for never.
 
     ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
-    training uses it too and no validation elsewhere. ``crop`` is the side of the central part that is used, 0 for all.
+    training uses it too, and otherwise no validation. ``crop`` is the side of the central part that is used, 0 for all.
     """
 
     every: int = Field(default=500, ge=0)

@@ -1,11 +1,11 @@
 """Toy autoencoders: they make the pictures x that a PGN is trained on, and follow its gradients while it learns.
 
 A PGN must be right where its own gradients lead. So three small autoencoders of different depths learn to reproduce
-the training pictures y by the predicted gradients alone, and x is what they make of y. One that no longer gets better
-starts anew now and then; so the PGN sees young, trained and misled networks all the time.
+the training pictures y by the predicted gradients alone, and x is what they make of y. One that stops improving
+is reset now and then; so the PGN sees young, trained and misled networks all the time.
 
 Image priors are an addition of ours: each writes one crop for many steps, and so comes much closer to it than any
-autoencoder does. Without them the field at x near y is a state that training hardly meets.
+autoencoder does. Without them training hardly ever sees x near y.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 DEPTHS = (1, 2, 3)
 PATIENCE = 200  # steps without a new best before an autoencoder may be reset
 RESET = 0.01  # probability per step, from then on
-LOST = 1e3  # mean absolute error from which on it is reset at once
+LOST = 1e3  # mean absolute error at which it is reset at once
 LIVES = (100, 3000)  # steps that an image prior lives, uniform in the logarithm
 
 
@@ -69,7 +69,7 @@ class Painter(nn.Module):
 
 
 class Toy:
-    """An autoencoder, its optimiser, and when it is reset.
+    """An autoencoder with its optimiser, reset when it stops improving.
 
     Args:
         depth: of the autoencoder.
