@@ -5,8 +5,8 @@ like ``3x3-C64-64x64-B4-P2-shared-fp32-channels_last-forward-eager`` and are wha
 """
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The name that filters match and results carry."""
+        """Return the name that filters match and results carry."""
         return (
             f"{self.kind}-C{self.channels}-{self.size}x{self.size}-B{self.batch}-P{self.kernels}"
             f"-{self.alpha}-{self.dtype}-{self.layout}-{self.direction}-{self.mode}"
@@ -82,19 +82,19 @@ class Case:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one plain convolution of the batch, forward."""
+        """Return the multiply-adds of one plain convolution of the batch, forward."""
         kind = KINDS[self.kind]
         grid = self.size if kind.transposed else self.output_size
         return self.batch * grid**2 * kind.taps**2 * self.channels * self.outputs // self.groups
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the pass for the plain convolution: forward 2 per MAC, backward twice that."""
+        """Return the operations of the pass for the plain convolution: forward 2 per MAC, backward twice that."""
         return 2 * self.macs * {"forward": 1, "backward": 2, "both": 3}[self.direction]
 
     @property
     def bytes(self) -> int:
-        """Bytes that a plain convolution has to move at least: every tensor of the pass once."""
+        """Return the bytes that a plain convolution has to move at least: every tensor of the pass once."""
         size = 4 if DTYPES[self.dtype] == torch.float32 else 2
         kind = KINDS[self.kind]
         x = self.batch * self.channels * self.size**2
@@ -104,7 +104,7 @@ class Case:
         return size * {"forward": forward, "backward": backward, "both": forward + backward}[self.direction]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
+        """Return the fields, JSON-able."""
         return asdict(self)
 
 
@@ -113,7 +113,7 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
 
 
 def cpu_suite() -> list[Case]:
-    """About 40 cases, sized for two cores and three minutes: channels_last fp32 in the main, a few of the rest."""
+    """Return about 40 cases, sized for two cores and three minutes: mainly channels_last fp32."""
     shapes = [
         Case("3x3", 16, 64, 16),
         Case("3x3", 32, 64, 4),
@@ -156,7 +156,7 @@ def cpu_suite() -> list[Case]:
 
 
 def gpu_suite() -> list[Case]:
-    """The suite for a GPU: bf16 channels_last over shapes, then one step away from it in every other direction."""
+    """Return the suite for a GPU: bf16 channels_last over shapes, and then every other option varied from it."""
     shapes = [
         *(Case("3x3", c, s, b) for c, s, b in ((16, 256, 16), (32, 128, 16), (64, 64, 1), (64, 64, 16), (64, 128, 32))),
         *(Case("3x3", c, s, b) for c, s, b in ((64, 512, 1), (128, 64, 16), (256, 32, 32), (64, 256, 4))),
@@ -190,7 +190,7 @@ def gpu_suite() -> list[Case]:
 
 
 def scaling_suite(device: str) -> list[Case]:
-    """One base case, and P, B, C and the size varied from it one at a time: the scaling curves."""
+    """Return a base case, and P, B, C and the size varied from it one at a time: the scaling curves."""
     gpu = device == "cuda"
     base = Case("3x3", 64, 64, 16, dtype="bf16", mode="graph") if gpu else Case("3x3", 32, 64, 4)
     axes: dict[str, Sequence[int]] = {
@@ -208,7 +208,7 @@ def scaling_suite(device: str) -> list[Case]:
 
 
 def per_sample_suite() -> list[Case]:
-    """Shapes over which the rule for a per-sample alpha is chosen (docs/per_sample.md), for a CPU."""
+    """Return the shapes over which the rule for a per-sample alpha is chosen (docs/per_sample.md), for a CPU."""
     return [
         Case(kind, channels, size, batch, alpha="per_sample", layout=layout, direction=direction)
         for kind in ("1x1", "3x3", "5x5", "dw3x3")
@@ -221,44 +221,37 @@ def per_sample_suite() -> list[Case]:
     ]
 
 
-SUITES: dict[str, Callable[[str], list[Case]]] = {
-    "operators": lambda device: gpu_suite() if device == "cuda" else cpu_suite(),
-    "scaling": scaling_suite,
-    "per-sample": lambda device: per_sample_suite(),
-}
-
-_FIELDS = tuple(field.name for field in fields(Case))
-
-
-def quick(cases: Sequence[Case]) -> list[Case]:
-    """A handful: the first case of every alpha and direction, eager forward and both."""
-    chosen: dict[tuple[str, str], Case] = {}
+def quick(cases: Sequence[Any]) -> list[Any]:
+    """Return a handful: the first case of every alpha and direction."""
+    chosen: dict[tuple[Any, Any], Any] = {}
     for case in cases:
-        chosen.setdefault((case.alpha, case.direction), case)
+        fields = case.to_dict()
+        chosen.setdefault((fields.get("alpha"), fields.get("direction")), case)
     return list(chosen.values())
 
 
-def select(cases: Sequence[Case], filters: Sequence[str]) -> list[Case]:
-    """The cases that match every filter.
+def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
+    """Return the cases that match every filter.
 
     Args:
-        cases: Of a suite.
+        cases: Of a suite: anything with `id` and `to_dict()`.
         filters: Each ``field=value[,value...]`` (say ``kind=3x3,1x1``) or a pattern for the id (``3x3-*-shared-*``).
 
     Raises:
         ValueError: A filter that names no field, or matches none of the cases; the message lists what is known.
     """
+    names = dict.fromkeys(name for case in cases for name in case.to_dict())
     chosen = list(cases)
     for text in filters:
         name, equals, values = text.partition("=")
-        if equals and name not in _FIELDS:
-            raise ValueError(f"bench: --cases must name a field of {', '.join(_FIELDS)}; got {name!r}")
+        if equals and name not in names:
+            raise ValueError(f"bench: --cases must name a field of {', '.join(names)}; got {name!r}")
         if equals:
-            known = dict.fromkeys(str(getattr(case, name)) for case in cases)
+            known = dict.fromkeys(str(case.to_dict()[name]) for case in cases if name in case.to_dict())
             for value in values.split(","):
                 if value not in known:
                     raise ValueError(f"bench: {name} must be one of {', '.join(known)} in this suite; got {value!r}")
-            chosen = [case for case in chosen if str(getattr(case, name)) in values.split(",")]
+            chosen = [case for case in chosen if str(case.to_dict().get(name)) in values.split(",")]
         else:
             if not any(fnmatch.fnmatch(case.id, text) for case in cases):
                 listed = "\n  ".join(case.id for case in cases)

@@ -1,4 +1,9 @@
-"""The command: `python -m bench` in a checkout, `tunable-ops bench` anywhere."""
+"""The command: `python -m bench` in a checkout, `tunable-ops bench` anywhere.
+
+python -m bench --out mine.json                                                     # single layers
+python -m bench --suite comparison --runs runs/comparison --out mine.json           # train and compare the knobs
+python -m bench --from mine.json --plots plots/                                     # tables and plots of stored results
+"""
 
 import argparse
 import datetime
@@ -13,73 +18,137 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tunable_ops.bench import cases as suites
-from tunable_ops.bench import machine, networks, perceptual, providers, report, results_file
-from tunable_ops.bench.measure import Settings, measure
+from tunable_ops.bench import machine, providers, report, results_file, suites
+from tunable_ops.bench.measure import Settings
 
-SUITES = (*suites.SUITES, "networks", "perceptual", "all")
+SUITES = (*suites.SUITES, "comparison", "all")
+# options that apply to one kind of suite only
+_OF_TIMINGS = ("device", "cases", "providers", "quick", "list", "budget", "readme", "compare")
+_OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, for both commands."""
+    """Add the options, for both commands."""
     parser.add_argument("--suite", default="operators", help=f"one of {', '.join(SUITES)} (default operators)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--cases", nargs="+", default=[], help="field=value[,value] or id patterns; all must match")
-    parser.add_argument("--providers", nargs="+", default=[], help="who is timed beside the plain convolution")
-    parser.add_argument("--quick", action="store_true", help="a handful of cases, few rounds")
-    parser.add_argument("--list", action="store_true", help="print the cases and providers, and stop")
-    parser.add_argument("--rounds", type=int, default=Settings.rounds, help="rounds at most (default %(default)s)")
-    parser.add_argument("--budget", type=float, default=Settings.budget, help="seconds a case (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--rounds", type=int, help="rounds of timing at most (default 11; of comparison 15)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's; of comparison 1 a process)")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--plots", type=Path, help="write plots into this folder")
-    parser.add_argument("--from", dest="source", type=Path, help="measure nothing: take the results of this file")
-    parser.add_argument("--readme", type=Path, help="replace the section between the markers of this file")
-    parser.add_argument("--compare", type=Path, help="name what got slower than in this file; exit 1 if anything did")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="measure nothing: show the results of this file or comparison folder",
+    )
+    timings = parser.add_argument_group("timings", "all suites but comparison")
+    timings.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    timings.add_argument("--cases", nargs="+", default=[], help="field=value[,value] or id patterns; all must match")
+    timings.add_argument("--providers", nargs="+", default=[], help="who is timed beside the plain convolution")
+    timings.add_argument("--quick", action="store_true", help="a handful of cases, few rounds")
+    timings.add_argument("--list", action="store_true", help="print the cases and providers, and stop")
+    timings.add_argument("--budget", type=float, help=f"seconds a case (default {Settings.budget})")
+    timings.add_argument("--readme", type=Path, help="replace the section between the markers of this file")
+    timings.add_argument("--compare", type=Path, help="name what got slower than in this file; exit 1 if anything did")
+    knobs = parser.add_argument_group("comparison", "ways to get a knob, trained alike: docs/comparison.md")
+    knobs.add_argument("--runs", type=Path, help="folder of the trainings; what it holds is kept and continued")
+    knobs.add_argument("--setting", help="quick, cpu or gpu (default cpu)")
+    knobs.add_argument("--data", help="folder of training pictures (default: scikit-image's)")
+    knobs.add_argument("--test", help="folder of test pictures (default: scikit-image's)")
+    knobs.add_argument("--every", type=int, help="take every N-th test picture of a folder (default 4)")
+    knobs.add_argument("--jobs", type=int, help="processes that train in parallel (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints, writes; 0, or 1 if `--compare` found regressions or a provider was wrong or failed."""
+    """Measure, print and write.
+
+    Returns:
+        0; 1 if `--compare` found regressions, or a provider or a training failed; 130 if a signal stopped the work.
+    """
+    _check(args)
     old = results_file.read(args.compare) if args.compare else None
+    if args.suite == "comparison" and args.source is None:
+        code = _train_knobs(args)
+        if code:
+            return code
+        args.source = args.runs
     if args.source is not None:
-        results = results_file.read(args.source)
-        print(report.markdown(results))
+        results, code = _stored(args), 0
+        print(_markdown(results))
+    elif args.list:
+        print("\n".join(case.id for _, case in _chosen(args)))
+        print("\n".join(f"{p.name}: {p.description}" for p in providers.PROVIDERS.values()))
+        return 0
     else:
         results = _measure(args)
-        if results is None:
-            return 0
+        code = 130 if results["interrupted"] else 0
     _write(args, results)
-    code = 130 if results["interrupted"] and args.source is None else 0
-    bad = [
-        f"{row['id']} {name}: {result['status']}: {result['reason']}"
-        for row in results["rows"]
-        for name, result in row["providers"].items()
-        if result["status"] in ("wrong", "failed")
-    ]
-    for text in bad:
-        print(f"bench: {text}", file=sys.stderr)
-    if old is not None:
-        slower = results_file.regressions(results, old)
-        print(f"compared with {args.compare}: {results_file.compared(results, old)} pairs, {len(slower)} regressions")
-        for text in slower:
-            print(f"regression: {text}")
-        code = code or (1 if slower else 0)
-    return code or (1 if bad else 0)
+    return code or _judge(args, results, old)
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Checks every option before any work is done, then measures; None if there was only a list to print."""
-    device = machine.check_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _given(args: argparse.Namespace, name: str) -> bool:
+    value = getattr(args, name)
+    return not (value is None or value is False or value == [])
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check every option before any work is done."""
     if args.suite not in SUITES:
         raise ValueError(f"bench: --suite must be one of {', '.join(SUITES)}; got {args.suite!r}")
-    if args.rounds < 3:
+    if args.source is None:
+        _refuse_others(args, args.suite)
+    if args.rounds is not None and args.rounds < 3:
         raise ValueError(f"bench: --rounds must be at least 3; got {args.rounds}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"bench: --threads must be at least 1; got {args.threads}")
     providers.check_names(args.providers)
-    chosen = _chosen_cases(args, device)
-    if args.list:
-        print("\n".join(case.id for case in chosen))
-        print("\n".join(f"{p.name}: {p.description}" for p in providers.PROVIDERS.values()))
-        return None
+
+
+def _refuse_others(args: argparse.Namespace, suite: str) -> None:
+    for name in _OF_TIMINGS if suite == "comparison" else _OF_COMPARISON:
+        if _given(args, name):
+            raise ValueError(f"bench: --{name} must be left out for {suite!r} results; got {getattr(args, name)}")
+
+
+def _train_knobs(args: argparse.Namespace) -> int:
+    from tunable_ops.bench.comparison.plan import Data, setting_named
+    from tunable_ops.bench.comparison.run import run_all
+
+    if args.runs is None:
+        raise ValueError("bench: --runs must name a folder for the trainings of the comparison; got nothing")
+    given = {"train": args.data, "test": args.test, "every": args.every}
+    data = Data(**{name: value for name, value in given.items() if value is not None})
+    setting, jobs = setting_named(args.setting or "cpu"), 1 if args.jobs is None else args.jobs
+    try:
+        if run_all(setting, data, args.runs, jobs=jobs, threads=args.threads or 1, progress=sys.stderr.isatty()):
+            return 0
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("stopped; run the same command again to continue", file=sys.stderr)
+    return 130
+
+
+def _stored(args: argparse.Namespace) -> dict[str, Any]:
+    if args.source.is_dir():
+        from tunable_ops.bench.comparison.collect import collect
+
+        _refuse_others(args, "comparison")
+        return collect(args.source, rounds=args.rounds or 15)
+    results = results_file.read(args.source)
+    _refuse_others(args, results["suite"])
+    return results
+
+
+def _chosen(args: argparse.Namespace) -> list[tuple[suites.Suite, Any]]:
+    return suites.chosen(args.suite, _device(args), args.cases, args.quick)
+
+
+def _device(args: argparse.Namespace) -> str:
+    return machine.check_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    device, chosen = _device(args), _chosen(args)
     for folder in (args.out and args.out.parent, args.plots):
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,59 +157,33 @@ def _measure(args: argparse.Namespace) -> dict[str, Any] | None:
     torch.backends.cudnn.benchmark = True
     if device == "cpu":
         machine.keep_freed_memory()
-    settings = Settings(rounds=args.rounds, budget=args.budget)
+    rounds = args.rounds or Settings.rounds
+    settings = Settings(rounds=rounds, budget=Settings.budget if args.budget is None else args.budget)
     if args.quick:
-        settings = Settings(rounds=min(args.rounds, 5), min_call=1e-3, budget=0.5)
-    return _measure_all(args, device, chosen, settings)
-
-
-def _chosen_cases(args: argparse.Namespace, device: str) -> list[Any]:
-    chosen: list[Any] = []
-    for name in suites.SUITES if args.suite == "all" else (args.suite,):
-        if name in suites.SUITES and (args.suite != "all" or name != "per-sample"):
-            chosen += suites.SUITES[name](device)
-    chosen = list(dict.fromkeys(chosen))
-    nets = networks.network_suite(device) if args.suite in ("networks", "all") else []
-    if args.suite == "perceptual":
-        return suites.select(perceptual.perceptual_suite(device), args.cases)
-    if args.suite == "networks":
-        return suites.select(nets, args.cases)
-    if args.quick and not args.cases:
-        return suites.quick(chosen)
-    return suites.select(chosen, args.cases) + (nets if not args.cases else [])
-
-
-def _measure_all(args: argparse.Namespace, device: str, chosen: Sequence[Any], settings: Settings) -> dict[str, Any]:
+        settings = Settings(rounds=min(rounds, 5), min_call=1e-3, budget=0.5)
     start = time.perf_counter()
-    dtypes = {case.dtype for case in chosen}
     results: dict[str, Any] = {
-        "schema": results_file.SCHEMA,
+        "schema": results_file.TIMINGS.version,
         "suite": args.suite,
         "machine": machine.describe(device),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": 0.0,
         "interrupted": True,
         "settings": asdict(settings),
-        "peaks": machine.peaks(device, dtypes),
+        "peaks": machine.peaks(device, {case.dtype for _, case in chosen}),
         "clocks": {"before": machine.clocks(device), "after": {}},
         "rows": [],
     }
     print(" ".join(f"{name} {value:.3g}" for name, value in results["peaks"].items()))
-    with _stoppable() as stopped:
+    with _stoppable():
         try:
-            for case in chosen:
-                if isinstance(case, networks.NetworkCase):
-                    suite = perceptual if case.network == "perceptual" else networks
-                    row = suite.measure(case, device, settings)
-                else:
-                    row = measure(case, providers.select(case, args.providers), device, settings, results["peaks"])
-                results["rows"].append(row)
-                print(report.line(row), flush=True)
+            for suite, case in chosen:
+                results["rows"].append(suite.measure(case, device, settings, args.providers, results["peaks"]))
+                print(report.line(results["rows"][-1]), flush=True)
                 if args.out and len(results["rows"]) % 10 == 0:
                     results_file.write(results, args.out)
             results["interrupted"] = False
         except KeyboardInterrupt:
-            stopped.append(True)
             print("bench: stopped; what was measured is kept", file=sys.stderr)
     results["seconds"] = time.perf_counter() - start
     results["clocks"]["after"] = machine.clocks(device)
@@ -149,17 +192,25 @@ def _measure_all(args: argparse.Namespace, device: str, chosen: Sequence[Any], s
 
 
 @contextmanager
-def _stoppable() -> Iterator[list[bool]]:
-    """SIGTERM stops like Ctrl-C, so that a time limit keeps what was measured."""
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM stop like Ctrl-C, so that a time limit keeps what was measured."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield []
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    if results["suite"] != "comparison":
+        return report.markdown(results)
+    from tunable_ops.bench.comparison import report as comparison
+
+    return comparison.markdown(results)
 
 
 def _write(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -172,21 +223,44 @@ def _write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.plots:
         try:
             from tunable_ops.bench import plots
+            from tunable_ops.bench.comparison import plots as comparison
 
             stem = (args.out or args.source or Path(results["suite"])).stem
-            for path in plots.write_all(results, args.plots, stem):
+            figures = comparison.figures(results) if results["suite"] == "comparison" else plots.figures(results, stem)
+            for path in plots.save(figures, args.plots):
                 print(f"wrote {path}")
         except ModuleNotFoundError as error:
             print(f"bench: no plots: {error.name} is not installed (pip install 'tunable-ops[bench]')", file=sys.stderr)
 
 
+def _judge(args: argparse.Namespace, results: dict[str, Any], old: dict[str, Any] | None) -> int:
+    """Name what failed, and what got slower than in older results; return 1 if there was any of it."""
+    bad = [
+        f"{row['id']} {name}: {result['status']}: {result['reason']}"
+        for row in results.get("rows", ())
+        for name, result in row["providers"].items()
+        if result["status"] in ("wrong", "failed")
+    ]
+    for text in bad:
+        print(f"bench: {text}", file=sys.stderr)
+    slower = []
+    if old is not None:
+        slower, pairs = results_file.regressions(results, old)
+        print(f"compared with {args.compare}: {pairs} pairs, {len(slower)} regressions")
+        for text in slower:
+            print(f"regression: {text}")
+    return 1 if bad or slower else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m bench`."""
+    """Run `python -m bench`."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Tunable against plain convolutions.")
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
         return run(args)
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader went away, as in `python -m bench --list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would complain again
         return 1

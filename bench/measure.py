@@ -27,7 +27,7 @@ class Settings:
 def measure(
     case: Case, providers: Sequence[Provider], device: str, settings: Settings, peaks: dict[str, float]
 ) -> dict[str, Any]:
-    """The results of a case, JSON-able: per provider a status and, if it is "ok", its figures.
+    """Return the results of a case, JSON-able: per provider a status and, if it is "ok", its figures.
 
     Statuses: "ok"; "unsupported" (the provider does not serve the case, or is not there); "wrong" (the gate);
     "out_of_memory"; "failed". All but "ok" come with a reason, and none of them with a time.
@@ -56,12 +56,12 @@ def measure(
                 results[provider.name] = failure(error)
         del want
         if "plain" in ready:
-            timings = _time(ready, results, device, case, settings)
+            timings = time_steps(ready, results, case.mode, device, settings)
             for name, timing in timings.items():
                 results[name] = {"status": "ok", **timing.to_dict(), **extras[name], **_speed(case, timing, peaks)}
     del ready
     _free(device)
-    ordered = {p.name: results.get(p.name, {"status": "failed", "reason": "the yardstick failed"}) for p in providers}
+    ordered = {p.name: results.get(p.name, {"status": "failed", "reason": "the baseline failed"}) for p in providers}
     return {**row, "providers": ordered}
 
 
@@ -85,14 +85,23 @@ def _prepare(
 
 
 def _in_layout(function: Callable[..., Tensor], layout: torch.memory_format) -> Callable[..., Tensor]:
-    """Every provider hands on the memory format that it was given, as a layer in the middle of a network has to."""
+    """Return the output in the input's memory format, as a layer in the middle of a network has to."""
     return lambda *tensors: function(*tensors).contiguous(memory_format=layout)
 
 
-def _time(
-    ready: dict[str, steps.Step], results: dict[str, dict[str, Any]], device: str, case: Case, settings: Settings
+def time_steps(
+    ready: dict[str, steps.Step],
+    results: dict[str, dict[str, Any]],
+    mode: str,
+    device: str,
+    settings: Settings,
+    warmup: int = 2,
 ) -> dict[str, Timing]:
-    """Times what is ready; a provider that fails now is taken out and the rest are timed without it."""
+    """Time steps against "plain", the first; one that fails now goes to the results, the rest are timed without it."""
+    if device == "cuda":
+        clock: Clock = CudaClock(host=mode != "graph")
+    else:
+        clock = WallClock()
     while True:
         failed: list[tuple[str, Exception]] = []
         guarded = {name: _guard(name, step, failed) for name, step in ready.items()}
@@ -102,7 +111,8 @@ def _time(
                 rounds=settings.rounds,
                 min_call=settings.min_call,
                 budget=settings.budget,
-                clock=clock_for(device, case.mode),
+                warmup=warmup,
+                clock=clock,
             )
         except Exception:
             if not failed:
@@ -126,13 +136,8 @@ def _guard(name: str, step: Callable[[], Any], failed: list[tuple[str, Exception
     return run
 
 
-def clock_for(device: str, mode: str) -> Clock:
-    """The clock of a device and a way of calling."""
-    return CudaClock(host=mode != "graph") if device == "cuda" else WallClock()
-
-
 def failure(error: Exception) -> dict[str, Any]:
-    """The row of a provider that gave no time: its status, and why."""
+    """Return the result of a provider that gave no time: its status, and why."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ArithmeticError):
         return {"status": "wrong", "reason": text}
@@ -144,7 +149,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def _speed(case: Case, timing: Timing, peaks: dict[str, float]) -> dict[str, float]:
-    """TFLOP/s, GB/s of the plain convolution's work, and the share of the roofline that the run's own peaks give."""
+    """Return TFLOP/s and GB/s of the plain convolution's work, and the share of the roofline of the run's own peaks."""
     tflops, gbps = case.flops / timing.seconds / 1e12, case.bytes / timing.seconds / 1e9
     peak_flops, copy = peaks.get(f"matmul_tflops_{case.dtype}"), peaks.get("copy_gbps")
     if not peak_flops or not copy:

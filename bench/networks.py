@@ -1,19 +1,18 @@
 """Whole networks: latency and training step, plain against tunable against folded, and the cost of autocast's casts.
 
-Rows of the same form as a case's; the yardstick is the plain network's step of the same kind.
+Rows of the same form as a case's; ratios are to the plain network's step of the same kind.
 """
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tunable_ops.bench import step as steps
 from tunable_ops.bench.cases import DTYPES
-from tunable_ops.bench.measure import Settings, clock_for, failure
-from tunable_ops.bench.timing import compare
+from tunable_ops.bench.measure import Settings, failure, time_steps
 
 import tunable_ops
 from tunable_ops import models
@@ -34,13 +33,13 @@ class NetworkCase:
 
     @property
     def id(self) -> str:
-        """The name that filters match and results carry."""
+        """Return the name that filters match and results carry."""
         dtype = f"autocast_{self.autocast}" if self.autocast else self.dtype
         size = f"{self.size}x{self.size}"
         return f"{self.network}-{size}-B{self.batch}-P{self.kernels}-{dtype}-channels_last-{self.direction}-{self.mode}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, JSON-able."""
+        """Return the fields, JSON-able."""
         return asdict(self)
 
 
@@ -52,7 +51,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def network_suite(device: str) -> list[NetworkCase]:
-    """Networks in their published sizes on crops that the device takes in a minute or two."""
+    """Return networks in their published sizes on crops that the device takes in a minute or two."""
     if device == "cuda":
         return [
             NetworkCase("nafnet", 256, 1, dtype="bf16", mode="graph"),
@@ -74,7 +73,7 @@ def network_suite(device: str) -> list[NetworkCase]:
 
 
 def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any]:
-    """The results of a network, in the form of `bench.measure.measure`."""
+    """Return the results of a network, in the form of `bench.measure.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
     names = ("plain", "tunable", "tunable-per-sample", "folded", "live-fold", "cast-kernels")
     if case.mode == "graph" and device != "cuda":
@@ -91,9 +90,9 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
 
 
 def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Memory, launches and interleaved times of steps, by name; the first, "plain", is the yardstick."""
+    """Return memory, launches and interleaved times of steps, by name; ratios are to the first, "plain"."""
     results: dict[str, dict[str, Any]] = {}
-    candidates: dict[str, Callable[[], Any]] = {}
+    candidates: dict[str, steps.Step] = {}
     extras: dict[str, dict[str, Any]] = {}
     for name, step in variants.items():
         try:
@@ -102,20 +101,14 @@ def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Set
         except Exception as error:
             results[name] = failure(error)
     if "plain" in candidates:
-        timings = compare(
-            candidates,
-            rounds=settings.rounds,
-            min_call=settings.min_call,
-            budget=4 * settings.budget,
-            warmup=1,
-            clock=clock_for(device, mode),
-        )
+        longer = replace(settings, budget=4 * settings.budget)
+        timings = time_steps(candidates, results, mode, device, longer, warmup=1)
         results.update({n: {"status": "ok", **t.to_dict(), **extras[n]} for n, t in timings.items()})
     return results
 
 
 def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Callable[[], None]]:
-    """Steps of the plain network and its tunable forms, and the gate that holds them to the plain one's output."""
+    """Return steps of the plain network and its tunable forms, and a check of them against the plain one's output."""
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
     plain = BUILDERS[case.network]().to(device, dtype).to(memory_format=torch.channels_last)
@@ -142,7 +135,7 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         variants["cast-kernels"] = _cast_step(net, DTYPES[case.autocast])
 
     def gate() -> None:
-        """A fresh conversion computes what the plain network does, for every lambda of the simplex."""
+        """Check that a fresh conversion computes what the plain network does, for every lambda of the simplex."""
         with torch.no_grad(), _autocast(case, device):
             want = plain(x).float()
             for name, (_, call) in calls.items():
@@ -176,7 +169,7 @@ def _step(case: NetworkCase, device: str, module: nn.Module, call: Callable[[], 
 
 
 def _cast_step(net: nn.Module, dtype: torch.dtype) -> steps.Step:
-    """What autocast does to all P kernels once per step, and nothing else."""
+    """Return what autocast does to all P kernels once per step, and nothing else."""
     stacks = [p for p in net.parameters() if p.dim() > 2]
 
     def cast() -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The perceptual objective of a training step: the true loss against perceptual gradient networks.
 
 A step computes the gradient for a batch of outputs, as `MultiLoss` would ask for it. Rows of the same form as a
-network's; the yardstick, "plain", is the true gradient with VGG16. Weights are random: no time depends on their values.
+network's; the baseline, "plain", is the true gradient with VGG16. Weights are random: no time depends on their values.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tunable_ops.bench.measure import Settings, failure
 from tunable_ops.bench.networks import NetworkCase, timed
 
 from tunable_ops import losses, tunable_conv2d
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 
 class _Own(nn.Module):
@@ -34,7 +34,7 @@ class _Own(nn.Module):
 
 
 def _with_own_operators() -> PGN:
-    """The UNet whose depthwise and 1x1 layers run on the package's operators."""
+    """Return the UNet whose depthwise and 1x1 layers run on the package's operators."""
     pgn = PGN("unet", bounded=False)
     for module in list(pgn.modules()):
         for name, child in module.named_children():
@@ -53,7 +53,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def perceptual_suite(device: str) -> list[NetworkCase]:
-    """Batches and sizes of training crops."""
+    """Return batches and sizes of training crops."""
     case = NetworkCase("perceptual", 224, 1, "both", kernels=1)
     if device == "cuda":
         return [replace(case, batch=batch) for batch in (1, 32)] + [replace(case, batch=32, mode="graph")]
@@ -61,7 +61,7 @@ def perceptual_suite(device: str) -> list[NetworkCase]:
 
 
 def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any]:
-    """The results of a case, in the form of `bench.networks.measure`."""
+    """Return the results of a case, in the form of `bench.networks.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
     torch.manual_seed(0)
     shape = (case.batch, 3, case.size, case.size)
@@ -81,12 +81,12 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
         except Exception as error:
             results[name] = failure(error)
     results.update(timed(variants, case.mode, device, settings))
-    left_out = {"status": "failed", "reason": "the yardstick failed"}
+    left_out = {"status": "failed", "reason": "the baseline failed"}
     return {**row, "providers": {name: results.get(name, left_out) for name in BUILDERS}}
 
 
 def macs(size: int = 224) -> dict[str, float]:
-    """Multiply-adds of every provider's gradient for one picture, in units of 1e9; nothing is computed."""
+    """Return the multiply-adds of every provider's gradient for one picture, in units of 1e9; nothing is computed."""
     found = {}
     for name, build in BUILDERS.items():
         with torch.device("meta"):

@@ -1,35 +1,40 @@
-"""Results as pictures: ratios case by case, scaling curves, the roofline. Needs matplotlib."""
+"""Timings as pictures: ratios case by case, scaling curves, the roofline. Needs matplotlib."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunable_ops.bench.providers import PROVIDERS
-from tunable_ops.bench.report import PRACTICE, best_practice, ok
+from tunable_ops.bench.report import PRACTICE, best_practice, ok, origin
 
 _AXES = {"kernels": "kernels P", "batch": "batch B", "channels": "channels C", "size": "height and width"}
 
 
-def write_all(results: dict[str, Any], folder: Path, stem: str) -> list[Path]:
-    """Draws what the results hold data for; returns the files."""
-    import matplotlib
+def figures(results: dict[str, Any], stem: str) -> dict[str, Any]:
+    """Return the figures that the results hold data for, by the name of their file."""
+    draws = {"ratios": _ratios, "scaling": _scaling, "roofline": _roofline}
+    drawn = {f"{stem}_{name}": draw(results) for name, draw in draws.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
-    matplotlib.use("Agg")
+
+def save(drawn: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write figures as PNG files, and return these."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, draw in (("ratios", _ratios), ("scaling", _scaling), ("roofline", _roofline)):
-        figure = draw(results)
-        if figure is not None:
-            written.append(folder / f"{stem}_{name}.png")
-            figure.savefig(written[-1], dpi=110, bbox_inches="tight")
-            import matplotlib.pyplot as plt
-
-            plt.close(figure)
-    return written
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure)
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+    return [folder / f"{name}.png" for name in drawn]
 
 
-def _title(results: dict[str, Any]) -> str:
-    machine = results["machine"]
-    return f"{machine['name']}, torch {machine['versions']['torch']}, commit {machine['commit']}"
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Return a figure and its axes, as pyplot's function of that name does, without pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    squeeze = options.pop("squeeze", True)
+    figure = Figure(**options)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def _short(row: dict[str, Any]) -> str:
@@ -38,13 +43,11 @@ def _short(row: dict[str, Any]) -> str:
 
 
 def _ratios(results: dict[str, Any]) -> Any:
-    """Dots with quartiles: ours, and the best of today's practice, per case."""
-    import matplotlib.pyplot as plt
-
+    """Draw dots with quartiles: ours, and the best of today's practice, per case."""
     rows = [row for row in results["rows"] if ok(row, "plain") and ok(row, "tunable")]
     if not rows or results["suite"] == "scaling":
         return None
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(rows)))
+    figure, axes = subplots(figsize=(9, 1.2 + 0.24 * len(rows)))
     for y, row in enumerate(rows):
         best = best_practice(row)
         marks = [("tunable", "tab:blue", "o")] + ([(best[0], "tab:orange", "s")] if best else [])
@@ -63,15 +66,13 @@ def _ratios(results: dict[str, Any]) -> Any:
     axes.set_yticks(range(len(rows)), [_short(row) for row in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("time / plain convolution (blue: ours; orange: the best of today's practice); bars: quartiles")
-    axes.set_title(_title(results), fontsize=9)
+    axes.set_title(origin(results), fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
 def _scaling(results: dict[str, Any]) -> Any:
-    """Time over P, B, C and the size, for ours, the plain convolution and today's practice."""
-    import matplotlib.pyplot as plt
-
+    """Draw time over P, B, C and the size, for ours, the plain convolution and today's practice."""
     if results["suite"] != "scaling":
         return None
     rows = [row for row in results["rows"] if "case" in row and ok(row, "plain")]
@@ -79,7 +80,7 @@ def _scaling(results: dict[str, Any]) -> Any:
         return None
     base = {axis: max({r["case"][axis] for r in rows}, key=[r["case"][axis] for r in rows].count) for axis in _AXES}
     order = {name: n for n, name in enumerate(PROVIDERS)}
-    figure, grid = plt.subplots(2, 4, figsize=(15, 7), squeeze=False, layout="constrained")
+    figure, grid = subplots(2, 4, figsize=(15, 7), squeeze=False, layout="constrained")
     for i, alpha in enumerate(("shared", "per_sample")):
         for j, (axis, label) in enumerate(_AXES.items()):
             others = [a for a in _AXES if a != axis]
@@ -99,19 +100,17 @@ def _scaling(results: dict[str, Any]) -> Any:
             grid[i][j].grid(alpha=0.3)
         grid[i][0].legend(fontsize=7)
     first = rows[0]["case"]
-    figure.suptitle(f"{first['kind']} {first['dtype']} {first['layout']} forward; {_title(results)}", fontsize=9)
+    figure.suptitle(f"{first['kind']} {first['dtype']} {first['layout']} forward; {origin(results)}", fontsize=9)
     return figure
 
 
 def _roofline(results: dict[str, Any]) -> Any:
-    """TFLOP/s over operations per byte, under the peaks of the same run."""
-    import matplotlib.pyplot as plt
-
+    """Draw TFLOP/s over operations per byte, under the peaks of the same run."""
     copy = results["peaks"].get("copy_gbps")
     rows = [r for r in results["rows"] if "case" in r and ok(r, "plain")]
     if not rows or not copy:
         return None
-    figure, axes = plt.subplots(figsize=(7, 5))
+    figure, axes = subplots(figsize=(7, 5))
     dtypes = dict.fromkeys(r["case"]["dtype"] for r in rows)
     intensities = [r["flops"] / r["bytes"] for r in rows]
     low, high = min(intensities) / 2, max(intensities) * 2
@@ -134,5 +133,5 @@ def _roofline(results: dict[str, Any]) -> Any:
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte (plain convolution)", ylabel="TFLOP/s")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
-    axes.set_title(_title(results), fontsize=9)
+    axes.set_title(origin(results), fontsize=9)
     return figure

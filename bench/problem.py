@@ -20,7 +20,7 @@ GATE = {"fp32": 2e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1.5e-2}
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of a case: `plain_weight` and `plain_bias` are one kernel, for the yardstick."""
+    """Inputs of a case: `plain_weight` and `plain_bias` are one kernel, for the baseline."""
 
     case: Case
     input: Tensor
@@ -39,7 +39,7 @@ class Problem:
 
 
 def build(case: Case, device: str) -> Problem:
-    """Random inputs of a case, the same at every call."""
+    """Return random inputs of a case, the same at every call."""
     kind, dtype = KINDS[case.kind], DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(0)
 
@@ -78,7 +78,7 @@ def _each_kernel_to(weight: Tensor, layout: torch.memory_format) -> Tensor:
 
 @contextmanager
 def precision(case: Case) -> Iterator[None]:
-    """TF32 on for a case that says so, off for all others, as it was afterwards."""
+    """Turn TF32 on for a case that says so and off for all others, for the duration of the block."""
     convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = convolution.fp32_precision, matmul.fp32_precision
     convolution.fp32_precision = matmul.fp32_precision = "tf32" if case.dtype == "tf32" else "ieee"
@@ -89,7 +89,7 @@ def precision(case: Case) -> Iterator[None]:
 
 
 def expected(problem: Problem) -> list[Tensor]:
-    """What the pass of the case must give, from the definition in fp32 with ieee products: [output] or gradients."""
+    """Return what the pass of the case must give, by the definition in fp32 without TF32: [output] or gradients."""
     case = problem.case
     tensors = [t.detach().float() for t in (problem.input, problem.weight, problem.bias, problem.alpha)]
     definition = reference.tunable_conv_transpose2d if KINDS[case.kind].transposed else reference.tunable_conv2d
@@ -105,7 +105,7 @@ def expected(problem: Problem) -> list[Tensor]:
 
 
 def check(name: str, got: Sequence[Tensor], want: Sequence[Tensor], problem: Problem) -> None:
-    """The gate.
+    """Check results against the definition.
 
     Raises:
         ArithmeticError: A result that is not the definition's, named with its error.

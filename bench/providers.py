@@ -1,4 +1,4 @@
-"""Who is timed: the plain convolution (the yardstick), every backend and algorithm of ours, and today's practice.
+"""Who is timed: the plain convolution, to which ratios refer, our backends and algorithms, and today's practice.
 
 A provider makes, for a problem, a differentiable function of (input, weight, bias, alpha) and the leaves it is
 differentiated by. "Today's practice" is what people write without this package.
@@ -37,7 +37,7 @@ class Provider:
 
 
 def leaves(problem: Problem, name: str) -> tuple[Tensor, ...]:
-    """The tensors that a provider's function takes and is differentiated by."""
+    """Return the tensors that a provider's function takes and is differentiated by."""
     if name == "plain":
         return problem.input, problem.plain_weight, problem.plain_bias
     return problem.input, problem.weight, problem.bias, problem.alpha
@@ -170,7 +170,7 @@ def _hopper_refuses(tile: str) -> Callable[[Problem], str | None]:
 
 
 def _blend(stack: Tensor, alpha: Tensor) -> Tensor:
-    """A matrix product: [P, *] and [P] or [B, P] to [*] or [B, *]."""
+    """Blend by a matrix product: [P, *] and [P] or [B, P] to [*] or [B, *]."""
     return (alpha.to(stack.dtype) @ stack.flatten(1)).view(*alpha.shape[:-1], *stack.shape[1:])
 
 
@@ -209,7 +209,7 @@ def _loop(problem: Problem) -> Function:
 
 
 def _weights_of(alpha: Tensor, p: int | slice, dtype: torch.dtype) -> Tensor:
-    """Alpha of kernel(s) p, ready to be multiplied with [B, O, OH, OW] (one p) or [B, P, O, OH, OW] (a slice)."""
+    """Return alpha of kernel(s) p, to be multiplied with [B, O, OH, OW] (one p) or [B, P, O, OH, OW] (a slice)."""
     alpha = alpha.to(dtype)
     if alpha.dim() == 1:
         return alpha[p] if isinstance(p, int) else alpha.view(1, -1, 1, 1, 1)
@@ -324,7 +324,7 @@ _COMPILED = ("plain", "tunable", "broadcast", "reference-compiled")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuses unknown names.
+    """Refuse unknown names.
 
     Raises:
         ValueError: An unknown name; the message lists the known ones.
@@ -335,7 +335,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def select(case: Case, names: Sequence[str]) -> list[Provider]:
-    """The providers of a case, the yardstick first: the named ones, or (no names) the default ones."""
+    """Return the providers of a case, the plain convolution first: the named ones, or (no names) the default ones."""
     if not names:
         names = _COMPILED if case.mode == "compile" else [p.name for p in _ALL if p.default]
     return [p for p in _ALL if p.name in names or p.name == "plain"]

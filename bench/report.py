@@ -1,5 +1,6 @@
 """Results in words: the terminal's table, the summary by which targets are judged, the README's section."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,25 +13,38 @@ PRACTICE = [name for name, provider in PROVIDERS.items() if provider.practice]
 
 
 def geomean(values: Iterable[float]) -> float:
-    """Geometric mean; NaN of nothing."""
+    """Return the geometric mean; NaN of nothing."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def origin(results: dict[str, Any]) -> str:
+    """Return the machine, the version of torch and the commits of results, in a line."""
+    machine = results["machine"]
+    commits = ", ".join(results.get("commits") or [machine["commit"]])
+    return f"{machine['name']}, torch {machine['versions']['torch']}, commit {commits}"
+
+
 def ok(row: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """A provider's figures in a row, or None if it has no time."""
+    """Return a provider's figures in a row, or None if it has no time."""
     result = row["providers"].get(name)
     return result if result is not None and result["status"] == "ok" else None
 
 
 def best_practice(row: dict[str, Any]) -> tuple[str, float] | None:
-    """The fastest of today's practice in a row, with its ratio to the plain convolution."""
+    """Return the fastest of today's practice in a row, with its ratio to the plain convolution."""
     ratios = [(result["ratio"], name) for name in PRACTICE if (result := ok(row, name)) is not None]
     return (min(ratios)[1], min(ratios)[0]) if ratios else None
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the terminal's table: the yardstick's time, then every provider's ratio with its quartiles."""
+    """Return a row for the terminal: the plain convolution's time, then every provider's ratio with its quartiles."""
     plain = ok(row, "plain")
     if plain is None:
         result = row["providers"].get("plain", {"status": "failed", "reason": "not measured"})
@@ -50,7 +64,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def target_rows(results: dict[str, Any], alpha: str, direction: str) -> list[dict[str, Any]]:
-    """Rows that the targets speak of: P = 2, maps of 32x32 and more, channels_last, eager (fp32 on a CPU)."""
+    """Return the rows that the targets speak of: P = 2, 32x32 and larger, channels_last, eager (fp32 on a CPU)."""
     gpu = results["machine"]["device"] == "cuda"
     return [
         row
@@ -66,7 +80,7 @@ def target_rows(results: dict[str, Any], alpha: str, direction: str) -> list[dic
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """Geometric means over the target rows, and every case where today's practice is more than 5 % faster."""
+    """Return geometric means over the target rows, and every case where today's practice is more than 5 % faster."""
     lines = []
     for alpha, direction, what in (
         ("shared", "forward", "shared alpha, inference"),
@@ -89,7 +103,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 
 def losses(results: dict[str, Any]) -> list[str]:
-    """The cases where the best of today's practice beats ours by more than 5 %, a line each."""
+    """Return the cases where the best of today's practice beats ours by more than 5 %, a line each."""
     found = []
     for row in results["rows"]:
         ours, best = ok(row, "tunable"), best_practice(row)
@@ -99,7 +113,7 @@ def losses(results: dict[str, Any]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Tables: every case with ours and the practice, then the networks."""
+    """Return tables: every case with ours and the practice, then the networks."""
     machine = results["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v and k in ("torch", "triton", "cuda"))
     parts = [
@@ -122,58 +136,47 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    lines = ["| case | plain, ms | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    cells = []
     for row in rows:
-        cells = []
-        for name in names:
-            result = ok(row, name)
-            cells.append(f"{result['ratio']:.2f}" if result else "-")
-        plain = row["providers"]["plain"]["seconds"] * 1e3
-        lines.append(f"| {row['id']} | {plain:.3g} | " + " | ".join(cells) + " |")
-    return lines
+        ratios = [f"{result['ratio']:.2f}" if (result := ok(row, name)) else "-" for name in names]
+        cells.append([row["id"], f"{row['providers']['plain']['seconds'] * 1e3:.3g}", *ratios])
+    return table(["case", "plain, ms", *names], cells)
 
 
 def _by_kind(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Geometric means by layer, memory format and pass; a dash where a provider does not serve all the cases."""
+    """Return geometric means by layer, format and pass; a dash where a provider does not serve all the cases."""
     names = [n for n in PROVIDERS if n != "plain" and any(ok(row, n) for row in rows)]
-    lines = ["| layer | layout | pass | cases | " + " | ".join(names) + " |", "| --- " * (len(names) + 4) + "|"]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         case = row["case"]
         groups.setdefault((case["kind"], case["layout"], case["direction"]), []).append(row)
+    cells = []
     for key, picked in groups.items():
-        results = {name: [ok(row, name) for row in picked] for name in names}
-        cells = [f"{geomean(r['ratio'] for r in found if r):.2f}" if all(found) else "-" for found in results.values()]
-        lines.append(f"| {' | '.join(key)} | {len(picked)} | " + " | ".join(cells) + " |")
-    return lines
+        results = [[ok(row, name) for row in picked] for name in names]
+        means = [f"{geomean(r['ratio'] for r in found if r):.2f}" if all(found) else "-" for found in results]
+        cells.append([*key, str(len(picked)), *means])
+    return table(["layer", "layout", "pass", "cases", *names], cells)
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The README's section: the summary and a table of geometric means by kind of layer."""
-    machine = results["machine"]
-    rows = [
-        "| layer | alpha | pass | cases | tunable / plain | best of today's practice / plain |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """Return the README's section: the summary and a table of geometric means by kind of layer."""
+    machine, rows = results["machine"], []
     kinds = dict.fromkeys(row["case"]["kind"] for row in results["rows"] if "case" in row)
-    for kind in kinds:
-        for alpha in ("shared", "per_sample"):
-            for direction in ("forward", "both"):
-                picked = [r for r in target_rows(results, alpha, direction) if r["case"]["kind"] == kind]
-                if picked:
-                    ours = geomean(r["providers"]["tunable"]["ratio"] for r in picked)
-                    best = geomean(b[1] for r in picked if (b := best_practice(r)) is not None)
-                    step = {"forward": "inference", "both": "training step"}[direction]
-                    rows.append(
-                        f"| {kind} | {alpha.replace('_', ' ')} | {step} | {len(picked)} | {ours:.2f} | {best:.2f} |"
-                    )
+    for kind, alpha, direction in itertools.product(kinds, ("shared", "per_sample"), ("forward", "both")):
+        picked = [r for r in target_rows(results, alpha, direction) if r["case"]["kind"] == kind]
+        if picked:
+            ours = geomean(r["providers"]["tunable"]["ratio"] for r in picked)
+            best = geomean(b[1] for r in picked if (b := best_practice(r)) is not None)
+            step = {"forward": "inference", "both": "training step"}[direction]
+            rows.append([kind, alpha.replace("_", " "), step, str(len(picked)), f"{ours:.2f}", f"{best:.2f}"])
+    head = ["layer", "alpha", "pass", "cases", "tunable / plain", "best of today's practice / plain"]
     where = f"{machine['name']}, {machine['threads']} threads, torch {machine['versions']['torch']}"
     intro = f"Measured on {where}, commit {machine['commit']}, medians of interleaved rounds:"
-    return "\n".join([intro, "", *(f"- {t.strip()}" for t in summary(results)), "", *rows])
+    return "\n".join([intro, "", *(f"- {t.strip()}" for t in summary(results)), "", *table(head, rows)])
 
 
 def write_readme(readme: Path, section: str) -> None:
-    """Replaces what stands between the markers.
+    """Replace what stands between the markers.
 
     Raises:
         ValueError: No markers.

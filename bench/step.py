@@ -14,7 +14,7 @@ Step = Callable[[], list[Tensor]]
 
 
 def make(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad_output: Tensor, direction: str) -> Step:
-    """A step that returns [output], or [output, *gradients] ("backward": the output comes from a forward before it)."""
+    """Return a step that gives [output], or [output, *gradients] (for "backward" of an output computed beforehand)."""
     inputs = [t.detach().requires_grad_(direction != "forward") for t in tensors]
 
     def forward() -> list[Tensor]:
@@ -44,7 +44,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def captured(step: Step) -> Step:
-    """A CUDA graph of the step; calling it replays."""
+    """Return a CUDA graph of the step; calling it replays."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -63,7 +63,7 @@ def captured(step: Step) -> Step:
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """Most memory that the step holds at a time beyond what was held before, its results included.
+    """Return the most memory that the step holds at a time beyond what was held before, its results included.
 
     On the CPU: what goes through torch's allocator (oneDNN's own scratch memory does not).
     """
@@ -86,7 +86,7 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 def launches(step: Step, device: str) -> int | None:
-    """Kernels, copies and fills that one step launches on a GPU; None on the CPU."""
+    """Return how many kernels, copies and fills one step launches on a GPU; None on the CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()

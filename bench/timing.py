@@ -6,7 +6,8 @@ and the median of the ratios is what is quoted.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call and the ratio to the yardstick (the first candidate), each as median and quartiles."""
+    """Seconds per call and the ratio to the baseline (the first candidate), each as median and quartiles."""
 
     seconds: float
     seconds_q1: float
@@ -26,15 +27,26 @@ class Timing:
     rounds: int
 
     def to_dict(self) -> dict[str, float]:
-        """A JSON-able dict."""
+        """Return a JSON-able dict."""
         return asdict(self)
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch use a number of CPU threads, for the duration of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Clock(Protocol):
     """How one turn of a candidate is timed."""
 
     def turn(self, function: Callable[[], Any], repeats: int) -> float:
-        """Seconds that `repeats` calls take in all."""
+        """Return the seconds that `repeats` calls take in all."""
         ...
 
 
@@ -42,7 +54,7 @@ class WallClock:
     """Back-to-back calls on the CPU."""
 
     def turn(self, function: Callable[[], Any], repeats: int) -> float:
-        """Seconds that `repeats` calls take in all."""
+        """Return the seconds that `repeats` calls take in all."""
         start = time.perf_counter()
         for _ in range(repeats):
             function()
@@ -63,7 +75,7 @@ class CudaClock:
         self._host = host
 
     def turn(self, function: Callable[[], Any], repeats: int) -> float:
-        """Seconds that `repeats` calls take in all."""
+        """Return the seconds that `repeats` calls take in all."""
         pairs = []
         for _ in range(repeats):
             pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
@@ -86,10 +98,10 @@ def compare(
     budget: float | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Timing]:
-    """Times the candidates against the first of them.
+    """Time the candidates against the first of them.
 
     Args:
-        candidates: Names and functions without arguments; the first is the yardstick.
+        candidates: Names and functions without arguments; the first is the baseline.
         rounds: How often every candidate is called, warm-up apart.
         min_call: Seconds that one turn of a candidate lasts at least (short ones are repeated).
         warmup: Untimed calls of each.
@@ -122,12 +134,12 @@ def compare(
         start = turn % len(names)
         for name in names[start:] + names[:start]:
             times[name].append(clock.turn(candidates[name], repeats[name]) / repeats[name])
-    yardstick = times[names[0]]
-    return {name: _summary(times[name], yardstick) for name in names}
+    baseline = times[names[0]]
+    return {name: _summary(times[name], baseline) for name in names}
 
 
-def _summary(times: list[float], yardstick: list[float]) -> Timing:
-    ratios = [a / b for a, b in zip(times, yardstick, strict=True)]
+def _summary(times: list[float], baseline: list[float]) -> Timing:
+    ratios = [a / b for a, b in zip(times, baseline, strict=True)]
     t1, t2, t3 = statistics.quantiles(times, n=4)
     r1, r2, r3 = statistics.quantiles(ratios, n=4)
     return Timing(t2, t1, t3, r2, r1, r3, len(times))

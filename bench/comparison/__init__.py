@@ -1,5 +1,6 @@
-"""Ways to get a knob, compared: same backbone, data, steps and seeds (`python -m bench.comparison`).
+"""Ways to get a knob, compared: same backbone, data, steps and seeds (`python -m bench --suite comparison`).
 
 Tunable convolutions, DNI, AdaFM, Dynamic-Net and CFSNet against plain networks that were trained separately, one per
-lambda: the upper bound. See `plan` for what is trained, `evaluation` for what is measured.
+lambda: the upper bound. `plan` says what is trained, `run` trains it, `evaluation` says what is measured, `collect`
+makes one results file of it, `report` and `plots` show it.
 """

@@ -51,12 +51,12 @@ class Mix(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor, lam: Tensor) -> Tensor:
-        """Runs all networks on x [B, C, H, W]; lam is [p]."""
+        """Run all networks on x [B, C, H, W]; lam is [p]."""
         return torch.stack([weight * net(x) for weight, net in zip(lam, self.networks, strict=True)]).sum(0)
 
 
 def respond(net: nn.Module, x: Tensor, lam: Sequence[float]) -> Tensor:
-    """The output for a picture [3, H, W], not clamped, on the CPU; a plain network ignores lambda."""
+    """Return the output for a picture [3, H, W], not clamped, on the CPU; a plain network ignores lambda."""
     device = next(net.parameters()).device
     batch = x.unsqueeze(0).to(device)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def respond(net: nn.Module, x: Tensor, lam: Sequence[float]) -> Tensor:
 
 
 def test_pictures(data: Data, setting: Setting) -> Pictures:
-    """The pictures that all units are evaluated on: a fixed part of a folder, the central crop of each.
+    """Return the pictures that all units are evaluated on: a fixed part of a folder, the central crop of each.
 
     Raises:
         ValueError: As `tunable_ops.train.data.held_out`.
@@ -77,7 +77,7 @@ def test_pictures(data: Data, setting: Setting) -> Pictures:
 
 
 def evaluate(net: nn.Module, unit: Unit, setting: Setting, pictures: Pictures) -> dict[str, Any]:
-    """Measures a network at every t, or a separately trained one at its own.
+    """Measure a network at every t, or a separately trained one at its own.
 
     Returns:
         ``ts`` and ``db``: positions, and per position a number per picture; ``travel_ts`` and ``travel`` likewise.
@@ -97,18 +97,18 @@ def evaluate(net: nn.Module, unit: Unit, setting: Setting, pictures: Pictures) -
 
 
 def decibels(error: Tensor | float) -> float:
-    """PSNR in dB of a mean squared error on the scale 0..1, rounding to 8 bits included."""
+    """Return the PSNR in dB of a mean squared error on the scale 0..1, rounding to 8 bits included."""
     return -10 * math.log10(float(error) + ROUNDING)
 
 
 def falling(rows: Sequence[Sequence[float]]) -> float:
-    """The share of steps along t, [positions][pictures], that go down."""
+    """Return the share of steps along t, [positions][pictures], that go down."""
     steps = [b < a for before, after in itertools.pairwise(rows) for a, b in zip(before, after, strict=True)]
     return sum(steps) / len(steps)
 
 
 def unevenness(values: Sequence[float]) -> float:
-    """The largest step between neighbours over the mean one, in size; 1 if the knob acts evenly over its travel.
+    """Return the largest step between neighbours over the mean one, in size; 1 if the knob acts evenly over its travel.
 
     Raises:
         ValueError: Nothing moves.

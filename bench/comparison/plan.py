@@ -155,7 +155,7 @@ class Data:
     every: int = 4
 
     def described(self) -> dict[str, Any]:
-        """The same without the folders' places, which are this machine's own."""
+        """Return the same without the folders' places, which are this machine's own."""
         return {"train": Path(self.train).name, "test": Path(self.test).name, "every": self.every}
 
 
@@ -175,7 +175,7 @@ class Unit:
 
 
 def units(setting: Setting) -> list[Unit]:
-    """All training runs, seed by seed: what is there after a stop is a comparison with fewer seeds."""
+    """Return all training runs, seed by seed: what is there after a stop is a comparison with fewer seeds."""
     found = []
     for seed in range(setting.seeds):
         for task in TASKS:
@@ -185,20 +185,20 @@ def units(setting: Setting) -> list[Unit]:
 
 
 def mixes(setting: Setting) -> list[Unit]:
-    """What is evaluated without a training of its own: outputs of two separate networks, mixed."""
+    """Return what is evaluated without a training of its own: outputs of two separate networks, mixed."""
     return [Unit(task.key, MIX, seed) for seed in range(setting.seeds) for task in TASKS]
 
 
 def lam_of(t: float) -> list[float]:
-    """Lambda at a position of the knob."""
+    """Return lambda at a position of the knob."""
     return [1 - t, t]
 
 
 def placement(kind: str, depth: int) -> dict[str, Any]:
-    """Where a knob of `tunable_ops.control` sits in DnCNN's chain, whose k-th convolution is ``model.{2 k}``.
+    """Return where a knob of `tunable_ops.control` sits in DnCNN's chain, whose k-th convolution is ``model.{2 k}``.
 
-    AdaFM: behind every convolution, as published, with filters of 5 x 5 (the largest published, as recalled).
-    Dynamic-Net: three blocks, as published, behind the second, the middle and the last but one convolution. CFSNet: a
+    AdaFM: after every convolution, as published, with filters of 5 x 5 (the largest published, as recalled).
+    Dynamic-Net: three blocks, as published, after the second, the middle and the last but one convolution. CFSNet: a
     tuning block beside every convolution of the chain that keeps its width. The paper's networks have residual blocks
     there, which this chain lacks.
     """
@@ -212,7 +212,7 @@ def placement(kind: str, depth: int) -> dict[str, Any]:
 
 
 def config_of(unit: Unit, setting: Setting, data: Data) -> Config:
-    """The configuration of a training run.
+    """Return the configuration of a training run.
 
     A separate network minimises the multi-loss at its own lambda, on inputs whose noise follows that lambda where the
     task says so.
@@ -253,7 +253,7 @@ def _arguments(setting: Setting) -> dict[str, Any]:
 
 
 def steps_of(method: str, setting: Setting) -> dict[str, Any]:
-    """Optimiser steps behind a method's row.
+    """Return the optimiser steps behind a method's row.
 
     Returns:
         ``total``: of all its trainings for one seed; ``each``: in words, for the table.
@@ -269,7 +269,7 @@ def steps_of(method: str, setting: Setting) -> dict[str, Any]:
 
 
 def setting_named(name: str) -> Setting:
-    """One of `SETTINGS`.
+    """Return one of `SETTINGS`.
 
     Raises:
         ValueError: There is none of that name.
@@ -279,16 +279,6 @@ def setting_named(name: str) -> Setting:
     return SETTINGS[name]
 
 
-def label_of(method: str) -> str:
-    """A method's name in tables."""
-    return next(m.label for m in METHODS if m.key == method)
-
-
-def task_named(key: str) -> Task:
-    """The task of that key."""
-    return next(task for task in TASKS if task.key == key)
-
-
 def check_depth(setting: Setting) -> None:
     """Refuse a chain that has no place for the blocks.
 
@@ -296,4 +286,4 @@ def check_depth(setting: Setting) -> None:
         ValueError: Fewer than 4 convolutions.
     """
     if setting.depth < 4:
-        raise ValueError(f"comparison: depth must be at least 4, for blocks of their own places; got {setting.depth}")
+        raise ValueError(f"comparison: depth must be at least 4, for blocks to have places; got {setting.depth}")

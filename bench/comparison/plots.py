@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from tunable_ops.bench.comparison.plan import FINE, GRID, METHODS, OURS, SEPARATE, TASKS, Task
 from tunable_ops.bench.comparison.report import WITHIN, Interval, differences, per_position
+from tunable_ops.bench.plots import subplots
+from tunable_ops.bench.report import origin
 
 _STYLES = {OURS: ("tab:blue", "o-"), SEPARATE: ("black", "s")}
 _OTHERS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:gray")
 _TICKS = sorted({sign * y for y in (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) for sign in (1, -1)})
 
 
-def write_all(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws ``comparison_TASK_SETTING.png`` for every task; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for task in TASKS:
-        figure = _figure(results, task)
-        written.append(folder / f"comparison_{task.key}_{results['setting']['name']}.png")
-        figure.savefig(written[-1], dpi=110, bbox_inches="tight")
-        plt.close(figure)
-    return written
+def figures(results: dict[str, Any]) -> dict[str, Any]:
+    """Return a figure per task, by the name of its file."""
+    return {f"comparison_{task.key}_{results['setting']['name']}": _figure(results, task) for task in TASKS}
 
 
 def _figure(results: dict[str, Any], task: Task) -> Any:
-    import matplotlib.pyplot as plt
-
-    figure, (gap, measure, travel) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    figure, (gap, measure, travel) = subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     others = iter(_OTHERS)
     for number, method in enumerate(METHODS):
         color, style = _STYLES.get(method.key) or (next(others), ".--")
@@ -61,15 +48,11 @@ def _figure(results: dict[str, Any], task: Task) -> Any:
         axes.set_xlabel("t, lambda = (1 - t, t)")
         axes.grid(alpha=0.3)
     measure.legend(fontsize=7)
-    machine = results["machine"]
-    figure.suptitle(
-        f"{task.label}; bars: 95 % over {results['setting']['seeds']} seeds\n{machine['name']}, torch "
-        f"{machine['versions']['torch']}, commit {', '.join(results['commits'])}",
-        fontsize=9,
-    )
+    seeds = results["setting"]["seeds"]
+    figure.suptitle(f"{task.label}; bars: 95 % over {seeds} seeds\n{origin(results)}", fontsize=9)
     return figure
 
 
 def _bars(found: list[Interval]) -> tuple[list[float], list[float]]:
-    """Means and half widths; unknown ones are not drawn."""
+    """Return means and half widths; unknown ones are not drawn."""
     return [one.mean for one in found], [one.half if math.isfinite(one.half) else 0.0 for one in found]

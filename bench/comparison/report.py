@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunable_ops.bench.comparison.plan import GRID, KNOBS, METHODS, MIX, OURS, SEPARATE, TASKS, Task
+from tunable_ops.bench.report import table
 
 WITHIN = 0.1  # dB
 _INTERIOR = [k for k, t in enumerate(GRID) if 0 < t < 1]
@@ -38,7 +39,7 @@ class Interval:
         return self.mean + self.half
 
     def text(self, digits: int = 2, sign: str = "") -> str:
-        """``mean ± half``, or the mean and a question mark."""
+        """Return ``mean ± half``, or the mean and a question mark."""
         half = f"± {self.half:.{digits}f}" if math.isfinite(self.half) else "± ?"
         return f"{self.mean:{sign}.{digits}f} {half}"
 
@@ -52,12 +53,12 @@ class Verdict:
     evidence: str
 
     def text(self) -> str:
-        """A line."""
+        """Return it as a line."""
         return f"- {self.claim}: **{self.outcome}** ({self.evidence})"
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of one number per seed, with its confidence interval.
+    """Return the mean of one number per seed, with its confidence interval.
 
     Raises:
         ValueError: No number, or one that is not finite.
@@ -74,13 +75,13 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def per_position(results: dict[str, Any], task: str, method: str, field: str = "db") -> list[Interval]:
-    """The mean at every position."""
+    """Return the mean at every position."""
     seeds = results["tasks"][task][method]["seeds"].values()
     return [interval(column) for column in zip(*(seed[field] for seed in seeds), strict=True)]
 
 
 def differences(results: dict[str, Any], task: str, method: str, other: str) -> list[Interval]:
-    """``method - other`` in dB at every position, paired by seed; negative: `method` is behind.
+    """Return ``method - other`` in dB at every position, paired by seed; negative: `method` is behind.
 
     Raises:
         ValueError: The two have different seeds.
@@ -92,7 +93,7 @@ def differences(results: dict[str, Any], task: str, method: str, other: str) -> 
 
 
 def judge(claim: str, found: Mapping[str, Interval], bound: float) -> Verdict:
-    """Whether all differences lie above a bound.
+    """Judge whether all differences lie above a bound.
 
     Args:
         claim: In words.
@@ -114,7 +115,7 @@ def judge(claim: str, found: Mapping[str, Interval], bound: float) -> Verdict:
 
 
 def verdicts(results: dict[str, Any], task: str) -> list[Verdict]:
-    """The claims about a task that one would like to make."""
+    """Judge the claims about a task that one would like to make."""
     label = {method.key: method.label for method in METHODS}
     found = []
     for method in (*KNOBS, MIX):
@@ -138,35 +139,34 @@ def verdicts(results: dict[str, Any], task: str) -> list[Verdict]:
     return found
 
 
-def table(results: dict[str, Any], task: Task) -> str:
-    """A markdown table: the measure and its distance to separate networks per method and position, and the costs."""
+def task_table(results: dict[str, Any], task: Task) -> list[str]:
+    """Return the measure and its distance to separate networks per method and position, and the costs."""
     head = ["method", "steps", *(f"t = {t:g}" for t in GRID), "monotone", "unevenness", "parameters", "ms"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for method in METHODS:
         sizes = results["methods"][method.key]
-        row = [method.label, sizes["steps"]["each"], *_cells(results, task.key, method.key)]
-        row += [_over_seeds(results, task.key, method.key, field) for field in ("monotone", "unevenness")]
-        row += [_parameters(method.key, sizes), _milliseconds(sizes)]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        travel = [_over_seeds(results, task.key, method.key, field) for field in ("monotone", "unevenness")]
+        costs = [_parameters(method.key, sizes), _milliseconds(sizes)]
+        rows.append([method.label, sizes["steps"]["each"], *_cells(results, task.key, method.key), *travel, *costs])
+    return table(head, rows)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Both tables with their verdicts."""
+    """Return both tables with their verdicts."""
     parts = [caption(results)]
     for task in TASKS:
         parts += [
             f"### {task.label[0].upper()}{task.label[1:]}",
             f"{task.measure} (in brackets: distance to the separately trained networks). Monotone and unevenness "
             f"are of the {task.travel}.",
-            table(results, task),
+            "\n".join(task_table(results, task)),
             "\n".join(verdict.text() for verdict in verdicts(results, task.key)),
         ]
     return "\n\n".join(parts)
 
 
 def caption(results: dict[str, Any]) -> str:
-    """What the numbers were measured on and with."""
+    """Return what the numbers were measured on and with."""
     s, machine = results["setting"], results["machine"]
     seconds = [
         seed["train_seconds"] or 0.0

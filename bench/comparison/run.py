@@ -1,4 +1,4 @@
-"""Trains and evaluates what is missing in a folder; a stop loses nothing but the current evaluation.
+"""Train and evaluate what is missing in a folder; a stop loses the current evaluation only.
 
 ``plan.json`` says what the folder is for, ``runs/ID`` is a unit's training, ``units/ID.json`` its results: what has
 those is finished and is skipped.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,27 +30,30 @@ from tunable_ops.bench.comparison.plan import (
     mixes,
     units,
 )
+from tunable_ops.bench.results_file import read_json, write_json
+from tunable_ops.bench.timing import cpu_threads
 
 from tunable_ops import serialization
 from tunable_ops.train.config import Config
-from tunable_ops.train.trainer import MODEL, StopSignals, train
+from tunable_ops.train.signals import StopSignals
+from tunable_ops.train.trainer import MODEL, train
 
 _STOPPED = 3  # exit status of a worker that was told to stop
 
 
 def run_all(setting: Setting, data: Data, out: Path, *, jobs: int = 1, threads: int = 1, progress: bool = True) -> bool:
-    """Trains and evaluates all units that are not finished.
+    """Train and evaluate all units that are not finished.
 
     Args:
         setting: The sizes.
         data: The pictures.
         out: Folder of the comparison; made if missing.
-        jobs: Processes that train beside each other.
+        jobs: Processes that train in parallel.
         threads: CPU threads of each.
-        progress: Whether to show bars (with one job).
+        progress: Show bars (with one job).
 
     Returns:
-        Whether all is done; False if a signal stopped it.
+        True if all is done; False if a signal stopped it.
 
     Raises:
         ValueError: `out` holds another comparison, or an argument is out of range.
@@ -76,35 +78,12 @@ def run_all(setting: Setting, data: Data, out: Path, *, jobs: int = 1, threads: 
 
 
 def result_file(out: Path, unit: Unit) -> Path:
-    """Where a unit's results lie."""
+    """Return the file of a unit's results."""
     return out / "units" / f"{unit.id}.json"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        ValueError: It is not there, or is something else.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"comparison: {path.name} must be a readable JSON file; got {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"comparison: {path.name} must hold an object; got {type(found).__name__}")
-    return found
-
-
-def write_json(value: dict[str, Any], path: Path) -> None:
-    """Writes a file whole or not at all; NaN and infinity are refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
 def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
-    """Whether a unit has results.
+    """Return True if a unit has results.
 
     Raises:
         ValueError: It has, but of another configuration.
@@ -114,14 +93,14 @@ def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
         return False
     if read_json(path).get("config") != _portable(config_of(unit, setting, data)):
         raise ValueError(
-            f"comparison: --out must hold units of this comparison; got {unit.id} with another configuration: "
+            f"comparison: --runs must hold units of this comparison; got {unit.id} with another configuration: "
             "name another folder, or delete the unit"
         )
     return True
 
 
 def load_network(out: Path, unit: Unit) -> nn.Module:
-    """A unit's trained network on the CPU, or the mix of the two separate ones at the corners."""
+    """Return a unit's trained network on the CPU, or the mix of the two separate ones at the corners."""
     if unit.method == MIX:
         return Mix([load_network(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)])
     path = out / "runs" / unit.id / MODEL
@@ -131,7 +110,7 @@ def load_network(out: Path, unit: Unit) -> nn.Module:
 def run_unit(
     unit: Unit, setting: Setting, data: Data, out: Path, pictures: Pictures, *, progress: bool = False
 ) -> dict[str, Any] | None:
-    """Trains a unit, or goes on with it, and evaluates it; None if a signal stopped it."""
+    """Train a unit, or continue its training, and evaluate it; None if a signal stopped it."""
     config = config_of(unit, setting, data)
     folder = out / "runs" / unit.id
     outcome = train(config, folder, resume=True, progress=progress)
@@ -155,19 +134,19 @@ def run_unit(
 
 
 def _claim(out: Path, setting: Setting, data: Data) -> None:
-    """Notes in the folder what it is for."""
+    """Note in the folder what it is for."""
     plan = json.loads(json.dumps({"setting": asdict(setting), "data": data.described()}))
     path = out / "plan.json"
     if path.exists():
         there = read_json(path)
         if there != plan:
-            raise ValueError(f"comparison: --out must hold this comparison; got {path.name} with {there}")
+            raise ValueError(f"comparison: --runs must hold this comparison; got {path.name} with {there}")
     else:
         write_json(plan, path)
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """The configuration without the place of the pictures on this machine."""
+    """Return the configuration without the place of the pictures on this machine."""
     tree = dict(config.model_dump(mode="json"))
     tree["data"]["source"] = Path(tree["data"]["source"]).name
     return tree
@@ -181,19 +160,16 @@ def _say(unit: Unit, result: dict[str, Any]) -> None:
 
 
 def _in_turn(todo: Sequence[Unit], setting: Setting, data: Data, out: Path, threads: int, progress: bool) -> bool:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        pictures = test_pictures(data, setting)
-        for unit in todo:
-            result = run_unit(unit, setting, data, out, pictures, progress=progress)
-            if result is None:
-                return False
-            _say(unit, result)
+        with cpu_threads(threads):
+            pictures = test_pictures(data, setting)
+            for unit in todo:
+                result = run_unit(unit, setting, data, out, pictures, progress=progress)
+                if result is None:
+                    return False
+                _say(unit, result)
     except KeyboardInterrupt:  # during an evaluation; training returns by itself
         return False
-    finally:
-        torch.set_num_threads(before)
     return True
 
 
@@ -226,13 +202,13 @@ def _in_processes(todo: Sequence[Unit], setting: Setting, data: Data, out: Path,
         return False
     if any(statuses):
         raise RuntimeError(
-            f"comparison: workers must exit with 0; got {statuses}: see above; what is finished is kept, run again"
+            f"comparison: workers must exit with 0; got {statuses}: see above; run the command again to continue"
         )
     return True
 
 
 def _work(queue: Any, setting: Setting, data: Data, out: Path, threads: int) -> None:
-    """A worker: one unit after another, until there is none or a signal comes."""
+    """Do one unit after another, in a process of its own, until there is none or a signal comes."""
     torch.set_num_threads(threads)
     try:
         pictures = test_pictures(data, setting)
@@ -246,10 +222,8 @@ def _work(queue: Any, setting: Setting, data: Data, out: Path, threads: int) -> 
 
 
 def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> None:
-    """What has no training, where it is missing or its networks are newer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    """Evaluate what has no training of its own, where results are missing or older than its networks."""
+    with cpu_threads(threads):
         pictures = test_pictures(data, setting)
         for unit in mixes(setting):
             path = result_file(out, unit)
@@ -263,5 +237,3 @@ def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> No
                 **evaluate(load_network(out, unit), unit, setting, pictures),
             }
             write_json(result, path)
-    finally:
-        torch.set_num_threads(before)

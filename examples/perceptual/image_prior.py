@@ -4,7 +4,7 @@ A small network turns fixed noise into one picture (Ulyanov et al., 2018); its w
 alone. Every run writes ``<picture>-<guide>.json`` (PSNR, imitated loss and LPIPS over iterations) and a picture; runs
 that are there already are kept, so a stopped program goes on where it was. ``--plot`` draws the figures.
 
-python examples/perceptual/image_prior.py PICTURE... --out runs/prior --pgn runs/pgn/pgn.safetensors
+python examples/perceptual/image_prior.py PICTURE... --out runs/prior --pgn runs/pgn/model.safetensors
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tunable_ops import losses
 from tunable_ops.images import read_image, strip, write_image
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 GUIDES = ("mse", "true", "pgn", "anchored")
 COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange", "anchored": "tab:green"}
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
     parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
     parser.add_argument(
         "--iterations", nargs=4, type=int, default=(1350, 600, 1800, 1350), metavar=tuple(map(str.upper, GUIDES))

@@ -2,7 +2,7 @@
 
 The gradients are drawn around grey, on one scale: black and white are three times the deviation of the true one.
 
-python examples/perceptual/proxy_target.py PICTURE OUT.png --pgn runs/pgn/pgn.safetensors
+python examples/perceptual/proxy_target.py PICTURE OUT.png --pgn runs/pgn/model.safetensors
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tunable_ops import losses
 from tunable_ops.images import read_image, strip, write_image
-from tunable_ops.pgn import PGN
-from tunable_ops.pgn.trainer import agreement, true_gradient
+from tunable_ops.losses.pgn import PGN
+from tunable_ops.train.agreement import agreement, true_gradient
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
     parser.add_argument("--corner", nargs=2, type=int, default=(0, 0), metavar=("TOP", "LEFT"))
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--weights", help="of VGG16 (default: looked for)")

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import tunable_ops
 from tunable_ops import losses
 from tunable_ops.images import find_images, read_image, strip, write_image
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.models import EDSR
-from tunable_ops.pgn import PGN
 from tunable_ops.serialization import read_file, write_file
 from tunable_ops.train.config import Data
 from tunable_ops.train.data import Photographs, draw_crop
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="folder to train on")
     parser.add_argument("--held-out", type=Path, help="folder to evaluate on")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops pgn train` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--every", type=int, default=50, help="steps between saved states")

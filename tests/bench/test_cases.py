@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tunable_ops.bench import cases, networks, problem, providers, step
+from tunable_ops.bench import cases, networks, problem, providers, step, suites
 from tunable_ops.bench.cases import Case
 
 SMALL = {
@@ -16,9 +16,9 @@ SMALL = {
 
 
 def test_suites_have_distinct_ids_and_cover_what_they_promise() -> None:
-    for name, suite in cases.SUITES.items():
+    for name, suite in suites.SUITES.items():
         for device in ("cpu", "cuda"):
-            ids = [case.id for case in suite(device)]
+            ids = [case.id for case in suite.cases(device)]
             assert len(ids) == len(set(ids)) > 0, (name, device)
     gpu = cases.gpu_suite()
     assert {case.kind for case in gpu} == set(cases.KINDS)
@@ -28,7 +28,6 @@ def test_suites_have_distinct_ids_and_cover_what_they_promise() -> None:
     assert {case.mode for case in gpu} == set(cases.MODES)
     assert {2, 3, 4, 8} <= {case.kernels for case in gpu}
     assert {case.kind for case in cases.cpu_suite()} == set(cases.KINDS)
-    assert len({case.id for case in networks.network_suite("cpu")}) == len(networks.network_suite("cpu"))
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -133,3 +132,12 @@ def test_quick_keeps_one_case_of_each_sort() -> None:
     chosen = cases.quick(cases.cpu_suite())
     sorts = [(case.alpha, case.direction) for case in chosen]
     assert len(sorts) == len(set(sorts)) and ("per_sample", "both") in sorts
+
+
+def test_all_is_every_suite_once_and_filters_know_networks() -> None:
+    everything = [case for _, case in suites.chosen("all", "cpu", [], False)]
+    assert len(set(everything)) == len(everything)
+    assert set(everything) == {*cases.cpu_suite(), *cases.scaling_suite("cpu"), *networks.network_suite("cpu")}
+    large = suites.chosen("all", "cpu", ["network=edsr", "size=64"], False)
+    assert [(case.network, case.size) for _, case in large] == [("edsr", 64)]
+    assert large[0][0] is suites.SUITES["networks"]

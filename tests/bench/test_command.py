@@ -1,5 +1,6 @@
 """The benchmark as a command: what it writes, what it refuses, what it survives."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tunable_ops.bench import cli, machine, measure, networks, plots, report, results_file
+from tunable_ops.bench import cli, machine, measure, networks, plots, report, results_file, suites
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.providers import PROVIDERS, Provider
 
@@ -24,7 +25,8 @@ FAST = measure.Settings(rounds=3, min_call=0, budget=0.1)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands without their minutes: four small cases, no peaks of a large machine."""
     few = [Case("3x3", 3, 8, 2, alpha=a, direction=d) for a in ("shared", "per_sample") for d in ("forward", "both")]
-    monkeypatch.setitem(cli.suites.SUITES, "operators", lambda device: few)
+    suite = dataclasses.replace(suites.SUITES["operators"], cases=lambda device: few)
+    monkeypatch.setitem(suites.SUITES, "operators", suite)
     monkeypatch.setattr(machine, "peaks", lambda device, dtypes: {"copy_gbps": 10.0, "matmul_tflops_fp32": 0.1})
 
 
@@ -115,7 +117,7 @@ def test_results_fit_their_schema_and_come_back(small: None, tmp_path: Path, cap
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     results = results_file.read(out)
-    assert results["schema"] == results_file.SCHEMA and not results["interrupted"]
+    assert results["schema"] == results_file.TIMINGS.version and not results["interrupted"]
     assert len(results["rows"]) == 4
     row = results["rows"][0]
     assert row["id"] in printed and "shared alpha, inference: tunable / plain" not in printed  # 8x8 is no target row
@@ -131,7 +133,7 @@ def test_results_fit_their_schema_and_come_back(small: None, tmp_path: Path, cap
 def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text('{"schema": 1}')
-    with pytest.raises(ValueError, match=r"old.json must have schema 2; got 1. Measure again"):
+    with pytest.raises(ValueError, match=r"old.json must have schema 2; got 1 \(suite None\). Measure again"):
         results_file.read(old)
     old.write_text("[")
     with pytest.raises(ValueError, match="must hold JSON"):
@@ -143,13 +145,18 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
         results_file.read(old)
 
 
-RESULTS = [f for f in sorted((ROOT / "bench" / "results").glob("*_*.json")) if not f.name.startswith("comparison_")]
+RESULTS = sorted((ROOT / "bench" / "results").glob("*_*.json"))
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.name)
-def test_stored_results_fit_the_schema(file: Path) -> None:
+def test_stored_results_fit_their_schema_and_are_shown(file: Path, capsys: Any) -> None:
     results = results_file.read(file)
-    assert not results["interrupted"] and "dirty" not in results["machine"]["commit"]
+    assert "dirty" not in json.dumps(results), "measured on a commit"
+    assert cli.main(["--from", str(file)]) == 0
+    assert "| --- |" in capsys.readouterr().out
+    if "rows" not in results:
+        return
+    assert not results["interrupted"]
     assert not [r for row in results["rows"] for r in row["providers"].values() if r["status"] in ("wrong", "failed")]
 
 
@@ -166,12 +173,11 @@ def results_with(ratio: float, spread: float, status: str = "ok") -> dict[str, A
 
 def test_regressions_are_those_beyond_noise() -> None:
     old = results_with(1.0, 0.1)
-    assert results_file.regressions(results_with(1.5, 0.1), old) == ["a tunable: was 1.00, is 1.50"]
-    assert results_file.regressions(results_with(1.5, 0.45), old) == []  # the quartiles overlap
-    assert results_file.regressions(results_with(1.04, 0.01), results_with(1.0, 0.01)) == []  # within 5 %
-    assert results_file.regressions(results_with(0.5, 0.1), old) == []
-    assert results_file.regressions(results_with(0, 0, "wrong"), old) == ["a tunable: was 1.00, is wrong: why"]
-    assert results_file.compared(old, old) == 1
+    assert results_file.regressions(results_with(1.5, 0.1), old) == (["a tunable: was 1.00, is 1.50"], 1)
+    assert results_file.regressions(results_with(1.5, 0.45), old) == ([], 1)  # the quartiles overlap
+    assert results_file.regressions(results_with(1.04, 0.01), results_with(1.0, 0.01)) == ([], 1)  # within 5 %
+    assert results_file.regressions(results_with(0.5, 0.1), old) == ([], 1)
+    assert results_file.regressions(results_with(0, 0, "wrong"), old) == (["a tunable: was 1.00, is wrong: why"], 1)
 
 
 def test_compare_exits_with_1_and_names_the_case(small: None, tmp_path: Path, capsys: Any) -> None:
@@ -198,9 +204,11 @@ def test_compare_exits_with_1_and_names_the_case(small: None, tmp_path: Path, ca
         (["--cases", "kind=9x9"], "kind must be one of 3x3, .*; got '9x9'"),
         (
             ["--suite", "nets"],
-            "--suite must be one of operators, scaling, per-sample, networks, perceptual, all; got 'nets'",
+            "--suite must be one of operators, scaling, per-sample, networks, perceptual, comparison, all; got 'nets'",
         ),
         (["--rounds", "2"], "--rounds must be at least 3; got 2"),
+        (["--threads", "0"], "--threads must be at least 1; got 0"),
+        (["--jobs", "0"], "--jobs must be left out for 'operators' results; got 0"),
         (["--compare", "/nowhere.json"], "No such file"),
     ],
 )
@@ -259,7 +267,7 @@ def test_plots_are_drawn_from_stored_results(tmp_path: Path) -> None:
     files = []
     for stem in ("operators_cpu", "scaling_cpu"):
         stored = results_file.read(ROOT / "bench" / "results" / f"{stem}.json")
-        files += plots.write_all(stored, tmp_path, stem)
+        files += plots.save(plots.figures(stored, stem), tmp_path)
     assert {f.stem for f in files} == {"operators_cpu_ratios", "operators_cpu_roofline", "scaling_cpu_scaling",
                                        "scaling_cpu_roofline"}  # fmt: skip
     for file in files:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tunable_ops.bench.comparison import cli, evaluation, plan, report, results, run
+from tunable_ops.bench import cli, results_file
+from tunable_ops.bench.comparison import evaluation, plan, report, run
+from tunable_ops.bench.comparison.collect import collect
 from tunable_ops.bench.comparison.report import Interval
 
 from tunable_ops.images import write_image
@@ -54,7 +56,7 @@ def done(data: plan.Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def collected(done: Path) -> dict[str, Any]:
-    return results.collect(done, size=16, rounds=3)
+    return collect(done, size=16, rounds=3)
 
 
 @pytest.mark.parametrize("name, seeds", [("cpu", 3), ("gpu", 3), ("quick", 2)])
@@ -181,10 +183,10 @@ def test_what_is_measured_of_known_networks(data: plan.Data) -> None:
 
 
 def test_a_comparison_from_end_to_end(collected: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    results.write(collected, tmp_path / "r.json")
-    assert cli.main(["--report", str(tmp_path / "r.json"), "--plots", str(tmp_path / "plots")]) == 0
+    results_file.write(collected, tmp_path / "r.json")
+    assert cli.main(["--from", str(tmp_path / "r.json"), "--plots", str(tmp_path / "plots")]) == 0
     printed = capsys.readouterr().out
-    assert printed == report.markdown(collected) + "\n"
+    assert printed.startswith(report.markdown(collected) + "\n")
     assert printed.count("| tunable convolutions | 4 |") == 2 and printed.count("| DNI | 2 + 2 |") == 2
     assert {f.name for f in (tmp_path / "plots").iterdir()} == {
         "comparison_strength_tiny.png",
@@ -202,8 +204,19 @@ def test_a_comparison_from_end_to_end(collected: dict[str, Any], tmp_path: Path,
     assert str(ROOT) not in json.dumps(collected) and "/tmp" not in json.dumps(collected)
 
 
+def test_the_command_trains_and_writes_results(
+    done: Path, data: plan.Data, monkeypatch: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """One command from the plan to the file; here with all trainings done before."""
+    monkeypatch.setitem(plan.SETTINGS, "cpu", TINY)
+    words = ["--suite", "comparison", "--runs", str(done), "--data", data.train, "--test", data.test, "--every", "2"]
+    assert cli.main([*words, "--rounds", "3", "--out", str(tmp_path / "r.json")]) == 0
+    assert "0 of 40 units to train" in capsys.readouterr().out
+    assert results_file.read(tmp_path / "r.json")["timing"]["rounds"] == 3
+
+
 def test_numbers_of_units_arrive_in_the_results(done: Path, collected: dict[str, Any]) -> None:
-    unit = run.read_json(run.result_file(done, plan.Unit("level", "separate", 1, 0.75)))
+    unit = results_file.read_json(run.result_file(done, plan.Unit("level", "separate", 1, 0.75)))
     value = sum(unit["db"][0]) / len(unit["db"][0])
     assert collected["tasks"]["level"]["separate"]["seeds"]["1"]["db"][3] == pytest.approx(value, rel=1e-5)
 
@@ -234,7 +247,7 @@ def test_a_stopped_unit_goes_on_to_the_same_numbers(
     assert run.run_unit(unit, TINY, data, tmp_path, pictures) is None
     found = run.run_unit(unit, TINY, data, tmp_path, pictures)
     assert found is not None and found["train_seconds"] == pytest.approx(sum(seconds)) and len(seconds) == 2
-    whole = run.read_json(run.result_file(done, unit))
+    whole = results_file.read_json(run.result_file(done, unit))
     assert (found["db"], found["travel"]) == (whole["db"], whole["travel"])
 
 
@@ -248,15 +261,15 @@ def test_a_signal_stops_and_what_is_there_is_kept(data: plan.Data, tmp_path: Pat
     monkeypatch.setattr(run, "train", stopped)
     assert not run.run_all(TINY, data, tmp_path, progress=False)
     assert len(list((tmp_path / "units").iterdir())) == 1 and len(calls) == 2
-    assert cli.main(["--report", str(tmp_path)]) == 2
+    assert cli.main(["--from", str(tmp_path)]) == 2
 
 
 def test_another_comparison_is_refused(done: Path, data: plan.Data, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--out must hold this comparison; got plan.json with"):
+    with pytest.raises(ValueError, match=r"--runs must hold this comparison; got plan.json with"):
         run.run_all(dataclasses.replace(TINY, steps=5), data, done)
     unit = plan.Unit("level", "dni", 0)
     path = run.result_file(tmp_path, unit)
-    run.write_json({**run.read_json(run.result_file(done, unit)), "config": {}}, path)
+    results_file.write_json({**results_file.read_json(run.result_file(done, unit)), "config": {}}, path)
     with pytest.raises(ValueError, match=r"units of this comparison; got level-dni-s0 with another configuration"):
         run.run_all(TINY, data, tmp_path)
 
@@ -265,40 +278,41 @@ def test_incomplete_or_inconsistent_results_are_refused(done: Path, collected: d
     (tmp_path / "plan.json").write_text((done / "plan.json").read_text())
     (tmp_path / "units").mkdir()
     with pytest.raises(ValueError, match=r"all 44 results; got 44 missing: strength-affine-s0, .*, \.\.\.: run it"):
-        results.collect(tmp_path)
+        collect(tmp_path)
     for file in (done / "units").iterdir():
         (tmp_path / "units" / file.name).write_text(file.read_text())
-    other = run.read_json(run.result_file(tmp_path, plan.Unit("level", "dni", 0)))
-    run.write_json({**other, "pictures": ["x", "y"]}, run.result_file(tmp_path, plan.Unit("level", "dni", 0)))
+    other = results_file.read_json(run.result_file(tmp_path, plan.Unit("level", "dni", 0)))
+    results_file.write_json({**other, "pictures": ["x", "y"]}, run.result_file(tmp_path, plan.Unit("level", "dni", 0)))
     with pytest.raises(ValueError, match="must be evaluated on the same pictures; got 2 sets"):
-        results.collect(tmp_path)
+        collect(tmp_path)
     broken = json.loads(json.dumps(collected))
     broken["tasks"]["level"]["dni"]["seeds"]["0"]["db"].pop()
     with pytest.raises(ValueError, match=r"must fit schema.json; got at tasks/level/dni/seeds/0/db"):
-        results.check(broken)
-    with pytest.raises(ValueError, match="schema 1 of suite 'comparison'; got schema 2"):
-        results.check({"schema": 2})
+        results_file.validate(broken, tmp_path)
+    with pytest.raises(ValueError, match=r"must have schema 1; got 2 \(suite 'comparison'\)"):
+        results_file.validate({"schema": 2, "suite": "comparison"}, tmp_path)
     with pytest.raises(ValueError):  # NaN is no JSON
-        run.write_json({"a": math.nan}, tmp_path / "nan.json")
+        results_file.write_json({"a": math.nan}, tmp_path / "nan.json")
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "--out must name a folder where --report is not given"),
-        (["--out", "OUT", "--setting", "huge"], "--setting must be one of quick, cpu, gpu; got 'huge'"),
-        (["--out", "OUT", "--jobs", "0"], "--jobs must be at least 1; got 0"),
-        (["--out", "OUT", "--threads", "-1"], "--threads must be at least 1; got -1"),
-        (["--out", "OUT", "--test", "/nowhere"], "/nowhere"),
-        (["--out", "OUT", "--test", "TEST", "--every", "0"], "--every must be at least 1; got 0"),
-        (["--out", "OUT", "--json", "x.json"], "--json and --plots must come with --report"),
-        (["--report", "OUT"], "--report must name a results file or a folder with plan.json"),
-        (["--report", __file__], "must be a readable JSON file"),
+        ([], "--runs must name a folder for the trainings"),
+        (["--runs", "OUT", "--setting", "huge"], "--setting must be one of quick, cpu, gpu; got 'huge'"),
+        (["--runs", "OUT", "--jobs", "0"], "--jobs must be at least 1; got 0"),
+        (["--runs", "OUT", "--threads", "-1"], "--threads must be at least 1; got -1"),
+        (["--runs", "OUT", "--test", "/nowhere"], "/nowhere"),
+        (["--runs", "OUT", "--test", "TEST", "--every", "0"], "--every must be at least 1; got 0"),
+        (["--runs", "OUT", "--compare", "x.json"], "--compare must be left out for 'comparison' results; got x.json"),
+        (["--from", "EMPTY"], "--from must name a results file or a folder with plan.json"),
+        (["--from", __file__], "must hold JSON"),
     ],
 )
 def test_bad_input_is_refused(words: list[str], message: str, data: plan.Data, tmp_path: Path, capsys: Any) -> None:
-    places = {"OUT": str(tmp_path / "out"), "TEST": data.test}
-    assert cli.main([places.get(word, word) for word in words]) == 2
+    (tmp_path / "empty").mkdir()
+    places = {"OUT": str(tmp_path / "out"), "TEST": data.test, "EMPTY": str(tmp_path / "empty")}
+    assert cli.main(["--suite", "comparison", *(places.get(word, word) for word in words)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -312,16 +326,27 @@ def test_a_chain_without_room_is_refused(data: plan.Data, tmp_path: Path) -> Non
 def test_workers_give_the_same_numbers(done: Path, data: plan.Data, tmp_path: Path) -> None:
     assert run.run_all(TINY, data, tmp_path, jobs=2)
     for file in (done / "units").iterdir():
-        one, other = run.read_json(file), run.read_json(tmp_path / "units" / file.name)
+        one, other = results_file.read_json(file), results_file.read_json(tmp_path / "units" / file.name)
         assert (one["db"], one["travel"]) == (other["db"], other["travel"]), file.name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_sigterm_stops_the_command(data: plan.Data, tmp_path: Path, jobs: int) -> None:
-    words = ["--setting", "quick", "--out", str(tmp_path / "out"), "--data", data.train, "--test", data.test]
+    words = [
+        "--suite",
+        "comparison",
+        "--setting",
+        "quick",
+        "--runs",
+        str(tmp_path / "out"),
+        "--data",
+        data.train,
+        "--test",
+        data.test,
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.comparison", *words, "--jobs", str(jobs)],
+        [sys.executable, "-m", "bench", *words, "--jobs", str(jobs)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout is not None
@@ -332,14 +357,5 @@ def test_sigterm_stops_the_command(data: plan.Data, tmp_path: Path, jobs: int) -
     process.send_signal(signal.SIGINT if jobs == 1 else signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "stopped; the same command goes on" in errors
+    assert "run the same command again to continue" in errors
     assert 1 <= len(list((tmp_path / "out" / "units").glob("*.json"))) < 40
-
-
-STORED = sorted((ROOT / "bench" / "results").glob("comparison_*.json"))
-
-
-@pytest.mark.parametrize("file", STORED, ids=lambda f: f.name)
-def test_stored_comparisons_fit_the_schema(file: Path) -> None:
-    found = results.read(file)
-    assert "dirty" not in json.dumps(found), "measured on a commit"

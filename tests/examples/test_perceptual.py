@@ -9,7 +9,7 @@ import torch
 
 from tunable_ops import losses
 from tunable_ops.images import write_image
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 FOLDER = Path(__file__).parents[2] / "examples" / "perceptual"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the examples")

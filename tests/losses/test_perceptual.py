@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tunable_ops import losses
 from tunable_ops.losses.perceptual import gram
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 LAYERS = ["relu1_2", "relu2_1"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunable_ops.train.config import Config, load_config, packaged_configs
+from tunable_ops.train.config import Config, PGNConfig, load_config, packaged_configs
 from tunable_ops.train.sections import flatten
 
 MINIMAL = """
@@ -29,7 +29,7 @@ def write(tmp_path: Path):
 def test_every_packaged_config_is_valid() -> None:
     assert "demo" in packaged_configs()
     for name in packaged_configs():
-        assert load_config(name).objectives
+        assert isinstance(load_config(name), PGNConfig if name.startswith("pgn_") else Config)
 
 
 def test_defaults_and_values(write) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tunable_ops import losses, models, serialization
 from tunable_ops.modules import TunableModel
 from tunable_ops.train import load_config, train
-from tunable_ops.train.build import build_criterion, build_network, build_sampler
+from tunable_ops.train.build import build_criterion, build_network, build_sampler, objective_weights
 from tunable_ops.train.data import Batches, Photographs, find_training_files, grey
 from tunable_ops.train.degradations import Blur, Degradation, Noise, degrade, gaussian_blur
 from tunable_ops.train.seeding import generator
@@ -35,11 +35,11 @@ def test_an_objective_of_constant_weight(make_config) -> None:
     config = make_config(tuning=BOX, objectives=FIXED, degradation={"blur": {"levels": [1, 1]}})
     assert (config.num_params, config.param_names) == (2, ["denoise", "deblur"])
     lam = torch.tensor([[0.3, 0.0], [0.0, 0.0]])
-    assert config.weights(lam).tolist() == [[1.0], [1.0]]
+    assert objective_weights(config.objectives, lam).tolist() == [[1.0], [1.0]]
     batch = Batches(Photographs(find_training_files(config.data.source), 16), config, build_sampler(config))[0]
     assert batch.lam.shape == (4, 2)
     output, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    total, _ = build_criterion(config)(output, {"clean": target}, config.weights(lam))
+    total, _ = build_criterion(config)(output, {"clean": target}, objective_weights(config.objectives, lam))
     torch.testing.assert_close(total, (output - target).square().mean())
 
 
@@ -47,7 +47,7 @@ def test_objectives_that_follow_stand_first(make_config) -> None:
     """(lambda_1, 1), and the second knob belongs to the blur alone."""
     objectives = [{"name": "clean"}, {"name": "smooth", "loss": "tv", "follows": False}]
     config = make_config(objectives=objectives, tuning=BOX, degradation={"blur": {"levels": [0, 1]}})
-    weights = config.weights(torch.tensor([0.25, 0.75]))
+    weights = objective_weights(config.objectives, torch.tensor([0.25, 0.75]))
     assert weights.tolist() == [0.25, 1.0]
 
 
@@ -104,7 +104,7 @@ def test_objectives_on_features(make_config, tmp_path: Path, loss: str) -> None:
         plain = losses.Perceptual("vgg16", ["relu1_1"], weights=arguments["weights"])
         (wanted,) = torch.autograd.grad(0.5 * plain(x, y).sum(), x)
     else:
-        from tunable_ops.pgn import PGN
+        from tunable_ops.losses.pgn import PGN
 
         wanted = 0.5 * PGN.pretrained().gradient(x.detach(), y)
     torch.testing.assert_close(found, wanted)

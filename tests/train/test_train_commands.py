@@ -40,7 +40,9 @@ def config(pictures: Path, tmp_path: Path) -> Path:
 
 def test_train_then_resume(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    assert main(["train", str(config), "--out", str(out), "--quiet", "--threads", "1"]) == 0
+    assert main(["train", str(config), "--out", str(out), "--quiet", "--stop-at", "1"]) == 0
+    assert "stopped at step 1 of 3" in capsys.readouterr().err
+    assert main(["train", str(config), "--out", str(out), "--quiet", "--threads", "1", "--resume"]) == 0
     assert "model.safetensors: 3 steps done" in capsys.readouterr().out
     assert load(out / "model.safetensors").spec.names == ("clean", "noisy")
     assert main(["train", str(config), "--out", str(out), "--quiet"]) == 2
@@ -62,12 +64,17 @@ def test_overrides_reach_the_run(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.toml"], "config: path must be a file or one of demo, denoise, denoise_deblur, style, super_"),
+        (
+            ["nowhere.toml"],
+            "config: path must be a file or one of demo, denoise, denoise_deblur, pgn_unet",
+        ),
         (["demo", "--set", "optim.setps=3"], "optim.setps must be a known key; got 'setps': did you mean optim.steps?"),
         (["demo", "--set", "data.source=/no/such/folder"], "images: path must be an existing file or folder"),
         (["demo", "--set", "model.name=dcnn"], "; got 'dcnn'"),
         (["demo", "--set", "model.arguments.feature=3"], "got 'feature'; did you mean 'features'?"),
         (["demo", "--threads", "0"], "--threads must be at least 1; got 0"),
+        (["demo", "--stop-at", "0"], "--stop-at must be at least 1; got 0"),
+        (["demo", "--set", "task=style"], "task must be one of restoration, perceptual_gradient; got 'style'"),
     ],
 )
 def test_errors_are_one_line(arguments: list, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

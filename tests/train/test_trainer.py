@@ -21,6 +21,7 @@ from tunable_ops.serialization import load, load_folded
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, learning_rate
 from tunable_ops.train.ema import Ema
+from tunable_ops.train.log import LOG
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -112,10 +113,11 @@ def test_killed_processes_resume_to_the_same_bits(make_config, tmp_path: Path) -
 def position(out: Path) -> int:
     """Steps that the state on disk has seen; 0 without one."""
     from tunable_ops.serialization import read_file
+    from tunable_ops.train.state import FORMAT, VERSION
 
     if not (out / STATE).exists():
         return 0
-    return read_file(out / STATE, kind="tunable_ops.training_state", version=1)[1]["step"]
+    return read_file(out / STATE, kind=FORMAT, version=VERSION)[1]["step"]
 
 
 def test_a_second_interrupt_is_let_through(make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +207,21 @@ def test_tensorboard_holds_what_was_promised(make_config, tmp_path: Path) -> Non
     } <= tags
     assert [event.step for event in events.Scalars("loss/total")] == [2, 4, 6]
     assert events.Scalars("optim/lr")[-1].value == pytest.approx(learning_rate(config.optim, 5))
+    lines = [json.loads(line) for line in (tmp_path / "x" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/total" in line] == [2, 4, 6]
+    assert {tag for line in lines for tag in line} - {"step"} == tags
+
+
+def test_lines_of_lost_steps_leave_the_log(make_config, tmp_path: Path) -> None:
+    """What a killed run wrote after its last checkpoint is repeated, not doubled; half a line goes."""
+    config = make_config(log={"every": 1})
+    train(config, tmp_path / "x", stop_at=2, progress=False)
+    log = tmp_path / "x" / LOG
+    before = log.read_text()
+    log.write_text(before + '{"step": 3, "loss/total": 7.0}\n{"step": 4, "lo')
+    train(config, tmp_path / "x", resume=True, progress=False)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6] and log.read_text().startswith(before)
 
 
 def test_the_plain_network_trains_on_one_objective(make_config, tmp_path: Path) -> None:

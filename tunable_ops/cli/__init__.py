@@ -19,16 +19,17 @@ from typing import Any, NoReturn
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a tunable network from a config file",
+    "train": "train a network from a config file",
     "apply": "run a trained network on images at one or several slider positions",
     "eval": "measure a trained network over lambda on folders of pictures",
+    "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network of one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
-    "pgn": "train or evaluate a perceptual gradient network",
     "tune": "measure the kernels on this GPU and keep the fastest",
 }
+_RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'"}
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
 _EXTRA = {
     "PIL",
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in words if not word.startswith("-")), "")
     prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
     try:
+        if name in _RENAMED:
+            raise ValueError(f"the command {name!r} is now called {_RENAMED[name]}")
         parser, module = _parser(name)
         args = parser.parse_args(words)
         if module is None:
@@ -106,7 +109,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
     module = None
     for command, text in _COMMANDS.items():
         if command == name:
-            module = importlib.import_module(f"{__name__}.{command}")
+            module = importlib.import_module(f"{__name__}.{command.replace('-', '_')}")
             module.add_parser(subparsers)
         else:
             subparsers.add_parser(command, help=text)

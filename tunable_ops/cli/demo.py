@@ -24,7 +24,7 @@ STRIP = 256  # pixels: side of the central part that a strip shows; scores are t
 GAIN = 5.0  # dB that full denoising must win over the noisy input
 PLAIN = 0.3  # dB within which the plain network trained on that single objective must lie
 _MARKER = "demo.txt"
-_WRITTEN = (_MARKER, "config.json", "metrics.json", "model.safetensors", "psnr.png", "state.safetensors")
+_WRITTEN = (_MARKER, "config.json", "log.jsonl", "metrics.json", "model.safetensors", "psnr.png", "state.safetensors")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from tunable_ops.serialization import load
-    from tunable_ops.train import MODEL, load_config, train
+    from tunable_ops.train import MODEL, Config, load_config, train
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import degraded_pictures, evaluate
 
@@ -75,7 +75,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     overrides = [*args.set, *([] if args.steps is None else [f"optim.steps={args.steps}"])]
     config = load_config("demo", overrides)
-    if config.tuning.kind == "none" or len(config.objectives) != 2 or config.tuning.domain != "simplex":
+    if (
+        not isinstance(config, Config)
+        or config.tuning.kind == "none"
+        or len(config.objectives) != 2
+        or config.tuning.domain != "simplex"
+    ):
         raise ValueError("demo: the config must keep a tunable network with two objectives on the simplex")
     _clear(args.out)
     progress = not args.quiet

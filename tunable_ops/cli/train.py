@@ -15,11 +15,12 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "train",
-        help="train a tunable network from a config file",
-        description="Train a network as a TOML file says (every key: tunable_ops/train/config.py). Writes "
-        "model.safetensors, state.safetensors (for --resume), config.json and TensorBoard logs. Ctrl-C and SIGTERM "
-        "save and stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
-        epilog="Exit code: 0 finished; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
+        help="train a network from a config file",
+        description="Train a network as a TOML file says (every key: tunable_ops/train/config.py): a restoration "
+        "network under several objectives, or a perceptual gradient network. Writes model.safetensors, "
+        "state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. Ctrl-C and SIGTERM save and "
+        "stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
+        epilog="Exit code: 0 finished, or at --stop-at; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
     )
     shipped = sorted(file.stem for file in (Path(__file__).parents[1] / "train" / "configs").glob("*.toml"))
     parser.add_argument(
@@ -34,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-OF-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
+    parser.add_argument("--stop-at", type=int, metavar="N", help="stop when N steps are done in all")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's); the bits depend on it"
     )
@@ -41,21 +43,23 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0 when all steps are done."""
+    """Train; return 0 when all steps are done."""
     import torch
 
     from tunable_ops.train import MODEL, load_config, train
 
+    for name in ("threads", "stop_at"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
     if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1; got {args.threads}")
         torch.set_num_threads(args.threads)
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / Path(args.config).stem
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    outcome = train(config, out, resume=args.resume, progress=not args.quiet)
+    outcome = train(config, out, resume=args.resume, stop_at=args.stop_at, progress=not args.quiet)
     if outcome.finished:
         print(f"{out / MODEL}: {outcome.step} steps done")
         return 0
     print(f"{out}: stopped at step {outcome.step} of {config.optim.steps}; --resume continues it", file=sys.stderr)
-    return 128 + (outcome.signal or 0)
+    return 0 if outcome.signal is None else 128 + outcome.signal

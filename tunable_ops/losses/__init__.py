@@ -6,6 +6,8 @@ of them by lambda, sample by sample, and takes the mean over the batch last; `St
 share one pass through the features.
 """
 
+from typing import Any
+
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
 from tunable_ops.losses.field import PerceptualGradient
 from tunable_ops.losses.lpips import DISTS, LPIPS
@@ -20,6 +22,7 @@ from tunable_ops.losses.style import StyleTransfer
 __all__ = [
     "DISTS",
     "LPIPS",
+    "PGN",
     "SSIM_WINDOW",
     "AlexNetFeatures",
     "GramStyle",
@@ -37,3 +40,12 @@ __all__ = [
     "ssim",
     "tv",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `PGN` when it is first asked for: it reads and writes files, which the losses need nothing of."""
+    if name != "PGN":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tunable_ops.losses.pgn import PGN
+
+    return PGN

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class GradientField(Protocol):
-    """What `PerceptualGradient` needs; `tunable_ops.pgn.PGN` is one."""
+    """What `PerceptualGradient` needs; `tunable_ops.losses.PGN` is one."""
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient of each sample's loss for x, [B, 3, H, W]; a value of each sample for logs, [B])."""
@@ -23,13 +23,13 @@ class PerceptualGradient(nn.Module):
     pass through it.
 
     Args:
-        pgn: a trained network, for example `pgn.PGN.pretrained(bounded=False)`. It is frozen and kept in evaluation
+        pgn: a trained network, for example `losses.PGN.pretrained(bounded=False)`. It is frozen and kept in evaluation
             mode.
 
     Example:
         >>> from tunable_ops import losses
-        >>> from tunable_ops.pgn import PGN
-        >>> criterion = losses.MultiLoss({"l1": losses.l1, "perceptual": losses.PerceptualGradient(PGN("unet"))})
+        >>> field = losses.PerceptualGradient(losses.PGN("unet"))
+        >>> criterion = losses.MultiLoss({"l1": losses.l1, "perceptual": field})
         >>> x, y = torch.rand(2, 3, 32, 32, requires_grad=True), torch.rand(2, 3, 32, 32)
         >>> total, terms = criterion(x, y, lam=[[0.9, 0.1], [0.0, 1.0]])
         >>> total.backward()

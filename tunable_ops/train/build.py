@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.modules import TunableModel, convert, optimizer_groups
-from tunable_ops.pgn.network import PGN
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.config import Config, Objective, Optim
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.seeding import derive_seed
 
-__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate"]
+__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate", "objective_weights"]
 
 
 def build_network(config: Config, fresh: bool = True) -> nn.Module:
-    """The network with the weights that the seed gives; a `TunableModel`, or plain where ``tuning.kind`` is "none".
+    """Return the network with the weights that the seed gives; plain where ``tuning.kind`` is "none", else tunable.
 
     All start from the same plain weights, so that runs are compared like with like.
 
     Args:
         config: of the run.
-        fresh: whether to read ``model.weights``; a run that is resumed has its own.
+        fresh: Read ``model.weights``; a run that is resumed has its own.
 
     Raises:
         FileNotFoundError, ValueError: ``model.weights`` is not there, or does not fit the network.
@@ -52,7 +52,7 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
 
 
 def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mapping[str, Any]) -> None:
-    """A tunable start must be the same network, made tunable in the same way."""
+    """Check that a tunable start is the same network, made tunable in the same way."""
     wanted = {
         "architecture": config.model.name,
         "arguments": config.model.arguments,
@@ -85,7 +85,7 @@ def _tunable(config: Config, plain: nn.Module) -> TunableModel:
 
 
 def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
-    """The multi-loss of the configured objectives, in their order.
+    """Return the multi-loss of the configured objectives, in their order.
 
     Raises:
         ValueError: if a loss does not take the arguments given, or a style picture cannot be read.
@@ -95,6 +95,16 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
         return _style_criterion(config)
     objectives = {objective.name: (_loss(objective), objective.scale) for objective in config.objectives}
     return losses.MultiLoss(objectives)
+
+
+def objective_weights(objectives: Sequence[Objective], lam: Tensor) -> Tensor:
+    """Return the weights of n objectives, [n] or [B, n], for lambda [p] or [B, p].
+
+    lambda_i for objective i, or 1 for the last ones, which do not follow it.
+    """
+    following = sum(objective.follows for objective in objectives)
+    fixed = lam.new_ones((*lam.shape[:-1], len(objectives) - following))
+    return torch.cat((lam[..., :following], fixed), dim=-1)
 
 
 _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -109,7 +119,7 @@ _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 
 
 def _loss(objective: Objective) -> Callable[[Tensor, Any], Tensor]:
-    """The function or module of an objective, with its arguments."""
+    """Return the function or module of an objective, with its arguments."""
     given = objective.arguments
     if objective.loss == "perceptual_gradient":
         _check_arguments(objective, ("path", "anchored"))
@@ -151,7 +161,7 @@ def _style_criterion(config: Config) -> losses.StyleTransfer:
 
 
 def style_picture(source: str, size: int) -> Tensor:
-    """A style picture [1, 3, h, w] in [0, 1] whose shorter side is ``size`` pixels.
+    """Return a style picture [1, 3, h, w] in [0, 1] whose shorter side is ``size`` pixels.
 
     Args:
         source: a file, or "skimage:NAME" for one that scikit-image ships.
@@ -168,7 +178,7 @@ def style_picture(source: str, size: int) -> Tensor:
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:
-    """What draws lambda; None where it is fixed: for the plain network, and for each phase of a phased one."""
+    """Return what draws lambda; None where it is fixed: for the plain network, and for each phase of a phased one."""
     if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
@@ -176,7 +186,7 @@ def build_sampler(config: Config) -> losses.Sampler | None:
 
 
 def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """AdamW over the parameters that want a gradient, in groups, each with its ``scale`` of the rate.
+    """Return AdamW over the parameters that want a gradient, in groups, each with its ``scale`` of the rate.
 
     Raises:
         ValueError: if the base kernels are given a rate on the simplex, where there are none.
@@ -193,9 +203,9 @@ def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def learning_rate(optim: Optim, step: int) -> float:
-    """Rate at a step counted from 0: ``lr * (step+1)/warmup``, then ``lr * (final + (1-final) * (1+cos(pi t))/2)``.
+    """Return the rate at a step: ``lr * (step+1)/warmup``, then ``lr * (final + (1-final) * (1+cos(pi t))/2)``.
 
-    t runs from 0 after the warm-up to 1 at the last step.
+    Steps count from 0; t runs from 0 after the warm-up to 1 at the last step.
     """
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup

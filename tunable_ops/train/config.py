@@ -1,7 +1,7 @@
-"""The training configuration: a TOML file, checked in full before any work starts.
+"""Training configurations, one per task: TOML files, checked in full before any work starts.
 
-`Config` documents every key. A key that does not exist is an error that names its dotted path and the nearest right
-one.
+`Config` and `PGNConfig` document every key. A key that does not exist is an error that names its dotted path and the
+nearest right one.
 """
 
 from __future__ import annotations
@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.degradations import Degradation, Noise
-from tunable_ops.train.sections import Section, configs_of, read_tree, validate
+from tunable_ops.train.sections import (
+    Data,
+    Device,
+    HeldOut,
+    RunConfig,
+    Section,
+    Steps,
+    configs_of,
+    read_tree,
+    validate,
+)
 
-__all__ = ["Config", "load_config", "packaged_configs"]
+__all__ = ["Config", "Data", "PGNConfig", "load_config", "packaged_configs"]
 
 
 class Model(Section):
@@ -58,7 +66,7 @@ class Tuning(Section):
 
     @property
     def phased(self) -> bool:
-        """Whether the knob is one of `tunable_ops.control`, trained objective after objective."""
+        """True if the knob is one of `tunable_ops.control`, trained objective after objective."""
         return self.kind not in ("affine", "identity", "none")
 
     @model_validator(mode="after")
@@ -89,37 +97,18 @@ class Sampler(Section):
     balanced: bool = True
 
 
-class Data(Section):
-    """Where clean pictures come from, how they are cut and varied.
-
-    ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
-    ``colours`` permutes the channels of a crop, and in half of the crops scales each by a factor from [0.5, 1].
-    ``workers``: processes that prepare batches. ``cache_mb``: MiB of decoded pictures kept in memory; the rest is
-    decoded when drawn.
-    """
-
-    source: str = "skimage"
-    crop: int = Field(default=64, ge=8)
-    batch: int = Field(default=16, ge=1)
-    flips: bool = True
-    rotations: bool = True
-    colours: bool = False
-    workers: int = Field(default=0, ge=0)
-    cache_mb: int = Field(default=2048, ge=0)
-
-
 class Objective(Section):
     """One objective of the multi-loss.
 
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
     with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
-    ``scale`` a fixed factor that brings objectives to comparable sizes. Objective i has the weight lambda_i; with
-    ``follows = false``, behind those that do, its weight is 1 whatever lambda is: for knobs of the degradation, whose
-    levels follow lambda.
+    ``scale`` a fixed factor that brings objectives to comparable sizes. Objective i has the weight lambda_i. Objectives
+    with ``follows = false`` come after those that do; their weight is 1 whatever lambda is: for knobs of the
+    degradation, whose levels follow lambda.
 
     The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
-    if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a network of
-    `tunable_ops.pgn` (default: the one that ships) and ``anchored`` as there.
+    if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a file of `losses.PGN` (default:
+    the one that ships) and ``anchored`` as there.
 
     With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
     scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
@@ -166,7 +155,7 @@ class Style(Section):
     weights: str | None = None
 
 
-class Optim(Section):
+class Optim(Steps):
     """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
 
     ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
@@ -175,7 +164,6 @@ class Optim(Section):
     learning. ``clip`` bounds the norm of the whole gradient; 0 turns it off.
     """
 
-    steps: int = Field(default=1000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     base_lr: float | None = Field(default=None, ge=0)
     kernel_lr: float = Field(default=1.0, ge=0)
@@ -187,66 +175,40 @@ class Optim(Section):
     clip: float = Field(default=1.0, ge=0)
 
 
-class Ema(Section):
-    """Exponential moving average of the weights, the ones that are delivered; ``decay`` 0 delivers the last weights."""
-
-    decay: float = Field(default=0.999, ge=0, lt=1)
-
-
-class Compute(Section):
+class Compute(Device):
     """Where and how: ``precision`` "auto" is bf16 autocast on CUDA, fp32 elsewhere."""
 
-    device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     compile: bool = False
 
 
-class Log(Section):
-    """TensorBoard scalars ``every`` so many steps."""
+class Validation(HeldOut):
+    """PSNR over lambda on held-out pictures.
 
-    every: int = Field(default=20, ge=1)
-    tensorboard: bool = True
-
-
-class Checkpoints(Section):
-    """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
-
-    every: int = Field(default=500, ge=1)
-
-
-class Validation(Section):
-    """PSNR over lambda on held-out pictures ``every`` so many steps and at the end; 0 for never.
-
-    ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
-    training uses it too and no validation elsewhere. ``crop`` is the side of the central part that is used, 0 for
-    all. ``degradation`` defaults to the one of training. ``lams`` defaults to five points between the two corners, or
-    to the corners and the middle for more than two objectives.
+    ``degradation`` defaults to the one of training. ``lams`` defaults to five points between the two corners, or to
+    the corners and the middle for more than two objectives.
     """
 
-    every: int = Field(default=500, ge=0)
-    source: str | None = None
-    crop: int = Field(default=256, ge=0)
     degradation: Degradation | None = None
     lams: list[list[float]] | None = None
 
 
-class Config(Section):
-    """Everything that decides a training run; the same Config on the same machine gives the same weights."""
+class Config(RunConfig):
+    """Everything that decides the training of a restoration network under a multi-loss.
 
-    seed: int = 0
+    The same Config on the same machine gives the same weights.
+    """
+
+    task: Literal["restoration"] = "restoration"
     model: Model = Model()
     tuning: Tuning = Tuning()
     sampler: Sampler = Sampler()
-    data: Data = Data()
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
     style: Style = Style()
     optim: Optim = Optim()
-    ema: Ema = Ema()
     compute: Compute = Compute()
-    log: Log = Log()
-    checkpoints: Checkpoints = Checkpoints()
     validation: Validation = Validation()
 
     @model_validator(mode="after")
@@ -326,12 +288,12 @@ class Config(Section):
 
     @property
     def trains_styles(self) -> bool:
-        """Whether the objectives are styles, all of them then."""
+        """True if the objectives are styles; then all of them are."""
         return self.objectives[0].loss == "style"
 
     @property
     def param_names(self) -> list[str]:
-        """Names of the tuning parameters."""
+        """The names of the tuning parameters."""
         return self.tuning.names or [objective.name for objective in self.objectives if objective.follows]
 
     @property
@@ -344,35 +306,98 @@ class Config(Section):
         """Lambda where the plain network is trained."""
         return self.tuning.lam or [1.0] + [0.0] * (self.num_params - 1)
 
-    def weights(self, lam: Tensor) -> Tensor:
-        """Weights of the n objectives, [p] or [B, p] -> [n] or [B, n]: lambda_i, or 1 for those that do not follow."""
-        following = sum(objective.follows for objective in self.objectives)
-        fixed = len(self.objectives) - following
-        return torch.cat((lam[..., :following], lam.new_ones((*lam.shape[:-1], fixed))), dim=-1)
+
+class PerceptualLoss(Section):
+    """The loss that a perceptual gradient network imitates: `tunable_ops.losses.Perceptual` with these arguments.
+
+    ``dtype`` is what its network computes in while training: with bfloat16 the true gradient turns by 4 to 9 degrees
+    (at distances of 0.1 to 0.01), at random, and takes two thirds of the time on a CPU that multiplies bfloat16.
+    """
+
+    network: Literal["vgg16", "vgg19"] = "vgg19"
+    layers: str | list[str] = "relus"
+    pool: Literal["avg", "max"] = "avg"
+    weights: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
+class Terms(Section):
+    """Weights of the three terms: of the field's error, of the proxy's perceptual loss, and of its L1 distance."""
+
+    field: float = Field(default=2.0**26, ge=0)
+    proxy: float = Field(default=0.2, ge=0)
+    l1: float = Field(default=0.5, ge=0)
+
+
+class Toys(Section):
+    """What is driven by the network's own gradients (`tunable_ops.train.toys`).
+
+    Of the three autoencoders ``autoencoders`` take part at a step, in turn, and one of the ``priors`` image priors
+    where there are any; ``lr`` and ``prior_lr`` are their rates.
+    """
+
+    autoencoders: int = Field(default=3, ge=1, le=3)
+    lr: float = Field(default=1e-3, gt=0)
+    priors: int = Field(default=0, ge=0)
+    prior_lr: float = Field(default=3e-3, gt=0)
+
+
+class PGNOptim(Steps):
+    """Adam; ``lr`` falls along a cosine to ``lr * final``. Gradients are clipped at ``clip`` times their running norm.
+
+    ``steps`` may change between a stop and its resumption: the rate then follows the cosine of the new length.
+    """
+
+    steps: int = Field(default=200_000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    final: float = Field(default=0.02, ge=0, le=1)
+    clip: float = Field(default=5.0, gt=0)
+
+
+class PGNConfig(RunConfig):
+    """Everything that decides the training of a perceptual gradient network (`tunable_ops.losses.PGN`).
+
+    Its validation measures the angle between predicted and true gradients on held-out pictures.
+    """
+
+    task: Literal["perceptual_gradient"] = "perceptual_gradient"
+    network: Literal["resnet4", "resnet6", "resnet8", "unet"] = "unet"
+    loss: PerceptualLoss = PerceptualLoss()
+    terms: Terms = Terms()
+    toys: Toys = Toys()
+    data: Data = Data(crop=224, batch=4, rotations=False)
+    optim: PGNOptim = PGNOptim()
+    validation: HeldOut = HeldOut(every=0, crop=128)
+
+
+_SCHEMAS: dict[str, type[Config] | type[PGNConfig]] = {"restoration": Config, "perceptual_gradient": PGNConfig}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | PGNConfig:
+    """Read a configuration; its key ``task`` (default "restoration") says of which kind.
 
     Args:
-        path: a TOML file, or the name of a packaged one (see `packaged_configs`).
+        path: A TOML file, or the name of a packaged one (see `packaged_configs`).
         overrides: "dotted.key=value" each; the value in TOML's syntax, or else taken as a string.
 
     Returns:
-        The checked `Config`.
+        The checked configuration: `Config` for "restoration", `PGNConfig` for "perceptual_gradient".
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not TOML, has an unknown key, or a value of the wrong type or range.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not TOML, has an unknown key, or a value of the wrong type or range.
 
     Example:
         >>> load_config("demo", ["optim.lr=1e-4", "tuning.kind=none"]).optim.lr
         0.0001
     """
     tree = read_tree(path, packaged_configs(), overrides)
-    return validate(Config, tree)
+    task = tree.get("task", "restoration")
+    if task not in list(_SCHEMAS):
+        raise ValueError(f"config: task must be one of {', '.join(_SCHEMAS)}; got {task!r}")
+    return validate(_SCHEMAS[task], tree)
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Name to file of the training configurations that ship with the package."""
+    """Return name to file of the training configurations that ship with the package."""
     return configs_of(__package__)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ TRAINING = (
 
 
 def skimage_files(names: Sequence[str]) -> list[Path]:
-    """Files of scikit-image's photographs as the package ships them; nothing is downloaded.
+    """Return the files of scikit-image's photographs as the package ships them; nothing is downloaded.
 
     Raises:
         ValueError: if scikit-image is not installed or ships without one of them.
@@ -71,7 +71,7 @@ def skimage_files(names: Sequence[str]) -> list[Path]:
 
 
 def find_training_files(source: str) -> list[Path]:
-    """The pictures that a run trains on: `TRAINING` for "skimage", else those of a folder.
+    """Return the pictures that a run trains on: `TRAINING` for "skimage", else those of a folder.
 
     Raises:
         ValueError: if the folder is missing or has no picture.
@@ -80,7 +80,7 @@ def find_training_files(source: str) -> list[Path]:
 
 
 def held_out(source: str, crop: int = 0) -> list[tuple[str, Tensor]]:
-    """Pictures for validation, by name: the central ``crop`` x ``crop`` part, or all of each for 0.
+    """Return pictures for validation, by name: the central ``crop`` x ``crop`` part, or all of each for 0.
 
     Args:
         source: "skimage" for `HELD_OUT`, or a folder.
@@ -139,7 +139,7 @@ class Photographs:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        """[3, H, W] uint8; where a file of the uncached part turns out to be bad, the next good one instead."""
+        """Return [3, H, W] uint8; the next good one where a file of the uncached part turns out to be bad."""
         for shift in range(len(self.files)):
             position = (index + shift) % len(self.files)
             cached = self._cache[position]
@@ -210,7 +210,7 @@ class Batches(Dataset[Batch]):
 
 
 def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:
-    """A random part of a random picture, varied as ``data`` says: [3, crop, crop] float32 in [0, 1]."""
+    """Draw a random part of a random picture, varied as ``data`` says: [3, crop, crop] float32 in [0, 1]."""
 
     def draw(below: int) -> int:
         return int(torch.randint(below, (), generator=source))
@@ -234,7 +234,7 @@ def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> 
 
 
 def grey(pictures: Tensor) -> Tensor:
-    """``0.299 R + 0.587 G + 0.114 B``, [B, 3, H, W] -> [B, 1, H, W]: for networks of one channel."""
+    """Return ``0.299 R + 0.587 G + 0.114 B``, [B, 3, H, W] -> [B, 1, H, W]: for networks of one channel."""
     return (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -255,13 +255,12 @@ def balance(lam: Tensor, kind: str) -> Tensor:
     return shifts.flatten(0, 1)[:count]
 
 
-def batch_loader(batches: Batches, start: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches from step ``start`` on, prepared by the configured number of worker processes."""
-    workers = batches.config.data.workers
+def batch_loader(batches: Dataset[Any], steps: range, workers: int, pin_memory: bool) -> Iterator[Any]:
+    """Return the batches of some steps in turn, prepared by a number of worker processes."""
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, len(batches)),
+        sampler=steps,
         num_workers=workers,
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=pin_memory,

@@ -74,7 +74,7 @@ class Degradation(Section):
 
     @property
     def follows(self) -> bool:
-        """Whether anything of it follows lambda."""
+        """True if anything of it follows lambda."""
         return any(section and section.levels is not None for section in (self.blur, self.noise))
 
 
@@ -119,7 +119,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
 
 
 def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """``x + sigma / 255 * n``, n standard normal.
+    """Return ``x + sigma / 255 * n``, n standard normal.
 
     Args:
         x: [B, C, H, W] float32, values in [0, 1].
@@ -131,7 +131,7 @@ def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Separable Gaussian blur with mirrored borders, one standard deviation per sample.
+    """Apply a separable Gaussian blur with mirrored borders, one standard deviation per sample.
 
     Args:
         x: [B, C, H, W].
@@ -151,12 +151,12 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tensor:
-    """Bicubic resize by 1/factor with an anti-aliasing filter; with ``enlarge`` back to the old size, also bicubic.
+    """Resize by 1/factor, bicubic with an anti-aliasing filter; with ``enlarge`` back to the old size, also bicubic.
 
     Args:
         x: [B, C, H, W]; where H or W is not a multiple of the factor, the border beyond the last multiple counts, too.
         factor: 1, 2 or 4.
-        enlarge: whether to resize back.
+        enlarge: Resize back.
     """
     if factor == 1:
         return x
@@ -174,7 +174,7 @@ def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tens
 
 
 def _drawn(config: Blur | Noise, batch: int, generator: torch.Generator, lam: Tensor | None) -> Tensor:
-    """Standard deviations [B]: drawn, or from lambda."""
+    """Return standard deviations [B]: drawn, or from lambda."""
     if config.levels is None:
         low, high = config.sigma
         return low + (high - low) * torch.rand(batch, generator=generator)

@@ -1,4 +1,4 @@
-"""One process, or several that `torchrun` started: who am I, and do all agree to stop."""
+"""One process, or several that `torchrun` started: its rank, its device, and whether any asks to stop."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Process:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and logs."""
+        """True if this process writes files and logs."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; the same answer everywhere."""
+        """Return True if the flag is up in any process; the same answer everywhere."""
         if self.world_size == 1:
             return flag
         # on the CPU (gloo), so that a GPU is not made to wait

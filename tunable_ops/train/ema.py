@@ -26,7 +26,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Take the weights of ``net`` in, after the ``step``-th optimiser step (counted from 0)."""
+        """Take in the weights of ``net`` after the ``step``-th optimiser step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = [weight.detach() for weight in net.parameters()]

@@ -33,7 +33,7 @@ class Score:
 
 
 def default_lams(num_params: int, domain: str) -> list[list[float]]:
-    """Where a sweep looks: five points between the two corners of a 2-simplex; else all corners and the middle."""
+    """Return the points of a sweep: five between the two corners of a 2-simplex; else all corners and the middle."""
     if domain == "simplex" and num_params == 2:
         return [[1 - t, t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
     if domain == "simplex":
@@ -55,7 +55,7 @@ def degraded_pictures(
     seed: int,
     lam: Sequence[float] | None = None,
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
+    """Return (name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
 
     `lam` is needed where blur or noise follow it.
     """
@@ -100,7 +100,7 @@ def evaluate(
         pictures: from `degraded_pictures`. An input of another size than the clean picture is not scored itself.
         lams: the points.
         measure: what to measure, and how.
-        progress: whether to show a bar.
+        progress: Show a bar.
     """
     training = net.training
     net.eval()
@@ -124,7 +124,7 @@ def sweep(
     seed: int,
     **options: Any,
 ) -> list[Score]:
-    """Degrades clean pictures, scores them at every lambda; where they follow lambda, each at its own.
+    """Degrade clean pictures and score them at every lambda; where they follow lambda, each at its own.
 
     Args:
         net: As for `evaluate`.
@@ -147,7 +147,7 @@ def sweep(
 
 
 def mean_psnr(found: Sequence[Score], lam: Sequence[float] | None) -> float:
-    """Mean PSNR in dB over the pictures at one lambda, or of the inputs for None; NaN if there is none."""
+    """Return the mean PSNR in dB over the pictures at one lambda, or of the inputs for None; NaN if there is none."""
     wanted = None if lam is None else tuple(lam)
     values = [score.psnr for score in found if score.lam == wanted]
     return sum(values) / len(values) if values else float("nan")

@@ -29,7 +29,7 @@ class Measure:
     them. LPIPS is of the whole picture in colour, whatever the other two are of.
 
     Args:
-        ssim: whether to measure SSIM, over the windows inside the picture.
+        ssim: Measure SSIM, over the windows inside the picture.
         y: take the luma (`luma`) instead of RGB.
         border: pixels that are cut off on every side.
         rounded: round the output to 8 bits, as a file would.
@@ -76,9 +76,10 @@ class Measure:
 
 
 def luma(x: Tensor) -> Tensor:
-    """The Y of BT.601 in studio range, ``(65.481 R + 128.553 G + 24.966 B + 16) / 255``: [B, 3, H, W] -> [B, 1, H, W].
+    """Return the Y of BT.601 in studio range, ``(65.481 R + 128.553 G + 24.966 B + 16) / 255``.
 
-    That of Matlab's rgb2ycbcr, which papers on super-resolution use: white is 235/255, black 16/255.
+    [B, 3, H, W] -> [B, 1, H, W]. That of Matlab's rgb2ycbcr, which papers on super-resolution use: white is 235/255,
+    black 16/255.
     """
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device) / 255
     return (x * weights.view(3, 1, 1)).sum(1, keepdim=True) + 16 / 255

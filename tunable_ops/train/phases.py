@@ -46,7 +46,7 @@ class Schedule:
         self.lams = corners if config.tuning.phased else [config.fixed_lam]
 
     def at(self, step: int) -> Phase:
-        """The phase that a step, counted from 0, belongs to."""
+        """Return the phase that a step, counted from 0, belongs to."""
         number = min(step // self.share, self.count - 1)
         first = number * self.share
         steps = self.optim.steps - first if number == self.count - 1 else self.share

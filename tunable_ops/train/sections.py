@@ -1,4 +1,4 @@
-"""Configurations as TOML files: sections of keys, overrides, and errors that name the nearest right key."""
+"""Configurations as TOML files: overrides, errors that name the nearest right key, and the sections all tasks share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-__all__ = ["Section", "configs_of", "flatten", "read_tree", "validate"]
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
@@ -27,6 +25,82 @@ class Section(BaseModel):
     """A table of keys; unknown ones are refused, values stay as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where clean pictures come from, and how crops are cut from them and varied.
+
+    ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
+    ``colours`` permutes the channels of a crop, and in half of the crops scales each by a factor from [0.5, 1].
+    ``workers``: processes that prepare batches. ``cache_mb``: MiB of decoded pictures kept in memory; the rest is
+    decoded when drawn.
+    """
+
+    source: str = "skimage"
+    crop: int = Field(default=64, ge=8)
+    batch: int = Field(default=16, ge=1)
+    flips: bool = True
+    rotations: bool = True
+    colours: bool = False
+    workers: int = Field(default=0, ge=0)
+    cache_mb: int = Field(default=2048, ge=0)
+
+
+class Steps(Section):
+    """The number of optimiser steps."""
+
+    steps: int = Field(default=1000, ge=1)
+
+
+class Ema(Section):
+    """Exponential moving average of the weights, which is what is delivered; ``decay`` 0 delivers the last weights."""
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class Device(Section):
+    """Where to train: "auto" (a GPU if there is one), "cpu", "cuda" or another device of torch."""
+
+    device: str = "auto"
+
+
+class Log(Section):
+    """A line of ``log.jsonl``, and TensorBoard scalars, ``every`` so many steps."""
+
+    every: int = Field(default=20, ge=1)
+    tensorboard: bool = True
+
+
+class Checkpoints(Section):
+    """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
+
+    every: int = Field(default=500, ge=1)
+
+
+class HeldOut(Section):
+    """An evaluation on held-out pictures ``every`` so many steps and at the end; 0 for never.
+
+    ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
+    training uses it too, and otherwise no validation. ``crop`` is the side of the central part that is used, 0 for all.
+    """
+
+    every: int = Field(default=500, ge=0)
+    source: str | None = None
+    crop: int = Field(default=256, ge=0)
+
+
+class RunConfig(Section):
+    """What the trainer needs of every configuration; a task's own extends it."""
+
+    task: str
+    seed: int = 0
+    data: Data = Data()
+    optim: Steps = Steps()
+    ema: Ema = Ema()
+    compute: Device = Device()
+    log: Log = Log()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: HeldOut = HeldOut()
 
 
 def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -53,7 +127,7 @@ def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[s
 
 
 def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
-    """The checked configuration of a tree of keys.
+    """Return the checked configuration of a tree of keys.
 
     Raises:
         ValueError: every unknown key and wrong value, one line each.
@@ -65,13 +139,13 @@ def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
 
 
 def configs_of(package: str) -> dict[str, Path]:
-    """Name to file of the configurations that ship in a package's folder ``configs``."""
+    """Return name to file of the configurations that ship in a package's folder ``configs``."""
     folder = Path(str(resources.files(package) / "configs"))
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
-    """The configuration as dotted keys and JSON values, for comparison and logs."""
+    """Return the configuration as dotted keys and JSON values, for comparison and logs."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
@@ -113,7 +187,7 @@ def _item(node: Any, part: str, override: str) -> Any:
 
 
 def _explain(schema: type[BaseModel], problem: Any) -> str:
-    """One line for one of pydantic's findings."""
+    """Return one line for one of pydantic's findings."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, last = problem["loc"]
@@ -125,13 +199,13 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"config: {where} must be given; got nothing"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":  # ours: complete sentences
+    if problem["type"] == "value_error":  # raised here: a complete sentence
         return f"config: {where} {message}" if message.startswith("must") else f"config: {message}"
     return f"config: {where} must be valid; got {problem['input']!r}: {message}"
 
 
 def _keys_at(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys of the section at a path of keys and indices."""
+    """Return the keys of the section at a path of keys and indices."""
     for part in path:
         if isinstance(part, int):
             continue

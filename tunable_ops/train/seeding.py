@@ -12,11 +12,11 @@ import torch
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
-    """A 63-bit seed for one purpose, such as ``derive_seed(0, "batch", step, rank)``; unrelated for different paths."""
+    """Return a 63-bit seed for one purpose, such as ``derive_seed(0, "batch", step, rank)``."""
     text = "/".join(str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *path: int | str) -> torch.Generator:
-    """A fresh CPU generator seeded by `derive_seed`."""
+    """Return a fresh CPU generator seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunable_ops import losses
-from tunable_ops.pgn import PGN
+from tunable_ops.losses.pgn import PGN
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 

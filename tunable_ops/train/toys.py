@@ -1,11 +1,11 @@
 """Toy autoencoders: they make the pictures x that a PGN is trained on, and follow its gradients while it learns.
 
 A PGN must be right where its own gradients lead. So three small autoencoders of different depths learn to reproduce
-the training pictures y by the predicted gradients alone, and x is what they make of y. One that no longer gets better
-starts anew now and then; so the PGN sees young, trained and badly led networks all the time.
+the training pictures y by the predicted gradients alone, and x is what they make of y. One that stops improving
+is reset now and then; so the PGN sees young, trained and misled networks all the time.
 
 Image priors are an addition of ours: each writes one crop for many steps, and so comes much closer to it than any
-autoencoder does. Without them the field at x near y is a state that training hardly meets.
+autoencoder does. Without them training hardly ever sees x near y.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 DEPTHS = (1, 2, 3)
 PATIENCE = 200  # steps without a new best before an autoencoder may be reset
 RESET = 0.01  # probability per step, from then on
-LOST = 1e3  # mean absolute error from which on it is reset at once
+LOST = 1e3  # mean absolute error at which it is reset at once
 LIVES = (100, 3000)  # steps that an image prior lives, uniform in the logarithm
 
 
@@ -35,7 +35,7 @@ class Autoencoder(nn.Module):
         self.last = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, y: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] -> the same shape, around [0, 1]."""
+        """Return what becomes of y, [B, 3, H, W] in [0, 1]: the same shape, around [0, 1]."""
         x, sizes = y - 0.5, []
         for step in self.down:
             sizes.append(x.shape[-2:])
@@ -58,7 +58,7 @@ class Painter(nn.Module):
         self.last = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self) -> Tensor:
-        """[1, 3, H, W]."""
+        """Return the picture, [1, 3, H, W]."""
         x, sizes = self.noise, []
         for step in self.down:
             sizes.append(x.shape[-2:])
@@ -69,7 +69,7 @@ class Painter(nn.Module):
 
 
 class Toy:
-    """An autoencoder, its optimiser, and when it is reset.
+    """An autoencoder with its optimiser, reset when it stops improving.
 
     Args:
         depth: of the autoencoder.
@@ -83,7 +83,7 @@ class Toy:
         self.reset()
 
     def build(self) -> nn.Module:
-        """The network, with weights from torch's global generator."""
+        """Return the network, with weights from torch's global generator."""
         return Autoencoder(self.depth)
 
     def reset(self) -> None:
@@ -128,7 +128,7 @@ class ImagePrior(Toy):
         super().__init__(0, lr, device)
 
     def build(self) -> nn.Module:
-        """A fresh `Painter`."""
+        """Return a fresh `Painter`."""
         return Painter(self.size)
 
     def watch(self, error: float, draw: float) -> None:

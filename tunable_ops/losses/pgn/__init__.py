@@ -4,9 +4,9 @@ pgn = PGN.pretrained()
 g = pgn.gradient(x, y)                            # the field per sample, no pass through VGG
 objective = losses.PerceptualGradient(pgn)        # as an objective of losses.MultiLoss
 
-`tunable_ops.pgn.trainer` trains one, and needs the extra ``[train]``.
+`tunable_ops.train` trains one (its task "perceptual_gradient").
 """
 
-from tunable_ops.pgn.network import PGN
+from tunable_ops.losses.pgn.network import PGN
 
 __all__ = ["PGN"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.losses.features import IMAGENET_MEAN, IMAGENET_STD
+from tunable_ops.losses.pgn.backbones import ResNet, UNet
 from tunable_ops.losses.reduction import check_pictures
-from tunable_ops.pgn.backbones import ResNet, UNet
 from tunable_ops.serialization import read_file, write_file
 
 FORMAT = "tunable_ops.pgn"
@@ -40,7 +40,7 @@ class PGN(nn.Module):
         network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.81 million).
         bounded: refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
-        anchored: take what the network answers for (y, y) away, ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
+        anchored: subtract what the network answers for (y, y), ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
             x = y, and so is the field then. An addition of ours at the price of a second forward pass; a network that
             was trained for a short time leads past y without it.
 
@@ -80,14 +80,14 @@ class PGN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """`proxy_target` as the network writes it: without the checks, never anchored."""
+        """Return `proxy_target` as the network writes it: without the checks, never anchored."""
         x, y = x.to(self.mean.dtype), y.to(self.mean.dtype)
         pictures = torch.cat(((x - self.mean) / self.std, (y - self.mean) / self.std), dim=1)
         own = (self.mean + (x - self.mean) / STRETCH).clamp(0.01, 0.99)
         return self.mean + STRETCH * (torch.sigmoid(self.net(pictures) + torch.logit(own)) - self.mean)
 
     def proxy_target(self, x: Tensor, y: Tensor) -> Tensor:
-        """The picture t towards which the predicted gradient pulls x.
+        """Return the picture t towards which the predicted gradient pulls x.
 
         Args:
             x: [B, 3, H, W], the picture that is changed, RGB in [0, 1].
@@ -108,12 +108,12 @@ class PGN(nn.Module):
 
     @torch.no_grad()
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """The predicted gradient of each sample's loss for its x: [B, 3, H, W]. Arguments as for `proxy_target`."""
+        """Return the predicted gradient of each sample's loss for its x: [B, 3, H, W]; arguments as `proxy_target`."""
         return self.field(x, self.proxy_target(x, y))
 
     @torch.no_grad()
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(`gradient` [B, 3, H, W], the value [B] whose gradient it is: ``mean((x_n - t_n)**2) / s``).
+        """Return (`gradient` [B, 3, H, W], the value [B] whose gradient it is: ``mean((x_n - t_n)**2) / s``).
 
         The value is no estimate of the perceptual loss: it is half the step length times the gradient's norm.
         """
@@ -122,11 +122,11 @@ class PGN(nn.Module):
         return self.field(x, target), value
 
     def field(self, x: Tensor, target: Tensor) -> Tensor:
-        """The gradient of a proxy target: ``(2 / (C*H*W)) * (x - t) / (s * deviation**2)`` in units of [0, 1]."""
+        """Return a proxy target's gradient, ``(2 / (C*H*W)) * (x - t) / (s * deviation**2)`` for pictures in [0, 1]."""
         return (x - target) * (2 / (x.shape[1:].numel() * self.scale) / self.std**2)
 
     def true_proxy(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The proxy target whose field is the gradient given: the inverse of `field`, for inspection."""
+        """Return the proxy target whose field is the gradient given: the inverse of `field`, for inspection."""
         return x - gradient * (self.std**2 * (self.scale * x.shape[1:].numel() / 2))
 
     def _check(self, x: Tensor, y: Tensor) -> None:
@@ -166,7 +166,7 @@ class PGN(nn.Module):
 
     @classmethod
     def pretrained(cls, bounded: bool = True, anchored: bool = False) -> PGN:
-        """The UNet that ships here, trained on VGG16's perceptual loss; ``notes`` say how, and under which licence.
+        """Read the UNet that ships, trained on VGG16's perceptual loss; ``notes`` say how, and under which licence.
 
         Its training pictures are the Berkeley segmentation data set's, for non-commercial research.
         """

@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map [B, C, H, W] to the same shape."""
         return x + self.body(x)
 
 
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
         self.last = nn.Conv2d(64, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 6, H, W] -> [B, 3, H, W]."""
+        """Map [B, 6, H, W] to [B, 3, H, W]."""
         deep = self.body(self.down(x))
         return self.last(self.up(F.interpolate(deep, size=x.shape[-2:])))
 
@@ -62,7 +62,7 @@ class Separable(nn.Module):
         self.shortcut = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, O, ceil(H / stride), ceil(W / stride)]."""
+        """Map [B, C, H, W] to [B, O, ceil(H / stride), ceil(W / stride)]."""
         y = self.depthwise(x)
         if self.norm is not None:  # free of copies in channels_last
             y = self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -104,7 +104,7 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(64, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 6, H, W] -> [B, 3, H, W], any size."""
+        """Map [B, 6, H, W] to [B, 3, H, W], any size."""
         skips = [x]
         for step in self.down:
             skips.append(step(skips[-1]))

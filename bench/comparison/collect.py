@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,21 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tunable_ops.bench import machine, timing
+from tunable_ops.bench import machine, results_file, timing
 from tunable_ops.bench.comparison.evaluation import Mix, falling, unevenness
 from tunable_ops.bench.comparison.plan import GRID, METHODS, MIX, SEPARATE, TASKS, Setting, Unit, mixes, steps_of, units
-from tunable_ops.bench.comparison.run import load_network, read_json, result_file, write_json
+from tunable_ops.bench.comparison.run import load_network, result_file
 
 from tunable_ops import fold
 from tunable_ops.modules import TunableModel
 
-SCHEMA = 1
-SCHEMA_FILE = Path(__file__).parent / "schema.json"
 _MIDDLE = [0.5, 0.5]
 
 
 def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
-    """Gathers what `run_all` left in a folder, and times the networks.
+    """Gather what `run_all` left in a folder, and time the networks.
 
     Args:
         out: The folder.
@@ -37,23 +34,23 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
         ValueError: Units are missing, or were evaluated on different pictures.
     """
     if not (out / "plan.json").is_file():
-        raise ValueError(f"comparison: --report must name a results file or a folder with plan.json; got {str(out)!r}")
-    plan = read_json(out / "plan.json")
+        raise ValueError(f"comparison: --from must name a results file or a folder with plan.json; got {str(out)!r}")
+    plan = results_file.read_json(out / "plan.json")
     setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["setting"].items()})
     found = {unit.id: unit for unit in units(setting) + mixes(setting)}
     missing = [name for name, unit in found.items() if not result_file(out, unit).exists()]
     if missing:
         raise ValueError(
-            f"comparison: --report must name a folder with all {len(found)} results; got {len(missing)} missing: "
+            f"comparison: --from must name a folder with all {len(found)} results; got {len(missing)} missing: "
             f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}: run it again to train them"
         )
-    read = {name: read_json(result_file(out, unit)) for name, unit in found.items()}
+    read = {name: results_file.read_json(result_file(out, unit)) for name, unit in found.items()}
     pictures = {tuple(result["pictures"]) for result in read.values()}
     if len(pictures) > 1:
         raise ValueError(f"comparison: units must be evaluated on the same pictures; got {len(pictures)} sets")
     measured = sizes_and_times(out, setting, size=size, rounds=rounds)
     results = {
-        "schema": SCHEMA,
+        "schema": results_file.COMPARISON.version,
         "suite": "comparison",
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {**machine.describe(_device(setting)), "threads": 1},
@@ -65,48 +62,13 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
         "methods": {m.key: {"label": m.label, "steps": steps_of(m.key, setting), **measured[m.key]} for m in METHODS},
         "tasks": {task.key: {m.key: _rows(m.key, task.key, setting, read) for m in METHODS} for task in TASKS},
     }
-    results = dict(json.loads(json.dumps(_rounded(results))))
-    check(results)
+    results = dict(results_file.rounded(results, results_file.COMPARISON.digits))
+    results_file.validate(results, out)
     return results
-
-
-def write(results: dict[str, Any], path: Path) -> None:
-    """Writes results that fit the schema."""
-    check(results)
-    write_json(results, path)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Reads a results file.
-
-    Raises:
-        ValueError: It does not fit the schema.
-    """
-    results = read_json(path)
-    check(results)
-    return results
-
-
-def check(results: dict[str, Any]) -> None:
-    """Holds results to ``schema.json``, where the package jsonschema is there to do it.
-
-    Raises:
-        ValueError: What does not fit, and where.
-    """
-    if results.get("schema") != SCHEMA or results.get("suite") != "comparison":
-        got = f"schema {results.get('schema')!r} of suite {results.get('suite')!r}"
-        raise ValueError(f"comparison: results must have schema {SCHEMA} of suite 'comparison'; got {got}")
-    try:
-        import jsonschema
-    except ModuleNotFoundError:
-        return
-    for error in jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text())).iter_errors(results):
-        where = "/".join(map(str, error.absolute_path)) or "the whole"
-        raise ValueError(f"comparison: results must fit {SCHEMA_FILE.name}; got at {where}: {error.message[:200]}")
 
 
 def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Numbers of parameters, and seconds per picture with one CPU thread, or on the GPU where training used one.
+    """Return numbers of parameters, and seconds per picture with one CPU thread, or on the GPU where training used one.
 
     A knob is measured as it is, at lambda = (1/2, 1/2), and folded to a plain network where it can be.
 
@@ -118,16 +80,12 @@ def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> d
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     nets = {m.key: load_network(out, _example(m.key)).to(device).eval() for m in METHODS}
     folded = {key: folded_network(net) for key, net in nets.items()}
-    calls = {SEPARATE: _call(nets[SEPARATE], x)}  # the yardstick comes first
+    calls = {SEPARATE: _call(nets[SEPARATE], x)}  # the baseline comes first
     calls |= {key: _call(net, x) for key, net in nets.items()}
     calls |= {f"{key} folded": _call(net, x) for key, net in folded.items() if net is not None}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with timing.cpu_threads(1):
         clock = timing.CudaClock(host=True) if device == "cuda" else None
         times = timing.compare(calls, rounds=rounds, clock=clock)
-    finally:
-        torch.set_num_threads(before)
 
     def quartiles(name: str) -> dict[str, float] | None:
         found = times.get(name)
@@ -145,7 +103,7 @@ def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> d
 
 
 def folded_network(net: nn.Module) -> nn.Module | None:
-    """The plain network of a knob at lambda = (1/2, 1/2); None where there is none, or the network is plain already."""
+    """Return a knob's plain network at lambda = (1/2, 1/2); None where there is none, or it is plain already."""
     if not isinstance(net, TunableModel):
         return None
     try:
@@ -175,7 +133,7 @@ def _call(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _rows(method: str, task: str, setting: Setting, read: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Per seed: means over the pictures, and how the knob travels."""
+    """Return, per seed, means over the pictures, and how the knob travels."""
     seeds = {}
     for seed in range(setting.seeds):
         ts = GRID if method == SEPARATE else (None,)
@@ -195,14 +153,3 @@ def _rows(method: str, task: str, setting: Setting, read: dict[str, dict[str, An
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _rounded(value: Any) -> Any:
-    """Six significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return value

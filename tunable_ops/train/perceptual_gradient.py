@@ -1,0 +1,222 @@
+"""The task "perceptual_gradient": a PGN learns the gradient of a perceptual loss where its own gradients lead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from tunable_ops.losses import Perceptual
+from tunable_ops.losses.pgn import PGN
+from tunable_ops.train import agreement
+from tunable_ops.train.config import PerceptualLoss, PGNConfig
+from tunable_ops.train.data import Photographs, draw_crop, find_training_files
+from tunable_ops.train.distributed import Process
+from tunable_ops.train.sections import flatten
+from tunable_ops.train.seeding import derive_seed, generator
+from tunable_ops.train.task import Task
+from tunable_ops.train.toys import DEPTHS, ImagePrior, Toy
+
+__all__ = ["PerceptualGradient", "RunningClip"]
+
+_REFERENCE = 3 * 224 * 224  # values of the pictures for which the weights of the terms are published
+
+
+@dataclass
+class RunningClip:
+    """Clip gradients at ``factor`` times a running mean of the norms that came before."""
+
+    factor: float
+    running: float = math.nan
+
+    def __call__(self, parameters: list[Tensor]) -> Tensor:
+        """Clip; return the norm before that."""
+        limit = math.inf if math.isnan(self.running) else self.factor * self.running
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if math.isfinite(norm):
+            kept = min(float(norm), limit)
+            self.running = kept if math.isnan(self.running) else 0.98 * self.running + 0.02 * kept
+        return norm
+
+
+class Crops(Dataset[Tensor]):
+    """The pictures y [B, 3, crop, crop] of step k, for k = 0, 1, ..."""
+
+    def __init__(self, photographs: Photographs, config: PGNConfig) -> None:
+        self.photographs, self.config = photographs, config
+
+    def __len__(self) -> int:
+        return self.config.optim.steps
+
+    def __getitem__(self, step: int) -> Tensor:
+        source, data = generator(self.config.seed, "step", step), self.config.data
+        return torch.stack([draw_crop(self.photographs, data, source) for _ in range(data.batch)])
+
+
+class Driven(NamedTuple):
+    """What follows the predicted gradients at a step: the toys with their outputs, and how the two fields agree."""
+
+    toys: list[Toy]
+    outputs: list[Tensor]
+    y: Tensor
+    predicted: Tensor
+    true: Tensor
+
+
+class PerceptualGradient(Task):
+    """On-policy training of a `PGN`.
+
+    At every step toy autoencoders reproduce a batch of pictures y as x (and an image prior its own, where the
+    configuration has some); the PGN writes the gradient for (x, y), which they follow; the PGN itself follows that
+    of::
+
+        2**26 * mean((g_n - g_true_n)**2) * (C*H*W / (3*224*224))**2 + 0.2 * perceptual(t, y) + 0.5 * mean(|t_n - y_n|)
+
+    The factor in the middle, 1 at the published size, keeps the balance of the terms at any other: fields shrink as
+    1 / (C*H*W).
+
+    Args:
+        config: Of the run.
+        here: This process, the only one.
+        fresh: True for a new run.
+
+    Raises:
+        FileNotFoundError: No weights for the loss.
+    """
+
+    net: PGN
+    parallel = False
+    harmless = (*Task.harmless, "optim.steps")
+    shown = ("loss/total", "agreement/angle")
+
+    def __init__(self, config: PGNConfig, here: Process, fresh: bool = True) -> None:
+        super().__init__()
+        self.config, self.device = config, here.device
+        self.criterion = build_loss(config.loss).to(here.device, getattr(torch, config.loss.dtype))
+        files = find_training_files(config.data.source)
+        self.photographs = Photographs(files, config.data.crop, config.data.cache_mb)
+        self.batches = Crops(self.photographs, config)
+        toys = config.toys
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "weights"))
+            self.net = PGN(config.network, bounded=False).to(here.device)
+            self.autoencoders = [Toy(depth, toys.lr, here.device) for depth in DEPTHS]
+            self.priors = [ImagePrior(config.data.crop, toys.prior_lr, here.device) for _ in range(toys.priors)]
+        self.toys: list[Toy] = [*self.autoencoders, *self.priors]
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.optim.lr, foreach=True)
+        self.running_clip = RunningClip(config.optim.clip)
+        self.driven: Driven | None = None
+
+    def rate(self, step: int) -> float:
+        """Return the rate on a cosine from ``optim.lr`` down to ``optim.lr * optim.final``."""
+        optim = self.config.optim
+        cosine = 0.5 * (1 + math.cos(math.pi * (step / optim.steps)))
+        return optim.lr * (optim.final + (1 - optim.final) * cosine)
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the three terms' sum for pictures y [B, 3, H, W], and what it is made of."""
+        y, count = batch.to(self.device), self.config.toys.autoencoders
+        toys = [self.autoencoders[(count * step + k) % len(self.autoencoders)] for k in range(count)]
+        outputs = [toy.net(y) for toy in toys]
+        which = list(range(len(y))) * count  # x[k] is to become y[which[k]]
+        if self.priors:
+            index = step % len(self.priors)
+            prior = self.priors[index]
+            crop = draw_crop(self.photographs, self.config.data, self._life(index, "crop"))
+            y, which = torch.cat((y, crop.unsqueeze(0).to(self.device))), [*which, len(y)]
+            toys, outputs = [*toys, prior], [*outputs, prior.net()]
+        x = torch.cat([output.detach() for output in outputs])
+        self.net.train()
+        target = self.net(x, y[which])
+        predicted = self.net.field(x, target)
+        total, parts, true = self.terms(x, y, which, target, predicted)
+        self.driven = Driven(toys, outputs, y[which], predicted.detach(), true)
+        return total, parts
+
+    def _life(self, index: int, purpose: str) -> torch.Generator:
+        """Return the source of what is drawn once for the life of an image prior."""
+        return generator(self.config.seed, "prior", index, self.priors[index].resets, purpose)
+
+    def terms(
+        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the loss of a step, its parts, and the true gradient; x[k] is compared with y[which[k]]."""
+        terms, size, features = self.config.terms, x[0].numel(), self.criterion.features
+        # one pass through the big network gives the true gradient at x and the proxy's own
+        both = torch.cat((x, target.detach())).requires_grad_()
+        wanted = {k: v[which * 2] for k, v in features.extract(y).items()}
+        values = self.criterion.between(features.extract(both), wanted)
+        (gradients,) = torch.autograd.grad(values.sum(), both)
+        true, pull = gradients.chunk(2)
+        difference = (predicted - true) * self.net.std  # in units of normalised pictures
+        field = terms.field * (size / _REFERENCE) ** 2 * (difference**2).mean()
+        l1 = terms.l1 * ((target - y[which]) / self.net.std).abs().mean()
+        proxy = terms.proxy * values[len(x) :].mean().detach()
+        # its value is known already, so only its gradient goes back, by the product rule's linear part
+        linear = terms.proxy * ((target - target.detach()) * pull).sum() / len(x)
+        parts = {"field": field.detach(), "proxy": proxy, "l1": l1.detach(), "perceptual": values[: len(x)].mean()}
+        return field + l1 + linear + proxy, {k: v.detach() for k, v in parts.items()}, true
+
+    def clip(self) -> Tensor:
+        """Clip at ``optim.clip`` times the running mean of the norms."""
+        return self.running_clip(list(self.net.parameters()))
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Let the toys follow the predicted gradients, and reset those whose time has come."""
+        assert self.driven is not None
+        toys, outputs, y, predicted, true = self.driven
+        counts = [len(output) for output in outputs]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.seed, "reset", step))
+            for toy, x, gradient, wanted in zip(toys, outputs, predicted.split(counts), y.split(counts), strict=True):
+                draw = torch.rand(())
+                if isinstance(toy, ImagePrior):
+                    draw = torch.rand((), generator=self._life(self.priors.index(toy), "life"))
+                toy.step(x, gradient)
+                toy.watch(float((x.detach() - wanted).abs().mean()), float(draw))
+        self.driven = None  # it holds the graphs of the toys
+        angle, ratio = agreement.agreement(predicted, true)
+        return {"agreement/angle": angle.mean(), "agreement/ratio": ratio.mean()}
+
+    def gauges(self) -> dict[str, float]:
+        """Return every toy's running error and how often it was reset."""
+        errors = {f"toys/{k} error": toy.average for k, toy in enumerate(self.toys)}
+        return errors | {f"toys/{k} resets": float(toy.resets) for k, toy in enumerate(self.toys)}
+
+    def parts(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        """Return the network and every toy with their optimisers."""
+        return super().parts() | {f"toy{k}": (toy.net, toy.optimizer) for k, toy in enumerate(self.toys)}
+
+    def counters(self) -> dict[str, str | list[list[str | int]]]:
+        """Return the running norm of the clipping and the counters of the resets; str, for infinity is no JSON."""
+        toys: list[list[str | int]] = [[str(t.best), t.since, str(t.average), t.resets] for t in self.toys]
+        return {"running": str(self.running_clip.running), "toys": toys}
+
+    def restore(self, counters: dict[str, str | list[list[str | int]]]) -> None:
+        """Take over what `counters` returned."""
+        self.running_clip.running = float(counters["running"])  # type: ignore[arg-type]
+        for toy, (best, since, average, resets) in zip(self.toys, counters["toys"], strict=True):
+            toy.best, toy.since, toy.average, toy.resets = float(best), int(since), float(average), int(resets)
+
+    def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
+        """Measure the angles between predicted and true gradients, the latter in float32."""
+        assert isinstance(average, PGN)
+        found = agreement.evaluate(average, build_loss(self.config.loss), [p for _, p in pictures], self.config.seed)
+        self.scores = list(found.items())
+        return {f"angle {change}": row.angle for change, row in found.items()}
+
+    def save(self, average: nn.Module, path: Path, step: int) -> None:
+        """Write the network, with its configuration in its notes."""
+        assert isinstance(average, PGN)
+        average.save(path, notes={"step": step, "config": flatten(self.config)})
+
+
+def build_loss(config: PerceptualLoss) -> Perceptual:
+    """Return the loss that is imitated, in float32."""
+    return Perceptual(config.network, config.layers, config.pool, weights=config.weights, bounded=False)

@@ -1,0 +1,147 @@
+"""The task "restoration": a network, tunable or plain, under the multi-loss of the configured objectives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunable_ops.control import PhasedModel
+from tunable_ops.modules import TunableModel
+from tunable_ops.serialization import save
+from tunable_ops.train.build import (
+    build_criterion,
+    build_network,
+    build_optimizer,
+    build_sampler,
+    learning_rate,
+    objective_weights,
+)
+from tunable_ops.train.config import Config
+from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
+from tunable_ops.train.distributed import Process
+from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.measure import Measure
+from tunable_ops.train.phases import Schedule
+from tunable_ops.train.task import Task
+
+__all__ = ["Restoration"]
+
+
+class Restoration(Task):
+    """Degraded pictures in, restored ones out; lambda weighs the objectives, sample by sample.
+
+    Args:
+        config: Of the run.
+        here: This process.
+        fresh: True for a new run, which starts from ``model.weights`` if there are any.
+    """
+
+    def __init__(self, config: Config, here: Process, fresh: bool = True) -> None:
+        super().__init__()
+        self.config, self.here = config, here
+        self.layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+        self.net = build_network(config, fresh).to(here.device)
+        self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.criterion = build_criterion(config).to(here.device)
+        self.schedule = Schedule(config)
+        photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
+        self.batches = Batches(photographs, config, build_sampler(config), here.rank)
+        precision = config.compute.precision
+        self.bf16 = precision == "bf16" or (precision == "auto" and here.device.type == "cuda")
+        self._follow_freezes()
+
+    def _follow_freezes(self) -> None:
+        """Build the optimiser, and the network as steps call it, for the parameters that are trained now."""
+        self.optimizer = build_optimizer(self.net, self.config.optim)
+        forward: Any = self.net
+        if self.here.world_size > 1:
+            devices = [self.here.device] if self.here.device.type == "cuda" else None
+            forward = nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+        self.forward = torch.compile(forward) if self.config.compute.compile else forward
+
+    def resume(self, step: int) -> None:
+        """Freeze what the phase of the last step froze; one that begins now is entered by its first step."""
+        if isinstance(self.net, PhasedModel) and step:
+            self.net.enter_phase(self.schedule.at(step - 1).number)
+            self._follow_freezes()
+
+    def start_phase(self, step: int, average: nn.Module) -> bool:
+        """Begin a phase of a `PhasedModel`, on the averaged weights that the one before delivers."""
+        phase = self.schedule.at(step)
+        if self.schedule.count == 1 or step != phase.first:
+            return False
+        assert isinstance(self.net, PhasedModel)
+        self.net.load_state_dict(average.state_dict())
+        self.net.start_phase(phase.number)
+        self._follow_freezes()
+        return True
+
+    def first_step(self, step: int) -> int:
+        """Return the step with which the phase of a step began."""
+        return self.schedule.at(step).first
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate, whose schedule begins anew with every phase."""
+        phase = self.schedule.at(step)
+        return learning_rate(phase.optim, step - phase.first)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the multi-loss of a batch and its terms."""
+        device, objectives = self.here.device, self.config.objectives
+        x = batch.input.to(device, non_blocking=True).contiguous(memory_format=self.layout)
+        lam = batch.lam.to(device, non_blocking=True)
+        targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self._output(x, lam)
+        return self.criterion(output.float(), targets, objective_weights(objectives, lam))
+
+    def _output(self, x: Tensor, lam: Tensor) -> Tensor:
+        """Return the network's output; samples that share a lambda go through it together."""
+        if not isinstance(self.net, TunableModel):
+            return self.forward(x)
+        groups = self.config.sampler.groups
+        if groups is None or lam.dim() == 1:
+            return self.forward(x, lam)
+        size = x.shape[0] // groups
+        parts = [self.forward(part, lam[k * size]) for k, part in enumerate(x.split(size))]
+        return parts[0] if groups == 1 else torch.cat(parts)
+
+    def clip(self) -> Tensor:
+        """Bound the norm of the whole gradient by ``optim.clip``."""
+        return nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip or math.inf)
+
+    @property
+    def lams(self) -> list[list[float]]:
+        """The points of a validation sweep."""
+        if not isinstance(self.net, TunableModel):
+            return [self.config.fixed_lam]
+        return self.config.validation.lams or default_lams(self.net.spec.num_params, self.net.spec.domain)
+
+    def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
+        """Measure PSNR over lambda."""
+        degradation = self.config.validation.degradation or self.config.degradation
+        self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
+        return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
+
+    def _psnr(self, scores: list[Score]) -> dict[str, float]:
+        return {",".join(f"{value:g}" for value in lam): mean_psnr(scores, lam) for lam in self.lams}
+
+    def save(self, average: nn.Module, path: Path, step: int) -> None:
+        """Write the checkpoint, with its configuration and the last validation in its notes."""
+        psnr = self._psnr(self.scores) if self.scores else {}
+        save(
+            average,
+            path,
+            architecture=self.config.model.name,
+            arguments=self.config.model.arguments,
+            notes={
+                "step": step,
+                "config": self.config.model_dump(mode="json"),
+                "validation_psnr": {label: value if math.isfinite(value) else None for label, value in psnr.items()},
+            },
+        )
