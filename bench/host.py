@@ -1,7 +1,8 @@
-"""What a call costs besides its arithmetic: one layer and a network of 100 on 4x4 pictures, in eager mode on the CPU.
+"""What a call costs besides its arithmetic: one layer and a network of 100 on 4x4 pictures, in eager mode.
 
-A worker process measures every case and prints JSON. It uses public names only, so that it can run in an environment
-with another version of the package: ``python -m bench --suite host --against OTHER/bin/python`` runs both in turn.
+``python -m bench --suite host`` times them beside the plain layer and network. To compare two versions of the package,
+``python bench/host.py OTHER/bin/python`` runs this file in turn in this environment and in the other one's; it needs
+nothing of the package but its public names.
 """
 
 import json
@@ -9,7 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,101 +19,122 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHANNELS, LAYERS, REPEATS = 8, 100, 60
-TARGETS = ("layer", "network")
-LAMBDAS = ("shared", "sample")
-MODES = ("inference", "training")
-FORMATS = ("contiguous", "channels_last")
+CHANNELS, LAYERS = 8, 100
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+Step = Callable[[], list[Tensor]]
 
 
-def ids() -> list[str]:
-    """Return the ids of the cases."""
-    return ["-".join(parts) for parts in product(TARGETS, LAMBDAS, MODES, FORMATS)]
+@dataclass(frozen=True)
+class HostCase:
+    """A layer or a network, one lambda for the batch or one per sample, a pass, and a memory format."""
+
+    network: str
+    alpha: str
+    direction: str
+    layout: str
+    dtype: str = "fp32"
+
+    @property
+    def id(self) -> str:
+        """Return the name that filters match and results carry."""
+        return f"{self.network}-{self.alpha}-{self.direction}-{self.layout}"
+
+    @property
+    def batch(self) -> int:
+        """Return the number of samples."""
+        return 1 if self.alpha == "shared" else 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-able."""
+        return asdict(self)
 
 
-def compare(rounds: int, others: list[str]) -> dict[str, list[dict[str, float]]]:
-    """Run workers in turn, `rounds` times.
-
-    Args:
-        rounds: How often.
-        others: Python interpreters of environments with other versions of the package.
-
-    Returns:
-        By interpreter ("" for this one): microseconds per call by case, one dict per round.
-    """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("", *others)}
-    for _ in range(rounds):
-        for name, results in found.items():
-            command = [name or sys.executable, "-P", str(Path(__file__).resolve())]
-            worker = subprocess.run(command, capture_output=True, text=True)
-            if worker.returncode:
-                raise ValueError(f"bench: --against must name a Python with tunable_ops; got {name!r}: {worker.stderr}")
-            results.append(json.loads(worker.stdout))
-    return found
+CASES = [
+    HostCase(*fields)
+    for fields in product(("layer", "network"), ("shared", "per_sample"), ("forward", "both"), FORMATS)
+]
 
 
-def report(found: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Return a table: microseconds per call (median over the rounds), and their ratio to each other version's."""
-    _, *others = found
-    lines = [f"{'us per call':44s}" + "".join(f"{'ratio to ' + str(i + 1):>14s}" for i in range(len(others)))]
-    for case in ids():
-        here = [results[case] for results in found[""]]
-        text = f"{case:34s}{statistics.median(here):10.1f}"
-        for name in others:
-            ratios = [a / b[case] for a, b in zip(here, found[name], strict=True)]
-            text += f"{statistics.median(ratios):14.2f}"
-        lines.append(text)
-    return lines + [f"{i + 1}: {name}" for i, name in enumerate(others)]
-
-
-def _calls() -> Iterator[tuple[str, Callable[[], Any], bool, int]]:
-    """Yield the id of each case, its call, whether it records gradients, and how many calls make a measurement."""
+def steps(case: HostCase, device: str = "cpu") -> dict[str, Step]:
+    """Return the step of the plain module and of the tunable one."""
     import tunable_ops
 
-    for target, lam, mode, layout in product(TARGETS, LAMBDAS, MODES, FORMATS):
-        torch.manual_seed(0)
-        if target == "layer":
-            module: nn.Module = tunable_ops.TunableConv2d(CHANNELS, CHANNELS, 3, padding=1, num_params=2)
-        else:
-            layers = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(LAYERS)]
-            module = tunable_ops.convert(nn.Sequential(*layers), num_params=2)
-        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        module = module.to(memory_format=memory_format)
-        batch = 1 if lam == "shared" else 2
-        x = torch.randn(batch, CHANNELS, 4, 4).to(memory_format=memory_format)
-        value = torch.tensor([0.3, 0.7]) if lam == "shared" else torch.tensor([[0.3, 0.7], [0.6, 0.4]])
-        call = _training(module, x, value) if mode == "training" else _inference(module, x, value)
-        yield f"{target}-{lam}-{mode}-{layout}", call, mode == "training", 8 if target == "layer" else 1
+    torch.manual_seed(0)
+    plain: nn.Module = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+    tunable: nn.Module = tunable_ops.TunableConv2d(CHANNELS, CHANNELS, 3, padding=1, num_params=2)
+    if case.network == "network":
+        plain = nn.Sequential(*[nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(LAYERS)])
+        tunable = tunable_ops.convert(plain, num_params=2)
+    plain, tunable = (m.to(device).to(memory_format=FORMATS[case.layout]) for m in (plain, tunable))
+    x = torch.randn(case.batch, CHANNELS, 4, 4, device=device).to(memory_format=FORMATS[case.layout])
+    lam = torch.tensor([0.3, 0.7] if case.alpha == "shared" else [[0.3, 0.7], [0.6, 0.4]], device=device)
+    return {
+        "plain": _step(plain, lambda: plain(x), case.direction),
+        "tunable": _step(tunable, lambda: tunable(x, lam), case.direction),
+    }
 
 
-def _inference(module: nn.Module, x: Tensor, lam: Tensor) -> Callable[[], Any]:
-    return lambda: module(x, lam)
+def _step(module: nn.Module, call: Callable[[], Tensor], direction: str) -> Step:
+    parameters = list(module.parameters())
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [call()]
+
+    def both() -> list[Tensor]:
+        loss = call().sum()
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    return forward if direction == "forward" else both
 
 
-def _training(module: nn.Module, x: Tensor, lam: Tensor) -> Callable[[], Any]:
-    def step() -> None:
-        module(x, lam).sum().backward()
-        module.zero_grad()
+def measure(case: HostCase, device: str, settings: Any) -> dict[str, Any]:
+    """Return the results of a case, in the form of `bench.measure.measure`."""
+    from tunable_ops.bench.networks import timed
 
-    return step
+    network = {"size": 4, "batch": case.batch, "direction": case.direction, "dtype": case.dtype}
+    network |= {"network": f"host-{case.network}", "autocast": None, "kernels": 2, "mode": "eager"}
+    return {"id": case.id, "network": network, "providers": timed(steps(case, device), "eager", device, settings)}
 
 
-def _measure() -> dict[str, float]:
-    """Return microseconds per call, the least of many: what else runs on the machine only adds."""
+def _microseconds(repeats: int = 45) -> dict[str, float]:
+    """Return the time of each tunable step, the least of many: what else runs on the machine only adds to it."""
     torch.set_num_threads(1)
     found = {}
-    for name, call, records, count in _calls():
-        least = float("inf")
-        with torch.set_grad_enabled(records):
-            for repeat in range(REPEATS):
-                start = time.perf_counter()
-                for _ in range(count):
-                    call()
-                if repeat > REPEATS // 4:
-                    least = min(least, (time.perf_counter() - start) / count)
-        found[name] = least * 1e6
+    for case in CASES:
+        step = steps(case)["tunable"]
+        count = 8 if case.network == "layer" else 1
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for _ in range(count):
+                step()
+            times.append((time.perf_counter() - start) / count * 1e6)
+        found[case.id] = min(times[repeats // 4 :])
     return found
+
+
+def _worker(python: str) -> dict[str, float]:
+    command = [python, "-P", str(Path(__file__).resolve()), "--worker"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"bench: {python} must be a Python that has tunable_ops; got {result.stderr.strip()}")
+    found: dict[str, float] = json.loads(result.stdout)
+    return found
+
+
+def main(other: str, rounds: int = 7) -> None:
+    """Compare this environment's version with another's, in turn; print medians and the median of the ratios."""
+    pairs = [(_worker(sys.executable), _worker(other)) for _ in range(rounds)]
+    print(f"{'case':40s}{'this, us':>10s}{'other, us':>11s}{'this / other':>14s}")
+    for case in CASES:
+        here, there = zip(*((a[case.id], b[case.id]) for a, b in pairs), strict=True)
+        ratio = statistics.median(a / b for a, b in zip(here, there, strict=True))
+        print(f"{case.id:40s}{statistics.median(here):10.1f}{statistics.median(there):11.1f}{ratio:14.2f}")
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure()))
+    if sys.argv[1:] == ["--worker"]:
+        print(json.dumps(_microseconds()))
+    else:
+        main(*sys.argv[1:2], *map(int, sys.argv[2:3]))

@@ -74,7 +74,7 @@ def _backend_missing(name: str) -> Callable[[Problem], str | None]:
     def refuses(problem: Problem) -> str | None:
         op = "tunable_conv_transpose2d" if KINDS[problem.case.kind].transposed else "tunable_conv2d"
         try:
-            backends.select(op, name, problem.input, problem.weight, problem.bias, problem.alpha)
+            backends.select(op, name, problem.input, problem.weight, problem.alpha)
         except RuntimeError as error:
             return str(error)
         return None
@@ -126,9 +126,9 @@ def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
 
 def _cuda_hopper(problem: Problem) -> Function:
     stride, padding, dilation, groups = problem.geometry
-    pairs = [(n, n) for n in (stride, padding, dilation)]
-    op = torch.ops.tunable_ops.tunable_conv2d
-    return lambda x, w, b, a: op(x, w, b, a, *pairs, groups, "none", "cuda-hopper")
+    pairs = [n for n in (stride, padding, dilation) for _ in range(2)]
+    op = torch.ops.tunable_ops.tunable_conv2d_wgmma
+    return lambda x, w, b, a: op(x, w, b, a, *pairs, groups, 0)
 
 
 def _cuda_hopper_refuses(problem: Problem) -> str | None:
@@ -157,7 +157,7 @@ def _hopper_refuses(tile: str) -> Callable[[Problem], str | None]:
         if KINDS[problem.case.kind].transposed or problem.case.direction != "forward":
             return "a forward convolution alone"
         stride, padding, dilation, groups = problem.geometry
-        pairs = [(n, n) for n in (stride, padding, dilation)]
+        pairs = [n for n in (stride, padding, dilation) for _ in range(2)]
         tensors = (problem.input, problem.weight, problem.bias, problem.alpha)
         reason = hopper_conv2d.unsupported_reason(*tensors, pairs[0], pairs[1], pairs[2], groups)
         if reason is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunable_ops.bench import cases, networks, perceptual, providers
+from tunable_ops.bench import cases, host, networks, perceptual, providers
 from tunable_ops.bench.measure import Settings, measure
 
 Row = dict[str, Any]
@@ -41,12 +41,17 @@ def _perceptual(case: Any, device: str, settings: Settings, names: Sequence[str]
     return perceptual.measure(case, device, settings)
 
 
+def _host(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
+    return host.measure(case, device, settings)
+
+
 SUITES = {
     "operators": Suite(lambda device: cases.gpu_suite() if device == "cuda" else cases.cpu_suite(), _layer),
     "scaling": Suite(cases.scaling_suite, _layer),
     "per-sample": Suite(lambda device: cases.per_sample_suite(), _layer, in_all=False),
     "networks": Suite(networks.network_suite, _network),
     "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),
+    "host": Suite(lambda device: host.CASES, _host, in_all=False),
 }
 
 
