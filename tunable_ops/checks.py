@@ -225,3 +225,12 @@ def resolve_padding(
         raise ValueError(f"{op}: padding must not be 'same' with a stride; got stride {tuple(stride)}")
     total = [d * (k - 1) for k, d in zip(taps, dilation, strict=True)]
     return tuple(t // 2 for t in total), tuple(t % 2 for t in total)
+
+
+def is_plain_eager() -> bool:
+    """True outside torch.compile, torch.func transforms and forward-mode AD."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
