@@ -91,7 +91,7 @@ def test_equal_to_layers_by_themselves(
 
 def test_tied_stacks_are_blended_once(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), draw(1, 3, 8, 8)
-    stacks = {id(part) for layer in net.layers for parts in layer.parts() or () for part in parts}
+    stacks = {id(part) for layer in net.layers for parts in layer.kernel_stacks().parts() for part in parts}
     assert calls(lambda: net(x, [0.3, 0.7]), monkeypatch) == len(stacks)
 
 
@@ -189,9 +189,7 @@ def test_autocast_rounds_the_blend_once(gradients: bool) -> None:
 def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), draw(1, 3, 8, 8)
     kept: list[int] = []
-    net.network.line.register_forward_hook(
-        lambda *a: kept.append(sum(entry is not None for entry in frames.current().blend.entries))
-    )
+    net.network.line.register_forward_hook(lambda *a: kept.append(len(frames.current().blend.blends)))
     with torch.no_grad():
         net(x, [0.3, 0.7])
     assert kept[-1] == 1  # of the layer that is not used
@@ -202,7 +200,8 @@ def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch)
 def test_channels_last_stays() -> None:
     net = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), 2)
     net = net.to(memory_format=torch.channels_last)
-    blend = frames.Frame(torch.tensor([0.3, 0.7]), net.layers, "raise", [[0, 1]]).blend
+    plan = network_blend.BlendPlan([layer.kernel_stacks() for layer in net.layers], "cpu")
+    blend = frames.Frame(torch.tensor([0.3, 0.7]), [layer.tuning for layer in net.layers], plan).blend
     assert blend is not None
     for layer in net.layers:
         kernel, _ = blend.take(layer) or ()

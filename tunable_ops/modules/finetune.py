@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tunable_ops.modules.kernel_stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.model import TunableModel
-from tunable_ops.modules.stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.tunable_parameter import (
     ParameterBlend,
     parametrise,
