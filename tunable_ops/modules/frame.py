@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend, modes
+from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights
 
 ON_MAP = ("raise", "mean")
@@ -48,10 +48,16 @@ class Frame:
         if lam.dim() > 2 or not tunings:
             return
         self.alphas, self.starts = blend_weights(tunings, lam)
-        if plan is not None and lam.dim() == 1 and (now := modes(lam.device.type)) is not None:
-            shared: dict[Tuning, int] = {}  # layers that share phi share its alphas: their tied stacks have one blend
-            starts = [shared.setdefault(*each) for each in zip(tunings, self.starts, strict=True)]
-            self.blend = NetworkBlend(plan, self.alphas, starts, now)
+        if plan is not None and lam.dim() == 1:
+            self.blend = NetworkBlend.start(plan, tunings, self.alphas, self.starts)
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose layers see this frame."""
+        _STACK.frames.append(self)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _STACK.frames.pop()
 
     def holds(self, tuning: Tuning) -> bool:
         """Return True for the phi of a layer of the frame's model."""
@@ -112,19 +118,25 @@ class _FrameStack(threading.local):
 _STACK = _FrameStack()
 
 
-def run(frame: Frame, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function whose layers see `frame`."""
-    _STACK.frames.append(frame)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        _STACK.frames.pop()
-
-
 def current() -> Frame | None:
     """Return the frame that layers see, or None outside every TunableModel."""
     frames = _STACK.frames
     return frames[-1] if frames else None
+
+
+def alpha(name: str, tuning: Tuning, batch: int | None, grid: Sequence[int]) -> Tensor:
+    """Return the blend for a call of a layer inside a TunableModel, as `Frame.alpha`.
+
+    Raises:
+        RuntimeError: Outside every TunableModel.
+    """
+    frame = current()
+    if frame is None:
+        raise RuntimeError(
+            f"{name}: lam must be given outside a TunableModel's forward; got None. In activation checkpointing use "
+            "tunable_ops.checkpoint, which carries lambda to the recomputation"
+        )
+    return frame.alpha(name, tuning, batch, grid)
 
 
 def blended(layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, ...] | None:
@@ -154,6 +166,6 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = F
         frame.blend.finish()  # the recomputation must find what the first run found
 
     def carried(*inner: Any, **named: Any) -> Any:
-        return run(frame, function, *inner, **named)
+        return frame.run(function, *inner, **named)
 
     return torch_checkpoint(carried, *args, use_reentrant=False, **kwargs)

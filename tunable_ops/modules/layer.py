@@ -49,17 +49,11 @@ class TunableLayer(nn.Module):
             RuntimeError: No lambda.
             ValueError: A lambda of the wrong length, or for another batch.
         """
-        name = type(self).__name__
-        if lam is not None:
-            lam = read_lambda(name, lam, self.tuning.num_params, like=next(self.parameters()))
-            return frames.Frame(lam).alpha(name, self.tuning, batch, grid)
-        frame = frames.current()
-        if frame is None:
-            raise RuntimeError(
-                f"{name}: lam must be given outside a TunableModel's forward; got None. In activation checkpointing "
-                "use tunable_ops.checkpoint, which carries lambda to the recomputation"
-            )
-        return frame.alpha(name, self.tuning, batch, grid)
+        name, tuning = type(self).__name__, self.tuning
+        if lam is None:
+            return frames.alpha(name, tuning, batch, grid)
+        lam = read_lambda(name, lam, tuning.num_params, like=next(self.parameters()))
+        return frames.Frame(lam).alpha(name, tuning, batch, grid)
 
     def blended_for(self, input: Tensor, dim: int, channels: int) -> tuple[Tensor, ...] | None:
         """Return the layer's kernels from the blend of the whole TunableModel; None if there are none for this input.

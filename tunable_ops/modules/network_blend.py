@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunable_ops import checks, functional
-from tunable_ops.modules.kernel_stacks import KernelStacks
+from tunable_ops import checks
+from tunable_ops.modules.kernel_stacks import BlendedKernels, KernelStacks, blend_stacks
+from tunable_ops.modules.tuning import Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
 GROUP_BYTES = {"cpu": 4 << 20}
@@ -83,41 +84,22 @@ class BlendPlan:
             group_of.update((id(part), group) for part in flat)
 
 
-class _Blends(NamedTuple):
-    """The blended kernels of a layer, and what they were made of."""
-
-    kernels: tuple[Tensor, ...]
-    parts: list[Tensor]
-    versions: list[int]
-    addresses: list[int]
-
-    def are_current(self, stacks: KernelStacks) -> bool:
-        """Return False if a stack was written or replaced since it was blended, by a hook for example."""
-        parts = stacks.parts()
-        if parts is None:
-            return False
-        now = [part for stack in parts for part in stack]
-        if len(now) != len(self.parts):
-            return False
-        for part, before, version, address in zip(now, self.parts, self.versions, self.addresses, strict=True):
-            if part is not before or part._version != version or part.data_ptr() != address:
-                return False
-        return True
-
-
 class NetworkBlend:
     """The blended kernels of a model's layers for one lambda.
 
     Args:
         plan: The model's.
+        tunings: The phi of each layer, by slot.
         alphas: [A], the alphas of all layers.
         starts: Where each layer's alphas begin, by slot.
         modes: Those of the moment.
     """
 
-    def __init__(self, plan: BlendPlan, alphas: Tensor, starts: Sequence[int], modes: Modes) -> None:
-        self.plan, self.alphas, self.starts, self.modes = plan, alphas, starts, modes
-        self.blends: dict[int, _Blends] = {}
+    def __init__(
+        self, plan: BlendPlan, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], modes: Modes
+    ) -> None:
+        self.plan, self.tunings, self.alphas, self.starts, self.modes = plan, tunings, alphas, starts, modes
+        self.blended: dict[int, BlendedKernels | None] = {}
         self.pending = {slot: group for group in plan.groups for slot in group}
         self.device_type = alphas.device.type
         self.stream = None
@@ -125,6 +107,14 @@ class NetworkBlend:
             self.stream = torch.cuda.current_stream(alphas.device)
         if self.device_type != "cpu":
             self.finish()
+
+    @classmethod
+    def start(
+        cls, plan: BlendPlan, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int]
+    ) -> "NetworkBlend | None":
+        """Return a blend for the current modes; None where layers blend by themselves."""
+        now = modes(alphas.device.type)
+        return None if now is None else cls(plan, tunings, alphas, starts, now)
 
     def finish(self) -> None:
         """Blend what no layer has asked for yet, unless the modes have changed."""
@@ -143,58 +133,22 @@ class NetworkBlend:
             return None
         if slot in self.pending:
             self._blend(self.pending[slot])
-        blends = self.blends.get(slot)
-        if blends is None or not blends.are_current(self.plan.stacks[slot]):
+        blended = self.blended.get(slot)
+        if blended is None or not self.plan.stacks[slot].are_unchanged(blended):
             return None
-        kernels = blends.kernels
+        kernels = blended.kernels
         if dtype is not None and self.modes.autocast is None and kernels[0].dtype != dtype:
             return None
         if not self.modes.gradients:
-            del self.blends[slot]
+            del self.blended[slot]
         if self.stream is not None and (now := torch.cuda.current_stream(self.alphas.device)) != self.stream:
             for kernel in kernels:
                 kernel.record_stream(now)  # its memory must not be given away while that stream reads it
         return kernels
 
-    def _blend(self, slots: Sequence[int]) -> None:
-        """Blend the stacks of a group, in one call for each dtype of results."""
-        # Each stack once, even if layers share it: by its start in alpha and its parts.
-        wanted: dict[torch.dtype, dict[tuple[int, ...], Tensor]] = {}
-        keys: dict[int, list[tuple[torch.dtype, tuple[int, ...]]]] = {}
-        parts_of: dict[int, list[Tensor]] = {}
-        for slot in slots:
+    def _blend(self, group: Sequence[int]) -> None:
+        for slot in group:
             del self.pending[slot]
-            stacks, start = self.plan.stacks[slot], self.starts[slot]
-            parts = stacks.parts()
-            if parts is None:
-                continue
-            flat = [part for stack in parts for part in stack]
-            if not all(map(self._fits, flat)):
-                continue
-            autocast = self.modes.autocast if stacks.autocasts else None
-            # On a CPU every layer of a model is blended beforehand.
-            if self.device_type != "cpu" and not stacks.blends_first(parts[0][-1], autocast or flat[0].dtype):
-                continue
-            parts_of[slot], keys[slot] = flat, []
-            for stack in parts:
-                dtype = stack[0].dtype
-                if autocast is not None and dtype != torch.float64:
-                    dtype = autocast
-                key = (start, *map(id, stack))
-                same = wanted.setdefault(dtype, {})
-                if key not in same:
-                    same[key] = stack[0] if len(stack) == 1 else torch.cat(stack)
-                keys[slot].append((dtype, key))
-        blended: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}
-        for dtype, by_key in wanted.items():
-            starts = [key[0] for key in by_key]
-            results = functional.tunable_parameters(list(by_key.values()), self.alphas, starts, dtype=dtype)
-            blended.update(zip([(dtype, key) for key in by_key], results, strict=True))
-        for slot, flat in parts_of.items():
-            kernels = tuple(blended[key] for key in keys[slot])
-            versions, addresses = [part._version for part in flat], [part.data_ptr() for part in flat]
-            self.blends[slot] = _Blends(kernels, flat, versions, addresses)
-
-    def _fits(self, part: Tensor) -> bool:
-        """Return True for plain tensors beside alpha whose changes show: no subclasses, no inference tensors."""
-        return type(part) in (Tensor, nn.Parameter) and part.device == self.alphas.device and not part.is_inference()
+        members = [(self.plan.stacks[slot], self.tunings[slot], self.starts[slot]) for slot in group]
+        blended = blend_stacks(members, self.alphas, self.modes.autocast)
+        self.blended.update(zip(group, blended, strict=True))
