@@ -146,24 +146,9 @@ class _TunableConv(_TunableConvNd):
         tuning: str = "affine",
         domain: str = "simplex",
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            0,
-            num_params,
-            num_kernels,
-            tuning,
-            domain,
-            device,
-            dtype,
-        )
+        layout = (stride, padding, dilation, groups, bias, padding_mode, 0)
+        phi = (num_params, num_kernels, tuning, domain)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, *phi, device, dtype)
 
     def forward(self, input: Tensor, lam: Tensor | Sequence[float] | None = None) -> Tensor:
         """Convolve with the blend that `lam` (or the TunableModel around the layer) asks for.
@@ -288,24 +273,9 @@ class TunableConvTranspose2d(_TunableConvNd):
         tuning: str = "affine",
         domain: str = "simplex",
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            output_padding,
-            num_params,
-            num_kernels,
-            tuning,
-            domain,
-            device,
-            dtype,
-        )
+        layout = (stride, padding, dilation, groups, bias, padding_mode, output_padding)
+        phi = (num_params, num_kernels, tuning, domain)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, *phi, device, dtype)
 
     def forward(
         self,
