@@ -11,12 +11,23 @@ ROOT = Path(__file__).parent.parent
 # Package (or module) of the project -> what it may import of the project. Its own package is always allowed.
 ARROWS: dict[str, set[str]] = {
     "tunable_ops.reference": set(),
-    "tunable_ops.checks": {"tunable_ops.reference"},
-    "tunable_ops.backends": {"tunable_ops.reference", "tunable_ops.triton_kernels"},
-    "tunable_ops.ops": {"tunable_ops.reference", "tunable_ops.checks", "tunable_ops.backends"},
-    "tunable_ops.functional": {"tunable_ops.ops"},
-    "tunable_ops.modules": {"tunable_ops.functional", "tunable_ops.checks"},
-    "tunable_ops.losses": {"tunable_ops.functional", "tunable_ops.serialization"},
+    "tunable_ops.geometry": set(),
+    "tunable_ops.checks": {"tunable_ops.geometry", "tunable_ops.reference"},
+    "tunable_ops.backends": {
+        "tunable_ops.checks",
+        "tunable_ops.geometry",
+        "tunable_ops.reference",
+        "tunable_ops.triton_kernels",
+    },
+    "tunable_ops.ops": {
+        "tunable_ops.backends",
+        "tunable_ops.checks",
+        "tunable_ops.geometry",
+        "tunable_ops.reference",
+    },
+    "tunable_ops.functional": {"tunable_ops.backends", "tunable_ops.ops"},
+    "tunable_ops.modules": {"tunable_ops.checks", "tunable_ops.functional", "tunable_ops.geometry"},
+    "tunable_ops.losses": {"tunable_ops.checks", "tunable_ops.functional", "tunable_ops.serialization"},
     "tunable_ops.models": {"tunable_ops.modules"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
@@ -58,8 +69,24 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.triton_kernels",
     },
     "tunable_ops.triton_kernels": set(),
-    "tunable_ops": {"tunable_ops.functional", "tunable_ops.losses", "tunable_ops.modules", "tunable_ops.reference"},
+    "tunable_ops": {
+        "tunable_ops.functional",
+        "tunable_ops.losses",
+        "tunable_ops.modules",
+        "tunable_ops.reference",
+        # on first use
+        "tunable_ops.control",
+        "tunable_ops.models",
+        "tunable_ops.pretrained",
+        "tunable_ops.serialization",
+        "tunable_ops.train",
+    },
 }
+# Within tunable_ops.modules: each imports only what stands before it.
+MODULES = [
+    *("spec", "tuning", "kernel_stacks", "network_blend", "frame", "layer"),
+    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune"),
+]
 # Compiled and triton code is known to these alone.
 KERNEL_IMPORTERS = {"tunable_ops.backends", "tunable_ops.triton_kernels"}
 
@@ -87,7 +114,7 @@ def owner(module: str) -> str:
 
 
 def imports(file: Path, module: str) -> list[str]:
-    """Every module that a file imports, at any depth of the tree (inside functions too)."""
+    """Every module that a file imports, at any depth of the tree: inside functions and under TYPE_CHECKING too."""
     known = {name for name, _ in sources()}
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
@@ -110,6 +137,45 @@ def test_arrows_point_one_way(module: str, file: Path) -> None:
             assert owner(module) in KERNEL_IMPORTERS, f"{module} must not import {target}"
 
 
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of the graph, its first node again at the end; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return [*way[way.index(node) :], node]
+        if node not in done:
+            for target in sorted(graph.get(node, ())):
+                if circle := walk(target, [*way, node]):
+                    return circle
+            done.add(node)
+        return []
+
+    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
+
+
+def test_no_circles() -> None:
+    """Among all files, imports under TYPE_CHECKING and inside functions counted."""
+    known = dict(sources())
+    graph = {module: {t for t in imports(file, module) if t in known} for module, file in known.items()}
+    assert find_circle(graph) == []
+
+
+def test_finding_circles() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c", "d"}, "c": {"d"}, "d": set()}) == []
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c", "b"]
+    assert find_circle({"a": {"a"}}) == ["a", "a"]
+
+
+def test_modules_import_what_stands_before_them() -> None:
+    package = "tunable_ops.modules."
+    files = {module.removeprefix(package): file for module, file in sources() if module.startswith(package)}
+    assert sorted(files) == sorted(MODULES)
+    for place, name in enumerate(MODULES):
+        found = {t.removeprefix(package) for t in imports(files[name], name) if t.startswith(package.rstrip("."))}
+        assert found <= set(MODULES[:place]), f"{name} must import only what stands before it"
+
+
 def test_every_source_has_an_owner() -> None:
     homeless = [module for module, _ in sources() if owner(module) not in ARROWS]
     assert homeless == []
@@ -119,8 +185,10 @@ def test_reading_a_tree_finds_imports(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text(
         "import triton\ndef f():\n    from tunable_ops.modules import fold\n    from tunable_ops import ops\n"
+        "if TYPE_CHECKING:\n    from tunable_ops.checks import FLOATS\n"
     )
-    assert imports(file, "a") == ["triton", "tunable_ops.modules.fold", "tunable_ops.ops"]
+    found = imports(file, "a")
+    assert sorted(found) == ["triton", "tunable_ops.checks", "tunable_ops.modules.fold", "tunable_ops.ops"]
 
 
 def test_import_needs_torch_alone_and_touches_no_device() -> None:
@@ -145,3 +213,22 @@ print(tunable_ops.tunable_conv2d(torch.ones(1,1,1,1), torch.ones(2,1,1,1,1), Non
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "2.0"
+
+
+def test_parts_of_the_package_are_imported_on_first_use() -> None:
+    code = """
+import sys
+import tunable_ops
+parts = ("control", "models", "pretrained", "serialization", "train")
+assert not any(f"tunable_ops.{part}" in sys.modules for part in parts)
+assert set(parts) <= set(dir(tunable_ops))
+assert tunable_ops.models.NAFNet and "tunable_ops.train" not in sys.modules
+assert all(getattr(tunable_ops, part) is sys.modules[f"tunable_ops.{part}"] for part in parts)
+try:
+    tunable_ops.nonsense
+except AttributeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "module 'tunable_ops' has no attribute 'nonsense'\n"

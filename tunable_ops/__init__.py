@@ -7,6 +7,9 @@ y = net(x, lam)
 plain = tunable_ops.fold(net, lam)
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from tunable_ops import losses, reference
 from tunable_ops.functional import (
     tunable_conv1d,
@@ -36,6 +39,13 @@ from tunable_ops.modules import (
     optimizer_groups,
     split_base,
 )
+
+if TYPE_CHECKING:
+    from tunable_ops import control as control
+    from tunable_ops import models as models
+    from tunable_ops import pretrained as pretrained
+    from tunable_ops import serialization as serialization
+    from tunable_ops import train as train
 
 __version__ = "0.1.0"
 
@@ -67,3 +77,17 @@ __all__ = [
     "tunable_parameter",
     "tunable_parameters",
 ]
+
+# Not in __all__: `import *` needs torch alone, and these need more.
+_ON_FIRST_USE = ("control", "models", "pretrained", "serialization", "train")
+
+if not TYPE_CHECKING:  # for a type checker this would turn every misspelt name into Any
+
+    def __getattr__(name: str) -> object:
+        """Import a part of the package when it is first used."""
+        if name in _ON_FIRST_USE:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_FIRST_USE})

@@ -295,6 +295,10 @@ def test_bad_lambda(lam, error, text):
         ({"num_params": 2, "tuning": "softmax"}, r"tuning: tuning must be one of .*; got 'softmax'"),
         ({"num_params": 2, "domain": "ball"}, r"tuning: domain must be one of .*; got 'ball'"),
         ({"num_params": 2, "num_kernels": 3, "tuning": "identity"}, "tuning: num_kernels must equal num_params"),
+        (
+            {"num_params": 2, "tuning": "identity", "domain": "box"},
+            "tuning: tuning must be 'affine' on the box, .*; got",
+        ),
         ({"num_params": 2, "groups": 3}, "TunableConv2d: groups must divide in_channels and out_channels; got 3"),
         ({"num_params": 2, "groups": 0}, "TunableConv2d: groups must be a positive int; got 0"),
         ({"num_params": 2, "padding": -1}, "TunableConv2d: padding must be at least 0; got -1"),

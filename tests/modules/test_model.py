@@ -22,6 +22,10 @@ def model(kind=Net, **options):
     return net
 
 
+def frame_of(net, lam):
+    return frames.Frame(lam, [layer.tuning for layer in net.layers])
+
+
 class Wait(nn.Module):
     """Stops every thread in the middle of the network until all are there."""
 
@@ -212,7 +216,7 @@ def test_one_product_for_all_alphas(domain, batch):
     for depth in (2, 20):
         net = tunable_ops.convert(Deep(depth), 2, domain=domain)
         assert len(net.layers) == depth
-        phi.append(launches(lambda net=net: frames.Frame(lam, net.layers)))
+        phi.append(launches(lambda net=net: frame_of(net, lam)))
         whole.append(launches(lambda net=net: net(x, lam)))
     assert phi[0] == phi[1]
     assert not phi[0].get("tunable_parameters")
@@ -232,9 +236,9 @@ def test_one_product_for_all_alphas(domain, batch):
 def test_alphas_equal_those_of_the_layers(options):
     net = model(**options)
     for lam in (point("box", 2), point("box", 2, 3)):
-        frame = frames.Frame(lam, net.layers)
+        frame = frame_of(net, lam)
         for layer in net.layers:
-            assert_equal(frame.alpha(layer, ()), layer.tuning(lam))
+            assert_equal(frame.alpha("layer", layer.tuning, None, ()), layer.tuning(lam))
 
 
 def test_autocast_keeps_phi_in_single_precision():
@@ -242,10 +246,10 @@ def test_autocast_keeps_phi_in_single_precision():
     perturb(net)
     x, lam = draw(2, 3, 8, 8, dtype=torch.float32), torch.tensor([[0.3, 0.7], [0.6, 0.4]])
     with torch.autocast("cpu", torch.bfloat16):
-        alphas = frames.Frame(lam, net.layers).alphas
+        alphas = frame_of(net, lam).alphas
         out = net(x, lam)
     assert alphas.dtype == torch.float32
-    assert torch.equal(alphas, frames.Frame(lam, net.layers).alphas)
+    assert torch.equal(alphas, frame_of(net, lam).alphas)
     assert_equal(out.float(), net(x, lam), 0.1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tunable_ops
 from tests.modules.networks import DTYPE, Net, assert_equal, draw, perturb, plain_net, point
 from tunable_ops.modules import frame as frames
-from tunable_ops.modules import network_blend
+from tunable_ops.modules import kernel_stacks, network_blend
 
 
 class Odd(nn.Module):
@@ -51,17 +51,17 @@ def run(net: nn.Module, x: Tensor, lam: Tensor) -> list[Tensor | None]:
 def alone(net: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, lam: Tensor) -> list[Tensor | None]:
     """The same, every layer by itself."""
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "modes", lambda device_type: None)
+        patch.setattr(network_blend, "modes", lambda device_type: None)
         return run(net, x, lam)
 
 
 def calls(function: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many stacks are blended for the network while `function` runs."""
     found: list[int] = []
-    real = network_blend.functional.tunable_parameters
+    real = kernel_stacks.functional.tunable_parameters
     with monkeypatch.context() as patch:
         patch.setattr(
-            network_blend.functional,
+            kernel_stacks.functional,
             "tunable_parameters",
             lambda stacks, *a, **k: found.append(len(stacks)) or real(stacks, *a, **k),
         )
@@ -91,7 +91,7 @@ def test_equal_to_layers_by_themselves(
 
 def test_tied_stacks_are_blended_once(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), draw(1, 3, 8, 8)
-    stacks = {id(part) for layer in net.layers for parts in layer.parts() or () for part in parts}
+    stacks = {id(part) for layer in net.layers for parts in layer.kernel_stacks().parts() for part in parts}
     assert calls(lambda: net(x, [0.3, 0.7]), monkeypatch) == len(stacks)
 
 
@@ -189,9 +189,7 @@ def test_autocast_rounds_the_blend_once(gradients: bool) -> None:
 def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), draw(1, 3, 8, 8)
     kept: list[int] = []
-    net.network.line.register_forward_hook(
-        lambda *a: kept.append(sum(entry is not None for entry in frames.current().blend.entries))
-    )
+    net.network.line.register_forward_hook(lambda *a: kept.append(len(frames.current().blend.blended)))
     with torch.no_grad():
         net(x, [0.3, 0.7])
     assert kept[-1] == 1  # of the layer that is not used
@@ -202,13 +200,30 @@ def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch)
 def test_channels_last_stays() -> None:
     net = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), 2)
     net = net.to(memory_format=torch.channels_last)
-    blend = frames.Frame(torch.tensor([0.3, 0.7]), net.layers, "raise", [[0, 1]]).blend
+    plan = network_blend.BlendPlan([layer.kernel_stacks() for layer in net.layers], "cpu")
+    blend = frames.Frame(torch.tensor([0.3, 0.7]), [layer.tuning for layer in net.layers], plan).blend
     assert blend is not None
     for layer in net.layers:
         kernel, _ = blend.take(layer) or ()
         assert kernel.is_contiguous(memory_format=torch.channels_last)
         assert not kernel.is_contiguous()
     assert net(torch.rand(1, 3, 8, 8), [0.3, 0.7]).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_blending_first_is_decided_once_per_dtype_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU: the decision must not be made anew in every call."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(kernel_stacks.functional, "blends_first", lambda *a: asked.append(a[1:]) or len(asked) > 1)
+    layer = tunable_ops.TunableConv2d(4, 4, 3, stride=2, groups=2, num_params=2, domain="box")
+    stacks = layer.kernel_stacks()
+    for dtype, expected in ((torch.float32, False), (torch.bfloat16, True), (torch.float32, False)):
+        assert stacks.blends_first(layer.weight, dtype) is expected
+    assert asked == [(3, torch.float32, (2, 2), 2), (3, torch.bfloat16, (2, 2), 2)]
+    layer.to(memory_format=torch.channels_last)
+    assert stacks.blends_first(layer.weight, torch.float32)
+    linear = tunable_ops.TunableLinear(4, 4, num_params=2)
+    assert linear.kernel_stacks().blends_first(linear.weight, torch.float32)
+    assert len(asked) == 3
 
 
 def test_memory_of_a_training_step() -> None:

@@ -1,4 +1,4 @@
-"""convert: a plain network made tunable, layer by layer, without a change to its code."""
+"""convert: make a plain network tunable, layer by layer, without a change to its code."""
 
 import copy
 import difflib
@@ -30,7 +30,7 @@ _TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
 # They read `.weight` of their children instead of calling them.
 _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FAMILY = (nn.Linear, nn.modules.conv._ConvNd)
-# Of torch's own modules those whose parameters are the network's.
+# Torch's modules whose own parameters are the network's, not those of a layer.
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Residual scales; the only patterns that may match nothing.
 USUAL_PARAMETERS = ("*.beta", "*.gamma")
@@ -51,15 +51,15 @@ def convert(
     defaults: Sequence[float] | None = None,
     on_map: str = "raise",
 ) -> TunableModel:
-    """Makes a network tunable; it keeps computing what it did, for every lambda of the domain.
+    """Make a network tunable; it still computes what it did, for every lambda of the domain.
 
     On the simplex (lambda sums to 1) every kernel starts as the plain one; on the box there are p + 1 kernels, the
     plain one under the constant weight 1 and p that start at zero.
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
-    parameters of what is converted stay tied. Left alone, and named in one warning: what MultiheadAttention and
-    TransformerEncoderLayer read by `.weight`, parametrised layers, subclasses, layers with a `forward`, buffers or
-    children of their own, and what is tied to something that stays.
+    parameters stay tied. These stay plain, and one warning names them: layers whose `.weight` MultiheadAttention and
+    TransformerEncoderLayer read, parametrised layers, subclasses, layers with a `forward`, buffers or children of
+    their own, and layers that are tied to one that stays plain.
 
     Args:
         network: Any nn.Module; it is copied, not changed.
@@ -92,8 +92,6 @@ def convert(
     for name, module in network.named_modules():
         if isinstance(module, TunableLayer | TunableModel):
             raise ValueError(f"convert: network must be plain; got {type(module).__name__} at {name!r}")
-    if domain == "box" and tuning == "identity":
-        raise ValueError("convert: tuning must be 'affine' on the box (its first kernel has a constant weight)")
     LambdaSpec.create(num_params, domain, names, ranges, defaults)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
@@ -133,7 +131,7 @@ def convert(
 def _choose(
     network: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]
 ) -> tuple[dict[nn.Module, None], list[str]]:
-    """The modules to convert, in order, and the names of those that look convertible but stay."""
+    """Return the modules to convert, in order, and the names of those that look convertible but stay plain."""
     named: dict[nn.Module, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, _FAMILY):
@@ -158,7 +156,7 @@ def _choose(
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """One of torch's own layers, with nothing of anybody else's that its work may depend on."""
+    """Return True for one of torch's own layers to which nobody has added anything that it may depend on."""
     return (
         type(module) in _TUNABLE
         and isinstance(module._parameters.get("weight"), nn.Parameter)
@@ -170,7 +168,7 @@ def _is_plain(module: nn.Module) -> bool:
 def _leave_tied(
     network: nn.Module, chosen: dict[nn.Module, None], named: dict[nn.Module, list[str]], left_alone: list[str]
 ) -> None:
-    """Takes out layers that share a parameter with a module that stays plain, until none is left."""
+    """Remove layers that share a parameter with a module that stays plain, until none is left."""
     while True:
         kept = {id(p) for module in network.modules() if module not in chosen for p in module._parameters.values()}
         tied = [m for m in chosen if any(p is not None and id(p) in kept for p in m._parameters.values())]
@@ -196,7 +194,7 @@ def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]
 
 
 def _tunable(module: nn.Module, options: dict[str, Any]) -> StackedLayer:
-    """The tunable twin of a plain layer, its kernels not set yet."""
+    """Return the tunable counterpart of a plain layer, its kernels not set yet."""
     factory: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
     has_bias = module.bias is not None
     kind: Any = _TUNABLE[type(module)]
@@ -227,7 +225,7 @@ def _tie(
     stacks: dict[int, tuple[nn.Parameter, StackedLayer]],
     layers: Sequence[StackedLayer],
 ) -> None:
-    """Sets the kernels of `layer`; layers that share a parameter share its stack, and phi with it."""
+    """Set the kernels of `layer`; layers that share a parameter share its stack, and phi with it."""
     for name in ("weight", "bias"):
         plain = getattr(module, name)
         if plain is None:
@@ -263,7 +261,7 @@ _HOOKS = (
 
 
 def copy_network(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deepcopy in which `memo` already names what takes the place of some layers.
+    """Return a deepcopy in which `memo` names the replacements of some layers.
 
     torch refuses to copy a tensor with a history, such as the `weight` that torch.nn.utils.weight_norm leaves on a
     layer until its next forward: such a tensor is copied without the history.
@@ -276,7 +274,7 @@ def copy_network(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def carry_over(source: nn.Module, target: nn.Module, memo: dict[int, Any]) -> None:
-    """Mode and hooks of a layer go to the one that takes its place.
+    """Give the mode and the hooks of a layer to the one that takes its place.
 
     `memo` is that of the network's deepcopy: a hook that is a method of the network becomes one of the copy.
     """
@@ -289,9 +287,9 @@ def carry_over(source: nn.Module, target: nn.Module, memo: dict[int, Any]) -> No
 def _make_parameters_tunable(
     network: nn.Module, patterns: Sequence[str], options: dict[str, Any], left_alone: list[str]
 ) -> list[ParameterBlend]:
-    """Puts a blend behind every parameter of the network's own that a pattern names; tied ones share it."""
+    """Put a blend behind every parameter of the network's own that a pattern names; tied ones share it."""
     own = list(_own_parameters(network))
-    # Each name with a dot before it too: "*.beta" names a root's own beta.
+    # Each name with a dot before it too, so that "*.beta" matches a parameter of the network itself.
     names = {name: (name, f".{name}") for name, _, _ in own}
     _check_patterns(
         "parameters", patterns, [n for both in names.values() for n in both], "parameter of the network's own"
@@ -314,7 +312,7 @@ def _make_parameters_tunable(
 
 
 def _own_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Parameters of modules that are neither layers of torch's own nor tunable ones."""
+    """Yield the parameters of modules that are neither torch's own layers nor tunable ones."""
     for prefix, module in network.named_modules():
         kind = parametrize.type_before_parametrizations(module)
         torchs_own = kind.__module__.startswith("torch.nn.") and kind not in _CONTAINERS

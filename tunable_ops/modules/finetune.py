@@ -1,4 +1,4 @@
-"""Starting from a plain network: its checkpoint, its base kernels, and groups for the optimiser."""
+"""Fine-tuning from a plain network: its checkpoint, its base kernels, and groups for the optimiser."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tunable_ops.modules.kernel_stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.model import TunableModel
-from tunable_ops.modules.stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.tunable_parameter import (
     ParameterBlend,
     parametrise,
@@ -20,9 +20,9 @@ from tunable_ops.modules.tunable_parameter import (
 
 
 def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
-    """Loads a plain network's state dict into its conversion, as if `convert` had been given that network.
+    """Load a plain network's state dict into its conversion, as if `convert` had been given that network.
 
-    phi is not touched: in a fresh conversion the network then computes what the plain one did.
+    phi stays as it is: in a fresh conversion the network then computes what the plain one did.
 
     Args:
         net: A conversion of the plain network's architecture.
@@ -47,17 +47,17 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, (tensors, _, stacked) in targets.items():
             value = state[name].to(tensors[0].device, tensors[0].dtype)
+            parts = (value,)
             if stacked is not None:
-                count = sum(len(t) for t in tensors)
-                value = stack_plain(value, count, stacked.tuning.constant).view(count, *tensors[0].shape[1:])
-            for tensor, part in zip(
-                tensors, value.split([len(t) for t in tensors]) if stacked else [value], strict=True
-            ):
+                counts = [len(tensor) for tensor in tensors]
+                stack = stack_plain(value, sum(counts), stacked.tuning.constant)
+                parts = stack.view(-1, *tensors[0].shape[1:]).split(counts)
+            for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part)
 
 
 def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
-    """Every name of the plain network's state dict, with the tensors it goes to, its shape and its tunable layer."""
+    """Yield every name of the plain network's state dict with its tensors in `net`, its shape and its tunable layer."""
     hidden: set[int] = set()
     for prefix, owner, attribute, layer in _stacks(net):
         shape = layer.shape if isinstance(layer, ParameterBlend) else tuple(getattr(owner, attribute).shape[1:])
@@ -72,7 +72,7 @@ def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
 
 
 def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
-    """(name of the owner, owner, attribute, tunable layer) of every stack, under each of its names."""
+    """Yield (name of the owner, owner, attribute, tunable layer) of every stack, under each of its names."""
     for prefix, module in net.network.named_modules(remove_duplicate=False):
         if isinstance(module, StackedLayer):
             for attribute in ("weight", "bias"):
@@ -85,12 +85,12 @@ def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
 
 
 def split_base(net: TunableModel) -> None:
-    """Keeps the base kernels (the plain ones, box domain) as parameters of their own, apart from the new ones.
+    """Keep the base kernels (the plain ones, box domain) and the new ones in separate parameters.
 
     Costs one copy of the kernels per call; `merge_base` undoes it. State dicts keep their names and shapes.
 
     Raises:
-        ValueError: A model on the simplex: there every kernel starts as the plain one and none is the base.
+        ValueError: A model on the simplex, where every kernel starts as the plain one and none is the base.
     """
     _check_model("split_base", net)
     if net.spec.domain != "box":
@@ -117,7 +117,7 @@ def split_base(net: TunableModel) -> None:
 
 
 def merge_base(net: TunableModel) -> None:
-    """Undoes `split_base`: one stack per layer again, trainable where one of its parts was."""
+    """Undo `split_base`: one stack per layer again, trainable if one of its parts was."""
     _check_model("merge_base", net)
     done: dict[int, tuple[Tensor, nn.Parameter]] = {}
     for _, owner, attribute, layer in list(_stacks(net)):
@@ -134,7 +134,7 @@ def merge_base(net: TunableModel) -> None:
 
 
 def freeze_base(net: TunableModel, frozen: bool = True) -> None:
-    """Stops (or resumes) training of the base kernels; splits them off first.
+    """Freeze (or unfreeze) the base kernels; `split_base` is called first.
 
     Raises:
         ValueError: As `split_base`.
@@ -152,17 +152,17 @@ def optimizer_groups(
     phi: Mapping[str, Any] | None = None,
     rest: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimiser: base kernels, new kernels, phi, and everything else.
+    """Return parameter groups for a torch optimiser: base kernels, new kernels, phi, and everything else.
 
-    On the box the base kernels are the plain ones (`split_base` is called where `base` is given options); on the
-    simplex every kernel is a new one. Frozen parameters are left out, empty groups too.
+    On the box the base kernels are the plain ones (`split_base` is called if `base` has options); on the simplex every
+    kernel is a new one. Frozen parameters and empty groups are left out.
 
     Args:
         net: The model.
-        base: Options of the group, e.g. {"lr": 1e-5}.
-        new: The same for the new kernels.
-        phi: The same for phi.
-        rest: The same for what is not tunable (norms, embeddings).
+        base: Options of the base kernels, e.g. {"lr": 1e-5}.
+        new: Options of the new kernels.
+        phi: Options of phi.
+        rest: Options of what is not tunable (norms, embeddings).
 
     Returns:
         Groups with the keys "name", "params" and the options.
@@ -197,7 +197,7 @@ def _check_model(op: str, net: Any) -> None:
 
 
 def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """(whole, base, new) names in the state dict of every stack that is split."""
+    """Yield the names (whole, base, new) that every split stack has in the state dict."""
     for name, owner, attribute, layer in _stacks(net):
         if len(stack_parts(owner, attribute)) < 2:
             continue

@@ -1,8 +1,7 @@
-"""Back to a plain network: fold once, or keep a plain network whose kernels are blended anew in place."""
+"""Back to a plain network: fold once, or keep a plain network whose kernels are blended in place for each lambda."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +9,16 @@ from torch.nn.utils import parametrize
 
 from tunable_ops import functional
 from tunable_ops.modules.convert import carry_over, copy_network
+from tunable_ops.modules.kernel_stacks import stack_parts, whole_stack
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel, first_float
 from tunable_ops.modules.spec import read_lambda
-from tunable_ops.modules.stacks import stack_parts, whole_stack
 from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
 from tunable_ops.modules.tuning import blend_weights
 
 
 def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
-    """A plain network that computes what `net` computes at `lam`: same class as before `convert`, no overhead.
+    """Return a plain network that computes what `net` does at `lam`: same class as before `convert`, no overhead.
 
     Args:
         net: A TunableModel, or one tunable layer.
@@ -45,14 +44,14 @@ def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
 
 
 class LiveFold(nn.Module):
-    """A plain network at a lambda that can be set anew: the kernels are blended in place, at the same addresses.
+    """A plain network whose lambda can be changed: the kernels are blended in place, at the same addresses.
 
     ``live = LiveFold(net); live.set(lam); y = live(x)``: every call costs what the plain network costs, and a CUDA
     graph captured over it stays valid when lambda changes.
 
     Args:
-        net: A TunableModel. Kept as it is; `set` reads its kernels, so that later training of them shows after the
-            next `set`. What is not tunable (norms, say) was copied and stays.
+        net: A TunableModel. It stays as it is; `set` reads its kernels, so later training of them shows after the next
+            `set`. What is not tunable (norms, say) was copied and does not change.
         lam: Where to start; default the model's defaults.
     """
 
@@ -69,7 +68,7 @@ class LiveFold(nn.Module):
         self.set(net.spec.defaults if lam is None else lam)
 
     def set(self, lam: Tensor | Sequence[float]) -> None:
-        """Blends all kernels for `lam`, [p] or [1, p], in place.
+        """Blend all kernels for `lam`, [p] or [1, p], in place.
 
         Raises:
             ValueError: As `fold`.
@@ -79,16 +78,39 @@ class LiveFold(nn.Module):
             _blend_into(self._targets, self.lam)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the plain network."""
+        """Run the plain network."""
         return self.network(*args, **kwargs)
 
 
-# A tunable layer, and for each of its stacks: how to read it now, and the plain parameter that is its blend.
-Targets = list[tuple[TunableLayer, list[tuple[Callable[[], Tensor], nn.Parameter]]]]
+class _Target(NamedTuple):
+    """A stack, `attribute` of `owner`, and the plain parameter that becomes its blend."""
+
+    layer: TunableLayer
+    owner: nn.Module
+    attribute: str
+    plain: nn.Parameter
 
 
-def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
-    """A plain copy with unset kernels, and what is to be blended into them."""
+class _Targets:
+    """The targets of one fold; stacks that are tied fold into one parameter."""
+
+    def __init__(self) -> None:
+        self.found: list[_Target] = []
+        self._plain_of: dict[int, nn.Parameter] = {}
+
+    def add(self, layer: TunableLayer, owner: nn.Module, attribute: str, like: Tensor) -> nn.Parameter:
+        """Return the plain parameter of a stack, shaped as `like`, its values not set yet."""
+        parts = stack_parts(owner, attribute)
+        plain = self._plain_of.get(id(parts[0]))
+        if plain is None:
+            plain = nn.Parameter(torch.empty_like(like), requires_grad=any(part.requires_grad for part in parts))
+            self._plain_of[id(parts[0])] = plain
+        self.found.append(_Target(layer, owner, attribute, plain))
+        return plain
+
+
+def _skeleton(net: nn.Module) -> tuple[nn.Module, list[_Target]]:
+    """Return a plain copy whose kernels are not set yet, and what to blend into them."""
     if isinstance(net, StackedLayer):
         layers: Sequence[TunableLayer] = (net,)
         network: nn.Module = net
@@ -97,38 +119,25 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, Targets]:
     else:
         raise TypeError(f"fold: net must be a TunableModel or a tunable layer; got {type(net).__name__}")
     memo: dict[int, Any] = {}
-    plain_of: dict[int, nn.Parameter] = {}
-    targets: Targets = []
-    for layer in layers:
-        if isinstance(layer, ParameterBlend):
-            continue  # below: it is replaced in its owner
+    targets = _Targets()
+    stacked = [layer for layer in layers if not isinstance(layer, ParameterBlend)]
+    for layer in stacked:
         if not isinstance(layer, StackedLayer):
             raise ValueError(f"fold: net must have layers with a plain form alone; got {type(layer).__name__}")
-        plain = layer.plain()
-        memo[id(layer)] = plain
-        pairs: list[tuple[Callable[[], Tensor], nn.Parameter]] = []
+        memo[id(layer)] = plain = layer.plain()
         for name in ("weight", "bias"):
             stack = getattr(layer, name)
-            if stack is None:
-                continue
-            # Tied stacks fold into tied parameters.
-            parts = stack_parts(layer, name)
-            key = id(parts[0])
-            if key not in plain_of:
-                trainable = any(part.requires_grad for part in parts)
-                plain_of[key] = nn.Parameter(torch.empty_like(stack[0]), requires_grad=trainable)
-            setattr(plain, name, plain_of[key])
-            pairs.append((partial(whole_stack, layer, name), plain_of[key]))
-        targets.append((layer, pairs))
+            if stack is not None:
+                setattr(plain, name, targets.add(layer, layer, name, like=stack[0]))
     folded = copy_network(network, memo)
-    for layer, _ in targets:
+    for layer in stacked:
         carry_over(layer, memo[id(layer)], memo)
-    return folded, targets + list(_fold_parameters(network, folded, layers))
+    _fold_parameters(network, folded, layers, targets)
+    return folded, targets.found
 
 
-def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[TunableLayer]) -> Iterator[Any]:
-    """Replaces the parametrisations of `convert` in the copy by plain parameters, tied where the stacks are."""
-    plain_of: dict[int, nn.Parameter] = {}
+def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[TunableLayer], targets: _Targets) -> None:
+    """Replace the parametrisations of `convert` in the copy by plain parameters."""
     sources = dict(network.named_modules())
     for prefix, module in list(folded.named_modules()):
         source = sources.get(prefix)
@@ -136,32 +145,23 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
             continue
         for attribute, blends in list(source.parametrizations.items()):  # type: ignore[union-attr, operator]
             blend = blends[0]
-            if not isinstance(blend, ParameterBlend) or blend not in layers:
-                continue
-            stack = unparametrise(module, attribute)
-            parts = stack_parts(source, attribute)
-            if id(parts[0]) not in plain_of:
-                trainable = any(part.requires_grad for part in parts)
-                plain_of[id(parts[0])] = nn.Parameter(stack.new_empty(blend.shape), requires_grad=trainable)
-            module.register_parameter(attribute, plain_of[id(parts[0])])
-            yield blend, [(partial(whole_stack, source, attribute), plain_of[id(parts[0])])]
+            if isinstance(blend, ParameterBlend) and blend in layers:
+                stack = unparametrise(module, attribute)
+                plain = targets.add(blend, source, attribute, like=stack[0].view(blend.shape))
+                module.register_parameter(attribute, plain)
 
 
-def _blend_into(targets: Targets, lam: Tensor) -> None:
-    """Blends every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
-    alphas, starts = blend_weights([layer.tuning for layer, _ in targets], lam)
-    blends = [
-        (stack, start, plain.view(stack.shape[1:]))
-        for (_, pairs), start in zip(targets, starts, strict=True)
-        for stack, plain in ((read(), plain) for read, plain in pairs)
-    ]
-    if blends:
-        stacks, firsts, outputs = zip(*blends, strict=True)
-        functional.blend_into(stacks, alphas, firsts, outputs)
+def _blend_into(targets: Sequence[_Target], lam: Tensor) -> None:
+    """Blend every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
+    alphas, starts = blend_weights((target.layer.tuning for target in targets), lam)
+    if targets:
+        stacks = [whole_stack(target.owner, target.attribute) for target in targets]
+        outputs = [target.plain.view(stack.shape[1:]) for target, stack in zip(targets, stacks, strict=True)]
+        functional.blend_into(stacks, alphas, starts, outputs)
 
 
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:
-    """Lambda [p] on the model's device; a per-sample one or a map has no single kernel."""
+    """Return lambda [p] on the model's device; one per sample or a map has no single kernel."""
     tuning = net.layers[0].tuning if isinstance(net, TunableModel) else net.tuning
     values = read_lambda(op, lam, tuning.num_params, like=first_float(net))  # type: ignore[union-attr, arg-type]
     if values.dim() == 2 and values.shape[0] == 1:

@@ -1,23 +1,20 @@
 """How lambda reaches the layers: a stack of frames, one stack per thread.
 
-`TunableModel.forward` pushes a frame and pops it at the end; a layer that is called without lambda looks at the top.
+`TunableModel.forward` runs its network under a frame; a layer that is called without lambda looks at the last one.
 (A ContextVar breaks torch.compile and strict export; an attribute on modules breaks threads and deepcopy.)
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from tunable_ops.modules.network_blend import NetworkBlend, modes
+from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights
-
-if TYPE_CHECKING:
-    from tunable_ops.modules.layer import TunableLayer
 
 ON_MAP = ("raise", "mean")
 _POOL: dict[int, Callable[..., Tensor]] = {
@@ -32,94 +29,124 @@ class Frame:
 
     Args:
         lam: [p], [B, p] or a map [B, p, *grid].
-        layers: The model's layers; layer i has `slot` i. Their alphas come from one matrix product.
+        tunings: The phi of each layer. Their alphas come from one matrix product.
+        plan: What is blended together; None: layers blend by themselves.
         on_map: What layers without a grid do with a map: "raise", or take its "mean".
-        groups: The layers' slots in groups that are blended together (`make_groups`); None: layers blend alone.
 
     Attributes:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "lam", "layers", "on_map", "recorded", "starts")
+    __slots__ = ("alphas", "blend", "lam", "on_map", "recorded", "starts", "tunings")
 
     def __init__(
-        self,
-        lam: Tensor,
-        layers: Sequence["TunableLayer"] = (),
-        on_map: str = "raise",
-        groups: Sequence[Sequence[int]] | None = None,
+        self, lam: Tensor, tunings: Sequence[Tuning] = (), plan: BlendPlan | None = None, on_map: str = "raise"
     ) -> None:
-        self.lam = lam
-        self.layers = layers
-        self.on_map = on_map
+        self.lam, self.tunings, self.on_map = lam, tunings, on_map
         self.recorded = torch.is_grad_enabled()
         self.blend: NetworkBlend | None = None
-        if lam.dim() > 2 or not layers:
+        if lam.dim() > 2 or not tunings:
             return
-        self.alphas, self.starts = blend_weights([layer.tuning for layer in layers], lam)
-        if groups is not None and lam.dim() == 1 and (now := modes(lam.device.type)) is not None:
-            self.blend = NetworkBlend(layers, groups, self.alphas, self.starts, now)
+        self.alphas, self.starts = blend_weights(tunings, lam)
+        if plan is not None and lam.dim() == 1:
+            self.blend = NetworkBlend.start(plan, tunings, self.alphas, self.starts)
 
-    def alpha(self, layer: "TunableLayer", grid: Sequence[int]) -> Tensor:
-        """The layer's blend: [P], [B, P], or for a map [B, P, *grid]."""
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose layers see this frame."""
+        _STACK.frames.append(self)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _STACK.frames.pop()
+
+    def holds(self, tuning: Tuning) -> bool:
+        """Return True for the phi of a layer of the frame's model."""
+        # By its slot: torch.compile guards an int, but not the identity of a module that is looked up in a dict.
+        slot = tuning.slot
+        return slot is not None and slot < len(self.tunings) and self.tunings[slot] is tuning
+
+    def alpha(self, name: str, tuning: Tuning, batch: int | None, grid: Sequence[int]) -> Tensor:
+        """Return the blend for a call of the layer `name` with the phi `tuning`, as `TunableLayer.alpha` says."""
         if self.lam.dim() > 2:
-            return map_alpha(layer, self.lam, grid, self.on_map)
+            alpha = self._map_alpha(name, tuning, grid)
         # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
-        if layer.slot is not None and self.holds(layer) and (self.recorded or not torch.is_grad_enabled()):
-            start = self.starts[layer.slot]
-            return self.alphas[..., start : start + layer.tuning.num_kernels]
-        return layer.tuning(self.lam)
+        elif tuning.slot is not None and self.holds(tuning) and (self.recorded or not torch.is_grad_enabled()):
+            start = self.starts[tuning.slot]
+            alpha = self.alphas[..., start : start + tuning.num_kernels]
+        else:
+            alpha = tuning(self.lam)
+        if alpha.dim() == 1:
+            return alpha
+        if alpha.shape[0] == 1 and alpha.dim() == 2:
+            return alpha[0]
+        if batch is None or alpha.shape[0] == batch:
+            return alpha
+        if alpha.shape[0] == 0 or batch % alpha.shape[0]:
+            raise ValueError(
+                f"{name}: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B (windows of "
+                f"a sample side by side); got B = {alpha.shape[0]}"
+            )
+        if alpha.dim() > 2 and alpha.shape[0] > 1:
+            raise ValueError(
+                f"{name}: lam must not be a map for a layer that sees parts of a sample side by side; got B = "
+                f"{alpha.shape[0]} and an input of leading size {batch}"
+            )
+        return alpha.repeat_interleave(batch // alpha.shape[0], 0)
 
-    def holds(self, layer: "TunableLayer") -> bool:
-        """True for the layers of the frame's model."""
-        slot = layer.slot
-        return slot is not None and slot < len(self.layers) and self.layers[slot] is layer
+    def _map_alpha(self, name: str, tuning: Tuning, grid: Sequence[int]) -> Tensor:
+        """Average the map down to the layer's output grid and send it through phi: [B, P, *grid]."""
+        lam = self.lam
+        if len(grid) != lam.dim() - 2:
+            if self.on_map == "mean":
+                return tuning(lam.flatten(2).mean(-1))
+            raise ValueError(
+                f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
+                f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
+            )
+        # The operator refuses an empty grid in words of its own.
+        pooled = _POOL[len(grid)](lam, tuple(max(n, 1) for n in grid))
+        return tuning(pooled.movedim(1, -1)).movedim(-1, 1)
 
 
-class _Stack(threading.local):
+class _FrameStack(threading.local):
     def __init__(self) -> None:
         # A list that is changed in place: where a graph breaks, torch.compile writes that back, but not an attribute
         # of a threading.local.
         self.frames: list[Frame] = []
 
 
-_STACK = _Stack()
-
-
-def push(frame: Frame) -> None:
-    """Makes `frame` the one that layers see."""
-    _STACK.frames.append(frame)
-
-
-def pop() -> None:
-    """Takes the frame off again that was pushed last."""
-    _STACK.frames.pop()
+_STACK = _FrameStack()
 
 
 def current() -> Frame | None:
-    """The frame that layers see, or None outside every TunableModel."""
+    """Return the frame that layers see, or None outside every TunableModel."""
     frames = _STACK.frames
     return frames[-1] if frames else None
 
 
-def map_alpha(layer: nn.Module, lam: Tensor, grid: Sequence[int], on_map: str) -> Tensor:
-    """A map of lambda [B, p, *size], averaged down to the layer's output grid and sent through phi: [B, P, *grid]."""
-    name = type(layer).__name__
-    tuning: Tuning = layer.tuning  # type: ignore[assignment]
-    if len(grid) != lam.dim() - 2:
-        if on_map == "mean":
-            return tuning(lam.flatten(2).mean(-1))
-        raise ValueError(
-            f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
-            f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
+def alpha(name: str, tuning: Tuning, batch: int | None, grid: Sequence[int]) -> Tensor:
+    """Return the blend for a call of a layer inside a TunableModel, as `Frame.alpha`.
+
+    Raises:
+        RuntimeError: Outside every TunableModel.
+    """
+    frame = current()
+    if frame is None:
+        raise RuntimeError(
+            f"{name}: lam must be given outside a TunableModel's forward; got None. In activation checkpointing use "
+            "tunable_ops.checkpoint, which carries lambda to the recomputation"
         )
-    # A grid without a pixel is the operator's to refuse.
-    pooled = _POOL[len(grid)](lam, tuple(max(n, 1) for n in grid))
-    return tuning(pooled.movedim(1, -1)).movedim(-1, 1)
+    return frame.alpha(name, tuning, batch, grid)
+
+
+def blended(layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, ...] | None:
+    """Return the layer's kernels from the blend of its whole network, as `NetworkBlend.take`; None outside one."""
+    frame = current()
+    return None if frame is None or frame.blend is None else frame.blend.take(layer, dtype)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
-    """torch.utils.checkpoint.checkpoint that carries lambda along to the recomputation.
+    """Call torch.utils.checkpoint.checkpoint and carry lambda along to the recomputation.
 
     The recomputation runs in the backward pass, after `TunableModel.forward` has returned; with torch's own function
     the layers would find no lambda there, and raise.
@@ -139,10 +166,6 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = F
         frame.blend.finish()  # the recomputation must find what the first run found
 
     def carried(*inner: Any, **named: Any) -> Any:
-        push(frame)
-        try:
-            return function(*inner, **named)
-        finally:
-            pop()
+        return frame.run(function, *inner, **named)
 
     return torch_checkpoint(carried, *args, use_reentrant=False, **kwargs)

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.modules import frame as frames
+from tunable_ops.modules.frame import ON_MAP, Frame
 from tunable_ops.modules.layer import TunableLayer
-from tunable_ops.modules.network_blend import make_groups
+from tunable_ops.modules.network_blend import BlendPlan
 from tunable_ops.modules.spec import LambdaSpec
 
 
 class TunableModel(nn.Module):
     """A network whose tunable layers take lambda from the call: ``y = net(x, lam)``.
 
-    lambda reaches the layers through a stack of frames, an ordinary input of the graph; the alphas of all layers come
-    from one matrix product. `convert` makes one of a plain network; a network written with tunable layers is wrapped
-    by hand: ``TunableModel(network, num_params=2)``.
+    lambda is an ordinary input of the graph and reaches the layers through a stack of frames; the alphas of all layers
+    come from one matrix product. `convert` makes a model of a plain network; wrap a network that was written with
+    tunable layers by hand: ``TunableModel(network, num_params=2)``.
 
     Args:
         network: Holds at least one tunable layer; layers inside a nested TunableModel are that one's own.
@@ -32,7 +32,7 @@ class TunableModel(nn.Module):
         network: The network.
         spec: Names, ranges, defaults and domain of lambda (`LambdaSpec`).
         conversion: The keyword arguments of the `convert` call that made the model, else None.
-        notes: Free, JSON-able remarks that travel with a checkpoint.
+        notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class TunableModel(nn.Module):
         on_map: str = "raise",
     ) -> None:
         super().__init__()
-        if on_map not in frames.ON_MAP:
-            raise ValueError(f"TunableModel: on_map must be one of {frames.ON_MAP}; got {on_map!r}")
+        if on_map not in ON_MAP:
+            raise ValueError(f"TunableModel: on_map must be one of {ON_MAP}; got {on_map!r}")
         self.network = network
         self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults)
         self.on_map = on_map
@@ -64,8 +64,8 @@ class TunableModel(nn.Module):
                     f"{layer.tuning.num_params} in {name!r}"
                 )
         for slot, layer in enumerate(self._layers):
-            layer.slot = slot
-        self._groups_of: dict[str, list[list[int]]] = {}
+            layer.tuning.slot = slot
+        self._plans: dict[str, BlendPlan] = {}
 
     @property
     def layers(self) -> tuple[TunableLayer, ...]:
@@ -73,7 +73,7 @@ class TunableModel(nn.Module):
         return tuple(self._layers)
 
     def forward(self, input: Any, lam: Tensor | Sequence[float], *args: Any, **kwargs: Any) -> Any:
-        """Runs the network at lambda.
+        """Run the network at lambda.
 
         Args:
             input: The network's first argument.
@@ -86,33 +86,29 @@ class TunableModel(nn.Module):
 
         Raises:
             TypeError: lam is neither numbers nor a floating-point tensor.
-            ValueError: lam has a wrong length or a value that is not finite (tensors on a GPU are not looked at).
+            ValueError: lam has a wrong length or a value that is not finite (values on a GPU are not checked).
         """
         lam = self.spec.check(lam, like=first_float(self.network))
         if lam.dim() == 2 and lam.shape[0] == 1:
             lam = lam[0]
-        frame = frames.Frame(lam, self._layers, self.on_map, self._groups(lam.device.type))
-        frames.push(frame)
-        try:
-            return self.network(input, *args, **kwargs)
-        finally:
-            frames.pop()
+        tunings, plan = [layer.tuning for layer in self._layers], self._plan(lam.device.type)
+        return Frame(lam, tunings, plan, self.on_map).run(self.network, input, *args, **kwargs)
 
-    def _groups(self, device_type: str) -> Sequence[Sequence[int]] | None:
-        """The layers that are blended together, found once for each kind of device; None while compiling."""
+    def _plan(self, device_type: str) -> BlendPlan | None:
+        """Return what is blended together, found once for each kind of device; None while compiling."""
         if torch.compiler.is_compiling():
             return None
-        if device_type not in self._groups_of:
-            self._groups_of[device_type] = make_groups(self._layers, device_type)
-        return self._groups_of[device_type]
+        if device_type not in self._plans:
+            self._plans[device_type] = BlendPlan([layer.kernel_stacks() for layer in self._layers], device_type)
+        return self._plans[device_type]
 
     def extra_repr(self) -> str:
-        """Names of lambda and its domain."""
+        """Return the names of lambda and its domain."""
         return f"lam={list(self.spec.names)}, domain={self.spec.domain!r}"
 
 
 def tunable_layers(network: nn.Module) -> list[tuple[str, TunableLayer]]:
-    """Names and tunable layers of a network, each once; those inside a nested TunableModel are that one's own."""
+    """Return the tunable layers of a network and their names, each once; not those inside a nested TunableModel."""
     found: list[tuple[str, TunableLayer]] = []
     seen: set[int] = set()
 
@@ -130,5 +126,5 @@ def tunable_layers(network: nn.Module) -> list[tuple[str, TunableLayer]]:
 
 
 def first_float(network: nn.Module) -> Tensor:
-    """A parameter that shows a network's device and precision."""
+    """Return a parameter that shows a network's device and precision."""
     return next(parameter for parameter in network.parameters() if parameter.is_floating_point())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops import checks
+
 DOMAINS = ("simplex", "box")
 
 
@@ -53,10 +55,10 @@ class LambdaSpec:
         ranges: Sequence[Sequence[float]] | None = None,
         defaults: Sequence[float] | None = None,
     ) -> "LambdaSpec":
-        """Fills in what is not given.
+        """Fill in what is not given.
 
-        Names lambda0, lambda1, ...; ranges [0, 1]; defaults at the centre of the simplex, on the box 0 or the value of
-        the range that is nearest to it.
+        Names default to lambda0, lambda1, ...; ranges to [0, 1]; defaults to the centre of the simplex, on the box to
+        0 or the value of the range that is nearest to it.
 
         Raises:
             TypeError: Names that are not strings, ranges that are not pairs of numbers, defaults that are not numbers.
@@ -85,23 +87,23 @@ class LambdaSpec:
         return len(self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; `from_dict` reads it."""
+        """Return a dict for JSON, which `from_dict` reads."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LambdaSpec":
-        """Reads what `to_dict` wrote (lists in place of tuples are fine)."""
+        """Read what `to_dict` wrote (lists in place of tuples are fine)."""
         missing = {"names", "ranges", "defaults", "domain"} - set(values)
         if missing:
             raise ValueError(f"LambdaSpec: values must hold {sorted(missing)}; got only {sorted(values)}")
         return cls.create(len(values["names"]), values["domain"], values["names"], values["ranges"], values["defaults"])
 
     def check(self, lam: Tensor | Sequence[float], like: Tensor | None = None) -> Tensor:
-        """Returns lambda as a tensor [p], [B, p] or a map [B, p, *grid], or raises: as `read_lambda`."""
+        """Return lambda as a tensor [p], [B, p] or a map [B, p, *grid], or raise, as `read_lambda` does."""
         return read_lambda("lambda", lam, self.num_params, like)
 
     def contains(self, lam: Tensor | Sequence[float]) -> bool:
-        """True where every value is in its range and, on the simplex, they sum to 1 (to 1e-4)."""
+        """Return True if every value is in its range and, on the simplex, they sum to 1 (to 1e-4)."""
         checked = self.check(lam)
         values = (checked if checked.dim() == 1 else checked.movedim(1, -1)).reshape(-1, self.num_params).tolist()
         return all(
@@ -126,12 +128,12 @@ def _pairs(ranges: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]
 
 
 def read_lambda(op: str, lam: Any, num_params: int, like: Tensor | None = None) -> Tensor:
-    """Reads lambda from numbers or a tensor: [p], [B, p] or a map [B, p, *grid].
+    """Read lambda from numbers or a tensor: [p], [B, p] or a map [B, p, *grid].
 
-    It goes to the device of `like`, a parameter of the network, and from fp64 to fp32 where `like` is not fp64 itself.
+    It goes to the device of `like`, a parameter of the network, and from fp64 to fp32 unless `like` is fp64 itself.
 
-    Values are looked at only where that is free: numbers and tensors on the CPU, outside compilation and transforms.
-    (On a GPU a look would stop the stream and break graph capture.)
+    Values are checked only where that is free: numbers and tensors on the CPU, outside compilation and transforms.
+    (On a GPU reading a value would stop the stream and break graph capture.)
 
     Raises:
         TypeError: Neither numbers nor a floating-point tensor.
@@ -151,7 +153,7 @@ def read_lambda(op: str, lam: Any, num_params: int, like: Tensor | None = None) 
             f"{op}: lam must hold p = {num_params} values, [p], [B, p] or a map [B, p, H, W]; got shape "
             f"{list(lam.shape)}"
         )
-    if _can_look_at(lam) and not bool(torch.isfinite(lam).all()):
+    if _can_look_at(lam) and not _is_finite(lam):
         raise ValueError(f"{op}: lam must be finite; got {lam.tolist()}")
     if like is None:
         return lam
@@ -160,6 +162,8 @@ def read_lambda(op: str, lam: Any, num_params: int, like: Tensor | None = None) 
 
 
 def _can_look_at(lam: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return type(lam) in (Tensor, torch.nn.Parameter) and lam.device.type == "cpu"
+    return type(lam) in (Tensor, torch.nn.Parameter) and lam.device.type == "cpu" and checks.is_plain_eager()
+
+
+def _is_finite(lam: Tensor) -> bool:
+    return bool((lam.detach() * 0).sum() == 0)  # 0 * inf is NaN; a third of the launches of torch.isfinite

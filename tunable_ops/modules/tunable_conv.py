@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunable_ops import checks, functional
+from tunable_ops import checks, functional, geometry
+from tunable_ops.modules.kernel_stacks import KernelStacks
 from tunable_ops.modules.layer import StackedLayer
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -16,7 +17,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class _TunableConvNd(StackedLayer):
     """Arguments, parameters and folding that the four layers share."""
 
-    casts = True
+    autocasts = True
     ndim: int
     transposed = False
     plain_type: type[nn.Module]
@@ -61,9 +62,10 @@ class _TunableConvNd(StackedLayer):
         self.padding_mode = padding_mode
         self.start, extra = checks.resolve_padding(name, padding, self.kernel_size, self.stride, self.dilation)
         self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else self.start
-        # Last dimension first, as torch.nn.functional.pad takes it: all, and what torch's padding leaves at the ends.
+        self._extra = extra if any(extra) else None  # what "same" with an even span adds at the ends
+        # As torch.nn.functional.pad takes it, the last dimension first: all of the padding, and what is extra.
         self._edges = [v for s, e in zip(reversed(self.start), reversed(extra), strict=True) for v in (s, s + e)]
-        self._ends = [v for e in reversed(extra) for v in (0, e)] if any(extra) else None
+        self._ends = [v for e in reversed(extra) for v in (0, e)]
         if self.transposed:
             shape = (in_channels, out_channels // groups, *self.kernel_size)
         else:
@@ -78,7 +80,7 @@ class _TunableConvNd(StackedLayer):
         self.reset_parameters()
 
     def plain(self, meta: bool = False) -> nn.Module:
-        """Torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
+        """Return torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
         arguments: dict[str, Any] = {
             "stride": self.stride,
             "padding": self.padding,
@@ -100,21 +102,12 @@ class _TunableConvNd(StackedLayer):
             dtype=self.weight.dtype,
         )
 
-    def _blend(self, lam: Tensor | Sequence[float] | None, input: Tensor, grid: Sequence[int]) -> Tensor:
-        batch = input.shape[0] if input.dim() == self.ndim + 2 else None
-        return self.alpha(lam, batch, grid)
-
-    def _output_grid(self, input: Tensor, padding: Sequence[int], pads: int = 1) -> tuple[int, ...]:
-        """The output's spatial size; sizes that do not fit are the operator's to refuse."""
-        return tuple(
-            (n + p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                input.shape[-self.ndim :], padding, self.dilation, self.kernel_size, self.stride, strict=True
-            )
-        )
+    def _batch(self, input: Tensor) -> int | None:
+        """Return the batch size, None for an unbatched input."""
+        return input.shape[0] if input.dim() == self.ndim + 2 else None
 
     def extra_repr(self) -> str:
-        """The arguments that are not at their defaults, as torch's layers print them."""
+        """Return the arguments that are not at their defaults, as torch's layers print them."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         if self.padding != (0,) * self.ndim:
             text += f", padding={self.padding!r}"
@@ -153,27 +146,12 @@ class _TunableConv(_TunableConvNd):
         tuning: str = "affine",
         domain: str = "simplex",
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            0,
-            num_params,
-            num_kernels,
-            tuning,
-            domain,
-            device,
-            dtype,
-        )
+        layout = (stride, padding, dilation, groups, bias, padding_mode, 0)
+        phi = (num_params, num_kernels, tuning, domain)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, *phi, device, dtype)
 
     def forward(self, input: Tensor, lam: Tensor | Sequence[float] | None = None) -> Tensor:
-        """Convolves with the blend that `lam` (or the TunableModel around the layer) asks for.
+        """Convolve with the blend that `lam` (or the TunableModel around the layer) asks for.
 
         Args:
             input: [B, C, *size], or unbatched [C, *size] with lam [p].
@@ -184,21 +162,26 @@ class _TunableConv(_TunableConvNd):
         """
         if lam is None and (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
             return self._convolve(input, *blended)
-        edges = self._edges
-        total = [edges[2 * i] + edges[2 * i + 1] for i in reversed(range(self.ndim))]
-        alpha = self._blend(lam, input, self._output_grid(input, total))
+        alpha = self.alpha(lam, self._batch(input), self._grid(input))
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, edges, mode=self.padding_mode), 0
+            input, padding = F.pad(input, self._edges, mode=self.padding_mode), 0
         operator = _OPERATORS[self.ndim]
         return operator(input, self.weight, self.bias, alpha, self.stride, padding, self.dilation, self.groups)
 
+    def _grid(self, input: Tensor) -> tuple[int, ...]:
+        """Return the output's spatial size; the operator refuses sizes that do not fit."""
+        size: Sequence[int] = input.shape[-self.ndim :]
+        if self._extra is not None:
+            size = [n + e for n, e in zip(size, self._extra, strict=True)]
+        return geometry.output_size(size, self.kernel_size, self.stride, self.start, self.dilation)
+
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Torch's own layer with a blended kernel."""
+        """Convolve with a blended kernel, as torch's own layer does."""
         padding = self.start
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), (0,) * self.ndim
-        elif self._ends is not None:  # "same" with an even span
+        elif self._extra is not None:
             input = F.pad(input, self._ends)
         return _PLAIN[self.ndim](input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
@@ -231,10 +214,10 @@ class TunableConv2d(_TunableConv):
     ndim = 2
     plain_type = nn.Conv2d
 
-    def blends_first(self, dtype: torch.dtype) -> bool:
-        """Whether blending beforehand, then torch's own layer, is the fastest way to compute in dtype."""
-        *_, kernels = (self.parts() or ((self.weight,),))[0]  # all of them, or those beside the base
-        return functional.blends_first(kernels, self.tuning.num_kernels, dtype, self.stride, self.groups)  # type: ignore[arg-type]
+    def kernel_stacks(self) -> KernelStacks:
+        """Return the stacks `weight` and `bias`, and which fused kernels may serve them."""
+        stride: Any = self.stride
+        return KernelStacks(self, self.stack_names, self.tuning.num_kernels, True, fused=(stride, self.groups))
 
 
 class TunableConv1d(_TunableConv):
@@ -290,24 +273,9 @@ class TunableConvTranspose2d(_TunableConvNd):
         tuning: str = "affine",
         domain: str = "simplex",
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            output_padding,
-            num_params,
-            num_kernels,
-            tuning,
-            domain,
-            device,
-            dtype,
-        )
+        layout = (stride, padding, dilation, groups, bias, padding_mode, output_padding)
+        phi = (num_params, num_kernels, tuning, domain)
+        super().__init__(in_channels, out_channels, kernel_size, *layout, *phi, device, dtype)
 
     def forward(
         self,
@@ -315,7 +283,7 @@ class TunableConvTranspose2d(_TunableConvNd):
         lam: Tensor | Sequence[float] | None = None,
         output_size: Sequence[int] | None = None,
     ) -> Tensor:
-        """Applies the blend that `lam` asks for.
+        """Apply the blend that `lam` asks for.
 
         Args:
             input: [B, C, H, W], or [C, H, W] with lam [p].
@@ -328,12 +296,9 @@ class TunableConvTranspose2d(_TunableConvNd):
         """
         if output_size is None and self._is_size(lam):
             lam, output_size = None, lam  # type: ignore[assignment]
-        smallest = [
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for n, s, p, d, k in zip(
-                input.shape[-2:], self.stride, self.start, self.dilation, self.kernel_size, strict=True
-            )
-        ]
+        smallest = geometry.transposed_output_size(
+            input.shape[-2:], self.kernel_size, self.stride, self.start, (0, 0), self.dilation
+        )
         extra = self.output_padding
         if output_size is not None:
             wanted = tuple(output_size)[-2:]
@@ -342,7 +307,7 @@ class TunableConvTranspose2d(_TunableConvNd):
                 not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)
             ):
                 raise ValueError(
-                    f"TunableConvTranspose2d: output_size must be {smallest} or up to stride - 1 more; got "
+                    f"TunableConvTranspose2d: output_size must be {list(smallest)} or up to stride - 1 more; got "
                     f"{list(wanted)}"
                 )
         if lam is None and (blended := self.blended_for(input, -3, self.in_channels)) is not None:
@@ -354,7 +319,7 @@ class TunableConvTranspose2d(_TunableConvNd):
             input,
             self.weight,
             self.bias,
-            self._blend(lam, input, grid),
+            self.alpha(lam, self._batch(input), grid),
             self.stride,
             self.start,
             extra,

@@ -17,7 +17,7 @@ class TunableLinear(StackedLayer):
     Arguments: nn.Linear's first, then those of `TunableConv2d`. State: weight [P, O, C], bias [P, O], tuning.*.
     """
 
-    casts = True
+    autocasts = True
     kernel_dim = 2
 
     def __init__(
@@ -47,7 +47,7 @@ class TunableLinear(StackedLayer):
         self.reset_parameters()
 
     def plain(self, meta: bool = False) -> nn.Module:
-        """Torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
+        """Return torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
         device = torch.device("meta") if meta else self.weight.device
         return nn.utils.skip_init(
             nn.Linear,
@@ -59,7 +59,7 @@ class TunableLinear(StackedLayer):
         )
 
     def forward(self, input: Tensor, lam: Tensor | Sequence[float] | None = None) -> Tensor:
-        """Applies the blend that `lam` asks for.
+        """Apply the blend that `lam` asks for.
 
         Args:
             input: [*, C] with lam [p]; [B, *, C] with one lambda per sample.
@@ -74,7 +74,7 @@ class TunableLinear(StackedLayer):
         return functional.tunable_linear(input, self.weight, self.bias, alpha)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Return the arguments."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"num_kernels={self.tuning.num_kernels}"

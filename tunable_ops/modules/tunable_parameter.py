@@ -1,4 +1,4 @@
-"""TunableParameter: any tensor with P copies; and the same under an attribute of a network nobody changes."""
+"""TunableParameter: any tensor with P copies; and the same behind an attribute of a network, whose code stays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tunable_ops import functional
+from tunable_ops.modules import frame as frames
+from tunable_ops.modules.kernel_stacks import BaseAndNew, KernelStacks, Parts, whole_stack
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
-from tunable_ops.modules.network_blend import Parts
-from tunable_ops.modules.stacks import BaseAndNew, whole_stack
 
 
 def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
-    """Blends [P, *shape]; per sample, a leading 1 of the shape gives way to the batch, else the batch comes before it.
+    """Blend [P, *shape]; per sample, the batch replaces a leading 1 of the shape, else it comes before the shape.
 
     Raises:
-        ValueError: A per-sample blend of a tensor of fewer than two dimensions: whatever it is multiplied with, the
+        ValueError: A per-sample blend of a tensor of fewer than two dimensions: in a product with any other tensor the
             batch would meet the wrong dimension.
     """
     blended = functional.tunable_parameter(stack, alpha)
@@ -32,7 +32,7 @@ def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
 
 
 def own_blend(blend: Tensor) -> Tensor:
-    """A tensor that the caller may write: with gradients the next call is handed the same blend."""
+    """Return a tensor that the caller may write to: with gradients the next call is given the same blend."""
     return blend.clone() if torch.is_grad_enabled() else blend
 
 
@@ -66,18 +66,18 @@ class TunableParameter(StackedLayer):
         self.weight = nn.Parameter(stack_plain(value.detach(), self.tuning.num_kernels, self.tuning.constant))
 
     def plain(self, meta: bool = False) -> nn.Module:
-        """A module that holds one tensor and returns it: called as this one is, without lambda."""
+        """Return a module that holds one tensor and returns it: called as this one is, without lambda."""
         return PlainParameter(self.weight[0])
 
     def forward(self, lam: Tensor | Sequence[float] | None = None) -> Tensor:
-        """The blended tensor, [*shape] or per sample as the class says."""
-        if lam is None and (blended := self.blended()) is not None:
+        """Return the blended tensor, [*shape] or per sample as the class says."""
+        if lam is None and (blended := frames.blended(self)) is not None:
             return own_blend(blended[0])
         alpha = self.alpha(lam, None, ())
         return blend_parameter(self.weight, alpha, "TunableParameter")
 
     def extra_repr(self) -> str:
-        """Shape of one copy, and how many."""
+        """Return the shape of one copy, and how many there are."""
         return f"shape={list(self.weight.shape[1:])}, num_kernels={self.tuning.num_kernels}"
 
 
@@ -93,7 +93,7 @@ class PlainParameter(nn.Module):
         self.weight = nn.Parameter(value.detach().clone())
 
     def forward(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor."""
         return self.weight
 
 
@@ -114,28 +114,37 @@ class ParameterBlend(TunableLayer):
         self.split = False
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """[P, numel], whole or in parts -> the blended tensor."""
-        if (blended := self.blended()) is not None:
+        """Blend the stack [P, numel], whole or in parts, into the tensor."""
+        if (blended := frames.blended(self)) is not None:
             return own_blend(blended[0]).view(self.shape)
         stack = torch.cat(parts) if len(parts) > 1 else parts[0]
         alpha = self.alpha(None, None, ())
         return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)
 
-    def parts(self) -> Parts | None:
-        """The stack [P, numel], whole or in parts."""
-        return (tuple(self.home[0]._parameters.values()),) if self.home else None
+    def kernel_stacks(self) -> KernelStacks:
+        """Return the one stack."""
+        return _StackBehindAttribute(self, (), self.tuning.num_kernels)
 
     def right_inverse(self, stack: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The stack as torch is to keep it."""
+        """Return the stack as torch is to keep it."""
         return (stack[:1].clone(), stack[1:].clone()) if self.split else stack
 
     def extra_repr(self) -> str:
-        """Name and shape."""
+        """Return name and shape."""
         return f"{self.name!r}, shape={list(self.shape)}, num_kernels={self.tuning.num_kernels}"
 
 
+class _StackBehindAttribute(KernelStacks):
+    """The stack of a `ParameterBlend`."""
+
+    def parts(self) -> Parts | None:
+        """Return the parameters that hold the stack now: one, or base and new."""
+        home: Any = self.layer.home
+        return (tuple(home[0]._parameters.values()),) if home else None
+
+
 def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend: ParameterBlend) -> None:
-    """Puts `blend` behind `owner.attribute`, over the stack [P, numel]."""
+    """Put `blend` behind `owner.attribute`, over the stack [P, numel]."""
     owner._parameters.pop(attribute, None)
     owner.register_parameter(attribute, stack)
     parametrise(owner, attribute, blend)
@@ -143,7 +152,7 @@ def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend:
 
 
 def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) -> None:
-    """Registers with torch, for an owner that may be a deepcopy; the new modules take the owner's mode."""
+    """Register a parametrisation with torch for an owner that may be a deepcopy; its modules take the owner's mode."""
     if parametrize.is_parametrized(owner):
         _unshare_class(owner)
     parametrize.register_parametrization(owner, attribute, parametrisation, unsafe=True)
@@ -151,7 +160,7 @@ def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) ->
 
 
 def unparametrise(owner: nn.Module, attribute: str) -> Tensor:
-    """Takes the parametrisation away; `owner.attribute` is gone and the stack behind it is returned, whole."""
+    """Remove a parametrisation and the attribute itself; return the stack behind it, whole."""
     _unshare_class(owner)
     stack = whole_stack(owner, attribute).detach()
     parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
@@ -170,7 +179,7 @@ def _unshare_class(owner: nn.Module) -> None:
 
 
 def stack_plain(value: Tensor, num_kernels: int, constant: bool) -> Tensor:
-    """[P, *shape] that blends to `value` for every lambda of the domain.
+    """Return a stack [P, *shape] that blends to `value` for every lambda of the domain.
 
     Simplex: P copies (the alphas sum to 1). Box: `value` once, under the constant weight, and zeros.
     """

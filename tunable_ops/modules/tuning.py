@@ -1,6 +1,6 @@
 """phi: from the tuning parameters lambda to the blend alpha."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,13 @@ class Tuning(nn.Module):
     Args:
         num_params: p.
         num_kernels: P; default p on the simplex, p + 1 on the box.
-        tuning: "affine" or "identity" (P = p, simplex only: it has no constant).
+        tuning: "affine" or "identity" (P = p, on the simplex only: it has no constant).
         domain: "simplex" or "box".
     """
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    slot: int | None = None  # the place of its layer among those of a TunableModel
 
     def __init__(
         self,
@@ -45,7 +46,9 @@ class Tuning(nn.Module):
             raise ValueError(f"tuning: tuning must be one of {MODES}; got {tuning!r}")
         if domain not in DOMAINS:
             raise ValueError(f"tuning: domain must be one of {DOMAINS}; got {domain!r}")
-        self.constant = domain == "box" and tuning == "affine"
+        if tuning == "identity" and domain == "box":
+            raise ValueError("tuning: tuning must be 'affine' on the box, which has a constant; got 'identity'")
+        self.constant = domain == "box"
         kernels = num_params + self.constant if num_kernels is None else num_kernels
         if type(kernels) is not int or kernels < 1 + self.constant:
             raise ValueError(f"tuning: num_kernels must be an int >= {1 + self.constant}; got {kernels!r}")
@@ -62,7 +65,7 @@ class Tuning(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Identity where the rows are as many as the parameters, else random columns that sum to 1."""
+        """Set the identity where there are as many rows as parameters, else random columns that sum to 1."""
         if self.weight is None or self.bias is None:
             return
         with torch.no_grad():
@@ -76,16 +79,19 @@ class Tuning(nn.Module):
             self.bias.zero_()
 
     def forward(self, lam: Tensor) -> Tensor:
-        """[*, p] -> [*, P], in fp32 (fp64 for fp64) whatever autocast says."""
+        """Map [*, p] to [*, P], in fp32 (fp64 for fp64) whatever autocast says."""
         return blend_weights([self], lam)[0]
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Return the arguments."""
         return f"{self.num_params}, {self.num_kernels}, tuning={self.tuning!r}, domain={self.domain!r}"
 
 
-def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> tuple[Tensor, list[int]]:
-    """Alphas of many layers from lambda [*, p] in one matrix product: [*, A] side by side, and where each begins."""
+def blend_weights(tunings: Iterable[Tuning], lam: Tensor) -> tuple[Tensor, list[int]]:
+    """Return the alphas of many layers from lambda [*, p] side by side, [*, A], and where each layer's begin.
+
+    They come from one matrix product.
+    """
     dtype = torch.promote_types(lam.dtype, torch.float32)
     weights, biases, starts = [], [], []
     one = zero = None
@@ -107,8 +113,11 @@ def blend_weights(tunings: Sequence[Tuning], lam: Tensor) -> tuple[Tensor, list[
         length += tuning.num_kernels
     if not weights:
         return lam.to(dtype), [0] * len(starts)
-    alphas = _product(lam, torch.cat(weights), torch.cat(biases))
-    if -1 in starts:  # these take lambda itself, behind the others
+    if len(weights) > 1:
+        alphas = _product(lam, torch.cat(weights), torch.cat(biases))
+    else:
+        alphas = _product(lam, weights[0], biases[0])
+    if -1 in starts:  # these take lambda itself, after the others
         alphas = torch.cat([alphas, lam.to(alphas.dtype)], -1)
         starts = [length if start < 0 else start for start in starts]
     return alphas, starts

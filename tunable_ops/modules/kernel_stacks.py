@@ -1,0 +1,169 @@
+"""The stacks of a layer's kernels: which parameters hold them, and how those of several layers are blended at once."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tunable_ops import functional
+from tunable_ops.modules.tuning import Tuning
+
+# The parameters of each stack: one, or base and new after `split_base`.
+Parts = tuple[tuple[Tensor, ...], ...]
+
+
+class BaseAndNew(nn.Module):
+    """A parametrisation that keeps a stack [P, *] as two parameters, the base [1, *] and the new ones [P - 1, *]."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Return the stack."""
+        return torch.cat(parts)
+
+    def right_inverse(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two parts."""
+        return stack[:1].clone(), stack[1:].clone()
+
+
+def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
+    """Return the parameters that hold a stack: one, or base and new after `split_base`."""
+    if parametrize.is_parametrized(owner, attribute):
+        parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
+        return list(parametrisation.parameters(recurse=False))
+    return [getattr(owner, attribute)]
+
+
+def whole_stack(owner: nn.Module, attribute: str) -> Tensor:
+    """Return the stack in one tensor."""
+    parts = stack_parts(owner, attribute)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class BlendedKernels(NamedTuple):
+    """The kernels of a layer at one lambda, and what they were blended from."""
+
+    kernels: tuple[Tensor, ...]
+    parts: list[Tensor]
+    versions: list[int]
+    addresses: list[int]
+
+
+class KernelStacks:
+    """The stacks of one layer, each [P, *kernel], as the blend of a whole network needs them.
+
+    Args:
+        layer: The layer.
+        names: The attributes that hold its stacks, the kernels first.
+        num_kernels: P.
+        autocasts: True if autocast casts the kernels, as it does those of convolutions.
+        fused: Stride and groups of a convolution for which a fused kernel may be faster than blending first.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        names: tuple[str, ...],
+        num_kernels: int,
+        autocasts: bool = False,
+        fused: tuple[tuple[int, int], int] | None = None,
+    ) -> None:
+        self.layer, self.names, self.num_kernels = layer, names, num_kernels
+        self.autocasts, self.fused = autocasts, fused
+        self._decisions: dict[tuple[Any, ...], bool] = {}
+
+    def parts(self) -> Parts | None:
+        """Return the parameters that hold each stack now; None if anything else may change or compute them."""
+        layer = self.layer
+        if layer._forward_pre_hooks:
+            return None
+        found = []
+        for name in self.names:
+            if name in layer._parameters:
+                parameter = layer._parameters[name]
+                if parameter is not None:
+                    found.append((parameter,))
+                continue
+            homes: Any = layer._modules.get("parametrizations")
+            if homes is None or name not in homes or [type(step) for step in homes[name]] != [BaseAndNew]:
+                return None
+            found.append(tuple(homes[name]._parameters.values()))
+        return tuple(found)
+
+    def blends_first(self, kernels: Tensor, dtype: torch.dtype) -> bool:
+        """Return True if blending first beats the fused kernel; decided once per dtype, layout and device.
+
+        Args:
+            kernels: The first stack, or its new kernels.
+            dtype: What the layer computes in.
+        """
+        if self.fused is None:
+            return True
+        key = (dtype, kernels.stride(), kernels.device)
+        if key not in self._decisions:
+            self._decisions[key] = functional.blends_first(kernels, self.num_kernels, dtype, *self.fused)
+        return self._decisions[key]
+
+    def are_unchanged(self, blended: BlendedKernels) -> bool:
+        """Return False if a stack was written or replaced since it was blended, by a hook for example."""
+        parts = self.parts()
+        if parts is None:
+            return False
+        now = [part for stack in parts for part in stack]
+        if len(now) != len(blended.parts):
+            return False
+        for part, before, version, address in zip(now, *blended[1:], strict=True):
+            if part is not before or part._version != version or part.data_ptr() != address:
+                return False
+        return True
+
+
+def blend_stacks(
+    members: Sequence[tuple[KernelStacks, Tuning, int]], alphas: Tensor, autocast: torch.dtype | None
+) -> list[BlendedKernels | None]:
+    """Blend the stacks of several layers, in one call for each dtype of results.
+
+    Args:
+        members: Each layer's stacks, its phi, and where its alphas begin.
+        alphas: [A], the alphas of all layers.
+        autocast: The dtype of autocast, None without it.
+
+    Returns:
+        Each layer's kernels; None for a layer that has to blend by itself.
+    """
+    # Each stack once, even if layers share it: by phi and the stack's parts.
+    wanted: dict[torch.dtype, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
+    sources: dict[int, tuple[list[Tensor], list[tuple[torch.dtype, tuple[int, ...]]]]] = {}
+    for place, (stacks, tuning, start) in enumerate(members):
+        parts = stacks.parts()
+        flat = [part for stack in parts or () for part in stack]
+        dtype = autocast if stacks.autocasts else None
+        if parts is None or not all(_is_plain(part, alphas) for part in flat):
+            continue
+        # On a CPU every layer of a model is blended beforehand.
+        if not alphas.is_cpu and not stacks.blends_first(parts[0][-1], dtype or flat[0].dtype):
+            continue
+        keys = []
+        for stack in parts:
+            result = stack[0].dtype if dtype is None or stack[0].dtype == torch.float64 else dtype
+            key = (id(tuning), *map(id, stack))
+            same = wanted.setdefault(result, {})
+            if key not in same:
+                same[key] = (stack[0] if len(stack) == 1 else torch.cat(stack), start)
+            keys.append((result, key))
+        sources[place] = flat, keys
+    kernels: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}
+    for dtype, same in wanted.items():
+        tensors, starts = zip(*same.values(), strict=True)
+        results = functional.tunable_parameters(tensors, alphas, starts, dtype=dtype)
+        kernels.update(zip([(dtype, key) for key in same], results, strict=True))
+    blended: list[BlendedKernels | None] = [None] * len(members)
+    for place, (flat, keys) in sources.items():
+        versions, addresses = [part._version for part in flat], [part.data_ptr() for part in flat]
+        blended[place] = BlendedKernels(tuple(kernels[key] for key in keys), flat, versions, addresses)
+    return blended
+
+
+def _is_plain(part: Tensor, alphas: Tensor) -> bool:
+    """Return True for a tensor beside alpha whose changes show: no subclass, no inference tensor."""
+    return type(part) in (Tensor, nn.Parameter) and part.device == alphas.device and not part.is_inference()
