@@ -8,7 +8,7 @@
 #   build        the package, with what compiles  tune       tables of the fastest algorithms
 #   operators    the suite of single layers       sanitizer  compute-sanitizer over the gpu tests' smallest cases
 #   networks     whole networks                   scaling    curves over P, B, C and size
-#   hopper       the Gluon kernel's tiles and the CUDA wgmma kernel
+#   hopper       the CUDA wgmma kernel
 #   perceptual   perceptual gradients, true and predicted
 # OUT gets a log per stage, the results as JSON, plots, summary.txt, and all of it once more as on_gpu.tar.gz.
 # A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1. A stage also fails
@@ -98,7 +98,7 @@ run_networks() { bench networks --suite networks; }
 run_perceptual() { bench perceptual --suite perceptual; }
 run_hopper() {
     bench hopper --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph \
-        --providers tunable tunable-cuda hopper-wide hopper-pair cuda-hopper --plots "$OUT"
+        --providers tunable tunable-cuda cuda-hopper --plots "$OUT"
 }
 run_scaling() { bench scaling --suite scaling --providers tunable grouped-trick p-convolutions --plots "$OUT"; }
 run_sanitizer() {

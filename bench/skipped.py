@@ -56,7 +56,7 @@ def main(paths: Sequence[str]) -> int:
             print(f"{count:5d} x {name}: {reason}")
     wrong = missing_backends()
     wrong += [f"no accepted reason to skip a test: {r}" for r in tests if not r.endswith(ACCEPTED)]
-    print("\n".join(wrong))
+    print(*wrong, sep="\n", end="\n" if wrong else "")
     print(f"skipped: {tests.total()} tests, {cases.total()} cases")
     return 1 if wrong else 0
 
