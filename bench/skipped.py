@@ -46,15 +46,17 @@ def main(paths: Sequence[str]) -> int:
     """Print the counts and what is not accepted; return the exit status."""
     tests: Counter[str] = Counter()
     cases: Counter[str] = Counter()
+    wrong = missing_backends()
     for path in map(Path, paths):
-        if path.suffix == ".json":
+        if not path.exists():
+            wrong.append(f"there is no {path.name}")
+        elif path.suffix == ".json":
             cases += refused_cases(path.read_text())
         else:
             tests += skipped_tests(path.read_text(errors="replace"))
     for name, counts in (("case refused", cases), ("test skipped", tests)):
         for reason, count in counts.most_common():
             print(f"{count:5d} x {name}: {reason}")
-    wrong = missing_backends()
     wrong += [f"no accepted reason to skip a test: {r}" for r in tests if not r.endswith(ACCEPTED)]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     print(f"skipped: {tests.total()} tests, {cases.total()} cases")

@@ -250,6 +250,11 @@ def test_refused_cases_are_counted(complete: None, tmp_path: Path, capsys: pytes
     ]
 
 
+def test_a_stage_without_results_fails(complete: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert skipped.main([str(tmp_path / "operators.json")]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "there is no operators.json"
+
+
 def test_every_backend_must_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(backends, "unavailable_reason", lambda op, name: "none built" if name == "cuda" else None)
     assert skipped.main([]) == 1
