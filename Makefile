@@ -3,15 +3,18 @@
 #   make test   sets up and runs the tests
 PYTHON ?= python3
 # A machine with a GPU takes the CUDA build, which brings its own Triton: make TORCH=torch TRITON=
-TORCH ?= torch==2.13.0
+TORCH ?= $(shell sed -n 's/^\(torch==[^;]*\).*/\1/p' constraints.txt)
 # PyTorch's CPU index, for machines whose default index has CUDA builds only
 TORCH_INDEX ?=
-TRITON ?= $(if $(filter Linux,$(shell uname -s)),triton==3.7.1)
+TRITON ?= $(if $(filter Linux,$(shell uname -s)),$(shell sed -n 's/^\(triton==[^;]*\).*/\1/p' constraints.txt))
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+CONSTRAINTS := --constraint .venv/constraints.txt
+
 CSRC := $(shell find csrc -type f)
+FORMATTED := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all setup test test-all demo wheel sdist lint format clean
 
@@ -20,21 +23,23 @@ all: test
 setup: .venv/.dev .venv/.ops
 
 # torch first, so that the package finds it and pulls in no second one
-.venv/.torch:
+.venv/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip "setuptools>=77" wheel ninja pybind11
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	grep -v -E '^(torch|triton)==' constraints.txt >.venv/constraints.txt
+	$(PIP) --upgrade pip
+	$(PIP) $(CONSTRAINTS) "setuptools>=77" wheel ninja pybind11
+	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(if $(TRITON),$(PIP) "$(TRITON)")
 	touch $@
 
 # without the operators, which pip would build from nothing each time: they have a step of their own, which keeps objects
 .venv/.train: .venv/.torch pyproject.toml
-	TUNABLE_OPS_CPP=0 $(PIP) --no-build-isolation --editable ".[train]"
+	TUNABLE_OPS_CPP=0 TUNABLE_OPS_CUDA=0 $(PIP) $(CONSTRAINTS) --no-build-isolation --editable ".[train]"
 	touch $@
 
 # what the extra asks for, beside the package that is there
 .venv/.dev: .venv/.train
-	$(PIP) "tunable-ops[dev]"
+	$(PIP) $(CONSTRAINTS) "tunable-ops[dev]"
 	touch $@
 
 # a process per core, each with one thread (tests/conftest.py)
@@ -70,10 +75,13 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf .venv build dist *.egg-info runs tunable_ops/_C.* tunable_ops/_ops_cpu.* tunable_ops/lib tunable_ops/_left_out.txt
+	rm -rf .venv build dist *.egg-info runs
+	rm -rf tunable_ops/lib tunable_ops/_C.* tunable_ops/_ops_cpu.* tunable_ops/_ops_cuda.* tunable_ops/*_left_out.txt

@@ -3,13 +3,15 @@
 `triton_kernels` is also the name of a distribution of Triton's own, so the folder at the top of the
 repository installs as `tunable_ops.triton_kernels`; `bench` likewise as `tunable_ops.bench`.
 
-The C++ operators are built where torch, pybind11 and a compiler are there, unless TUNABLE_OPS_CPP=0; without them the
-package installs and works in pure Python. One line then says what was left out and why: while it is built, and again
-where the backend "cpp" is asked for. Building needs the torch that will run it in the environment:
-`pip install --no-build-isolation .`
+Two libraries of operators are built, independently of each other:
 
-The CUDA operators are a library of their own beside them, built where torch has CUDA and nvcc is there, or as
-csrc/build_cuda.py says.
+- C++, where torch, pybind11 and a compiler are found, unless TUNABLE_OPS_CPP=0;
+- CUDA, where torch has CUDA and nvcc is found, or as csrc/build_cuda.py says.
+
+Without them the package installs and works in pure Python; one line then says what is missing and why, during the
+installation and again when the backend is asked for by name. `python setup.py build_ext` is stricter: it exits with 1
+if a library does not compile, or is missing although its variable is set to 1. Building needs the torch that will run
+the operators in the environment: `pip install --no-build-isolation .`
 """
 
 import importlib.util
@@ -17,7 +19,10 @@ import os
 import platform
 import shlex
 import shutil
+import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from setuptools import Extension, find_packages, setup
@@ -26,74 +31,20 @@ from setuptools.command.build_py import build_py
 
 # The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
 STABLE_ABI = "0x020b000000000000"  # 2.11
-OPERATORS = sorted(
-    str(source)
-    for source in Path("csrc/cpu").glob("*.cpp")
-    if platform.machine().lower() in ("x86_64", "amd64") or "avx" not in source.name
-)
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
-BINARIES = ("_C.*", "_ops_cpu.*", "lib/schema.*")
+# Library: the note in the package that says why it is missing, and its files.
+LIBRARIES = {
+    "C++": ("_left_out.txt", ("_C.*", "_ops_cpu.*", "lib/schema.*")),
+    "CUDA": ("_cuda_left_out.txt", ("_ops_cuda.*",)),
+}
+VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA"}
+FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
+DATA = ["py.typed", "schema.json", "*/schema.json", "*.safetensors", "*/*.safetensors", "*/*.toml", "tables/*.json"]
 
 
-def reason_to_leave_out() -> str | None:
-    """Why no operators are built here, as far as it shows before the compiler runs."""
-    if os.environ.get("TUNABLE_OPS_CPP", "1") == "0":
-        return "TUNABLE_OPS_CPP=0"
-    for package in ("torch", "pybind11"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed where the package is built"
-    compiler = shlex.split(os.environ.get("CXX", "c++"))[:1]
-    if os.name == "posix" and not (compiler and shutil.which(compiler[0])):
-        return f"there is no C++ compiler {' '.join(compiler)!r}"
-    return None
-
-
-def say_left_out(operators: str, reason: str) -> str:
-    """Prints, in one line, what the package has to do without, and why; returns it."""
-    text = f"the {operators} operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
-    print(f"tunable_ops: {text}", flush=True)
-    return text
-
-
-CUDA_LEFT_OUT: list[str] = []  # what was said about the CUDA operators
-
-
-def settle_cuda(package: Path) -> None:
-    """As `settle`, for the CUDA operators."""
-    note = package / "_cuda_left_out.txt"
-    note.unlink(missing_ok=True)
-    if CUDA_LEFT_OUT and package.is_dir():
-        note.write_text(CUDA_LEFT_OUT[-1] + "\n")
-
-
-def settle(package: Path, reason: str | None) -> None:
-    """Leaves in the folder of the package why it has no operators; the package reads it when it is imported."""
-    note = package / "_left_out.txt"
-    note.unlink(missing_ok=True)
-    if reason is None:
-        return
-    note.write_text(say_left_out("C++", reason) + "\n")
-    for stale in (file for pattern in BINARIES for file in package.glob(pattern)):
-        stale.unlink()
-
-
-LEFT_OUT = reason_to_leave_out()
-
-
-class BuildPython(build_py):
-    """The package, and the note in it if it has no operators."""
-
-    def run(self) -> None:
-        """Copies the modules, then settles."""
-        super().run()
-        package = Path("." if self.editable_mode else self.build_lib, "tunable_ops")
-        settle(package, LEFT_OUT)
-        settle_cuda(package)
-
-
-def cuda_builder() -> Any:
-    """The module csrc/build_cuda.py, which is not installed."""
+def load_build_cuda() -> ModuleType:
+    """Return the module csrc/build_cuda.py, which is not installed."""
     spec = importlib.util.spec_from_file_location("build_cuda", Path(__file__).parent / "csrc" / "build_cuda.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -101,8 +52,70 @@ def cuda_builder() -> Any:
     return module
 
 
-def extensions() -> dict[str, Any]:
-    """The arguments of setup() that build the operators."""
+build_cuda = load_build_cuda()
+
+
+def missing_libraries() -> dict[str, str]:
+    """Return why a library is not built, as far as that is known before a compiler runs."""
+    reasons = {name: f"{variable}=0" for name, variable in VARIABLES.items() if os.environ.get(variable) == "0"}
+    for package, libraries in (("torch", ("C++", "CUDA")), ("pybind11", ("C++",))):
+        if importlib.util.find_spec(package) is None:
+            for name in libraries:
+                reasons.setdefault(name, f"{package} is not installed where the package is built")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[:1]
+    if os.name == "posix" and not (compiler and shutil.which(compiler[0])):
+        reasons.setdefault("C++", f"there is no C++ compiler {' '.join(compiler)!r}")
+    if "CUDA" not in reasons:
+        import torch
+
+        if (reason := build_cuda.left_out(torch.version.cuda)) is not None:
+            reasons["CUDA"] = reason
+    return reasons
+
+
+MISSING = missing_libraries()
+FAILED: set[str] = set()  # the libraries that did not compile
+
+
+@cache
+def say_missing(library: str, reason: str) -> str:
+    """Print, in one line, which library is missing and why; return it."""
+    text = f"the {library} operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    print(f"tunable_ops: {text}", flush=True)
+    return text
+
+
+def leave_notes(package: Path) -> None:
+    """Write into the package why a library is missing, and remove what earlier builds left of that library."""
+    if not package.is_dir():
+        return
+    for library, (note, files) in LIBRARIES.items():
+        (package / note).unlink(missing_ok=True)
+        if library in MISSING:
+            (package / note).write_text(say_missing(library, MISSING[library]) + "\n")
+            for stale in [file for pattern in files for file in package.glob(pattern)]:
+                stale.unlink()
+
+
+class BuildPython(build_py):
+    """Copy the modules, then leave the notes."""
+
+    def run(self) -> None:
+        """Run the command."""
+        super().run()
+        leave_notes(Path("." if self.editable_mode else self.build_lib, "tunable_ops"))
+
+
+def cpp_sources() -> list[str]:
+    """Return the sources of the C++ operators; those for AVX only where the processor may have it."""
+    own_libraries = {"module.cpp", "schema.cpp"}
+    found = [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return sorted(str(f) for f in found if f.name not in own_libraries and (is_x86 or "avx" not in f.name))
+
+
+def cpp_extensions() -> list[Any]:
+    """Return the operators, their schemas for programs without Python, and the module that says how they were built."""
     import pybind11
     import torch
     from torch.utils.cpp_extension import CppExtension
@@ -130,77 +143,65 @@ def extensions() -> dict[str, Any]:
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
     # In a folder that is no package: nothing that walks through the modules of tunable_ops may load the schemas.
     schema = stable("tunable_ops.lib.schema", ["csrc/schema.cpp"])
-    modules = [stable("tunable_ops._ops_cpu", OPERATORS), schema, module]
-    cuda = cuda_builder()
-    if (reason := cuda.left_out(torch.version.cuda)) is None:
-        modules.append(Extension(cuda.NAME, [], optional=True))
-    else:
-        CUDA_LEFT_OUT.append(say_left_out("CUDA", reason))
-    return {"ext_modules": modules}
+    return [stable("tunable_ops._ops_cpu", cpp_sources()), schema, module]
 
 
 def build_command() -> type[build_ext]:
-    """The command that builds the operators, or leaves them out: a failing compiler must not stop an installation."""
+    """Return the command that builds each library, or leaves it out: a failure must not stop an installation."""
     base = build_ext
-    if LEFT_OUT is None:
+    if "C++" not in MISSING:
         from torch.utils.cpp_extension import BuildExtension
 
         base = BuildExtension
 
     class Build(base):  # type: ignore[misc, valid-type]
-        left_out = LEFT_OUT
+        def build_extensions(self) -> None:
+            cuda = [e for e in self.extensions if e.name == build_cuda.NAME]
+            cpp = [e for e in self.extensions if e.name != build_cuda.NAME]
+            built = []
+            for library, extensions, build in (("C++", cpp, super().build_extensions), ("CUDA", cuda, self.build_cuda)):
+                self.extensions = extensions
+                try:
+                    if extensions:
+                        build()
+                    built += extensions
+                except Exception as error:
+                    print(f"tunable_ops: THE {library} OPERATORS WERE NOT BUILT\n{error}", file=sys.stderr, flush=True)
+                    first_line = (str(error).splitlines() or ["no message"])[0]
+                    MISSING[library] = f"building them failed ({type(error).__name__}: {first_line})"
+                    FAILED.add(library)
+            self.extensions = built
 
-        def build_extension(self, extension: Extension) -> None:
-            cuda = cuda_builder()
-            if extension.name != cuda.NAME:
-                return super().build_extension(extension)
+        def build_cuda(self) -> None:
             import torch
 
-            try:
-                path = Path(self.get_ext_fullpath(extension.name))
-                cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
-            except Exception as error:
-                CUDA_LEFT_OUT.append(say_left_out("CUDA", f"building them failed ({error})"))
-                self.extensions = [e for e in self.extensions if e is not extension]
-
-        def build_extensions(self) -> None:
-            try:
-                super().build_extensions()
-            except Exception as error:
-                self.extensions = []
-                self.left_out = f"building them failed ({type(error).__name__}: {str(error).splitlines()[0]})"
+            path = Path(self.get_ext_fullpath(build_cuda.NAME))
+            build_cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
 
         def run(self) -> None:
             if self.inplace:
                 Path("tunable_ops/lib").mkdir(exist_ok=True)
             super().run()
-            package = Path("." if self.inplace else self.build_lib, "tunable_ops")
-            settle(package, self.left_out)
-            settle_cuda(package)
+            leave_notes(Path("." if self.inplace else self.build_lib, "tunable_ops"))
+            wanted = FAILED | {name for name in MISSING if os.environ.get(VARIABLES[name]) == "1"}
+            if wanted and "build_ext" in self.distribution.commands:
+                raise SystemExit(f"build_ext: the {' and '.join(sorted(wanted))} operators were not built")
 
     return Build
 
 
+extensions = [] if "C++" in MISSING else cpp_extensions()
+if "CUDA" not in MISSING:
+    extensions.append(Extension(build_cuda.NAME, []))
 setup(
     packages=[
         *find_packages(include=["tunable_ops", "tunable_ops.*"]),
-        "tunable_ops.bench",
-        "tunable_ops.bench.comparison",
-        "tunable_ops.triton_kernels",
+        *(f"tunable_ops.{name}" for top in FOLDERS.values() for name in find_packages(include=[top, f"{top}.*"])),
     ],
-    package_dir={"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"},
-    package_data={
-        "tunable_ops": [
-            "py.typed",
-            "train/configs/*.toml",
-            "pgn/configs/*.toml",
-            "pgn/weights/*.safetensors",
-            "pretrained/*.safetensors",
-        ],
-        "tunable_ops.bench": ["results/schema.json"],
-        "tunable_ops.bench.comparison": ["schema.json"],
-        "tunable_ops.triton_kernels": ["tables/*.json"],
-    },
+    package_dir=FOLDERS,
+    # Data is what DATA matches in a package or in a folder of it that is no package, and nothing else.
+    package_data={"": DATA},
+    include_package_data=False,
     cmdclass={"build_py": BuildPython, "build_ext": build_command()},
-    **({} if LEFT_OUT else extensions()),
+    ext_modules=extensions,
 )

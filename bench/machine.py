@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_device(device: str) -> str:
-    """Returns the device.
+    """Return the device.
 
     Raises:
         ValueError: An unknown one, or one that is not there; the message lists the known ones.
@@ -31,7 +31,7 @@ def check_device(device: str) -> str:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, threads, versions and commit."""
+    """Return device, threads, versions and commit."""
     return {
         "device": device,
         "name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
@@ -50,7 +50,11 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with `-dirty` where code differs from it; "unknown" without git."""
+    """Return the checkout's commit, with `-dirty` where code differs from it.
+
+    Where git or the repository is missing: the environment variable TUNABLE_OPS_COMMIT, or "unknown".
+    """
+    told = os.environ.get("TUNABLE_OPS_COMMIT") or "unknown"
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, timeout=30).stdout.strip()
@@ -59,12 +63,12 @@ def commit() -> str:
         head = git("rev-parse", "--short", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs", ":!*.md")
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return f"{head}-dirty" if head and changed else head or os.environ.get("TUNABLE_OPS_COMMIT", "unknown")
+        return told
+    return f"{head}-dirty" if head and changed else head or told
 
 
 def clocks(device: str) -> dict[str, float]:
-    """Clocks in MHz (and, on a GPU, temperature and power), as the system reports them now; {} where it does not."""
+    """Return clocks in MHz (and a GPU's temperature and power) as the system reports them now; {} where it does not."""
     if device == "cuda":
         fields = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
         query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
@@ -82,7 +86,7 @@ def clocks(device: str) -> dict[str, float]:
 
 
 def peaks(device: str, dtypes: set[str]) -> dict[str, float]:
-    """Copy bandwidth (bytes read and written) in GB/s and large matrix products in TFLOP/s, the best of several."""
+    """Return the best of several: copy bandwidth (bytes read and written) in GB/s, large matrix products in TFLOP/s."""
     gpu = device == "cuda"
     x = torch.empty((512 if gpu else 128) << 20, dtype=torch.int8, device=device)
     y = torch.empty_like(x)
@@ -103,10 +107,10 @@ def peaks(device: str, dtypes: set[str]) -> dict[str, float]:
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc's allocator keep what is freed, as a GPU's caching allocator does; False where that is not glibc.
+    """Make glibc's allocator keep freed memory, as a GPU's caching allocator does; return False without glibc.
 
     Otherwise tensors of megabytes may be mapped anew at every call, page by page: 10 % of a convolution's time, which
-    falls on this provider or that one by chance.
+    hits one provider or another by chance.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -8,17 +8,19 @@
 #   build        the package, with what compiles  tune       tables of the fastest algorithms
 #   operators    the suite of single layers       sanitizer  compute-sanitizer over the gpu tests' smallest cases
 #   networks     whole networks                   scaling    curves over P, B, C and size
-#   hopper       the Gluon kernel's tiles and the CUDA wgmma kernel
+#   hopper       the CUDA wgmma kernel
 #   perceptual   perceptual gradients, true and predicted
 # OUT gets a log per stage, the results as JSON, plots, summary.txt, and all of it once more as on_gpu.tar.gz.
-# A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1.
-# 2: no GPU, or an unknown stage. Python: $PYTHON (default python3), with torch in it.
+# A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1. A stage also fails
+# where a backend of the project cannot run or a test was skipped for no accepted reason (bench/skipped.py).
+# 2: no GPU, or an unknown stage. Python: $PYTHON (default python3), with torch in it. $TUNABLE_OPS_COMMIT names the
+# commit where git or the repository is missing.
 set -uo pipefail
 
 ALL=(environment build tests tune operators networks perceptual hopper scaling sanitizer)
 : "${LIMIT_environment:=30}" "${LIMIT_build:=150}" "${LIMIT_tests:=240}" "${LIMIT_tune:=60}" # seconds
 : "${LIMIT_operators:=150}" "${LIMIT_networks:=60}" "${LIMIT_perceptual:=30}" "${LIMIT_hopper:=45}" "${LIMIT_scaling:=60}" "${LIMIT_sanitizer:=90}"
-TOTAL=525
+TOTAL=520
 
 [ $# -ge 1 ] || { echo "usage: bench/on_gpu.sh OUT [STAGE...]; stages: ${ALL[*]}" >&2; exit 2; }
 mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
@@ -37,8 +39,8 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2
     exit 2
 fi
 rm -f "$OUT/no_gpu.log"
-command -v git >/dev/null && TUNABLE_OPS_COMMIT=$(git describe --always --dirty --exclude='*' 2>/dev/null)
-export TUNABLE_OPS_COMMIT=${TUNABLE_OPS_COMMIT:-unknown} PYTHONUNBUFFERED=1
+commit=$(git describe --always --dirty --exclude='*' 2>/dev/null)
+export TUNABLE_OPS_COMMIT=${commit:-${TUNABLE_OPS_COMMIT:-unknown}} PYTHONUNBUFFERED=1
 
 # The package as a folder of links, so that it imports whether or not it can be installed here.
 SITE=$(mktemp -d)
@@ -53,6 +55,9 @@ link_package
 export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}"
 BENCH=("$PYTHON" -P -m tunable_ops.bench --device cuda)
 
+# What was left out, counted; fails where that is not accepted.
+check_skipped() { "$PYTHON" -P -m tunable_ops.bench.skipped "$@"; }
+
 run_environment() {
     nvidia-smi
     command -v nvcc ninja compute-sanitizer cuobjdump
@@ -60,7 +65,10 @@ run_environment() {
     "$PYTHON" -P -c 'import torch, triton, tunable_ops; print(torch.__version__, triton.__version__, tunable_ops.__file__)'
 }
 run_build() {
-    "$PYTHON" setup.py --quiet build_ext --inplace && link_package
+    "$PYTHON" setup.py --quiet build_ext --inplace
+    local code=$?
+    link_package
+    check_skipped && return $code
 }
 # Most of their time goes into compiling kernels: a process per core.
 run_tests() {
@@ -73,36 +81,47 @@ run_tests() {
         running+=($!)
     done
     for process in "${running[@]}"; do wait "$process" || failed=1; done
+    wait # TERM ends one of the waits above early
     tail -n 1 "$OUT"/tests/*.log
     grep -h ^FAILED "$OUT"/tests/*.log
-    return $failed
+    check_skipped "$OUT"/tests/*.log && return $failed
 }
-run_tune() {
-    "$PYTHON" -P -m tunable_ops.cli tune --out "$OUT/tuned.json"
+run_tune() { "$PYTHON" -P -m tunable_ops.cli autotune --out "$OUT/tuned.json"; }
+# Runs the benchmark with results in OUT/$1.json.
+bench() {
+    "${BENCH[@]}" --out "$OUT/$1.json" "${@:2}"
+    local code=$?
+    check_skipped "$OUT/$1.json" && return $code
 }
-run_operators() { "${BENCH[@]}" --out "$OUT/operators.json" --plots "$OUT"; }
-run_networks() { "${BENCH[@]}" --suite networks --out "$OUT/networks.json"; }
-run_perceptual() { "${BENCH[@]}" --suite perceptual --out "$OUT/perceptual.json"; }
+run_operators() { bench operators --plots "$OUT"; }
+run_networks() { bench networks --suite networks; }
+run_perceptual() { bench perceptual --suite perceptual; }
 run_hopper() {
-    "${BENCH[@]}" --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph --providers tunable tunable-cuda hopper-wide hopper-pair cuda-hopper \
-        --out "$OUT/hopper.json" --plots "$OUT"
+    bench hopper --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph \
+        --providers tunable tunable-cuda cuda-hopper --plots "$OUT"
 }
-run_scaling() { "${BENCH[@]}" --suite scaling --providers tunable grouped-trick p-convolutions --out "$OUT/scaling.json" --plots "$OUT"; }
+run_scaling() { bench scaling --suite scaling --providers tunable grouped-trick p-convolutions --plots "$OUT"; }
 run_sanitizer() {
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not here"; return 1; }
-    # Without torch's pool every tensor is an allocation of its own, so that reads behind it and of its leftovers show.
-    local tool failed=0
+    # Without torch's pool every tensor is an allocation of its own, so that reads past its end and of leftovers show.
+    local tool failed=0 fill
+    mkdir -p "$OUT/sanitizer"
     for tool in memcheck racecheck initcheck; do
-        echo "== $tool"
+        [ -z "$STOPPED" ] || break
+        fill=()
+        [ $tool != initcheck ] || fill=(--leave-uninitialized)
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -P -m pytest -q -x \
-            -o pythonpath="$SITE" -p no:cacheprovider -m gpu -k sanitizer tests/gpu || failed=1
+            -o pythonpath="$SITE" -p no:cacheprovider -m gpu -k sanitizer "${fill[@]}" tests/gpu \
+            >"$OUT/sanitizer/$tool.log" 2>&1 || failed=1
+        echo "== $tool"
+        tail -n 40 "$OUT/sanitizer/$tool.log"
     done
-    return $failed
+    check_skipped "$OUT"/sanitizer/*.log && return $failed
 }
 
 START=$SECONDS
 FAILED=()
-export -f link_package run_environment run_build run_tests run_tune run_operators run_networks run_perceptual run_hopper run_scaling run_sanitizer
+export -f link_package check_skipped bench $(printf 'run_%s ' "${ALL[@]}")
 : >"$OUT/summary.txt"
 for stage in "${STAGES[@]}"; do
     limit_name=LIMIT_$stage
@@ -113,9 +132,11 @@ for stage in "${STAGES[@]}"; do
         verdict="left out: no time left"
         FAILED+=("$stage")
     else
-        # An own process group, so that a stage's children end with it. TERM first: the benchmark then keeps what it has.
-        SITE=$SITE OUT=$OUT PYTHON=$PYTHON STAGE=$stage BENCH_COMMAND="${BENCH[*]}" timeout --kill-after=10 "$limit" \
-            bash -c 'read -ra BENCH <<<"$BENCH_COMMAND"; set -o pipefail; "run_$STAGE"' >"$OUT/$stage.log" 2>&1
+        # An own process group, so that a stage's children end with it. TERM first: pytest then reports what failed, the
+        # benchmark keeps what it has, and the stage, which outlives it, sums up.
+        SITE=$SITE OUT=$OUT PYTHON=$PYTHON STAGE=$stage BENCH_COMMAND="${BENCH[*]}" timeout --kill-after=20 "$limit" \
+            bash -c 'STOPPED= && trap STOPPED=yes TERM; read -ra BENCH <<<"$BENCH_COMMAND"; "run_$STAGE"' \
+            >"$OUT/$stage.log" 2>&1
         code=$?
         case $code in
             0) verdict=ok ;;
@@ -123,7 +144,8 @@ for stage in "${STAGES[@]}"; do
             *) verdict="failed with status $code"; FAILED+=("$stage") ;;
         esac
     fi
-    printf '%-12s %4d s  %s\n' "$stage" $((SECONDS - began)) "$verdict" | tee -a "$OUT/summary.txt"
+    skipped=$(grep '^skipped: ' "$OUT/$stage.log" 2>/dev/null)
+    printf '%-12s %4d s  %s%s\n' "$stage" $((SECONDS - began)) "$verdict" "${skipped:+; $skipped}" | tee -a "$OUT/summary.txt"
     [ "$verdict" = ok ] || tail -n 15 "$OUT/$stage.log" 2>/dev/null
 done
 tar -czf "$SITE/on_gpu.tar.gz" -C "$OUT" --exclude=on_gpu.tar.gz . && mv "$SITE/on_gpu.tar.gz" "$OUT/"

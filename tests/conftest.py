@@ -1,15 +1,19 @@
 """What every test runs under: TF32 off, few threads, and NaN in memory that nobody has written."""
 
+import signal
+import threading
+from typing import Any
+
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _numerics() -> None:
+def _numerics(request: pytest.FixtureRequest) -> None:
     torch.set_num_threads(1)  # the tensors are small, and several runs may share the cores
-    # torch.empty then returns NaN, so that a value that is read before it is written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    # torch.empty then returns NaN, so that a value that is read before it is written shows.
+    torch.utils.deterministic.fill_uninitialized_memory = not request.config.getoption("--leave-uninitialized")
     # The older switches: they set convolution and RNN alike, and torch.export reads them.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -24,6 +28,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--part", default="1/1", metavar="I/N", help="the I-th of N parts of the tests, dealt out in turns"
     )
+    parser.addoption(
+        "--leave-uninitialized",
+        action="store_true",
+        help="do not fill torch.empty's memory with NaN: compute-sanitizer's initcheck sees reads of unwritten memory",
+    )
+
+
+def pytest_configure() -> None:
+    """End on SIGTERM, which `timeout` sends, as on Ctrl-C: pytest then reports what failed until there."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

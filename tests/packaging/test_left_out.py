@@ -113,6 +113,62 @@ def test_cuda_left_out_keeps_its_reason(tmp_path: Path, script: str | None, reas
     assert re.fullmatch(f"the CUDA operators are left out: {reason}. {re.escape(HOW)}", note.strip()), note
 
 
+# Compilers that answer what a build asks and, for {fails}, fail; for all else they write an empty file.
+COMPILER = """#!/bin/sh
+case "$*" in
+    *--list-gpu-code*) echo sm_80; exit ;;
+    *--version*release*|--version) echo release {cuda}; exec c++ --version ;;
+    *{fails}*) echo "{fails}: error: seeded"; exit 1 ;;
+esac
+while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done
+exit 0
+"""
+
+
+@pytest.mark.parametrize("command", [pytest.param("build", marks=pytest.mark.slow), "build_ext"])
+@pytest.mark.parametrize("library", ["C++", "CUDA"])
+def test_a_library_that_fails_leaves_the_other(tmp_path: Path, library: str, command: str) -> None:
+    """And says so: an installation goes on, `build_ext` exits with 1. Once a C++ error dropped the CUDA library too."""
+    fails, other = ("csrc/module.cpp", "_ops_cuda") if library == "C++" else ("depthwise.cu", "_ops_cpu")
+    for compiler in (tmp_path / "c++", tmp_path / "bin" / "nvcc"):
+        compiler.parent.mkdir(exist_ok=True)
+        compiler.write_text(COMPILER.format(fails=fails, cuda=torch.version.cuda or "13.0"))
+        compiler.chmod(0o755)
+    environment = {"CXX": str(tmp_path / "c++"), "CUDA_HOME": str(tmp_path), "TUNABLE_OPS_CUDA": "1"}
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", command, "--build-lib", "lib"],
+        cwd=copy_sources(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | environment,
+    )
+    assert f"{fails}: error: seeded" in result.stdout + result.stderr
+    assert f"tunable_ops: THE {library} OPERATORS WERE NOT BUILT" in result.stderr
+    assert f"tunable_ops: the {library} operators are left out: building them failed (" in result.stdout
+    assert [file.name.split(".")[0] for file in (tmp_path / "lib").rglob("_ops_*.so")] == [other]
+    assert result.returncode == (1 if command == "build_ext" else 0)
+    if command == "build_ext":
+        assert result.stderr.endswith(f"build_ext: the {library} operators were not built\n")
+
+
+def test_build_ext_fails_without_a_library_that_was_asked_for(tmp_path: Path) -> None:
+    environment = {"TUNABLE_OPS_CPP": "0", "TUNABLE_OPS_CUDA": "1", "CUDA_HOME": str(tmp_path)}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "bin" / "nvcc").chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", "lib"],
+        cwd=copy_sources(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | environment,
+    )
+    assert result.returncode == 1
+    assert result.stderr.endswith("build_ext: the CUDA operators were not built\n")
+
+
 @pytest.mark.slow
 def test_a_compiler_that_fails_leaves_them_out(tmp_path: Path) -> None:
     compiler = tmp_path / "failing-c++"

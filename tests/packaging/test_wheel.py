@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import tunable_ops
+
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) is not None
 pytestmark = [
@@ -77,7 +79,7 @@ def test_a_wheel_of_the_source_distribution_works_in_an_empty_environment(sdist:
     # `_C` is for one Python on one platform; the operators beside it keep to the stable ABI.
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert wheel.name == f"tunable_ops-0.1.0-{python}-{python}-{platform}.whl"
+    assert wheel.name == f"tunable_ops-{tunable_ops.__version__}-{python}-{python}-{platform}.whl"
     names = zipfile.ZipFile(wheel).namelist()
     assert {"tunable_ops/_ops_cpu.abi3.so", "tunable_ops/lib/schema.abi3.so"} <= set(names)
     assert [name for name in names if name.startswith(("csrc", "tests", "bench"))] == []
@@ -93,6 +95,37 @@ def test_a_wheel_of_the_source_distribution_works_in_an_empty_environment(sdist:
 
 
 def test_a_wheel_without_operators_fits_every_python(sdist: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(sdist, tmp_path, TUNABLE_OPS_CPP="0")
-    assert wheel.name == "tunable_ops-0.1.0-py3-none-any.whl"
+    wheel = build_wheel(sdist, tmp_path, TUNABLE_OPS_CPP="0", TUNABLE_OPS_CUDA="0")
+    assert wheel.name == f"tunable_ops-{tunable_ops.__version__}-py3-none-any.whl"
     assert "tunable_ops/_left_out.txt" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_wheel_has_every_module_and_data_file_and_is_built_in_silence(tmp_path: Path) -> None:
+    """Setuptools once printed pages of "Package would be ignored" about the folders of data."""
+    command = (sys.executable, "setup.py", "build_py", "--build-lib", tmp_path / "lib")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(
+        ".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "*_left_out.txt"
+    )
+    shutil.copytree(ROOT, source, ignore=ignored)
+    result = subprocess.run(
+        [*map(str, command)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"TUNABLE_OPS_CPP": "0", "TUNABLE_OPS_CUDA": "0"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "would be ignored" not in result.stdout + result.stderr
+    expected = {f"tunable_ops/{file.relative_to(source / 'tunable_ops')}" for file in files(source / "tunable_ops")}
+    for name in ("bench", "triton_kernels"):
+        expected |= {f"tunable_ops/{file.relative_to(source)}" for file in files(source / name)}
+    measured = {f for f in expected if f.startswith("tunable_ops/bench/results/") and not f.endswith("/schema.json")}
+    packed = {str(file.relative_to(tmp_path / "lib")) for file in files(tmp_path / "lib")}
+    notes = {"tunable_ops/_left_out.txt", "tunable_ops/_cuda_left_out.txt"}
+    assert packed ^ (expected - measured - {"tunable_ops/bench/on_gpu.sh"}) == notes
+
+
+def files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
