@@ -8,7 +8,7 @@
 #   build        the package, with what compiles  tune       tables of the fastest algorithms
 #   operators    the suite of single layers       sanitizer  compute-sanitizer over the gpu tests' smallest cases
 #   networks     whole networks                   scaling    curves over P, B, C and size
-#   hopper       the Gluon kernel's tiles and the CUDA wgmma kernel
+#   hopper       the CUDA wgmma kernel
 #   perceptual   perceptual gradients, true and predicted
 # OUT gets a log per stage, the results as JSON, plots, summary.txt, and all of it once more as on_gpu.tar.gz.
 # A stage that fails or runs out of time leaves the others' results alone; the exit status is then 1.
@@ -78,13 +78,13 @@ run_tests() {
     return $failed
 }
 run_tune() {
-    "$PYTHON" -P -m tunable_ops.cli tune --out "$OUT/tuned.json"
+    "$PYTHON" -P -m tunable_ops.cli autotune --out "$OUT/tuned.json"
 }
 run_operators() { "${BENCH[@]}" --out "$OUT/operators.json" --plots "$OUT"; }
 run_networks() { "${BENCH[@]}" --suite networks --out "$OUT/networks.json"; }
 run_perceptual() { "${BENCH[@]}" --suite perceptual --out "$OUT/perceptual.json"; }
 run_hopper() {
-    "${BENCH[@]}" --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph --providers tunable tunable-cuda hopper-wide hopper-pair cuda-hopper \
+    "${BENCH[@]}" --cases kind=3x3,1x1 direction=forward dtype=bf16 mode=graph --providers tunable tunable-cuda cuda-hopper \
         --out "$OUT/hopper.json" --plots "$OUT"
 }
 run_scaling() { "${BENCH[@]}" --suite scaling --providers tunable grouped-trick p-convolutions --out "$OUT/scaling.json" --plots "$OUT"; }

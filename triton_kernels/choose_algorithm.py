@@ -107,7 +107,7 @@ def table_name(device: str) -> str:
 
 @lru_cache(maxsize=8)
 def load_table(path: Path) -> dict[Problem, Choice]:
-    """Reads a table that `tune` wrote; none, a damaged one or one of another version is empty, the last two warn."""
+    """Read a table that `autotune` wrote; empty if there is none or, with a warning, if it is damaged or outdated."""
     if not path.exists():
         return {}
     try:
@@ -116,7 +116,7 @@ def load_table(path: Path) -> dict[Problem, Choice]:
             raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
         return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
+        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops autotune` replaces it", stacklevel=2)
         return {}
 
 

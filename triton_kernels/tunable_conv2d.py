@@ -12,7 +12,7 @@ strided (`phases`). And that of a map, <grad_output, conv_p(x) + bias_p> over th
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import (
     INDEX_LIMIT,
     Config,

@@ -8,7 +8,7 @@ Vectors run along the channels (NHWC) or along the columns (NCHW): the tile's sh
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe
 
 

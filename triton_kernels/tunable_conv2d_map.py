@@ -10,7 +10,7 @@ from registers (see `tunable_conv2d`). The map's other gradients are `plan_tunab
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import within
+from tunable_ops.triton_kernels.device_functions import within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe, input_precision
 
 

@@ -7,7 +7,7 @@ gaps and shares one kernel is one long sample.
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel
 from tunable_ops.triton_kernels.launch import INDEX_LIMIT, Config, Launch, cdiv, describe, input_precision
 
 

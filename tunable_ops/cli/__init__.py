@@ -27,8 +27,9 @@ _COMMANDS = {
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "time tunable against plain convolutions on this machine",
     "pgn": "train or evaluate a perceptual gradient network",
-    "tune": "measure the kernels on this GPU and keep the fastest",
+    "autotune": "time the kernels on this GPU and remember the fastest",
 }
+_RENAMED = {"tune": "autotune"}
 # what `pip install tunable-ops[train]` brings, by the name it is imported under
 _EXTRA = {
     "PIL",
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in words if not word.startswith("-")), "")
     prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
     try:
+        if name in _RENAMED:
+            raise ValueError(f"the command {name!r} is now called {_RENAMED[name]!r}")
         parser, module = _parser(name)
         args = parser.parse_args(words)
         if module is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tunable_ops.control.insert import copy_plain, find, insert, on_output
+from tunable_ops.control.additions import add, copy_plain, find, on_output
 from tunable_ops.control.phased import PhasedModel
 from tunable_ops.modules import TunableConv2d
 
@@ -61,7 +61,7 @@ def adafm(
         with torch.no_grad():
             layer.weight.zero_()
             layer.weight[..., kernel_size // 2, kernel_size // 2] = 1
-        insert(module, layer, on_output)
+        add(module, layer, on_output)
         additions.append((layer, None))
     conversion = {"control": "adafm", "kernel_size": kernel_size, "after": None if after is None else list(after)}
     return PhasedModel(network, num_params, additions, conversion, names, defaults)

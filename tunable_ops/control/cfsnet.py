@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.control.insert import beside, copy_plain, find, insert, out_channels
+from tunable_ops.control.additions import add, copy_plain, find, on_input_and_output, out_channels
 from tunable_ops.control.phased import PhasedModel
 from tunable_ops.modules.layer import TunableLayer
 
@@ -96,7 +96,7 @@ def cfsnet(
     additions: list[tuple[nn.Module, int | None]] = []
     for module in blocks.values():
         coupling = Coupling(channels, shared, like)
-        insert(module, coupling, beside)
+        add(module, coupling, on_input_and_output)
         additions.append((coupling, 1))
     return PhasedModel(network, 2, additions, {"control": "cfsnet", "after": list(after)}, names, defaults)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.control.insert import copy_plain, find, insert, on_output, out_channels
+from tunable_ops.control.additions import add, copy_plain, find, on_output, out_channels
 from tunable_ops.control.phased import PhasedModel
 from tunable_ops.modules import TunableConv2d
 
@@ -88,7 +88,7 @@ def dynamic_net(
         channels = out_channels("dynamic_net", name, module)
         like = next(module.parameters())
         blocks = [TuningBlock(channels, k, num_params, like) for k in range(1, num_params)]
-        insert(module, nn.Sequential(*blocks), on_output)
+        add(module, nn.Sequential(*blocks), on_output)
         additions += [(block, block.index) for block in blocks]
     return PhasedModel(
         network, num_params, additions, {"control": "dynamic_net", "after": list(after)}, names, defaults

@@ -7,10 +7,10 @@ share one pass through the features.
 """
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
-from tunable_ops.losses.field import PerceptualGradient
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
+from tunable_ops.losses.perceptual_gradient import PerceptualGradient
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
