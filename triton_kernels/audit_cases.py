@@ -122,7 +122,7 @@ def cases() -> Iterator[AuditCase]:
 
 
 def _product_rows(launch: Launch, dtype: str) -> int | None:
-    """Rows of the tensor cores' tile, None without tensor cores: only kernels with a dot product have a PRECISION."""
+    """Return the rows of the tensor cores' tile, or None without them: only dot products have a PRECISION."""
     if "PRECISION" not in launch.constants or dtype == "float32":
         return None
     # The weight gradient of a map multiplies the transposes.

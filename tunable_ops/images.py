@@ -45,7 +45,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
         path: a folder; or a file, which is returned as it is, whatever its extension.
 
     Raises:
-        ValueError: nothing is there, or the folder has no picture.
+        ValueError: Nothing is there, or the folder has no picture.
     """
     root = Path(path)
     if root.is_file():
@@ -73,13 +73,13 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     float must already lie in [0, 1]. Of an animation, the first frame.
 
     Args:
-        path: the file; its content decides the format, not its extension.
+        path: The file; its content decides the format, not its extension.
 
     Returns:
         float32 [3, H, W] in [0, 1], contiguous.
 
     Raises:
-        ValueError: the file is missing, is not a picture, is cut short, or cannot be read.
+        ValueError: The file is missing, is not a picture, is cut short, or cannot be read.
     """
     file = Path(path)
     if file.is_dir():
@@ -106,14 +106,14 @@ def read_images(
     """Read pictures one by one; a bad one is named and skipped, the rest are read.
 
     Args:
-        paths: the files, for example from `find_images`.
-        on_bad: called with the path and the error of each file that cannot be read; None: a `UserWarning` names it.
+        paths: The files, for example from `find_images`.
+        on_bad: Called with the path and the error of each file that cannot be read; None: a `UserWarning` names it.
 
     Yields:
         (path, picture) of each good file, in the order given.
 
     Raises:
-        ValueError: at the end, if there was no good one.
+        ValueError: At the end, if there was no good one.
     """
     good = bad = 0
     for path in map(Path, paths):
@@ -140,16 +140,16 @@ def write_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
 
     Args:
         image: [3, H, W] or [1, H, W] (grey), floating point, any device; values outside [0, 1] are clamped.
-        path: its extension names the format: .png .jpg .jpeg .bmp .ppm .tif .tiff .webp; without an extension, .png
+        path: Its extension names the format: .png .jpg .jpeg .bmp .ppm .tif .tiff .webp; without an extension, .png
             is added. The folder must exist.
 
     Returns:
         The path of the file written.
 
     Raises:
-        TypeError: image is not a floating-point tensor.
-        ValueError: wrong shape, NaN or infinity, an unknown extension, a folder that is not there.
-        OSError: the file cannot be written.
+        TypeError: Image is not a floating-point tensor.
+        ValueError: Wrong shape, NaN or infinity, an unknown extension, a folder that is not there.
+        OSError: The file cannot be written.
     """
     _check_picture("image", image)
     file = Path(path)
@@ -179,15 +179,15 @@ def strip(images: Sequence[Tensor], labels: Sequence[str], height: int | None = 
     Args:
         images: [3, H, W] or [1, H, W] each, floating point, in [0, 1] (clamped); sizes may differ: all are resized to
             one height (bicubic), widths in proportion.
-        labels: one per picture; may hold line breaks. A column is at least as wide as its label.
-        height: of the pictures, in pixels; None: that of the tallest.
+        labels: One per picture; may hold line breaks. A column is at least as wide as its label.
+        height: Of the pictures, in pixels; None: that of the tallest.
 
     Returns:
         float32 [3, H', W'] on the CPU, with 8-bit values.
 
     Raises:
         TypeError: a picture is not a floating-point tensor.
-        ValueError: no picture, another number of labels than pictures, a wrong shape, a height below 1.
+        ValueError: No picture, another number of labels than pictures, a wrong shape, a height below 1.
     """
     if not images:
         raise ValueError("images: images must hold at least one picture; got none")

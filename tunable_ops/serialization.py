@@ -52,15 +52,15 @@ def save(
 
     Args:
         net: a `TunableModel`, or a plain network, for instance what `fold` returns.
-        path: the file, by convention ``*.safetensors``; its folder is made if missing, an old file is replaced at once.
+        path: The file, by convention ``*.safetensors``; its folder is made if missing, an old file is replaced at once.
         architecture: a name in `models.ARCHITECTURES`, or any name of your own; loading the latter needs ``network=``.
-        arguments: arguments of the architecture; JSON values.
-        notes: anything else worth keeping, such as the training data or scores; JSON values. Returned by `load` as
+        arguments: Arguments of the architecture; JSON values.
+        notes: Anything else worth keeping, such as the training data or scores; JSON values. Returned by `load` as
             ``net.notes``; default those that the network already has.
 
     Raises:
-        TypeError: if net is not a module, or arguments or notes are not JSON.
-        ValueError: if net is a TunableModel made by hand; `load` could not rebuild it.
+        TypeError: If net is not a module, or arguments or notes are not JSON.
+        ValueError: If net is a TunableModel made by hand; `load` could not rebuild it.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"checkpoint: net must be a module; got {type(net).__name__}")
@@ -91,15 +91,15 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
 
     Args:
         path: a file that `save` wrote.
-        network: the plain network of which the checkpoint holds the conversion; needed where the architecture is not
+        network: The plain network of which the checkpoint holds the conversion; needed where the architecture is not
             one of `models.ARCHITECTURES`. It is copied, not changed.
 
     Returns:
         The `TunableModel`; its ``notes`` are those given to `save`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of this library and version, is cut short, holds a plain network (see
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of this library and version, is cut short, holds a plain network (see
             `load_folded`), or does not fit the architecture.
     """
     tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
@@ -138,7 +138,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         a plain network), ``notes``.
 
     Raises:
-        FileNotFoundError, ValueError: as for `load`.
+        FileNotFoundError, ValueError: As for `load`.
     """
     return _open(path, FORMAT, VERSION, tensors=False)[1]
 
@@ -149,14 +149,14 @@ def write_file(
     """Write tensors and JSON metadata as one safetensors file, all or nothing.
 
     Args:
-        path: the file; the new one replaces the old one in a single step.
-        tensors: name to tensor, on any device; shared memory is written once per name.
+        path: The file; the new one replaces the old one in a single step.
+        tensors: Name to tensor, on any device; shared memory is written once per name.
         metadata: JSON values.
-        kind: what the file is, checked by `read_file`.
-        version: of the layout of tensors and metadata, checked by `read_file`.
+        kind: What the file is, checked by `read_file`.
+        version: Of the layout of tensors and metadata, checked by `read_file`.
 
     Raises:
-        TypeError: if the metadata is not JSON.
+        TypeError: If the metadata is not JSON.
     """
     from safetensors.torch import save as to_bytes
 
@@ -197,8 +197,8 @@ def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple
         (tensors on the CPU, metadata as given, with ``format`` and ``version`` added).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is anything else than a whole file of this kind and version.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is anything else than a whole file of this kind and version.
     """
     return _open(path, kind, version, tensors=True)
 
@@ -210,8 +210,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         (tensors on the CPU, metadata as `read_metadata` returns it; empty for a file that `save` did not write).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole safetensors file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no whole safetensors file.
     """
     return _open(path, None, VERSION, tensors=True)
 
@@ -301,7 +301,7 @@ def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str,
     """Copy tensors into the network if names and shapes agree exactly.
 
     Raises:
-        ValueError: if they do not; the first few that are missing, unknown or of another shape are named.
+        ValueError: If they do not; the first few that are missing, unknown or of another shape are named.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]

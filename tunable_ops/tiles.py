@@ -42,16 +42,16 @@ def apply_tiled(
         function: [B, C, h, w] -> [B, O, s h, s w] with a whole number s >= 1 (super-resolution), found from the first
             tile.
         image: [B, C, H, W], floating point.
-        tile: largest height and width of a window, in pixels; a multiple of `multiple`.
-        overlap: pixels that neighbours share at least, from 0 to tile - multiple.
-        multiple: windows start at multiples of this: the total stride (or unshuffling factor) of the network.
+        tile: Largest height and width of a window, in pixels; a multiple of `multiple`.
+        overlap: Pixels that neighbours share at least, from 0 to tile - multiple.
+        multiple: Windows start at multiples of this: the total stride (or unshuffling factor) of the network.
 
     Returns:
         [B, O, s H, s W], in the dtype that the function returns.
 
     Raises:
-        TypeError: image is not a floating-point tensor; function does not return one.
-        ValueError: wrong rank, an empty image, sizes that do not go together, an output that is not s times the input.
+        TypeError: Image is not a floating-point tensor; function does not return one.
+        ValueError: Wrong rank, an empty image, sizes that do not go together, an output that is not s times the input.
 
     Example:
         >>> image = torch.rand(1, 3, 70, 90)
@@ -95,14 +95,14 @@ def tile_windows(size: int, tile: int, overlap: int, multiple: int = 1) -> list[
     Starts are multiples of `multiple`; neighbours share at least `overlap` pixels; the last window ends at `size`.
 
     Args:
-        size: length of the axis, at least 1.
-        tile: largest window, a positive multiple of `multiple`.
-        overlap: from 0 to tile - multiple.
-        multiple: at least 1.
+        size: Length of the axis, at least 1.
+        tile: Largest window, a positive multiple of `multiple`.
+        overlap: From 0 to tile - multiple.
+        multiple: At least 1.
 
     Raises:
-        TypeError: an argument is not an int.
-        ValueError: an argument outside its range.
+        TypeError: An argument is not an int.
+        ValueError: An argument outside its range.
 
     Example:
         >>> tile_windows(100, tile=48, overlap=16, multiple=4)

@@ -47,7 +47,7 @@ def with_knob(plain: nn.Module, scaled: bool) -> tunable_ops.TunableModel:
 
     Args:
         plain: a chain of convolutions and ReLU.
-        scaled: whether the new kernels start with these biases, else with zeros.
+        scaled: Whether the new kernels start with these biases, else with zeros.
     """
     net = tunable_ops.convert(plain, num_params=1, domain="box", names=["level"])
     with torch.no_grad():
@@ -66,11 +66,11 @@ def train(
     """Train the new kernels alone; lambda = 0 stays what it was.
 
     Args:
-        net: from `with_knob`.
-        photographs: to cut crops from.
+        net: From `with_knob`.
+        photographs: To cut crops from.
         data: how.
-        steps: of AdamW, each at one lambda, uniform in [0, 1].
-        rate: highest learning rate.
+        steps: Of AdamW, each at one lambda, uniform in [0, 1].
+        rate: Highest learning rate.
 
     Returns:
         The number of parameters trained.

@@ -35,8 +35,8 @@ def compare(
 
     Args:
         plain: a network for `channels` channels; FFDNet is told the level of the noise.
-        pictures: names and clean pictures [3, H, W]; of grey ones the first channel counts.
-        sigma: of the noise, of 255.
+        pictures: Names and clean pictures [3, H, W]; of grey ones the first channel counts.
+        sigma: Of the noise, of 255.
 
     Returns:
         PSNR in dB per picture, by what made it; the largest difference between any two outputs.

@@ -31,11 +31,11 @@ def convert(weights: dict[str, Tensor], deblur: bool = False) -> tunable_ops.Tun
     """FFDNet's weights, keys ``model.N.*``, in a tunable chain whose (first) knob is the level of the noise.
 
     Args:
-        weights: of the colour network, 96 features, 12 convolutions.
-        deblur: whether there is a second knob; the layers `TUNABLE` alone follow the two.
+        weights: Of the colour network, 96 features, 12 convolutions.
+        deblur: Whether there is a second knob; the layers `TUNABLE` alone follow the two.
 
     Raises:
-        ValueError: keys or shapes of another network.
+        ValueError: Keys or shapes of another network.
     """
     first = weights.get("model.0.weight")
     if first is None or first.shape[1] != 13:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        argv: the words after `tunable-ops`; None: those of the process.
+        argv: The words after `tunable-ops`; None: those of the process.
 
     Returns:
         The exit code; mistakes in the input give one line on stderr and 2, never a traceback (`--debug` shows it).

@@ -11,7 +11,7 @@ def choose_device(name: str | None) -> Any:
     """The device of that name, or for None a GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: it does not work here.
+        ValueError: It does not work here.
     """
     import torch
 

@@ -79,7 +79,7 @@ def describe(path: Path) -> dict[str, Any]:
         tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
 
     Raises:
-        FileNotFoundError, ValueError: as `serialization.load`.
+        FileNotFoundError, ValueError: As `serialization.load`.
     """
     from safetensors import safe_open
 

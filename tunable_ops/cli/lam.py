@@ -26,15 +26,15 @@ def parse(text: str, spec: LambdaSpec, warn: Callable[[str], None]) -> tuple[flo
     not 1 are divided by it, with a warning: at another sum the network would also scale its pictures.
 
     Args:
-        text: what stands after --lam.
-        spec: names, ranges, defaults and domain.
-        warn: called with each warning.
+        text: What stands after --lam.
+        spec: Names, ranges, defaults and domain.
+        warn: Called with each warning.
 
     Returns:
         One value per parameter.
 
     Raises:
-        ValueError: not numbers, NaN or infinity, too few or many, an unknown or repeated name, a sum of 0 or below on
+        ValueError: Not numbers, NaN or infinity, too few or many, an unknown or repeated name, a sum of 0 or below on
             the simplex.
     """
     parts = [part.strip() for part in text.split(",")]
@@ -81,7 +81,7 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
     row per parameter over its range, the others as `fill` completes them.
 
     Raises:
-        ValueError: count below 2, or a slider that cannot move.
+        ValueError: Count below 2, or a slider that cannot move.
     """
     if count < 2:
         raise ValueError(f"--sweep must be at least 2 positions; got {count}")

@@ -38,16 +38,16 @@ class Features(nn.Module):
     """A stack of convolutions, ReLUs and poolings that returns the ReLUs asked for; see the three networks below.
 
     Args:
-        modules: the whole stack.
-        names: name of every ReLU, in order.
-        layers: the names to return; the stack ends at the deepest of them.
-        weights: where the weights come from.
+        modules: The whole stack.
+        names: Name of every ReLU, in order.
+        layers: The names to return; the stack ends at the deepest of them.
+        weights: Where the weights come from.
 
     Attributes:
-        layers: names of what `forward` returns, from the shallowest to the deepest.
-        channels: channels of each of them.
-        min_size: least height and width of a picture: what the deepest layer needs to have one value.
-        receptive_field: side of the square of pixels that one value of the deepest layer sees. Smaller pictures are
+        layers: Names of what `forward` returns, from the shallowest to the deepest.
+        channels: Channels of each of them.
+        min_size: Least height and width of a picture: what the deepest layer needs to have one value.
+        receptive_field: Side of the square of pixels that one value of the deepest layer sees. Smaller pictures are
             taken down to ``min_size`` (zeros stand around them, as around every picture).
     """
 
@@ -101,7 +101,7 @@ class Features(nn.Module):
 
         Raises:
             TypeError: x is not a floating point tensor.
-            ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+            ValueError: Not [B, 3, H, W], too small, or outside [0, 1].
         """
         check_pictures(type(self).__name__, "x", x, self.min_size)
         return self.extract(x)
@@ -148,14 +148,14 @@ class VGG16Features(_VGG):
     """VGG16 (Simonyan and Zisserman, 2015): 13 convolutions in blocks of 2, 2, 3, 3, 3.
 
     Args:
-        layers: names such as "relu3_3", or "relus" for all ReLUs up to relu5_1.
+        layers: Names such as "relu3_3", or "relus" for all ReLUs up to relu5_1.
         pool: "max" as it was trained, "avg" (the gradients are smoother), or "l2" (`L2Pool2d`, of DISTS).
         weights: None: looked for as `tunable_ops.losses.weights` says, an error if there are none; a path; "download"
             for torchvision's; "random" for tests.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown layer or pool, or weights with a wrong checksum or shape.
+        FileNotFoundError: No weights; the message says where they are looked for and how to get them.
+        ValueError: An unknown layer or pool, or weights with a wrong checksum or shape.
 
     Example:
         >>> features = VGG16Features(["relu1_2", "relu2_2"], weights="random")
@@ -178,11 +178,11 @@ class AlexNetFeatures(Features):
     """AlexNet in torchvision's form (Krizhevsky, 2014), the network of LPIPS: five convolutions, "relu1" to "relu5".
 
     Args:
-        layers: names of ReLUs, or "relus" for all five.
-        weights: as for `VGG16Features`.
+        layers: Names of ReLUs, or "relus" for all five.
+        weights: As for `VGG16Features`.
 
     Raises:
-        FileNotFoundError, ValueError: as `VGG16Features`.
+        FileNotFoundError, ValueError: As `VGG16Features`.
     """
 
     network = "alexnet"

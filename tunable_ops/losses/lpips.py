@@ -26,13 +26,13 @@ class LPIPS(nn.Module):
 
     Args:
         net: "alex", the variant for evaluation, or "vgg", that for training.
-        weights: of the feature network, as for `features.VGG16Features`.
-        heads: file of the w_lc; None: looked for like the weights.
-        bounded: as for `Perceptual`.
+        weights: Of the feature network, as for `features.VGG16Features`.
+        heads: File of the w_lc; None: looked for like the weights.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown net, or weights with a wrong checksum.
+        FileNotFoundError: No weights; the message says where they are looked for and how to get them.
+        ValueError: An unknown net, or weights with a wrong checksum.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class DISTS(nn.Module):
     have; the authors' program first resizes the shorter side to 256.
 
     Args:
-        weights: of VGG16, as for `features.VGG16Features`.
-        heads: file of alpha and beta; None: looked for like the weights.
-        bounded: as for `Perceptual`.
+        weights: Of VGG16, as for `features.VGG16Features`.
+        heads: File of alpha and beta; None: looked for like the weights.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError, ValueError: as `LPIPS`.
+        FileNotFoundError, ValueError: As `LPIPS`.
     """
 
     alpha: Tensor

@@ -37,12 +37,12 @@ class MultiLoss(nn.Module):
             Finite, 0 or more; 1 where nothing is said.
 
     Attributes:
-        names: the names, in lambda's order.
+        names: The names, in lambda's order.
         scales: [p] float32 buffer, part of the state dict; ``.half()`` and the like leave its type alone.
 
     Raises:
-        TypeError: objectives is not a mapping, an objective is not callable, or a scale is not a number.
-        ValueError: no objectives, a bad name, an unknown name in scales, or a scale that is negative, not finite or
+        TypeError: Objectives is not a mapping, an objective is not callable, or a scale is not a number.
+        ValueError: No objectives, a bad name, an unknown name in scales, or a scale that is negative, not finite or
             given twice.
 
     Example:
@@ -109,8 +109,8 @@ class MultiLoss(nn.Module):
             the terms for logging: name -> mean of the objective over the batch without lambda and scale, detached.
 
         Raises:
-            TypeError: outputs, targets or lam of a wrong type, or an objective that does not return a Tensor.
-            ValueError: missing or unknown names; batch sizes that differ; an empty batch; lam of a wrong shape; an
+            TypeError: Outputs, targets or lam of a wrong type, or an objective that does not return a Tensor.
+            ValueError: Missing or unknown names; batch sizes that differ; an empty batch; lam of a wrong shape; an
                 objective that does not return [B].
         """
         outputs = _by_name("outputs", outputs, self.names, Tensor)

@@ -24,16 +24,16 @@ class Perceptual(nn.Module):
         layers: "relus" for all ReLUs up to relu5_1, names, or name -> w_l; w_l is 1 where none is given.
         pool: "avg" or "max".
         distance: "l1", or "l2" for the mean of squares.
-        weights: as for `features.VGG16Features`.
-        bounded: refuse outputs outside [0, 1]; False for the raw outputs of a network in training. The target is
+        weights: As for `features.VGG16Features`.
+        bounded: Refuse outputs outside [0, 1]; False for the raw outputs of a network in training. The target is
             checked in any case; both only on the CPU (see `reduction.check_pictures`).
 
     Attributes:
-        features: the frozen network, a submodule.
+        features: The frozen network, a submodule.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown network, layer, pool or distance, or weights with a wrong checksum.
+        FileNotFoundError: No weights; the message says where they are looked for and how to get them.
+        ValueError: An unknown network, layer, pool or distance, or weights with a wrong checksum.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Perceptual(nn.Module):
 
         Args:
             output: [B, 3, H, W], RGB in [0, 1], floating point.
-            target: the same shape and device.
+            target: The same shape and device.
 
         Returns:
             [B], float32 (float64 for a network in float64). An empty batch gives [0].
 
         Raises:
-            TypeError: an input is not a floating point Tensor.
-            ValueError: shapes or devices differ, not RGB, smaller than the deepest layer needs, or outside [0, 1].
+            TypeError: An input is not a floating point Tensor.
+            ValueError: Shapes or devices differ, not RGB, smaller than the deepest layer needs, or outside [0, 1].
         """
         output, target = check_picture_pair("Perceptual", output, target, self.features.min_size, self.bounded)
         return self.between(self.features.extract(output), self.features.extract(target))
@@ -93,14 +93,14 @@ class GramStyle(nn.Module):
 
     Args:
         network: "vgg16" or "vgg19".
-        layers: names of ReLUs.
+        layers: Names of ReLUs.
         pool: "max" or "avg".
-        weights: as for `features.VGG16Features`.
+        weights: As for `features.VGG16Features`.
         style: [1, 3, h, w] or None: the target of every call that gives none. Its Gram matrices are computed once.
-        bounded: as for `Perceptual`.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError, ValueError: as `Perceptual`.
+        FileNotFoundError, ValueError: As `Perceptual`.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class GramStyle(nn.Module):
             [B], float32 (float64 for a network in float64). An empty batch gives [0].
 
         Raises:
-            TypeError: an input is not a floating point Tensor.
-            ValueError: no target and no style, batch sizes that do not fit, or as `Perceptual`.
+            TypeError: An input is not a floating point Tensor.
+            ValueError: No target and no style, batch sizes that do not fit, or as `Perceptual`.
         """
         check_pictures("GramStyle", "output", output, self.features.min_size, self.bounded)
         if target is None and not self.has_style:

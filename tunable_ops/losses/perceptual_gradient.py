@@ -46,14 +46,14 @@ class PerceptualGradient(nn.Module):
 
         Args:
             output: [B, 3, H, W], RGB in [0, 1], floating point.
-            target: the same shape and device.
+            target: The same shape and device.
 
         Returns:
             [B], float32: the squared distance to the proxy target (see `PGN.objective`), which is no estimate of the
             perceptual loss. First derivative alone, and for the output alone; the second is 0.
 
         Raises:
-            TypeError, ValueError: as `PGN.gradient`.
+            TypeError, ValueError: As `PGN.gradient`.
         """
         with torch.no_grad():
             gradient, value = self.pgn.objective(output.detach(), target)

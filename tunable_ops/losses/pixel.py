@@ -13,14 +13,14 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
+        target: The same shape and device.
 
     Returns:
         [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, or a sample has no elements.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, or a sample has no elements.
 
     Example:
         >>> mse(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.zeros(2, 2))
@@ -36,14 +36,14 @@ def l1(output: Tensor, target: Tensor) -> Tensor:
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
+        target: The same shape and device.
 
     Returns:
         [B], float32 (float64 if either input is). An empty batch gives [0]. The derivative at 0 is taken as 0.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, or a sample has no elements.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, or a sample has no elements.
 
     Example:
         >>> l1(torch.tensor([[0.0, -2.0], [1.0, 1.0]]), torch.zeros(2, 2))
@@ -60,16 +60,16 @@ def charbonnier(output: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
-        eps: where the square turns into the absolute value, in units of the inputs; at least 1e-9, below which
+        target: The same shape and device.
+        eps: Where the square turns into the absolute value, in units of the inputs; at least 1e-9, below which
             the derivatives leave float32's range.
 
     Returns:
         [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, a sample has no elements, or eps is out of range.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, a sample has no elements, or eps is out of range.
 
     Example:
         >>> charbonnier(torch.tensor([[3.0, -3.0]]), torch.zeros(1, 2), eps=4.0)
@@ -91,15 +91,15 @@ def tv(output: Tensor, target: Tensor | None = None) -> Tensor:
 
     Args:
         output: [B, ..., H, W], floating point; half types are computed in float32.
-        target: ignored; there so that tv can be an objective of `MultiLoss`.
+        target: Ignored; there so that tv can be an objective of `MultiLoss`.
 
     Returns:
         [B], float32 (float64 for float64). An empty batch gives [0]. The derivative between equal neighbours is taken
         as 0.
 
     Raises:
-        TypeError: output is not a floating point Tensor.
-        ValueError: output has fewer than three dimensions, or a sample has no elements.
+        TypeError: Output is not a floating point Tensor.
+        ValueError: Output has fewer than three dimensions, or a sample has no elements.
 
     Example:
         >>> tv(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))  # down: mean(0, 2); across: mean(1, 3)

@@ -8,13 +8,13 @@ def check_image(loss: str, name: str, value: Tensor) -> None:
     """Refuse what is not a real floating point tensor [B, ...] with at least one element per sample.
 
     Args:
-        loss: name of the loss, for the message.
-        name: name of the argument, for the message.
-        value: the argument.
+        loss: Name of the loss, for the message.
+        name: Name of the argument, for the message.
+        value: The argument.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: no batch dimension, or no elements in a sample.
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: No batch dimension, or no elements in a sample.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{loss}: {name} must be a Tensor; got {type(value).__name__}")
@@ -38,16 +38,16 @@ def check_pair(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     That is the wider of the two types, and at least float32: squares of fp16 overflow from 256 on.
 
     Args:
-        loss: name of the loss, for the message.
+        loss: Name of the loss, for the message.
         output: [B, ...], floating point.
-        target: the same shape and device, floating point.
+        target: The same shape and device, floating point.
 
     Returns:
         Output and target in float32 or float64.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: shapes or devices differ, or samples are empty.
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: Shapes or devices differ, or samples are empty.
     """
     check_image(loss, "output", output)
     check_image(loss, "target", target)
@@ -72,15 +72,15 @@ def check_pictures(loss: str, name: str, value: Tensor, min_size: int = 1, bound
     would stop the stream and break graph capture.)
 
     Args:
-        loss: name of the loss, for the message.
-        name: name of the argument, for the message.
-        value: the argument.
-        min_size: least height and width.
-        bounded: whether the range is checked, with a margin of 1e-3.
+        loss: Name of the loss, for the message.
+        name: Name of the argument, for the message.
+        value: The argument.
+        min_size: Least height and width.
+        bounded: Whether the range is checked, with a margin of 1e-3.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: Not [B, 3, H, W], too small, or outside [0, 1].
     """
     check_image(loss, name, value)
     if value.ndim != 4 or value.shape[1] != 3:

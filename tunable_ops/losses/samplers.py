@@ -18,7 +18,7 @@ class Sampler:
     Attributes:
         kind: "uniform" or "simplex".
         num_params: p, the number of tuning parameters.
-        corners: probability that a sample is replaced with a corner of the domain.
+        corners: Probability that a sample is replaced with a corner of the domain.
         ranges: (lowest, highest) of every parameter.
     """
 
@@ -38,18 +38,18 @@ class Sampler:
 
         Args:
             batch: B, or None for one lambda that the batch shares.
-            generator: source of the randomness, the only one; None takes torch's global generator. The same state
+            generator: Source of the randomness, the only one; None takes torch's global generator. The same state
                 gives the same lambda wherever it is wanted: numbers are drawn on the generator's device, then moved.
-            device: of the result; None is the generator's device, or torch's default device without one.
-            dtype: of the result, floating point. The types narrower than float32 are rounded from its draw; float64
+            device: Of the result; None is the generator's device, or torch's default device without one.
+            dtype: Of the result, floating point. The types narrower than float32 are rounded from its draw; float64
                 draws other numbers.
 
         Returns:
             [B, p], or [p] for batch None. Inside the ranges, and on the simplex with sum 1, to rounding of dtype.
 
         Raises:
-            TypeError: batch is not an integer, or dtype is not floating point.
-            ValueError: batch is negative.
+            TypeError: Batch is not an integer, or dtype is not floating point.
+            ValueError: Batch is negative.
         """
         if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool)):
             raise TypeError(f"sampler: batch must be an integer or None; got {batch!r}")
@@ -78,7 +78,7 @@ def sampler(kind: str, num_params: int, corners: float = 0.0, ranges: Ranges | N
             vertices. "simplex": uniform on lambda >= 0, sum lambda = 1, which is Dirichlet(1, ..., 1); the corners are
             the p unit vectors.
         num_params: p >= 1, the number of tuning parameters.
-        corners: probability in [0, 1].
+        corners: Probability in [0, 1].
         ranges: p pairs (lowest, highest) for "uniform"; None is [0, 1] for all. The simplex has no other range.
 
     Returns:
@@ -86,7 +86,7 @@ def sampler(kind: str, num_params: int, corners: float = 0.0, ranges: Ranges | N
 
     Raises:
         TypeError: num_params is not an integer, corners not a number, or ranges not pairs of numbers.
-        ValueError: an unknown kind, a value out of range, or ranges that do not fit.
+        ValueError: An unknown kind, a value out of range, or ranges that do not fit.
 
     Example:
         >>> draw = sampler("simplex", 3, corners=0.1)

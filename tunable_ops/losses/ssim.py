@@ -30,17 +30,17 @@ def ssim(output: Tensor, target: Tensor, data_range: float = 1.0, inside: bool =
 
     Args:
         output: [B, C, H, W] with H, W >= 11, floating point; half types are computed in float32, under autocast too.
-        target: the same shape and device.
-        data_range: distance between the least and the greatest value that a picture can have: 1 for [0, 1].
-        inside: whether to leave out the pixels nearer than 5 to the border.
+        target: The same shape and device.
+        data_range: Distance between the least and the greatest value that a picture can have: 1 for [0, 1].
+        inside: Whether to leave out the pixels nearer than 5 to the border.
 
     Returns:
         [B], float32 (float64 if either input is), 0 to rounding for equal pictures, at most 2. An empty batch gives
         [0]. Smooth: any order of derivative.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, not four dimensions, smaller than the window, data_range not above 0.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, not four dimensions, smaller than the window, data_range not above 0.
 
     Example:
         >>> picture = torch.rand(2, 3, 16, 16)

@@ -27,17 +27,17 @@ class StyleTransfer(nn.Module):
     Gram matrices of the style pictures are computed once.
 
     Args:
-        features: the frozen network, with the layers of the styles and ``content_layer`` among its layers.
+        features: The frozen network, with the layers of the styles and ``content_layer`` among its layers.
         pictures: name -> [1, 3, h, w] in [0, 1], the style pictures in lambda's order; sizes may differ.
         scales: s_i, one per picture; None for 1.
-        style_layers: layers of the Gram matrices.
-        content_layer: layer c.
-        content: weight of the content term; about 1 paints hardly anything.
-        smooth: weight of the total variation.
+        style_layers: Layers of the Gram matrices.
+        content_layer: Layer c.
+        content: Weight of the content term; about 1 paints hardly anything.
+        smooth: Weight of the total variation.
 
     Attributes:
-        names: the styles' names, in lambda's order.
-        styles: the `MultiLoss` over the Gram matrices.
+        names: The styles' names, in lambda's order.
+        styles: The `MultiLoss` over the Gram matrices.
 
     Raises:
         ValueError: a layer that the features lack, a picture that is not [1, 3, h, w] in [0, 1], or a bad scale.
@@ -90,14 +90,14 @@ class StyleTransfer(nn.Module):
 
         Args:
             outputs: [B, 3, H, W], RGB.
-            targets: the content pictures, like outputs; as a mapping, every style's entry is that same picture.
+            targets: The content pictures, like outputs; as a mapping, every style's entry is that same picture.
             lam: [p], [1, p] or [B, p].
 
         Returns:
             The total, a scalar, and the terms for logging: one per style, "content" and "tv", detached.
 
         Raises:
-            TypeError, ValueError: as `MultiLoss`; also if outputs and targets are not pictures of one size.
+            TypeError, ValueError: As `MultiLoss`; also if outputs and targets are not pictures of one size.
         """
         target = targets[self.names[0]] if isinstance(targets, Mapping) else targets
         outputs, target = check_picture_pair("StyleTransfer", outputs, target, self.features.min_size, False)

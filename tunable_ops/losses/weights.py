@@ -63,9 +63,9 @@ def read_weights(
     """Find, check and read the weights of a network.
 
     Args:
-        op: name of the caller, for messages.
+        op: Name of the caller, for messages.
         network: a key of `FILES`.
-        wanted: the names of the tensors; others in the file are left out.
+        wanted: The names of the tensors; others in the file are left out.
         weights: None to search, "download" for torchvision's file (kept by torch.hub), or a path to a safetensors file
             or to a state dict written by torch.save (read without unpickling objects).
 
@@ -73,7 +73,7 @@ def read_weights(
         name -> tensor on the CPU, float32.
 
     Raises:
-        FileNotFoundError: nothing found; the message lists where it was looked for and how to get the file.
+        FileNotFoundError: Nothing found; the message lists where it was looked for and how to get the file.
         ValueError: a wrong checksum, a file that cannot be read, or one without the tensors wanted.
         RuntimeError: a download that failed.
     """

@@ -29,7 +29,7 @@ def find(model: str | os.PathLike[str]) -> Path:
     """The file of a network: a path that exists, or the name of one that ships.
 
     Raises:
-        FileNotFoundError: neither; the message lists the names.
+        FileNotFoundError: Neither; the message lists the names.
     """
     path = Path(model)
     if path.is_file():
@@ -50,8 +50,8 @@ def load(model: str | os.PathLike[str]) -> TunableModel:
         model: a name (`names`), or a checkpoint's file.
 
     Raises:
-        FileNotFoundError: as `find`.
-        ValueError: as `tunable_ops.serialization.load`.
+        FileNotFoundError: As `find`.
+        ValueError: As `tunable_ops.serialization.load`.
 
     Example:
         >>> load("denoise").spec.names
