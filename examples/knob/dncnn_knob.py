@@ -46,7 +46,7 @@ def with_knob(plain: nn.Module, scaled: bool) -> tunable_ops.TunableModel:
     that the network knows, and the picture back.
 
     Args:
-        plain: a chain of convolutions and ReLU.
+        plain: A chain of convolutions and ReLU.
         scaled: Whether the new kernels start with these biases, else with zeros.
     """
     net = tunable_ops.convert(plain, num_params=1, domain="box", names=["level"])

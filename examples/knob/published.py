@@ -34,7 +34,7 @@ def compare(
     """Run the plain network and its conversion on noisy pictures.
 
     Args:
-        plain: a network for `channels` channels; FFDNet is told the level of the noise.
+        plain: A network for `channels` channels; FFDNet is told the level of the noise.
         pictures: Names and clean pictures [3, H, W]; of grey ones the first channel counts.
         sigma: Of the noise, of 255.
 

@@ -99,10 +99,10 @@ def test_lpips_needs_its_weights(run, clean, model, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "--noise, --blur, --downsample or --input must say what the network is to undo; got none"),
-        (["--noise", "-1"], "--noise must be 0 or above; got -1.0"),
-        (["--noise", "nan"], "--noise must be 0 or above; got nan"),
-        (["--noise", "5", "--input", "."], "--input must go without --noise"),
+        ([], "--noise, --blur, --downsample or --input must describe the degradation; got none"),
+        (["--noise", "-1"], "--noise must be at least 0; got -1.0"),
+        (["--noise", "nan"], "--noise must be at least 0; got nan"),
+        (["--noise", "5", "--input", "."], "--input must not be combined with --noise"),
         (["--noise", "5", "--border", "-1"], "--border must be at least 0; got -1"),
         (["--noise", "5", "--border", "9"], "pictures must be at least 29 x 29 pixels for a border of 9"),
         (["--noise", "5", "--json", "/no/folder/r.json"], "--json must lie in an existing folder"),
@@ -124,7 +124,7 @@ def test_folders_that_do_not_fit(run, clean, model, enlarger, tmp_path):
     err = run("eval", clean / "p0.png", "--model", enlarger, "--input", other)[2]
     assert "--input must have pictures of 1/2 the clean ones' size; got [26, 31] for [26, 30]" in err
     err = run("eval", clean, "--model", enlarger, "--noise", 5)[2]
-    assert "--downsample must be 2, by which the network enlarges; got None" in err
+    assert "--downsample must be 2, the enlargement of the network; got None" in err
 
 
 def test_values_are_those_of_measure(run, clean, model, tmp_path):

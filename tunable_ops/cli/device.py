@@ -1,4 +1,4 @@
-"""--device on the command line."""
+"""The command line's --device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["choose_device"]
 
 
 def choose_device(name: str | None) -> Any:
-    """The device of that name, or for None a GPU where there is one, else the CPU.
+    """Return the device of that name; for None a GPU if available, else the CPU.
 
     Raises:
-        ValueError: It does not work here.
+        ValueError: The device does not work here.
     """
     import torch
 

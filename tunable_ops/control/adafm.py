@@ -19,21 +19,22 @@ def adafm(
     names: Sequence[str] | None = None,
     defaults: Sequence[float] | None = None,
 ) -> PhasedModel:
-    """Adaptive feature modification: ``y <- y + sum_k lambda_k * (g_k * y)``, g_k depthwise and zero at the start.
+    """Add adaptive feature modification: ``y <- y + sum_k lambda_k * (g_k * y)``, g_k depthwise and initially zero.
 
-    Held as a depthwise tunable convolution with the kernels delta, delta + g_1, ..., whose first stays: on the simplex
-    ``sum_k lambda_k kernel_k = delta + sum_k lambda_k g_k``. Foldable, to a plain depthwise convolution.
+    It is a depthwise tunable convolution with the kernels delta, delta + g_1, ..., the first of which is fixed: on the
+    simplex ``sum_k lambda_k kernel_k = delta + sum_k lambda_k g_k``. `fold` turns it into a plain depthwise
+    convolution.
 
     Args:
-        network: Plain; copied.
+        network: Plain network; it is copied.
         num_params: p.
         kernel_size: Side of g, odd; 1 is a gain per channel.
-        after: Patterns of the modules that are followed by a filter; None: every Conv2d.
+        after: Patterns of the convolutions to be followed by a filter; None: every Conv2d.
         names: Names of the tuning parameters.
-        defaults: Where sliders start.
+        defaults: Initial positions of the sliders.
 
     Raises:
-        TypeError, ValueError: Arguments out of range, or a pattern that matches nothing.
+        TypeError, ValueError: An argument is out of range, or a pattern matches nothing.
 
     Source: He et al., "Modulating Image Restoration with Continual Levels via Adaptive Feature Modification Layers",
     CVPR 2019.

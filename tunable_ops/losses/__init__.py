@@ -1,9 +1,9 @@
-"""Losses, their parametric sum under lambda, and the samplers of lambda. Needs torch alone.
+"""Losses, their sum weighted by lambda, and samplers of lambda. Only torch is needed.
 
-Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
-features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are Modules that hold their network. `MultiLoss` weighs several
-of them by lambda, sample by sample, and takes the mean over the batch last; `StyleTransfer` does so for styles, which
-share one pass through the features.
+Every loss is a function ``loss(output, target) -> [B]``: the mean over all dimensions but the batch. Those that compare
+features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are modules that hold their network. `MultiLoss` weights several
+losses by lambda, sample by sample, and averages over the batch last; `StyleTransfer` does so for styles, with one pass
+through the feature network.
 """
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features

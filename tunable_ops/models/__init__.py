@@ -32,7 +32,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """Build a registered network with freshly initialised weights.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: Key of `ARCHITECTURES`.
         **arguments: Arguments of its class; those left out have the class's defaults.
 
     Returns:

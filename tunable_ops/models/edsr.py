@@ -65,7 +65,7 @@ class EDSR(nn.Module):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: scale is not 1, 2 or 4, a number is too small, or mean does not have one value per channel.
+        ValueError: `scale` is not 1, 2 or 4, a number is too small, or mean does not have one value per channel.
 
     Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017 (arXiv
     1707.02921); the tunable one: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR
