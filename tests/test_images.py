@@ -174,7 +174,7 @@ def test_find_images_errors(tmp_path):
         ValueError, match=r"must be a folder with pictures \(\.bmp .*\.webp\); got .*empty' without one$"
     ):
         images.find_images(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"without one; its subfolders are not searched"):
+    with pytest.raises(ValueError, match=r"without one; subfolders are not searched"):
         images.find_images(tmp_path)
 
 

@@ -293,7 +293,7 @@ def _plain(
     if name not in models.ARCHITECTURES:
         raise ValueError(
             f"checkpoint: architecture must be one of {', '.join(sorted(models.ARCHITECTURES))}; got {name!r} in "
-            f"{str(path)!r}: pass the plain network that was converted as network="
+            f"{str(path)!r}: pass network=, the plain network that was converted"
         )
     return models.build(name, **metadata.get("arguments", {})).to(dtype)
 

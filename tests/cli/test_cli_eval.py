@@ -93,7 +93,7 @@ def test_lpips_needs_its_weights(run, clean, model, monkeypatch, tmp_path):
     monkeypatch.delenv("TUNABLE_OPS_DATA", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     code, _, err = run("eval", clean, "--model", model, "--noise", 25, "--lpips")
-    assert code == 2 and "weights of alexnet must be at hand" in err
+    assert code == 2 and "could not find the weights of alexnet" in err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_folders_that_do_not_fit(run, clean, model, enlarger, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     images.write_image(torch.rand(3, 26, 31), other / "p0.png")
-    assert "got" in (err := run("eval", clean, "--model", model, "--input", other)[2]) and "without 'p1'" in err
+    assert "got" in (err := run("eval", clean, "--model", model, "--input", other)[2]) and "none for 'p1'" in err
     err = run("eval", clean / "p0.png", "--model", enlarger, "--input", other)[2]
     assert "--input must have pictures of 1/2 the clean ones' size; got [26, 31] for [26, 30]" in err
     err = run("eval", clean, "--model", enlarger, "--noise", 5)[2]

@@ -80,13 +80,11 @@ def run(args: argparse.Namespace) -> int:
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
     if args.sweep is None:
-        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec, _warn)
+        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec)
         rows = [("", [tuple(lam)])]
     else:
         rows = lambdas.sweep(net.spec, args.sweep)
     _make_folder(args.out)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     live = LiveFold(net.to(device))
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -228,10 +226,10 @@ def _stems(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_numbers(args: argparse.Namespace) -> Any:
-    """Check what argparse cannot; return the device."""
+    """Check what argparse cannot, set the number of threads, and return the device."""
     import math
 
-    from tunable_ops.cli.device import choose_device
+    from tunable_ops.cli.device import choose_device, set_threads
 
     if args.tile < 0 or args.tile % _MULTIPLE:
         raise ValueError(f"--tile must be 0 or a positive multiple of {_MULTIPLE}; got {args.tile}")
@@ -241,8 +239,7 @@ def _check_numbers(args: argparse.Namespace) -> Any:
         raise ValueError(f"--noise must be at least 0; got {args.noise}")
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    set_threads(args.threads)
     return choose_device(args.device)
 
 
@@ -274,7 +271,3 @@ def _psnr(image: Tensor, clean: Tensor) -> float:
 
 def _safe(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-
-
-def _warn(text: str) -> None:
-    print(f"tunable-ops apply: warning: {text}", file=sys.stderr)

@@ -63,16 +63,14 @@ def run(args: argparse.Namespace) -> int:
     """Train, evaluate, draw and check; return 0 if all checks pass."""
     import torch
 
+    from tunable_ops.cli.device import set_threads
     from tunable_ops.serialization import load
     from tunable_ops.train import MODEL, load_config, train
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import degraded_pictures, evaluate
 
     started = time.perf_counter()
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1; got {args.threads}")
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     overrides = [*args.set, *([] if args.steps is None else [f"optim.steps={args.steps}"])]
     config = load_config("demo", overrides)
     if config.tuning.kind == "none" or len(config.objectives) != 2 or config.tuning.domain != "simplex":

@@ -74,18 +74,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure every set and return 0."""
-    import torch
-
     from tunable_ops import losses
-    from tunable_ops.cli.device import choose_device
+    from tunable_ops.cli.device import choose_device, set_threads
     from tunable_ops.pretrained import load
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import evaluate
     from tunable_ops.train.measure import Measure
 
     _check(args)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     device = choose_device(args.device)
     net = load(args.model).to(device)
     lams = _positions(args, net.spec)
@@ -116,22 +113,18 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.input is None and not made:
         raise ValueError("--noise, --blur, --downsample or --input must describe the degradation; got none")
-    for name in ("border", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < (name == "threads"):
-            raise ValueError(f"--{name} must be at least {int(name == 'threads')}; got {value}")
+    if args.border is not None and args.border < 0:
+        raise ValueError(f"--border must be at least 0; got {args.border}")
     if args.json is not None and not args.json.parent.is_dir():
         raise ValueError(f"--json must lie in an existing folder; got {str(args.json)!r}")
 
 
 def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
-    import warnings
-
     from tunable_ops.cli.lam import parse, sweep
     from tunable_ops.train.evaluate import default_lams
 
     if args.lam is not None:
-        return list(dict.fromkeys(parse(text, spec, warnings.warn) for text in args.lam))
+        return list(dict.fromkeys(parse(text, spec) for text in args.lam))
     if args.sweep is not None:
         return list(dict.fromkeys(lam for _, lams in sweep(spec, args.sweep) for lam in lams))
     return [tuple(lam) for lam in default_lams(spec.num_params, spec.domain)]

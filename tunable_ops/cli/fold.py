@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     file = find(args.checkpoint)
     net = load(file)
     metadata = read_metadata(file)
-    lam = lambdas.parse(args.lam, net.spec, _warn)
+    lam = lambdas.parse(args.lam, net.spec)
     if out is None:
         out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
     if out.exists() and out.samefile(file):
@@ -64,7 +63,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
     return 0
-
-
-def _warn(text: str) -> None:
-    print(f"tunable-ops fold: warning: {text}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ HELP = (
 _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
-def parse(text: str, spec: LambdaSpec, warn: Callable[[str], None]) -> tuple[float, ...]:
+def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.warn) -> tuple[float, ...]:
     """Parse `0.3,0.7` or `denoise=0.3,keep=0.7`.
 
     Values outside their range are used with a warning. On the simplex, values whose sum is positive but not 1 are

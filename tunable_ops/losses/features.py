@@ -155,7 +155,7 @@ class VGG16Features(_VGG):
             torchvision's; "random" for tests.
 
     Raises:
-        FileNotFoundError: No weights were found; the message says where they were searched and how to get them.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
         ValueError: An unknown layer or pool, or weights with the wrong checksum or shape.
 
     Example:

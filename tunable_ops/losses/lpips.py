@@ -31,7 +31,7 @@ class LPIPS(nn.Module):
         bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError: No weights were found; the message says where they were searched and how to get them.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
         ValueError: An unknown net, or weights with the wrong checksum.
     """
 

@@ -32,7 +32,7 @@ class Perceptual(nn.Module):
         features: The frozen network, a submodule.
 
     Raises:
-        FileNotFoundError: No weights were found; the message says where they were searched and how to get them.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
         ValueError: An unknown network, layer, pool or distance, or weights with the wrong checksum.
     """
 

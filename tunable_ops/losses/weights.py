@@ -73,7 +73,7 @@ def read_weights(
         dict name -> tensor on the CPU, float32.
 
     Raises:
-        FileNotFoundError: No file was found; the message lists where it was searched and how to get it.
+        FileNotFoundError: No file was found; the message lists where it was looked for and how to get it.
         ValueError: The checksum is wrong, or the file is unreadable or lacks some of the tensors.
         RuntimeError: The download failed.
     """
