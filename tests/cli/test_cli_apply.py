@@ -175,6 +175,7 @@ def test_an_image_that_the_network_cannot_take_is_named_and_skipped(run, model, 
     assert names(tmp_path / "out") == ["photo_lam1.00-0.00.png"]
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_warnings_for_values_outside_the_range_and_another_sum(run, model, photo, tmp_path):
     code, _, err = run("apply", photo, "--model", model, "--lam", "1.5,-0.5", "--out", tmp_path / "a")
     assert code == 0

@@ -38,6 +38,7 @@ def test_default_name_lies_in_the_working_folder(run, model, tmp_path, monkeypat
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["net_lam0.75-0.25.safetensors"]
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_warnings(run, model, tmp_path):
     code, _, err = run("fold", model, "--lam", "2,2", "--out", tmp_path / "p.safetensors")
     assert code == 0
