@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tunable_ops.bench.cases import KINDS, Case
 from tunable_ops.bench.problem import Problem
-from tunable_ops.triton_kernels import hopper_conv2d
 
 import tunable_ops
 from tunable_ops import backends, reference
@@ -142,31 +141,6 @@ def _cuda_hopper_refuses(problem: Problem) -> str | None:
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
-
-
-def _hopper(tile: str) -> Callable[[Problem], Function]:
-    def make(problem: Problem) -> Function:
-        padding = (problem.geometry[1],) * 2
-        return lambda x, w, b, a: hopper_conv2d.launch_hopper_conv2d_forward(x, w, b, a, padding, tile=tile)
-
-    return make
-
-
-def _hopper_refuses(tile: str) -> Callable[[Problem], str | None]:
-    def refuses(problem: Problem) -> str | None:
-        if KINDS[problem.case.kind].transposed or problem.case.direction != "forward":
-            return "a forward convolution alone"
-        stride, padding, dilation, groups = problem.geometry
-        pairs = [n for n in (stride, padding, dilation) for _ in range(2)]
-        tensors = (problem.input, problem.weight, problem.bias, problem.alpha)
-        reason = hopper_conv2d.unsupported_reason(*tensors, pairs[0], pairs[1], pairs[2], groups)
-        if reason is not None:
-            return reason
-        case = problem.case
-        known = hopper_conv2d.tiles(case.channels, case.outputs, KINDS[case.kind].taps)
-        return None if tile in known else f"has no tile {tile!r} for these channels"
-
-    return refuses
 
 
 def _blend(stack: Tensor, alpha: Tensor) -> Tensor:
@@ -299,12 +273,6 @@ _ALL = (
     *(
         Provider(f"algorithm-{n}", f"ours, algorithm {n!r}", _algorithm(n), _algorithm_refuses(n), default=False)
         for n in per_sample.FORWARD
-    ),
-    *(
-        Provider(
-            f"hopper-{n}", f"ours, the Gluon kernel with tile {n!r}", _hopper(n), _hopper_refuses(n), default=False
-        )
-        for n in ("wide", "pair")
     ),
     Provider("cuda-hopper", "ours, the CUDA wgmma kernel", _cuda_hopper, _cuda_hopper_refuses, default=False),
     Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),

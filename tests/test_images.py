@@ -110,7 +110,9 @@ def test_the_content_counts_not_the_extension(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"images: path must be a readable image; got .*no\.png', which is not there"):
+    with pytest.raises(
+        ValueError, match=r"images: path must be a readable image; got .*no\.png', which does not exist"
+    ):
         images.read_image(tmp_path / "no.png")
     with pytest.raises(ValueError, match=r"images: path must be a file; got the folder"):
         images.read_image(tmp_path)
@@ -172,7 +174,7 @@ def test_find_images_errors(tmp_path):
         ValueError, match=r"must be a folder with pictures \(\.bmp .*\.webp\); got .*empty' without one$"
     ):
         images.find_images(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"without one; its subfolders are not searched"):
+    with pytest.raises(ValueError, match=r"without one; subfolders are not searched"):
         images.find_images(tmp_path)
 
 
@@ -270,7 +272,7 @@ def test_written_files_have_the_usual_permissions(tmp_path):
             torch.zeros(3, 4, 4),
             "no/a.png",
             ValueError,
-            r"path must lie in an existing folder; got .*a\.png': make its folder",
+            r"path must lie in an existing folder; got .*a\.png': create the folder",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path, protocol: str) -> None:
         file.write_bytes(pickle.dumps(Bomb(trace)))
     else:
         torch.save({"bomb": Bomb(trace)}, file, _use_new_zipfile_serialization=protocol == "zip")
-    with pytest.raises(ValueError, match=r"a pickle as torch.save writes it: it is never opened"):
+    with pytest.raises(ValueError, match=r"a pickle as written by torch.save: it is never opened"):
         load(file)
     assert not trace.exists()
 

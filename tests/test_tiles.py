@@ -178,7 +178,7 @@ IMAGE = torch.rand(1, 3, 40, 40)
             ValueError,
             r"tile must be a positive multiple of 4 .*got 30",
         ),
-        (IMAGE, {"tile": 32, "overlap": 32}, ValueError, r"overlap must lie in 0\.\.31 .*got 32: take larger tiles"),
+        (IMAGE, {"tile": 32, "overlap": 32}, ValueError, r"overlap must lie in 0\.\.31 .*got 32: use larger tiles"),
         (IMAGE, {"tile": 32, "overlap": 30, "multiple": 4}, ValueError, r"overlap must lie in 0\.\.28 .*got 30"),
         (IMAGE, {"tile": 32, "overlap": -1}, ValueError, r"overlap must lie in 0\.\.31 .*got -1"),
         (IMAGE, {"multiple": 0}, ValueError, r"multiple must be at least 1; got 0"),
@@ -204,11 +204,11 @@ def test_bad_size():
         (
             lambda x: x[..., 1:-1, 1:-1],
             ValueError,
-            r"whole number s >= 1; got \[1, 3, 30, 30\] for a tile \[1, 3, 32, 32\]",
+            r"integer s >= 1; got \[1, 3, 30, 30\] for a tile \[1, 3, 32, 32\]",
         ),
-        (lambda x: x.mean(1), ValueError, r"whole number s >= 1; got \[1, 32, 32\]"),
-        (lambda x: x.repeat(1, 1, 1, 2), ValueError, r"whole number s >= 1; got \[1, 3, 32, 64\]"),
-        (lambda x: x.repeat(2, 1, 1, 1), ValueError, r"whole number s >= 1; got \[2, 3, 32, 32\]"),
+        (lambda x: x.mean(1), ValueError, r"integer s >= 1; got \[1, 32, 32\]"),
+        (lambda x: x.repeat(1, 1, 1, 2), ValueError, r"integer s >= 1; got \[1, 3, 32, 64\]"),
+        (lambda x: x.repeat(2, 1, 1, 1), ValueError, r"integer s >= 1; got \[2, 3, 32, 32\]"),
     ],
 )
 def test_bad_function(function, error, text):

@@ -1,11 +1,13 @@
-"""Reads the machine code of every kernel configuration that can be chosen; needs neither GPU nor driver.
+"""Check the machine code of every kernel specialisation that can be chosen; no GPU or driver needed.
 
     python -m tunable_ops.triton_kernels.audit [--quick] [--arch 80 90 100] [--jobs 2] [--only TEXT]
 
-Compiles each configuration for each architecture and asserts: the instructions that it is expected to use are there
-(wgmma on sm_90), nothing spills, shared memory and tensor memory fit. Prints a table and exits with 1, naming the
-configurations, if any fails. Importing it needs no triton; running does.
+Compiles each case of `audit_cases` for each architecture and checks that it uses the tensor cores' instructions (wgmma
+on sm_90), that nothing spills, and that shared and tensor memory suffice. Prints a table; if a case fails, names it and
+exits with 1. Importing this module does not need triton, running it does.
 """
+
+from __future__ import annotations
 
 import argparse
 import importlib
@@ -18,16 +20,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.triton_kernels import unavailable_reason
-from tunable_ops.triton_kernels.configuration import ARCHS, Configuration
 
-# Every module with kernels that can be chosen; each has configurations().
-MODULES = ("tunable_ops.triton_kernels.configurations", "tunable_ops.triton_kernels.hopper_conv2d")
+if TYPE_CHECKING:
+    from tunable_ops.triton_kernels.audit_cases import AuditCase
 
-# The most shared memory of one block, and the columns of tensor memory, by architecture.
+CASES = "tunable_ops.triton_kernels.audit_cases"  # the module whose cases() are audited
+ARCHS = (80, 90, 100)
+# Shared memory that one block can have, by architecture, and the columns of tensor memory.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_LIMIT = 512
 REGISTER_LIMIT = 255
@@ -37,7 +41,7 @@ INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTMALDG", "LDGSTS", "STL
 
 @dataclass(frozen=True)
 class Finding:
-    """What was read of one configuration on one architecture."""
+    """What the machine code of one case shows on one architecture."""
 
     name: str
     arch: int
@@ -48,52 +52,45 @@ class Finding:
     faults: tuple[str, ...] = ()
 
     def count(self, instruction: str) -> int:
-        """How often an instruction appears."""
+        """Return how often an instruction appears."""
         return dict(self.counts).get(instruction, 0)
 
 
-def compiled(configuration: Configuration, arch: int) -> Any:
-    """Triton's compiled kernel for an architecture that need not be here: `.asm`, `.metadata`."""
+def compiled(case: AuditCase, arch: int) -> Any:
+    """Return Triton's compiled kernel (`.asm`, `.metadata`) for an architecture, whatever this machine has."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    if configuration.is_gluon:
-        from triton.experimental.gluon._runtime import GluonASTSource as Source
-    else:
-        from triton.compiler import ASTSource as Source
-    source = Source(configuration.fn, configuration.types(), dict(configuration.constexprs), configuration.attributes())
     return triton.compile(
-        source,
+        case.launch.source(),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
+        options={"num_warps": case.launch.num_warps, "num_stages": case.launch.num_stages},
     )
 
 
-def audit(configuration: Configuration, arch: int) -> Finding:
-    """Compiles one configuration and judges its machine code; a failure to compile is a fault too."""
+def audit(case: AuditCase, arch: int) -> Finding:
+    """Compile one case and check its machine code; a failure to compile is a fault too."""
     try:
-        kernel = compiled(configuration, arch)
+        kernel = compiled(case, arch)
     except Exception as error:  # any compiler error is the finding
         text = str(error).strip() or repr(error)
-        return Finding(configuration.name, arch, faults=(f"does not compile: {text.splitlines()[-1]}",))
+        return Finding(case.name, arch, faults=(f"does not compile: {text.splitlines()[-1]}",))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         resources = _cuobjdump("--dump-resource-usage", file.name)
         counts = _count(_cuobjdump("--dump-sass", file.name))
     registers, stack = (int(_search(rf"{key}:(\d+)", resources)) for key in ("REG", "STACK"))
-    faults = tuple(_faults(configuration, arch, registers, stack, kernel.metadata, counts))
-    return Finding(
-        configuration.name, arch, registers, stack, kernel.metadata.shared, tuple(sorted(counts.items())), faults
-    )
+    faults = tuple(_faults(case, arch, registers, stack, kernel.metadata, counts))
+    return Finding(case.name, arch, registers, stack, kernel.metadata.shared, tuple(sorted(counts.items())), faults)
 
 
 def _faults(
-    configuration: Configuration, arch: int, registers: int, stack: int, metadata: object, counts: dict[str, int]
+    case: AuditCase, arch: int, registers: int, stack: int, metadata: object, counts: dict[str, int]
 ) -> Iterator[str]:
-    for instruction in configuration.expected_on(arch):
-        if not counts.get(instruction):
-            yield f"no {instruction}"
+    expected = case.expected_on(arch)
+    if expected is not None and not counts[expected]:
+        yield f"no {expected}"
     if counts["STL"] or counts["LDL"] or stack:
         yield f"spills ({stack} bytes of stack, {counts['STL']} stores, {counts['LDL']} loads)"
     if registers > REGISTER_LIMIT:
@@ -107,72 +104,63 @@ def _faults(
 
 
 def _count(sass: str) -> dict[str, int]:
-    """How often each of INSTRUCTIONS is the operation of a line such as `/*0010*/ @P0 HMMA.16816.F32 R4, ...`."""
+    """Count each of INSTRUCTIONS among operations, in lines such as `/*0010*/ @P0 HMMA.16816.F32 R4, ...`."""
     operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z0-9_]+)", sass)
     if not operations:
-        raise RuntimeError("cuobjdump gave no instructions")
+        raise RuntimeError("audit: cuobjdump printed no instructions")
     return {name: operations.count(name) for name in INSTRUCTIONS}
 
 
 def _cuobjdump(*arguments: str) -> str:
     result = subprocess.run([_tool("cuobjdump"), *arguments], capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"cuobjdump failed: {result.stderr.strip()}")
+        raise RuntimeError(f"audit: cuobjdump failed: {result.stderr.strip()}")
     return result.stdout
 
 
 def _tool(name: str) -> str:
-    """The one in Triton's package, which reads what Triton's assembler writes; else the one on PATH."""
+    """Find a CUDA tool: Triton's own, which matches its assembler, or the one on PATH."""
     import triton
 
     bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     found = str(bundled) if bundled.exists() else shutil.which(name)
     if found is None:
-        raise RuntimeError(f"audit: {name} must be in Triton's package or on PATH; it is in neither")
+        raise RuntimeError(f"audit: {name} must be in Triton's package or on PATH; found in neither")
     return found
 
 
 def _search(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise RuntimeError(f"cuobjdump's output has no {pattern!r}: {text!r}")
+        raise RuntimeError(f"audit: the output of cuobjdump has no {pattern!r}: {text!r}")
     return match.group(1)
 
 
-def select(module: str, quick: bool = False, only: str = "") -> list[Configuration]:
-    """The configurations of a module: all, or those marked `quick` (the first of each kernel if none is)."""
-    every = list(importlib.import_module(module).configurations())
-    names = [configuration.name for configuration in every]
+def select(module: str = CASES, quick: bool = False, only: str = "") -> list[AuditCase]:
+    """Return the cases of a module, or those marked `quick`, whose names contain `only`."""
+    every = list(importlib.import_module(module).cases())
+    names = [case.name for case in every]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"{module}: names of configurations must differ; got {repeated} more than once")
-    if quick:
-        firsts = {configuration.fn: configuration for configuration in reversed(every)}
-        marked = [c for c in every if c.quick]
-        every = marked or [c for c in every if firsts[c.fn] is c]
-    return [configuration for configuration in every if only in configuration.name]
+        raise ValueError(f"audit: names of cases must differ; got {repeated} more than once in {module}")
+    return [case for case in every if (case.quick or not quick) and only in case.name]
+
+
+@cache
+def _by_name(module: str) -> dict[str, AuditCase]:
+    return {case.name: case for case in select(module)}
 
 
 def _audit_named(task: tuple[str, str, int]) -> Finding:
     module, name, arch = task
-    return audit(next(c for c in select(module) if c.name == name), arch)
+    return audit(_by_name(module)[name], arch)
 
 
 def audit_all(
-    modules: Sequence[str] = MODULES,
-    archs: Sequence[int] = ARCHS,
-    quick: bool = False,
-    jobs: int = 2,
-    only: str = "",
+    archs: Sequence[int] = ARCHS, quick: bool = False, jobs: int = 2, only: str = "", module: str = CASES
 ) -> Iterator[Finding]:
-    """Audits whole modules, `jobs` at a time; yields as they come, in an order that does not depend on the timing."""
-    tasks = [
-        (module, configuration.name, arch)
-        for module in modules
-        for configuration in select(module, quick, only)
-        for arch in archs
-        if arch in configuration.archs
-    ]
+    """Audit a module's cases in `jobs` processes; yield the findings in the order of the cases."""
+    tasks = [(module, case.name, arch) for case in select(module, quick, only) for arch in archs]
     if jobs == 1 or len(tasks) < 2:
         yield from map(_audit_named, tasks)
         return
@@ -181,12 +169,12 @@ def audit_all(
         yield from pool.map(_audit_named, tasks)
 
 
-HEAD = ("configuration", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "verdict")
+HEAD = ("case", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "verdict")
 WIDTHS = (60, 3, 9, 5, 6, 14, 3, 8, 6, 0)
 
 
 def row(finding: Finding) -> tuple[str, ...]:
-    """The cells of the table's row of a finding, under HEAD."""
+    """Return the cells of a finding's row, under HEAD."""
     tensor_cores = " ".join(f"{finding.count(i)} {i}" for i in INSTRUCTIONS[:4] if finding.count(i))
     numbers = (finding.arch, finding.registers, finding.stack, finding.shared)
     copies = (finding.count("UTMALDG"), finding.count("LDGSTS"), finding.count("STL") + finding.count("LDL"))
@@ -195,17 +183,17 @@ def row(finding: Finding) -> tuple[str, ...]:
 
 
 def line(cells: Sequence[str]) -> str:
-    """Cells in columns."""
+    """Align cells in columns."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tunable_ops.triton_kernels.audit", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a representative subset")
-    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=list(ARCHS), help="architectures")
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=list(ARCHS), help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--only", default="", help="configurations whose name contains this")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     options = parser.parse_args(arguments)
     reason = unavailable_reason()
     if reason is not None:

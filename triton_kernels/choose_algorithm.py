@@ -1,11 +1,11 @@
-"""The rule that picks algorithm and tiles for a call: the GPU's measured table, else a heuristic.
+"""Choose algorithm and tile sizes for a call: from the GPU's measured table, else by a heuristic.
 
 fused   one kernel blends and convolves
-premix  one launch blends the kernels into a workspace; then the library's convolution, or, where every sample has a
-        kernel of its own, the convolution kernel on blended kernels
+premix  one launch blends the kernels into a workspace; then follows the library's convolution or, if every sample has
+        a kernel of its own, our convolution kernel on the blended kernels
 
-The heuristic rests on machine code and arithmetic, on no measurement: blending in the kernel costs P/BLOCK_M
-multiply-adds per multiply-add of the product, P tiles of shared memory per stage, and saves a launch.
+The heuristic is based on machine code and arithmetic, not on measurements: blending inside the kernel costs P/BLOCK_M
+multiply-adds per multiply-add of the product and P tiles of shared memory per stage, and saves a launch.
 """
 
 import json
@@ -18,35 +18,35 @@ from typing import Any, NamedTuple
 import torch
 from tunable_ops.triton_kernels.launch import Config, cdiv
 
-# Shared memory of a block in bytes: what GPUs from compute capability 8.0 on all have, and what lets two blocks share
-# a multiprocessor of the larger ones.
+# Bytes of shared memory per block: available from compute capability 8.0 on, and on larger GPUs little enough for two
+# blocks per multiprocessor.
 SHARED_MEMORY = 99 << 10
-# The most kernels that are blended within the convolution.
+# Up to this many kernels are blended inside the convolution.
 FUSED_KERNELS = 4
-# Up to this many channels the library's convolutions are far from their best, beyond it near.
+# The library's convolutions approach peak performance only beyond this many channels.
 FUSED_CHANNELS = 128
 
 
 class Problem(NamedTuple):
-    """What the choice depends on; also the key of a table's entry."""
+    """What the choice depends on; the key of a table's entries."""
 
     direction: str  # forward, input, weight or, of a map, alpha
     kind: str  # dense, pointwise or depthwise
-    alpha: str  # shared, sample, map or none (blended before)
+    alpha: str  # shared, sample, map or none (already blended)
     dtype: str  # float32, tf32, float16 or bfloat16
     layout: str  # nhwc or nchw
     batch: int
     kernels: int
-    inputs: int  # of a group, as the product sees them: what is summed over
-    outputs: int  # of a group
+    inputs: int  # per group, as the product sees them: the dimension summed over
+    outputs: int  # per group
     groups: int
     taps: tuple[int, int]
     stride: tuple[int, int]
-    size: tuple[int, int]  # of the result, or for the gradients of kernels and alpha of grad_output
+    size: tuple[int, int]  # of the result; for the gradients of kernels and alpha, of grad_output
 
 
 class Choice(NamedTuple):
-    """An algorithm and the tiles of its kernel."""
+    """An algorithm and the tile sizes of its kernel."""
 
     algorithm: str
     config: Config
@@ -54,13 +54,13 @@ class Choice(NamedTuple):
 
 TABLES = Path(__file__).parent / "tables"
 VERSION = 1
-# An entry serves problems whose sizes differ from its own by this many doublings in all.
+# An entry serves problems whose sizes differ from its own by a factor of 2**NEAR in total.
 NEAR = 2.0
 
 
 @lru_cache(maxsize=4096)
 def choose_algorithm(problem: Problem, device: str = "") -> Choice:
-    """Names the algorithm and the configuration of its kernel for a problem, on the GPU of that name."""
+    """Choose the algorithm and the configuration of its kernel for a problem on the GPU of that name."""
     entries = load_table(TABLES / table_name(device)) if device else {}
     near = min(entries, key=lambda entry: distance(problem, entry), default=None)
     if near is not None and distance(problem, near) <= NEAR:
@@ -70,11 +70,11 @@ def choose_algorithm(problem: Problem, device: str = "") -> Choice:
 
 @lru_cache(maxsize=4096)
 def blends_first(problem: Problem, device: str = "") -> bool:
-    """Whether a layer of a network with one alpha takes its kernel from the one blend of all layers.
+    """Return True if a layer should take its kernel from the launch that blends all layers of a network at once.
 
-    Asked before any input is there: batch and map of `problem` do not count. A table's entry decides as it does for a
-    call. Without one, 1x1 kernels are blended first too: what the fused kernel saves is a launch, and that is shared
-    by all layers here; small dense 3x3 kernels and depthwise ones stay fused.
+    Called before there is an input, so the batch and image sizes of `problem` are ignored. A table's entry decides as
+    for a call. Without one, 1x1 kernels are blended first too: the fused kernel would save a launch, but here all
+    layers share one. Small dense 3x3 kernels and depthwise ones stay fused.
     """
     entries = load_table(TABLES / table_name(device)) if device else {}
 
@@ -88,7 +88,7 @@ def blends_first(problem: Problem, device: str = "") -> bool:
 
 
 def distance(problem: Problem, entry: Problem) -> float:
-    """Doublings of work between two problems; infinite where they differ in kind."""
+    """Return the sum of |log2| of the ratios of sizes, infinite for problems of different kinds."""
     same = ("direction", "kind", "alpha", "dtype", "layout", "taps", "stride")
     if any(getattr(problem, name) != getattr(entry, name) for name in same):
         return math.inf
@@ -101,13 +101,13 @@ def _sizes(problem: Problem) -> tuple[int, ...]:
 
 
 def table_name(device: str) -> str:
-    """The file of a GPU's table, by the name that the driver gives it."""
+    """Return the file name of a GPU's table, from the name that the driver reports."""
     return "".join(c if c.isalnum() else "_" for c in device.lower()) + ".json"
 
 
 @lru_cache(maxsize=8)
 def load_table(path: Path) -> dict[Problem, Choice]:
-    """Reads a table that `tune` wrote; none, a damaged one or one of another version is empty, the last two warn."""
+    """Read a table that `autotune` wrote; empty if there is none or, with a warning, if it is damaged or outdated."""
     if not path.exists():
         return {}
     try:
@@ -116,7 +116,7 @@ def load_table(path: Path) -> dict[Problem, Choice]:
             raise ValueError(f"version must be {VERSION}; got {table['version']!r}")
         return {_to_problem(e["problem"]): Choice(e["algorithm"], _to_config(e)) for e in table["entries"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops tune` writes it anew", stacklevel=2)
+        warnings.warn(f"triton_kernels: {path} is ignored: {error!r}; `tunable-ops autotune` replaces it", stacklevel=2)
         return {}
 
 
@@ -138,25 +138,25 @@ def _to_config(entry: dict[str, Any]) -> Config:
 
 
 def default_algorithm(problem: Problem) -> str:
-    """The algorithm for a problem without a measurement."""
+    """Choose the algorithm for a problem that was not measured."""
     if problem.kind == "depthwise" or problem.alpha in ("map", "none"):
         return "fused"
-    if problem.direction == "weight":  # nothing is blended: our kernel for one gradient per sample, or the library's
+    if problem.direction == "weight":  # no blend: our kernel for a gradient per sample, else the library's
         return "fused" if problem.alpha == "sample" else "premix"
     if problem.kernels > FUSED_KERNELS:
         return "premix"
     if problem.alpha == "sample":
         return "fused"
-    # One kernel for all samples: the library can take over once it is blended.
+    # All samples share the kernel: once it is blended, the library can do the convolution.
     if problem.dtype == "float32" or (problem.layout == "nchw" and problem.kind == "dense") or problem.groups > 1:
         return "premix"
-    if problem.direction == "input" and problem.stride != (1, 1):  # ours is a launch per phase, the library's one
+    if problem.direction == "input" and problem.stride != (1, 1):  # ours takes a launch per phase, the library's one
         return "premix"
     return "fused" if max(problem.inputs, problem.outputs) <= FUSED_CHANNELS else "premix"
 
 
 def default_config(problem: Problem) -> Config:
-    """Tiles for a problem without a measurement."""
+    """Choose the tile sizes for a problem that was not measured."""
     if problem.kind == "depthwise":
         return _depthwise_config(problem)
     if problem.direction == "weight":
@@ -165,7 +165,7 @@ def default_config(problem: Problem) -> Config:
     pixels = problem.size[0] * problem.size[1]
     if problem.alpha == "shared":
         pixels *= problem.batch
-    # In the input gradient of a map a step stays within a tap, and ends with one multiply-add per element of the tile.
+    # In the input gradient of a map a step stays within one tap and ends with a multiply-add per element of the tile.
     by_tap = problem.alpha == "map" and problem.direction == "input"
     depth = problem.inputs * (1 if by_tap else problem.taps[0] * problem.taps[1])
     narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
@@ -197,13 +197,13 @@ def _weight_config(problem: Problem) -> Config:
 
 
 def choose_splits(problem: Problem, config: Config, processors: int, limit: int) -> int:
-    """How many partial sums make up one weight gradient: enough blocks for the GPU, enough pixels for each.
+    """Choose the number of partial sums per weight gradient: enough blocks for the GPU, enough pixels for each.
 
     Args:
-        problem: In the direction "weight".
-        config: Tiles of its kernel.
-        processors: Of the GPU.
-        limit: The most sums that the workspace holds.
+        problem: Problem in the direction "weight".
+        config: Tile sizes of its kernel.
+        processors: Multiprocessors of the GPU.
+        limit: Number of sums that the workspace can hold.
     """
     sums = {"shared": 1, "map": problem.kernels}.get(problem.alpha, problem.batch)
     pixels = problem.size[0] * problem.size[1] * (problem.batch if problem.alpha in ("shared", "map") else 1)
@@ -217,7 +217,7 @@ def choose_splits(problem: Problem, config: Config, processors: int, limit: int)
 
 
 def fit_stages(config: Config, kernels: int, dtype: str) -> Config:
-    """The configuration with as many stages as shared memory holds: a stage keeps a tile of pixels and P of kernels."""
+    """Reduce the stages to what fits in shared memory: each holds a tile of pixels and P tiles of kernels."""
     item = 4 if dtype in ("float32", "tf32") else 2
     operands = config.block_k * (config.block_m + config.block_n) * item
     stage = config.block_k * (config.block_m + kernels * config.block_n) * item
@@ -233,10 +233,10 @@ def _depthwise_config(problem: Problem) -> Config:
 
 
 def _power(value: int, low: int, high: int) -> int:
-    """The smallest power of two that holds `value`, within limits."""
+    """Return the smallest power of two not below `value`, clamped to [low, high]."""
     return max(low, min(high, 1 << max(0, value - 1).bit_length()))
 
 
 def dtype_name(dtype: torch.dtype, precision: str) -> str:
-    """The name of a problem's dtype: fp32 that may be rounded to tf32 has one of its own."""
+    """Return the dtype's name in a problem: fp32 that may be rounded to tf32 is "tf32"."""
     return precision if precision == "tf32" else str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What the launchers share: configurations, geometry, precision and the device guard."""
+"""What the launchers share: tile sizes, geometry, strides, precision and the device guard."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -13,7 +13,7 @@ Strides = tuple[int, ...]
 
 
 class Config(NamedTuple):
-    """Tile sizes and how a block runs them; what M, N and K are is each kernel's own."""
+    """Tile sizes, warps and pipeline stages; each kernel defines what M, N and K are."""
 
     block_m: int
     block_n: int
@@ -23,7 +23,7 @@ class Config(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch of a kernel, complete but not yet run: what an audit compiles and what `run` starts."""
+    """A launch with all its arguments: `run` starts it, the audit compiles it."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -33,14 +33,14 @@ class Launch(NamedTuple):
     num_stages: int
 
     def run(self) -> None:
-        """Launches on the current stream of the first tensor's device."""
+        """Launch on the current stream of the first tensor's device."""
         with on_device(self.arguments[0]):
             self.kernel[self.grid](
                 *self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
             )
 
     def source(self) -> Any:
-        """What `triton.compile` takes, specialised as a launch with these arguments is (pointers 16-byte aligned)."""
+        """Return the argument of `triton.compile`, specialised as this launch would be (pointers 16-byte aligned)."""
         from triton.compiler import ASTSource
 
         names = self.kernel.arg_names
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
         return ASTSource(self.kernel, signature, constants, attributes)
 
 
-# Signature of a pointer, and the name of its elements in triton.language.
+# The pointer's type in a signature, and the element's type in triton.language.
 POINTERS = {
     torch.float32: ("*fp32", "float32"),
     torch.float16: ("*fp16", "float16"),
@@ -64,7 +64,7 @@ POINTERS = {
 
 
 def _signature(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
-    """The type of one argument; ones become constants, and multiples of 16 are marked, as the launch does."""
+    """Return the type of an argument; like a launch, turn ones into constants and mark multiples of 16."""
     if isinstance(value, tuple):
         return tuple(_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value))
     if isinstance(value, Tensor):
@@ -79,9 +79,9 @@ def _signature(value: Any, path: tuple[int, ...], constants: dict[Any, Any], att
 
 
 class Geometry(NamedTuple):
-    """How taps meet the input: output row oh and tap r meet its row oh * stride - padding + r * dilation.
+    """Which input row a tap reads: for output row oh and tap r, row oh * stride - padding + r * dilation.
 
-    `flip` reads the taps from the last to the first, for the input gradient (`phases` has its geometries).
+    `flip` reverses the order of the taps, for the input gradient (see `phases`).
     """
 
     stride: tuple[int, int]
@@ -90,25 +90,25 @@ class Geometry(NamedTuple):
     flip: bool = False
 
     def flat(self) -> Strides:
-        """The six integers as kernels take them."""
+        """Return the six integers in the order of the kernels' arguments."""
         return (*self.stride, *self.padding, *self.dilation)
 
 
 class Stack(NamedTuple):
-    """Kernels as a launch reads them: strides, and how they are blended.
+    """How a launch reads kernels: how they are blended, and their strides.
 
-    ALPHA: "none" (blended before), "shared", "sample" or "map".
+    kind: "none" (already blended), "shared", "sample" or "map".
     """
 
     kind: str
     kernels: int
-    strides: Strides  # sample, kernel, then the stack's own
+    strides: Strides  # sample, kernel, then the remaining dimensions
     bias_strides: Strides  # sample, kernel
     alpha_strides: Strides  # sample, kernel
 
 
 def describe(weight: Tensor, bias: Tensor | None, alpha: Tensor | None) -> Stack:
-    """Tells how the P kernels of `weight`, or without alpha its 1 or B blended kernels, are read."""
+    """Describe the P kernels of `weight`, or without alpha its 1 or B blended kernels."""
     first, *inner = weight.stride()
     bias_first = 0 if bias is None else bias.stride(0)
     if alpha is None:
@@ -120,10 +120,10 @@ def describe(weight: Tensor, bias: Tensor | None, alpha: Tensor | None) -> Stack
 
 
 def input_precision(dtype: torch.dtype) -> str:
-    """How `tl.dot` multiplies: fp32 as torch's convolutions are set on CUDA; one name for the 16-bit types."""
+    """Return the precision of `tl.dot`: for fp32 that of torch's convolutions on CUDA, else "ieee"."""
     if dtype != torch.float32:
         return "ieee"
-    read = torch._C._get_fp32_precision_getter  # the getter behind torch.backends.cudnn.conv, which is slower
+    read = torch._C._get_fp32_precision_getter  # what the slower torch.backends.cudnn.conv calls
     precision = read("cuda", "conv")
     if precision == "none":
         precision = read("generic", "all")
@@ -131,30 +131,30 @@ def input_precision(dtype: torch.dtype) -> str:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's device current: Triton launches on the current device and stream."""
+    """Return a context that makes the tensor's device current: Triton launches on the current device and stream."""
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
 
 
 def cdiv(a: int, b: int) -> int:
-    """A / b rounded up."""
+    """Return a / b rounded up."""
     return -(-a // b)
 
 
 def extent(tensor: Tensor) -> int:
-    """Elements from the first to the last of one sample [C, H, W], both included."""
+    """Return the span of one sample [C, H, W] in memory, in elements from the first to the last, inclusive."""
     (_, channels, height, width), (_, x_sc, x_sh, x_sw) = tensor.shape, tensor.stride()
     return (channels - 1) * x_sc + (height - 1) * x_sh + (width - 1) * x_sw + 1
 
 
 def multiprocessors(tensor: Tensor) -> int:
-    """Of the tensor's GPU; the interpreter has one."""
+    """Return the number of multiprocessors of the tensor's GPU, 1 in the interpreter."""
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
 
 
 def device_name(tensor: Tensor) -> str:
-    """Name of the tensor's GPU, which its table goes by; empty for other devices."""
+    """Return the name of the tensor's GPU, which identifies its table; empty for other devices."""
     return _device_name(tensor.get_device()) if tensor.is_cuda else ""
 
 

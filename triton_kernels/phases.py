@@ -1,9 +1,10 @@
-"""The input gradient of a strided convolution, without the zeros: one stride-1 convolution per phase of the pixels.
+"""Split the input gradient of a strided convolution into stride-1 convolutions, so that no zeros are multiplied.
 
-Input row h gets grad_output's row o through tap r where o * stride - padding + r * dilation = h. The rows
-h = i (mod stride) of one phase are met by every (stride / gcd(stride, dilation))-th tap alone, and those taps see
-grad_output at stride 1, dilation / gcd rows apart. The same goes for columns, so that stride_h * stride_w small
-convolutions, each on every stride-th pixel and with a part of the taps, make up the gradient. At stride 1 there is one.
+Input row h receives row o of grad_output through tap r where o * stride - padding + r * dilation = h. The rows
+h = i (mod stride) form a phase: only every (stride / gcd(stride, dilation))-th tap reaches them, and these taps read
+grad_output at stride 1, dilation / gcd rows apart. The same holds for columns, so the gradient consists of
+stride_h * stride_w small convolutions, each for every stride-th pixel and with some of the taps. At stride 1 there is
+one.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tunable_ops.triton_kernels.launch import Geometry
 
 
 class Line(NamedTuple):
-    """One phase along one axis: which pixels, which taps, and how the taps, read backwards, meet grad_output."""
+    """One phase along one axis: its pixels, its taps, and how the reversed taps read grad_output."""
 
     pixels: slice
     taps: slice
@@ -25,7 +26,7 @@ class Line(NamedTuple):
 
 
 def lines(size: int, taps: int, stride: int, padding: int, dilation: int) -> list[Line]:
-    """The phases along an axis of `size` input pixels; those that no tap meets are left out."""
+    """List the phases along an axis of `size` input pixels, without those that no tap reaches."""
     step = stride // gcd(stride, dilation)
     found = []
     for first in range(min(stride, size)):
@@ -35,7 +36,7 @@ def lines(size: int, taps: int, stride: int, padding: int, dilation: int) -> lis
             continue
         count = len(range(first_tap, taps, step))
         apart = step * dilation // stride
-        # Output row q of the phase meets grad_output's row q + offset - t * apart with the t-th of its taps.
+        # Row q of the phase reads row q + offset - t * apart of grad_output with the t-th of its taps.
         offset = (first + padding - first_tap * dilation) // stride
         found.append(
             Line(slice(first, None, stride), slice(first_tap, None, step), (count - 1) * apart - offset, apart)
@@ -44,7 +45,7 @@ def lines(size: int, taps: int, stride: int, padding: int, dilation: int) -> lis
 
 
 class Phase(NamedTuple):
-    """Views of the input gradient and of the kernels: the pixels are the convolution of grad_output with the taps."""
+    """Views of the input gradient and the kernels: `pixels` is the convolution of grad_output with `weight`."""
 
     pixels: Tensor
     weight: Tensor
@@ -52,7 +53,7 @@ class Phase(NamedTuple):
 
 
 def phases(grad_input: Tensor, weight: Tensor, geometry: Geometry) -> Iterator[Phase]:
-    """The phases of a convolution; pixels that are in none of them have no gradient.
+    """List the phases of a convolution; pixels in none of them have a gradient of 0.
 
     Args:
         grad_input: [B, C, H, W].

@@ -1,18 +1,18 @@
 """tunable_conv2d, dense: an implicit matrix product of pixels [M, K] with the blended kernel [K, N].
 
-M are output pixels of one sample (or, for a kernel that all samples share, of the whole batch), K the taps times the
-input channels of a group, N its outputs. The P kernels' tiles are blended in fp32 on their way into the product and go
-through shared memory as its second operand: as the first one they would go to wgmma from registers, which Triton 3.6
-and ptxas 12.9 get wrong.
+M counts the output pixels of one sample (of the whole batch if all samples share a kernel), K taps times input
+channels of a group, N its output channels. The tiles of the P kernels are blended in fp32 on the way into the product,
+and pass through shared memory as its second operand: the first operand would go to wgmma from registers, which Triton
+3.6 and ptxas 12.9 compile incorrectly.
 
-The same kernel computes the input gradient: taps flipped, kernel transposed, phase by phase where the convolution was
-strided (`phases`). And that of a map, <grad_output, conv_p(x) + bias_p> over the outputs (CONTRACT).
+The same kernel computes the input gradient (taps flipped, kernel transposed, one launch per phase of a strided
+convolution, see `phases`) and the gradient of a map, <grad_output, conv_p(x) + bias_p> over the outputs (CONTRACT).
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import (
     INDEX_LIMIT,
     Config,
@@ -32,12 +32,12 @@ def _tunable_conv2d_forward_kernel(
     alpha_ptr,
     y_ptr,
     pre_ptr,  # the value before the activation, laid out as y
-    sizes,  # H, W of the input; OH, OW; pixels along M; outputs of a group
+    sizes,  # H, W of the input; OH, OW; pixels along M; outputs per group
     x_strides,  # sample, channel, row, column
     w_strides,  # sample, kernel, group, input, output, row, column
     y_strides,  # sample, channel, row, column
     bias_strides,  # sample, kernel
-    alpha_strides,  # sample, kernel; for CONTRACT part of the sum
+    alpha_strides,  # sample, kernel, part of the sum (CONTRACT)
     geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along M, along N, groups
     C: tl.constexpr,
@@ -80,11 +80,11 @@ def _tunable_conv2d_forward_kernel(
         if WIDE:
             sample = sample.to(tl.int64)
     oh, ow = pixel // OW, pixel % OW
-    # Rows past the end lie far outside the picture, so that one mask serves both.
+    # Rows past the end are moved far outside the image, so that the padding's mask covers them.
     h_0 = tl.where(mask_m, oh * stride_h - pad_h, -(1 << 30))
     w_0 = ow * stride_w - pad_w
     x_ptr += b * x_sb + group * C * x_sc
-    # Where the sum wraps around, the row is masked.
+    # May overflow in masked rows only.
     x_rows = sample * x_sb + (oh * stride_h - pad_h) * x_sh + w_0 * x_sw
 
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -109,7 +109,7 @@ def _tunable_conv2d_forward_kernel(
         alphas = ()
 
     BLENDED: tl.constexpr = "none" if ALPHA == "map" else ALPHA
-    # A flat K runs across the taps; else every step stays within one, and its mask is one per row.
+    # FLAT: a step may span several taps. Otherwise it stays within one, and the mask depends on the row alone.
     FLAT: tl.constexpr = C % BLOCK_K != 0
     K: tl.constexpr = KH * KW * C
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -169,19 +169,19 @@ def plan_tunable_conv2d_forward(
     config: Config,
     pre: Tensor | None = None,
 ) -> Launch:
-    """The launch that writes the convolution of `x` to `y`, both of any strides.
+    """Return the launch that writes the convolution of `x` to `y`; both may have any strides.
 
     Args:
         x: [B, C, H, W].
-        weight: [P, O, C/groups, kh, kw]; without alpha [1 or B, O, C/groups, kh, kw], blended before.
+        weight: [P, O, C/groups, kh, kw]; without alpha [1 or B, O, C/groups, kh, kw], already blended.
         bias: [P, O] or None; without alpha [1 or B, O].
         alpha: [P], [B, P], [B, P, OH, OW] (each [OH, OW] contiguous) or None.
         y: [B, O, OH, OW].
         geometry: Stride, padding, dilation.
-        groups: Of the convolution.
+        groups: Groups of the convolution.
         activation: "none", "relu", "gelu", "silu" or "leaky_relu".
-        config: Tile M of pixels, N of outputs, K of taps times inputs.
-        pre: Takes the value before the activation, with the strides of `y`; or None.
+        config: Tile sizes: M pixels, N outputs, K taps times inputs.
+        pre: Output for the value before the activation, with the strides of `y`; or None.
     """
     return _plan(x, weight, bias, alpha, y, geometry, groups, config, activation, pre=pre)
 
@@ -195,9 +195,9 @@ def plan_tunable_conv2d_input(
     groups: int,
     config: Config,
 ) -> Launch:
-    """The launch that writes the input gradient of one phase, which has its pixels, taps and geometry.
+    """Return the launch that writes the input gradient of one phase, given its pixels, taps and geometry.
 
-    Other arguments as in the forward one, alpha no map.
+    Other arguments as in `plan_tunable_conv2d_forward`; alpha must not be a map.
     """
     return _plan(grad_output, weight, None, alpha, grad_input, geometry, groups, config, transposed=True)
 
@@ -212,16 +212,16 @@ def plan_tunable_conv2d_alpha(
     groups: int,
     config: Config,
 ) -> Launch:
-    """The launch that writes the gradient of a map in parts: <grad_output, conv_p(x) + bias_p> over some outputs each.
+    """Return the launch that writes the gradient of a map, <grad_output, conv_p(x) + bias_p>, as partial sums.
 
-    grad_output is [B, O, OH, OW] and partial [`alpha_parts`, B, P, OH, OW] in fp32, contiguous; the rest is as in the
-    forward one.
+    grad_output is [B, O, OH, OW], partial [`alpha_parts`, B, P, OH, OW] in fp32, contiguous; other arguments as in
+    `plan_tunable_conv2d_forward`.
     """
     return _plan(x, weight, bias, partial[0], grad_output, geometry, groups, config, part=partial.stride(0))
 
 
 def alpha_parts(outputs: int, groups: int, config: Config) -> int:
-    """How many parts make up the gradient of a map: a tile's outputs are summed in the kernel."""
+    """Return the number of partial sums of a map's gradient: one per tile of outputs."""
     return groups * cdiv(outputs // groups, config.block_n)
 
 

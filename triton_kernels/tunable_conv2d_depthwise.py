@@ -1,20 +1,20 @@
 """tunable_conv2d, depthwise (one input channel per group): no tensor cores, the blended taps stay in registers.
 
-A block takes a strip of output rows, a run of columns wide. At stride 1 it walks down the input rows: each is read once
-for every column shift and serves all kernel rows, whose sums wait in registers; otherwise every tap is read anew.
-Vectors run along the channels (NHWC) or along the columns (NCHW): the tile's shape decides.
+A block computes a strip of output rows. At stride 1 it moves down the input rows: each is read once per column shift
+and serves all kernel rows, whose sums stay in registers. Otherwise the input is read once per tap. The tile's shape
+decides whether vectors run along the channels (NHWC) or the columns (NCHW).
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel, within
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe
 
 
 @triton.jit
 def _load_row(ptrs, h, H, w, W, mask_c, x_sh, x_sw):
-    """Input row h at the columns w, in fp32: [BLOCK_W, BLOCK_C]."""
+    """Load input row h at the columns w in fp32: [BLOCK_W, BLOCK_C]."""
     mask = (within(w, W) & within(h, H))[:, None] & mask_c[None, :]
     return tl.load(ptrs + h * x_sh + (w * x_sw)[:, None], mask=mask, other=0.0).to(tl.float32)
 
@@ -32,7 +32,7 @@ def _tunable_conv2d_depthwise_kernel(
     w_strides,  # sample, kernel, output, row, column
     y_strides,  # sample, channel, row, column
     bias_strides,  # sample, kernel
-    alpha_strides,  # sample, kernel; for CONTRACT part of the sum
+    alpha_strides,  # sample, kernel, part of the sum (CONTRACT)
     geometry,  # stride, padding, dilation; (rows, columns) each
     tiles,  # along channels, columns, rows
     KH: tl.constexpr,
@@ -94,7 +94,7 @@ def _tunable_conv2d_depthwise_kernel(
         bias = tl.zeros([BLOCK_C], tl.float32)
         if HAS_BIAS:
             bias = load_kernel(bias_ptrs, bias_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)
-        # sums[r] belongs to the output row that meets the current input row with kernel row r.
+        # sums[r] belongs to the output row that reads the current input row with kernel row r.
         sums = ()
         for _ in tl.static_range(KH):
             sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
@@ -129,7 +129,7 @@ def _tunable_conv2d_depthwise_kernel(
                     for tap in range(KH * KW):
                         h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
                         x = _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw)
-                        if ALPHA == "spread":  # the map lies over x, not over y
+                        if ALPHA == "spread":  # the map weighs x, not y
                             there = within(w, W) & within(h, H)
                             weights = tl.load(alpha_ptr + p * alpha_sp + h * W + w, mask=there, other=0.0)
                             x *= weights.to(tl.float32)[:, None]
@@ -163,7 +163,7 @@ def plan_tunable_conv2d_depthwise(
     pre: Tensor | None = None,
     part: int = 0,
 ) -> Launch:
-    """The launch for one input channel per group; arguments as `plan_tunable_conv2d_forward` has them.
+    """Return the launch for one input channel per group.
 
     Args:
         x: [B, C, H, W].
@@ -172,19 +172,19 @@ def plan_tunable_conv2d_depthwise(
         alpha: [P], [B, P], [B, P, OH, OW] or None.
         y: [B, O, OH, OW].
         geometry: The convolution's, or that of a phase of the input gradient (where O = C).
-        activation: Of the epilogue.
-        config: block_m output rows, block_n columns and block_k channels of a tile.
-        spread: The map lies over `x`, not over `y`: the input gradient, x being grad_output.
-        pre: Takes the value before the activation, with the strides of `y`; or None.
-        part: Elements from part to part of alpha [parts, B, P, OH, OW], where it is the map's gradient that is written
-            and `y` is grad_output (`plan_tunable_conv2d_alpha`); else 0.
+        activation: As in `plan_tunable_conv2d_forward`.
+        config: Tile sizes: block_m output rows, block_n columns, block_k channels.
+        spread: The map weighs `x` instead of `y`: the input gradient, with grad_output as `x`.
+        pre: Output for the value before the activation, with the strides of `y`; or None.
+        part: Not 0: write the gradient of a map to alpha [parts, B, P, OH, OW], whose parts are this many elements
+            apart; `y` is grad_output (see `plan_tunable_conv2d_alpha`).
     """
     batch, inputs, height, width = x.shape
     _, outputs, out_height, out_width = y.shape
     kh, kw = weight.shape[3:]
     stack = describe(weight, bias, alpha)
     w_sb, w_sp, w_so, _, w_sh, w_sw = stack.strides
-    # More taps than this, of as many channels as a vector holds, do not fit into a thread's registers.
+    # A thread's registers hold this many taps of a vector of channels.
     resident = stack.kind != "map" and kh * kw <= 12
     rolling = resident and geometry.stride[0] == geometry.dilation[0] == 1
     tiles = (cdiv(outputs, config.block_k), cdiv(out_width, config.block_n), cdiv(out_height, config.block_m))

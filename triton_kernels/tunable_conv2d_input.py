@@ -1,4 +1,4 @@
-"""The input gradient as launches: the forward operators on grad_output, one per phase of a strided convolution."""
+"""The input gradient: forward kernels applied to grad_output, one launch per phase of a strided convolution."""
 
 from torch import Tensor
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch
@@ -19,17 +19,17 @@ def plan_input_gradient(
     groups: int,
     config: Config,
 ) -> list[Launch]:
-    """The launches that write grad_input; zeroes it at once where pixels are met by no tap.
+    """Return the launches that write grad_input; if no tap reaches some pixels, set it to 0 first.
 
     Args:
         kind: "dense", "pointwise" (not for a map) or "depthwise" (one output per channel).
         grad_output: [B, O, OH, OW].
-        weight: [P, O, C/groups, kh, kw]; without alpha [1 or B, O, C/groups, kh, kw], blended before.
+        weight: [P, O, C/groups, kh, kw]; without alpha [1 or B, O, C/groups, kh, kw], already blended.
         alpha: [P], [B, P], [B, P, OH, OW] (each [OH, OW] contiguous) or None.
         grad_input: [B, C, H, W].
         geometry: The convolution's own.
-        groups: Of the convolution.
-        config: Tiles of the kind's kernel.
+        groups: Groups of the convolution.
+        config: Tile sizes of the kind's kernel.
     """
     if kind == "pointwise":
         operands = (grad_output, weight, None, alpha, grad_input)

@@ -1,16 +1,16 @@
-"""The input gradient where alpha is a map: grad_output times alpha[b,p], through kernel p backwards, summed over p.
+"""The input gradient if alpha is a map: sum_p of the transposed convolution of alpha[b,p] * grad_output with kernel p.
 
-Nothing can be blended beforehand, but nothing has to be stored either: an implicit product of pixels [M, K] with the
-kernels [K, N] as in the forward pass, whose every step belongs to one tap and one kernel, so that alpha is a factor of
-its rows. It is applied to the step's product in fp32: applied to grad_output, the product's first operand would come
-from registers (see `tunable_conv2d`). The map's other gradients are `plan_tunable_conv2d_alpha` and
-`plan_tunable_conv2d_weight`; depthwise it is `plan_tunable_conv2d_depthwise` with `spread`.
+Kernels cannot be blended beforehand, but no intermediate result has to be stored: as in the forward pass it is an
+implicit product of pixels [M, K] with kernels [K, N], where each step belongs to one tap and one kernel, so alpha is a
+factor of its rows. It scales the step's product in fp32; if it scaled grad_output, the product's first operand would
+come from registers (see `tunable_conv2d`). The other gradients are in `plan_tunable_conv2d_alpha` and
+`plan_tunable_conv2d_weight`; the depthwise one is `plan_tunable_conv2d_depthwise` with `spread`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import within
+from tunable_ops.triton_kernels.device_functions import within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe, input_precision
 
 
@@ -20,7 +20,7 @@ def _tunable_conv2d_map_input_kernel(
     w_ptr,
     alpha_ptr,
     dx_ptr,
-    sizes,  # H, W of grad_output; OH, OW of the phase; inputs of a group
+    sizes,  # H, W of grad_output; OH, OW of the phase; inputs per group
     dy_strides,  # sample, channel, row, column
     w_strides,  # kernel, group, input, output, row, column
     dx_strides,  # sample, channel, row, column
@@ -54,7 +54,7 @@ def _tunable_conv2d_map_input_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     mask_m, mask_n = offs_m < OH * OW, offs_n < inputs
     oh, ow = offs_m // OW, offs_m % OW
-    # Rows past the end lie far outside the picture, so that one mask serves both.
+    # Rows past the end are moved far outside the image, so that the padding's mask covers them.
     h_0 = tl.where(mask_m, oh - pad_h, -(1 << 30))
     w_0 = ow - pad_w
     dy_ptr += b * dy_sb + group * OUTPUTS * dy_so
@@ -89,16 +89,16 @@ def plan_tunable_conv2d_map_input(
     groups: int,
     config: Config,
 ) -> Launch:
-    """The launch that writes the input gradient of one phase.
+    """Return the launch that writes the input gradient of one phase.
 
     Args:
         grad_output: [B, O, OH, OW].
         weight: [P, O, C/groups, kh, kw], the taps of the phase.
         alpha: [B, P, OH, OW], each [OH, OW] contiguous.
         grad_input: [B, C, H, W], the pixels of the phase.
-        geometry: Of the phase.
-        groups: Of the convolution.
-        config: Tile M of pixels, N of inputs, K of outputs.
+        geometry: Geometry of the phase.
+        groups: Groups of the convolution.
+        config: Tile sizes: M pixels, N inputs, K outputs.
     """
     batch, _, height, width = grad_output.shape
     out_height, out_width = grad_input.shape[2:]

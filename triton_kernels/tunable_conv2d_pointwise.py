@@ -1,13 +1,13 @@
 """tunable_conv2d with 1x1 kernels, stride 1 and no padding: a matrix product of pixels [M, K] with the blended kernel.
 
-Pixels are rows at one distance from each other: no taps, no border, no row or column index. A batch that lies without
-gaps and shares one kernel is one long sample.
+Pixels are evenly spaced rows: no taps, no border, no row or column index. If all samples share a kernel and have no
+gaps between them, the batch is treated as one long sample.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.blocks import finish, load_alphas, load_kernel
+from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel
 from tunable_ops.triton_kernels.launch import INDEX_LIMIT, Config, Launch, cdiv, describe, input_precision
 
 
@@ -20,7 +20,7 @@ def _tunable_conv2d_pointwise_kernel(
     y_ptr,
     pre_ptr,  # the value before the activation, laid out as y
     pixels,
-    outputs,  # of a group
+    outputs,  # per group
     x_strides,  # sample, channel, pixel
     w_strides,  # sample, kernel, group, input, output
     y_strides,  # sample, channel, pixel
@@ -57,7 +57,7 @@ def _tunable_conv2d_pointwise_kernel(
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     mask_m, mask_n = offs_m < pixels, offs_n < outputs
-    # The tile's first pixel may lie beyond 2^31 elements where a batch is read as one sample.
+    # If the batch is read as one sample, the tile's first pixel may lie beyond 2^31 elements.
     x_ptr += b * x_sb + group * C * x_sc + (tile_m * BLOCK_M).to(tl.int64) * x_sm
     start_y = b * y_sb + group * outputs * y_sc + (tile_m * BLOCK_M).to(tl.int64) * y_sm
     rows = tl.arange(0, BLOCK_M)
@@ -93,7 +93,7 @@ def _tunable_conv2d_pointwise_kernel(
 
 
 def is_pointwise(*tensors: Tensor) -> bool:
-    """Whether the pixels of every sample lie at one distance from each other: [B, C, H, W] by strides alone."""
+    """Return True if the strides of [B, C, H, W] space the pixels of a sample evenly."""
     return all(t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
 
 
@@ -109,7 +109,7 @@ def plan_tunable_conv2d_pointwise(
     transposed: bool = False,
     pre: Tensor | None = None,
 ) -> Launch:
-    """The launch for 1x1 kernels; arguments as `plan_tunable_conv2d_forward` has them.
+    """Return the launch for 1x1 kernels; arguments as for `plan_tunable_conv2d_forward`.
 
     `transposed` computes the input gradient: x is grad_output and y is grad_input.
     """

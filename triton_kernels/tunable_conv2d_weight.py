@@ -1,8 +1,8 @@
 """The weight gradient of one sample (or of the whole batch), in fp32: G = sum over pixels of grad_output times input.
 
 A matrix product [outputs, pixels] x [pixels, taps times inputs]. The pixels are split over blocks that write partial
-sums of their own to a workspace; the contraction adds these up in order, so that the result does not depend on which
-block ran first. Of a map there is one gradient per kernel, of the whole batch: grad_output times alpha[:, p].
+sums to a workspace; the contraction adds these up in a fixed order, so the result does not depend on which block ran
+first. For a map there is one gradient per kernel for the whole batch, with grad_output times alpha[:, p].
 """
 
 import triton
@@ -17,7 +17,7 @@ def _tunable_conv2d_weight_kernel(
     x_ptr,
     g_ptr,
     alpha_ptr,
-    sizes,  # H, W of the input; OH, OW; pixels along K; pixels of a split; outputs of a group
+    sizes,  # H, W of the input; OH, OW; pixels along K; pixels per split; outputs per group
     dy_strides,  # sample, channel, row, column
     x_strides,  # sample, channel, row, column
     g_strides,  # partial sum, group, output, input, row, column
@@ -67,7 +67,7 @@ def _tunable_conv2d_weight_kernel(
 
     first = split * split_pixels
     last = tl.minimum(first + split_pixels, pixels)
-    # Of a map the transpose: grad_output times alpha has to be the second operand, for it comes from registers.
+    # For a map the transpose: grad_output times alpha comes from registers and must be the second operand.
     acc = tl.zeros([BLOCK_N, BLOCK_M] if MAP else [BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -107,7 +107,7 @@ def _tunable_conv2d_depthwise_weight_kernel(
     x_ptr,
     g_ptr,
     alpha_ptr,
-    sizes,  # H, W of the input; OH, OW; output channels; samples of a sum
+    sizes,  # H, W of the input; OH, OW; output channels; samples per sum
     dy_strides,  # sample, channel, row, column
     x_strides,  # sample, channel, row, column
     g_strides,  # partial sum, output, row, column
@@ -148,7 +148,7 @@ def _tunable_conv2d_depthwise_weight_kernel(
     for _ in tl.static_range(TAP_ROWS * KW):
         sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
     tiles_w = (OW + BLOCK_W - 1) // BLOCK_W
-    # One loop over all strips of all rows of all samples of the sum; the splits take turns.
+    # One loop over the strips of all rows of all samples of the sum, dealt out to the splits in turn.
     for strip in range(split, samples * OH * tiles_w, splits):
         ow = strip % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
         oh = strip // tiles_w % OH
@@ -182,16 +182,16 @@ def plan_tunable_conv2d_weight(
     config: Config,
     alpha: Tensor | None = None,
 ) -> Launch:
-    """The launch that writes partial sums of the weight gradients.
+    """Return the launch that writes partial sums of the weight gradients.
 
     Args:
         grad_output: [B, O, OH, OW].
         input: [B, C, H, W].
-        partial: [1 or B, splits, O, C/groups, kh, kw], fp32, any strides from the third dimension on: one gradient for
-            the batch, or one per sample, in as many sums. Of a map [P, splits, ...].
-        geometry: The convolution's.
-        groups: Of the convolution.
-        config: Tile M of outputs, N of taps times inputs, K of pixels.
+        partial: Output [1 or B, splits, O, C/groups, kh, kw] in fp32, for one gradient of the batch or one per sample;
+            for a map [P, splits, ...]. Any strides from the third dimension on.
+        geometry: Geometry of the convolution.
+        groups: Groups of the convolution.
+        config: Tile sizes: M outputs, N taps times inputs, K pixels.
         alpha: A map [B, P, OH, OW] (each [OH, OW] contiguous), or None for the gradients of blended kernels.
     """
     batch, _, height, width = input.shape
@@ -245,15 +245,15 @@ def plan_tunable_conv2d_depthwise_weight(
     config: Config,
     alpha: Tensor | None = None,
 ) -> Launch:
-    """The depthwise twin; arguments as `plan_tunable_conv2d_weight` has them.
+    """Return the same launch for depthwise convolutions; arguments as for `plan_tunable_conv2d_weight`.
 
-    config: block_n columns of a strip and block_k channels; a split takes every so many-th strip, so block_m is unused.
+    config: block_n columns of a strip, block_k channels; block_m is unused.
     """
     batch, inputs, height, width = input.shape
     out_height, out_width = grad_output.shape[2:]
     sums, splits, outputs, _, kh, kw = partial.shape
     _, g_sb, g_so, _, g_sh, g_sw = partial.stride()
-    # As many sums as registers hold.
+    # Registers hold the sums of up to 9 taps.
     tap_rows = kh if kh * kw <= 9 else 1
     tiles = (cdiv(outputs, config.block_k), cdiv(kh, tap_rows), splits)
     return Launch(

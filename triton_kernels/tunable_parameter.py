@@ -1,7 +1,7 @@
-"""The blend of a layer as a launch of its own (premix), and its contraction.
+"""The blend of a layer as a separate launch (premix), and the gradients of the blend.
 
-Stacks are read as matrices [P, N], in the order in which a kernel lies in memory: the blend keeps it. Sums are fp32 in
-a fixed order, rounded once.
+Stacks are matrices [P, N] whose rows are kernels in memory order; the blend keeps that order. Sums are accumulated in
+fp32 in a fixed order and rounded once.
 """
 
 import triton
@@ -19,7 +19,7 @@ def _tunable_parameter_forward_kernel(
     bias_ptr,
     shift_ptr,
     alpha_ptr,
-    sizes,  # elements of a kernel, of a bias; blocks of a kernel, of a kernel and a bias
+    sizes,  # elements of a kernel, of a bias; blocks per kernel, per kernel and bias
     strides,  # from kernel to kernel, from bias to bias
     alpha_strides,  # sample, kernel
     P: tl.constexpr,
@@ -33,7 +33,7 @@ def _tunable_parameter_forward_kernel(
     b = (pid // blocks).to(tl.int64)
     size = w_size
     stride = w_sp
-    if block >= w_blocks:  # the blocks behind those of the kernel blend the bias
+    if block >= w_blocks:  # the last blocks blend the bias
         block -= w_blocks
         size = bias_size
         stride = bias_sp
@@ -55,7 +55,7 @@ def _tunable_parameter_backward_kernel(
     alpha_ptr,
     grad_w_ptr,
     rows_ptr,
-    sizes,  # elements of a kernel; samples; partial sums of a sample
+    sizes,  # elements of a kernel; samples; partial sums per sample
     g_strides,  # sample, partial sum
     w_strides,  # kernel of the stack, kernel of its gradient
     alpha_strides,  # sample, kernel
@@ -91,7 +91,7 @@ def _tunable_parameter_backward_kernel(
             alpha = tl.load(alpha_ptr + b * alpha_sb + offs_p * alpha_sp, mask=mask_p, other=0.0).to(tl.float32)
             grad += alpha[:, None] * g[None, :]
         if NEED_ALPHA:
-            # [BLOCK] of them for one sample and kernel: the caller adds up the blocks.
+            # One partial sum per block, sample and kernel; the caller adds up the blocks.
             tl.store(rows_ptr + (pid * samples + b) * P + offs_p, tl.sum(stack * g[None, :], 1), mask=mask_p)
     if NEED_STACK:
         tl.store(grad_ptrs, grad.to(grad_w_ptr.dtype.element_ty), mask=mask_w)
@@ -100,7 +100,7 @@ def _tunable_parameter_backward_kernel(
 def plan_tunable_parameter_forward(
     weight: Tensor, bias: Tensor | None, alpha: Tensor, kernel: Tensor, shift: Tensor | None
 ) -> Launch:
-    """The launch that blends a layer: kernel [1 or B, N] and shift [1 or B, M] of weight [P, N] and bias [P, M].
+    """Return the launch that blends weight [P, N] and bias [P, M] to kernel [1 or B, N] and shift [1 or B, M].
 
     Args:
         weight: [P, N], rows contiguous.
@@ -139,10 +139,10 @@ def plan_tunable_parameter_backward(
     rows: Tensor | None,
     accumulate: bool = False,
 ) -> Launch:
-    """The launch that contracts G: grad_weight[p] = sum_b alpha[b,p] G[b], rows[i,b,p] = part i of <G[b], weight[p]>.
+    """Return the launch for grad_weight[p] = sum_b alpha[b,p] G[b] and rows[i,b,p], part i of <G[b], weight[p]>.
 
     Args:
-        gradient: [n, splits, N]: G[b] is the sum of its parts.
+        gradient: [n, splits, N]; G[b] is the sum over the splits.
         weight: [P, N], rows contiguous.
         alpha: [n, P].
         grad_weight: Output [P, N], rows contiguous, or None.

@@ -1,8 +1,8 @@
 """The blends of a whole network in one launch, and their gradients in two.
 
-A table on the GPU tells where each stack lies and how many kernels it has; a second one which block of the launch
-works on which part of which stack. Both depend on the stacks alone: blends and gradients lie in workspaces, whose
-address is an argument. Sums are fp32 in a fixed order, rounded once.
+A table on the GPU lists the address and size of every stack; a second one assigns each block of the launch a part of a
+stack. Both depend on the stacks alone: blends and gradients lie in workspaces whose addresses are arguments. Sums are
+accumulated in fp32 in a fixed order and rounded once.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from tunable_ops.triton_kernels.launch import POINTERS, Launch, cdiv
 
 BLOCK = 1024  # 8 elements a thread: accesses of 128 bits
 SUM_BLOCK = 128
-# Places that are multiples of this many elements are aligned for accesses of 16 bytes, whatever the dtype.
+# Offsets that are multiples of this many elements allow 16-byte accesses for every dtype.
 ALIGNMENT = 8
-# Columns of the table: address of the stack, elements of a kernel, from kernel to kernel, kernels, first alpha,
-# blocks that are whole and aligned, first block and number of blocks; elements from the base to the
-# blend (or its gradient), and from the base to the stack's gradient (negative: not asked for).
+# Columns of the table: address of the stack, elements of a kernel, stride between kernels, number of kernels, index of
+# the first alpha, number of complete and aligned blocks, first block, number of blocks, offset of the blend (or its
+# gradient) from the base, offset of the stack's gradient from the base (negative: not needed).
 COLUMNS = 10
 
 
-# The functions of a block read the table by themselves: what they say of alignment then holds in one branch alone.
+# The functions of a block read the table themselves, so that their alignment hints hold in one branch only.
 
 
 @triton.jit
 def _blend_block(row, alpha_ptr, base, offs, DTYPE: tl.constexpr, OUT: tl.constexpr, WHOLE: tl.constexpr):
-    """One block of one blend; WHOLE: all of it exists and is aligned, so that accesses are wide."""
+    """Compute one block of one blend; WHOLE: the block is complete and aligned, so that accesses can be wide."""
     w_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
     size, stride = tl.load(row + 1), tl.load(row + 2)
     y_ptr = tl.cast(base, tl.int64).to(tl.pointer_type(OUT)) + tl.load(row + 8)
@@ -56,7 +56,7 @@ def _tunable_parameters_forward_kernel(
     table_ptr,
     blocks_ptr,  # a row per block: stack, block within it
     alpha_ptr,
-    base,  # address that the table's places count from
+    base,  # address that the table's offsets refer to
     DTYPE: tl.constexpr,
     OUT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -83,7 +83,7 @@ def _contract_block(
     NEED_ALPHA: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """The gradients of one block: of its part of the stack, and the products that grad_alpha is the sum of."""
+    """Compute the gradient of one block's part of the stack, and its products for grad_alpha."""
     g_base, grad_base = bases
     w_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
     size, stride, place = tl.load(row + 1), tl.load(row + 2), tl.load(row + 9)
@@ -158,7 +158,7 @@ def _tunable_parameters_sum_kernel(
 
 
 class Tables(NamedTuple):
-    """What launches over some stacks read: the table [stacks, COLUMNS], the blocks [blocks, 2], and the largest P."""
+    """Input of the launches: the table [stacks, COLUMNS], the blocks [blocks, 2], and the largest P."""
 
     table: Tensor
     blocks: Tensor
@@ -168,13 +168,13 @@ class Tables(NamedTuple):
 def make_tables(
     stacks: Sequence[Tensor], starts: Sequence[int], places: Sequence[int], grad_places: Sequence[int] | None = None
 ) -> Tables:
-    """Makes the tables for stacks [P, N] (rows without gaps); copies them to the stacks' device.
+    """Build the tables for stacks [P, N] (rows without gaps) on the stacks' device.
 
     Args:
         stacks: [P_i, N_i].
-        starts: Where each one's values begin in alpha.
-        places: Elements from the base to each blend (or its gradient).
-        grad_places: Elements from the base to each stack's gradient; negative or None: not asked for.
+        starts: Index of each stack's first value in alpha.
+        places: Offset of each blend (or its gradient) from the base, in elements.
+        grad_places: Offset of each stack's gradient from the base; negative or None: not needed.
     """
     rows, counts, first = [], [], 0
     for i, (stack, start, place) in enumerate(zip(stacks, starts, places, strict=True)):
@@ -211,14 +211,14 @@ def make_tables(
 def plan_tunable_parameters_forward(
     tables: Tables, alpha: Tensor, base: int, dtype: torch.dtype, out_dtype: torch.dtype
 ) -> Launch:
-    """The launch that blends all stacks of a table.
+    """Return the launch that blends all stacks of a table.
 
     Args:
-        tables: Of stacks of `dtype`.
+        tables: Tables of stacks of `dtype`.
         alpha: [A], fp32.
-        base: Address that the blends' places count from.
-        dtype: Of the stacks.
-        out_dtype: Of the blends.
+        base: Address that the blends' offsets refer to.
+        dtype: Dtype of the stacks.
+        out_dtype: Dtype of the blends.
     """
     constants = {"DTYPE": _element(dtype), "OUT": _element(out_dtype), "BLOCK": BLOCK}
     arguments = (tables.table, tables.blocks, alpha, base)
@@ -233,15 +233,15 @@ def plan_tunable_parameters_backward(
     dtype: torch.dtype,
     grad_dtype: torch.dtype,
 ) -> Launch:
-    """The launch that contracts the gradients of all blends: grad_stack[p] = alpha[p] G, and parts of <G, stack[p]>.
+    """Return the launch for the gradients of all blends: grad_stack[p] = alpha[p] G, and parts of <G, stack[p]>.
 
     Args:
-        tables: Of stacks of `dtype`.
+        tables: Tables of stacks of `dtype`.
         alpha: [A], fp32.
         partial: Output [blocks, width], fp32, or None.
-        bases: Addresses that the places of the blends' gradients and of the stacks' count from.
-        dtype: Of the stacks and their gradients.
-        grad_dtype: Of the blends' gradients.
+        bases: Addresses that the offsets of the blends' gradients and of the stacks' gradients refer to.
+        dtype: Dtype of the stacks and their gradients.
+        grad_dtype: Dtype of the blends' gradients.
     """
     constants = {
         "DTYPE": _element(dtype),
@@ -254,7 +254,7 @@ def plan_tunable_parameters_backward(
 
 
 def plan_tunable_parameters_sum(tables: Tables, partial: Tensor, shares: Tensor) -> Launch:
-    """The launch that adds up the parts [blocks, width] of every stack: shares [stacks, width]."""
+    """Return the launch that adds up the parts [blocks, width] of every stack to shares [stacks, width]."""
     grid = (tables.table.shape[0], tables.width)
     arguments = (tables.table, partial, shares, tables.width)
     return Launch(_tunable_parameters_sum_kernel, grid, arguments, {"BLOCK": SUM_BLOCK}, 4, 1)

@@ -1,7 +1,7 @@
-"""Pictures on disk and in tensors: read, write, find, and lay side by side.
+"""Find, read and write pictures, and put them side by side.
 
-A picture is a float32 tensor [3, H, W], RGB, in [0, 1]. Values are those of the file: no colour profile and no gamma
-curve is applied. Needs Pillow.
+A picture is a float32 tensor [3, H, W], RGB, in [0, 1]. Values are those of the file: colour profiles and gamma curves
+are not applied. Needs Pillow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 __all__ = ["EXTENSIONS", "find_images", "read_image", "read_images", "strip", "write_image"]
 
 EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What counts as a picture in a folder, in any case."""
+"""Extensions of pictures in a folder, in upper or lower case."""
 
 _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -39,26 +39,26 @@ _SMALLEST_FONT = 13
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """List the pictures of a folder, sorted by name.
 
-    Subfolders and hidden files are left out; a file counts by its extension (`EXTENSIONS`) and is not opened.
+    Subfolders and hidden files are left out. Files are recognised by their extension (`EXTENSIONS`) and not opened.
 
     Args:
-        path: a folder; or a file, which is returned as it is, whatever its extension.
+        path: Folder; or a file, which is returned whatever its extension.
 
     Raises:
-        ValueError: nothing is there, or the folder has no picture.
+        ValueError: The path does not exist, or the folder has no pictures.
     """
     root = Path(path)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise ValueError(f"images: path must be an existing file or folder; got {str(root)!r}, which is not there")
+        raise ValueError(f"images: path must be an existing file or folder; got {str(root)!r}, which does not exist")
     found = sorted(
         (file for file in _listdir(root) if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")),
         key=lambda file: file.name,
     )
     if not found:
         inside = any(entry.is_dir() for entry in _listdir(root, files=False))
-        hint = "; its subfolders are not searched: name them one by one" if inside else ""
+        hint = "; subfolders are not searched: name them one by one" if inside else ""
         raise ValueError(
             f"images: path must be a folder with pictures ({' '.join(EXTENSIONS)}); got {str(root)!r} without one{hint}"
         )
@@ -68,33 +68,31 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Read one picture as RGB.
 
-    The orientation that a camera noted (EXIF) is applied. Grey and palette pictures become RGB; transparent ones are
-    laid on white. 16-bit grey keeps its 16 bits (value / 65535), 16-bit colour is read with 8 (Pillow's limit), 32-bit
-    float must already lie in [0, 1]. Of an animation, the first frame.
+    The EXIF orientation is applied. Grey and palette pictures become RGB; transparent ones are placed on white. 16-bit
+    grey keeps its 16 bits (value / 65535), 16-bit colour is read with 8 bits (a limit of Pillow), 32-bit float must be
+    in [0, 1]. Only the first frame of an animation is read.
 
     Args:
-        path: the file; its content decides the format, not its extension.
+        path: The file; its content, not its extension, decides the format.
 
     Returns:
         float32 [3, H, W] in [0, 1], contiguous.
 
     Raises:
-        ValueError: the file is missing, is not a picture, is cut short, or cannot be read.
+        ValueError: The file is missing, is not a picture, is truncated, or cannot be read.
     """
     file = Path(path)
     if file.is_dir():
         raise ValueError(f"images: path must be a file; got the folder {str(file)!r} (find_images lists its pictures)")
     if not file.exists():
-        raise ValueError(f"images: path must be a readable image; got {str(file)!r}, which is not there")
+        raise ValueError(f"images: path must be a readable image; got {str(file)!r}, which does not exist")
     try:
         with Image.open(file) as opened:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
         return _to_tensor(picture)
-    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything, SyntaxError included
-        why = (
-            "not a picture, or of an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        )
+    except Exception as error:  # on damaged files Pillow's decoders raise almost anything, even SyntaxError
+        why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(
             f"images: path must be a readable image; got {str(file)!r} ({why or type(error).__name__})"
         ) from error
@@ -103,17 +101,17 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 def read_images(
     paths: Iterable[str | os.PathLike[str]], on_bad: Callable[[Path, ValueError], None] | None = None
 ) -> Iterator[tuple[Path, Tensor]]:
-    """Read pictures one by one; a bad one is named and skipped, the rest are read.
+    """Read pictures one by one, skipping and reporting unreadable ones.
 
     Args:
-        paths: the files, for example from `find_images`.
-        on_bad: called with the path and the error of each file that cannot be read; None: a `UserWarning` names it.
+        paths: The files, for example from `find_images`.
+        on_bad: Called with the path and the error of each unreadable file; None: issue a `UserWarning`.
 
     Yields:
-        (path, picture) of each good file, in the order given.
+        (path, picture) of each readable file, in the given order.
 
     Raises:
-        ValueError: at the end, if there was no good one.
+        ValueError: At the end, if no file was readable.
     """
     good = bad = 0
     for path in map(Path, paths):
@@ -129,27 +127,27 @@ def read_images(
         good += 1
         yield path, picture
     if not good:
-        raise ValueError(f"images: paths must hold at least one readable image; got {bad} files and none could be read")
+        raise ValueError(f"images: paths must hold at least one readable image; got {bad} files, none of them readable")
 
 
 def write_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
     """Write one picture with 8 bits per channel: round(255 * clamp(image, 0, 1)).
 
-    The file appears under its name only when it is complete. JPEG is written at quality 95 without chroma
-    sub-sampling, everything else without loss.
+    The file appears only when it is complete. JPEG is written at quality 95 without chroma subsampling, all other
+    formats are lossless.
 
     Args:
         image: [3, H, W] or [1, H, W] (grey), floating point, any device; values outside [0, 1] are clamped.
-        path: its extension names the format: .png .jpg .jpeg .bmp .ppm .tif .tiff .webp; without an extension, .png
-            is added. The folder must exist.
+        path: File to write; its extension selects the format: .png .jpg .jpeg .bmp .ppm .tif .tiff .webp; without an
+            extension, .png is added. The folder must exist.
 
     Returns:
-        The path of the file written.
+        The path of the file.
 
     Raises:
-        TypeError: image is not a floating-point tensor.
-        ValueError: wrong shape, NaN or infinity, an unknown extension, a folder that is not there.
-        OSError: the file cannot be written.
+        TypeError: `image` is not a floating-point tensor.
+        ValueError: Wrong shape, NaN or infinity, an unknown extension, or a folder that does not exist.
+        OSError: The file cannot be written.
     """
     _check_picture("image", image)
     file = Path(path)
@@ -158,10 +156,10 @@ def write_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
     if file.suffix.lower() not in _WRITERS:
         raise ValueError(f"images: path must end in one of {' '.join(_WRITERS)}; got {file.name!r}")
     if not file.parent.is_dir():
-        raise ValueError(f"images: path must lie in an existing folder; got {str(file)!r}: make its folder first")
+        raise ValueError(f"images: path must lie in an existing folder; got {str(file)!r}: create the folder first")
     name, options = _WRITERS[file.suffix.lower()]
     picture = _to_pillow(image)
-    partial = file.with_name(f".{secrets.token_hex(8)}.tmp")  # same folder, so that the renaming is atomic
+    partial = file.with_name(f".{secrets.token_hex(8)}.tmp")  # in the same folder, so that renaming is atomic
     try:
         with open(partial, "xb") as stream:
             picture.save(stream, format=name, **options)
@@ -174,20 +172,20 @@ def write_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
 
 
 def strip(images: Sequence[Tensor], labels: Sequence[str], height: int | None = None) -> Tensor:
-    """Lay pictures side by side on white, each under its label.
+    """Put pictures side by side on white, each below its label.
 
     Args:
-        images: [3, H, W] or [1, H, W] each, floating point, in [0, 1] (clamped); sizes may differ: all are resized to
-            one height (bicubic), widths in proportion.
-        labels: one per picture; may hold line breaks. A column is at least as wide as its label.
-        height: of the pictures, in pixels; None: that of the tallest.
+        images: [3, H, W] or [1, H, W] each, floating point, in [0, 1] (clamped). All are resized to the same height
+            (bicubic), keeping their proportions.
+        labels: One per picture; may contain line breaks. A column is at least as wide as its label.
+        height: Height of the pictures in pixels; None: that of the tallest.
 
     Returns:
         float32 [3, H', W'] on the CPU, with 8-bit values.
 
     Raises:
-        TypeError: a picture is not a floating-point tensor.
-        ValueError: no picture, another number of labels than pictures, a wrong shape, a height below 1.
+        TypeError: A picture is not a floating-point tensor.
+        ValueError: No pictures, not as many labels as pictures, a wrong shape, or a height below 1.
     """
     if not images:
         raise ValueError("images: images must hold at least one picture; got none")
@@ -221,7 +219,7 @@ def _draw_strip(pictures: Sequence[Image.Image], labels: Sequence[str], tall: in
 def _fit_font(
     pictures: Sequence[Image.Image], labels: Sequence[str], size: int
 ) -> tuple[ImageFont.FreeTypeFont, list[tuple[float, float, float, float]]]:
-    """Largest font up to `size` with which every label is no wider than its picture, and the labels' boxes."""
+    """Return the largest font up to `size` for which no label is wider than its picture, and the labels' boxes."""
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     while True:
         font = ImageFont.load_default(size)
@@ -260,7 +258,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 
 def _deep_to_tensor(picture: Image.Image) -> Tensor:
-    """Grey with more than 8 bits: I;16 and its byte orders, I (16-bit values in 32), F (float)."""
+    """Convert grey with more than 8 bits: I;16 in any byte order, I (16-bit values in 32 bits), F (float)."""
     scale, dtype = (1.0, torch.float32) if picture.mode == "F" else (65535.0, torch.int32)
     if picture.mode.startswith("I;"):
         picture = picture.convert("I")

@@ -1,8 +1,8 @@
-"""Checkpoints: a safetensors file whose metadata says how to rebuild the network around the tensors.
+"""Checkpoints: safetensors files whose metadata describes how to rebuild the network.
 
-Nothing here unpickles: a file can hold numbers and JSON only, so a checkpoint from a stranger cannot run code. Files
-appear under their name only when they are complete (written aside, then renamed), so a run that is killed while it
-writes leaves the previous file whole.
+Nothing is ever unpickled: a file contains only numbers and JSON, so a checkpoint from a stranger cannot run code. Files
+are written under a temporary name and then renamed, so a run that is killed while writing does not damage the previous
+file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 FORMAT = "tunable_ops.model"
 VERSION = 1
-_MAX_HEADER = 100_000_000  # the bound of the safetensors format itself
+_MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
 
 def save(
@@ -48,19 +48,20 @@ def save(
     arguments: Mapping[str, Any],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a tunable (or plain) network with all that is needed to rebuild it.
+    """Write a tunable (or plain) network with everything needed to rebuild it.
 
     Args:
-        net: a `TunableModel`, or a plain network, for instance what `fold` returns.
-        path: the file, by convention ``*.safetensors``; its folder is made if missing, an old file is replaced at once.
-        architecture: a name in `models.ARCHITECTURES`, or any name of your own; loading the latter needs ``network=``.
-        arguments: arguments of the architecture; JSON values.
-        notes: anything else worth keeping, such as the training data or scores; JSON values. Returned by `load` as
-            ``net.notes``; default those that the network already has.
+        net: `TunableModel` or plain network, for instance what `fold` returns.
+        path: File to write, by convention ``*.safetensors``; its folder is created if missing, an existing file is
+            replaced atomically.
+        architecture: Name in `models.ARCHITECTURES`, or any other name; loading the latter needs ``network=``.
+        arguments: Arguments of the architecture; JSON values.
+        notes: Anything else worth keeping, such as the training data or scores; JSON values. `load` returns them as
+            ``net.notes``. Default: the network's current notes.
 
     Raises:
-        TypeError: if net is not a module, or arguments or notes are not JSON.
-        ValueError: if net is a TunableModel made by hand; `load` could not rebuild it.
+        TypeError: `net` is not a module, or `arguments` or `notes` are not JSON.
+        ValueError: `net` is a TunableModel that was constructed directly, which `load` cannot rebuild.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"checkpoint: net must be a module; got {type(net).__name__}")
@@ -72,7 +73,7 @@ def save(
         "spec": net.spec.to_dict() if isinstance(net, TunableModel) else None,
         "notes": dict(getattr(net, "notes", {}) if notes is None else notes),
     }
-    # through the TunableModel, which puts split stacks together again
+    # the TunableModel's own state dict joins split stacks again
     tensors = {name.removeprefix("network.") if tunable else name: value for name, value in net.state_dict().items()}
     write_file(path, tensors, metadata, kind=FORMAT, version=VERSION)
 
@@ -80,8 +81,8 @@ def save(
 def _conversion(net: TunableModel) -> dict[str, Any]:
     if net.conversion is None:
         raise ValueError(
-            "checkpoint: net must come from convert or control.attach; got a TunableModel around a network by hand: "
-            "save its state_dict"
+            "checkpoint: net must come from convert or control.attach; got a TunableModel that was constructed "
+            "directly: save its state_dict"
         )
     return dict(net.conversion)
 
@@ -90,17 +91,17 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
     """Rebuild the tunable network of a checkpoint, in evaluation mode on the CPU, in the dtype of the file's tensors.
 
     Args:
-        path: a file that `save` wrote.
-        network: the plain network of which the checkpoint holds the conversion; needed where the architecture is not
-            one of `models.ARCHITECTURES`. It is copied, not changed.
+        path: File written by `save`.
+        network: The plain network that was converted; needed if the architecture is not in `models.ARCHITECTURES`. It
+            is copied, not changed.
 
     Returns:
-        The `TunableModel`; its ``notes`` are those given to `save`.
+        The `TunableModel`; its ``notes`` are those passed to `save`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of this library and version, is cut short, holds a plain network (see
-            `load_folded`), or does not fit the architecture.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a checkpoint of this library and version, is truncated, contains a plain network
+            (see `load_folded`), or does not match the architecture.
     """
     tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
     if metadata.get("conversion") is None:
@@ -131,14 +132,14 @@ def load_folded(path: str | os.PathLike[str], network: nn.Module | None = None) 
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a checkpoint says about itself, without its tensors.
+    """Read the metadata of a checkpoint without its tensors.
 
     Returns:
         dict with ``format``, ``version``, ``architecture``, ``arguments``, ``conversion`` and ``spec`` (both None for
         a plain network), ``notes``.
 
     Raises:
-        FileNotFoundError, ValueError: as for `load`.
+        FileNotFoundError, ValueError: As for `load`.
     """
     return _open(path, FORMAT, VERSION, tensors=False)[1]
 
@@ -146,17 +147,17 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write_file(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, kind: str, version: int
 ) -> None:
-    """Write tensors and JSON metadata as one safetensors file, all or nothing.
+    """Write tensors and JSON metadata to a safetensors file atomically.
 
     Args:
-        path: the file; the new one replaces the old one in a single step.
-        tensors: name to tensor, on any device; shared memory is written once per name.
+        path: File to write or replace.
+        tensors: dict name -> tensor, on any device; shared memory is written once per name.
         metadata: JSON values.
-        kind: what the file is, checked by `read_file`.
-        version: of the layout of tensors and metadata, checked by `read_file`.
+        kind: Kind of file, checked by `read_file`.
+        version: Version of the layout, checked by `read_file`.
 
     Raises:
-        TypeError: if the metadata is not JSON.
+        TypeError: The metadata is not JSON.
     """
     from safetensors.torch import save as to_bytes
 
@@ -167,16 +168,16 @@ def write_file(
             header[key] = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise TypeError(f"checkpoint: {key} must be JSON values; got {value!r}: {error}") from None
-    # clones: safetensors refuses tensors that share memory, as those of tied layers do
+    # clones: safetensors rejects tensors that share memory, such as those of tied layers
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        # not save_file: it makes files that only their owner can read, whatever the umask
+        # not save_file, whose files only their owner can read, whatever the umask
         with open(temporary, "wb") as file:
             file.write(to_bytes(plain, metadata=header))
             file.flush()
-            os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
+            os.fsync(file.fileno())  # otherwise a power failure could lose the contents but keep the new name
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -184,7 +185,7 @@ def write_file(
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Removes what killed processes left of writing ``path``; for files that one process alone writes."""
+    """Remove temporary files of killed processes; use it only if no other process writes ``path``."""
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -194,24 +195,24 @@ def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple
     """Read what `write_file` wrote.
 
     Returns:
-        (tensors on the CPU, metadata as given, with ``format`` and ``version`` added).
+        Tensors on the CPU, and the given metadata with ``format`` and ``version`` added.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is anything else than a whole file of this kind and version.
+        FileNotFoundError: The file does not exist.
+        ValueError: It is not a complete file of this kind and version.
     """
     return _open(path, kind, version, tensors=True)
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of any safetensors file, ours or not.
+    """Read the tensors of any safetensors file.
 
     Returns:
-        (tensors on the CPU, metadata as `read_metadata` returns it; empty for a file that `save` did not write).
+        Tensors on the CPU, and metadata as from `read_metadata`, empty for a file that `save` did not write.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no whole safetensors file.
+        FileNotFoundError: The file does not exist.
+        ValueError: It is not a complete safetensors file.
     """
     return _open(path, None, VERSION, tensors=True)
 
@@ -235,7 +236,7 @@ def _open(
                     f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: "
                     "read it with the release of tunable_ops that wrote it"
                 )
-            # clones: the file stays mapped otherwise, and replacing it later would pull the ground away
+            # clones: otherwise the file stays mapped, and overwriting it would change the tensors
             values = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
@@ -251,7 +252,7 @@ def _open(
 
 
 def _refuse_other_files(path: str | os.PathLike[str]) -> None:
-    """Say what a file is that cannot be a safetensors file, from its first bytes and its length."""
+    """Reject files that cannot be safetensors files, judging by their first bytes and length."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"checkpoint: path must be a file; got the folder {str(path)!r}")
@@ -262,11 +263,11 @@ def _refuse_other_files(path: str | os.PathLike[str]) -> None:
     size = path.stat().st_size
     header = int.from_bytes(start[:8], "little")
     pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    plausible = len(start) == 9 and header <= _MAX_HEADER and start[8:9] == b"{"  # a header may begin with these bytes
+    plausible = len(start) == 9 and header <= _MAX_HEADER and start[8:9] == b"{"  # lengths can look like pickles
     if start[:4] == b"PK\x03\x04" or (pickled and not plausible):
         raise ValueError(
-            f"checkpoint: path must be a safetensors file; got {str(path)!r}, a pickle as torch.save writes it: it is "
-            "never opened, since unpickling can run code; if you trust it, re-save its tensors with safetensors"
+            f"checkpoint: path must be a safetensors file; got {str(path)!r}, a pickle as written by torch.save: it is "
+            "never opened, because unpickling can run code; if you trust it, save its tensors with safetensors"
         )
     if not plausible:
         raise ValueError(
@@ -282,7 +283,7 @@ def _plain(
     tensors: Mapping[str, Tensor],
     network: nn.Module | None,
 ) -> nn.Module:
-    """The plain network to fill: a copy of the one that is given, or built by name; in the dtype of the tensors."""
+    """Return the plain network to fill, a copy of the given one or built by name, in the dtype of the tensors."""
     dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), None)
     if network is not None:
         if not isinstance(network, nn.Module) or isinstance(network, TunableModel):
@@ -292,16 +293,16 @@ def _plain(
     if name not in models.ARCHITECTURES:
         raise ValueError(
             f"checkpoint: architecture must be one of {', '.join(sorted(models.ARCHITECTURES))}; got {name!r} in "
-            f"{str(path)!r}: pass network=, the plain network it was made from"
+            f"{str(path)!r}: pass network=, the plain network that was converted"
         )
     return models.build(name, **metadata.get("arguments", {})).to(dtype)
 
 
 def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the network if names and shapes agree exactly.
+    """Copy tensors into the network; names and shapes must match exactly.
 
     Raises:
-        ValueError: if they do not; the first few that are missing, unknown or of another shape are named.
+        ValueError: They do not; the message names the first few that are missing, unknown or of another shape.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]
@@ -319,7 +320,7 @@ def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str,
     if parts:
         raise ValueError(
             f"checkpoint: tensors must fit the architecture; got {', '.join(parts)} in {str(path)!r}: "
-            "is it the checkpoint of another network?"
+            "is this the checkpoint of another network?"
         )
     with torch.no_grad():
         network.load_state_dict(dict(tensors), strict=True)

@@ -1,4 +1,4 @@
-"""Large images through a network, tile by tile, without seams."""
+"""Apply a network to large images tile by tile, without seams."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def apply_tiled(
 ) -> Tensor:
     r"""Compute function(image) from overlapping tiles.
 
-    Along each axis the image is cut into windows [a_i, b_i) of at most `tile` pixels, neighbours sharing at least
-    `overlap` (`tile_windows`). With d = overlap // 3 pixels discarded at every inner edge, the results are cross-faded
-    over the f = overlap - 2 d pixels in the middle of what neighbours share:
+    Along each axis the image is cut into windows [a_i, b_i) of at most `tile` pixels; neighbours overlap by at least
+    `overlap` pixels (`tile_windows`). d = overlap // 3 pixels are discarded at every inner edge, and the results are
+    cross-faded over the f = overlap - 2 d pixels in the middle of the overlap:
 
         c_i    = (a_{i+1} + b_i) / 2                           middle of the overlap of windows i and i+1
         t_i(x) = clamp((x + 1/2 - c_i) / f + 1/2, 0, 1)
@@ -29,29 +29,30 @@ def apply_tiled(
 
     The sum over i telescopes to r_{-1} - r_{n-1} = 1, and since all ramps have the same shape and c_i increases, no
     weight is negative: a partition of unity. Window i has weight only at least d pixels inside its inner edges.
-    So a function whose output pixel depends on input pixels at most d away (7 convolutions 3x3: 7) gives what it gives
-    for the whole image, up to the rounding of the cross-fade; one that looks further, or at global statistics,
-    changes smoothly from tile to tile. With overlap = 0 tiles are laid edge to edge.
+    So if an output pixel depends on input pixels at most d away (seven 3x3 convolutions: d = 7), the result is that for
+    the whole image, up to the rounding of the cross-fade; with a larger receptive field, or global statistics, it
+    changes smoothly from tile to tile. With overlap = 0 tiles are placed edge to edge.
 
-    Runs without gradients. Memory: the output, allocated once (in float32 for half precision, rounded at the end), and
-    one tile's. The output lies on the image's device, whatever device the function computes on. A map that goes with
-    the image (of lambda, of noise levels) travels as further channels:
+    No gradients are computed. Memory holds the output (in float32 for half precision, rounded at the end) and what one
+    tile needs. The output is on the image's device, whatever device the function uses. A map that belongs to the image
+    (of lambda, or of noise levels) can be passed as additional channels:
     `apply_tiled(lambda x: net(x[:, :3], x[:, 3:]), torch.cat([image, map], 1))`.
 
     Args:
-        function: [B, C, h, w] -> [B, O, s h, s w] with a whole number s >= 1 (super-resolution), found from the first
+        function: [B, C, h, w] -> [B, O, s h, s w] with an integer s >= 1 (super-resolution), determined from the first
             tile.
         image: [B, C, H, W], floating point.
-        tile: largest height and width of a window, in pixels; a multiple of `multiple`.
-        overlap: pixels that neighbours share at least, from 0 to tile - multiple.
-        multiple: windows start at multiples of this: the total stride (or unshuffling factor) of the network.
+        tile: Largest height and width of a window in pixels; a multiple of `multiple`.
+        overlap: Smallest overlap of neighbours in pixels, from 0 to tile - multiple.
+        multiple: Windows start at multiples of this number: the total stride (or unshuffling factor) of the network.
 
     Returns:
         [B, O, s H, s W], in the dtype that the function returns.
 
     Raises:
-        TypeError: image is not a floating-point tensor; function does not return one.
-        ValueError: wrong rank, an empty image, sizes that do not go together, an output that is not s times the input.
+        TypeError: `image`, or what `function` returns, is not a floating-point tensor.
+        ValueError: `image` has the wrong rank or is empty, sizes do not fit together, or an output is not s times as
+            large as its input.
 
     Example:
         >>> image = torch.rand(1, 3, 70, 90)
@@ -92,17 +93,18 @@ def apply_tiled(
 def tile_windows(size: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[int, int]]:
     """Cut one axis into windows (start, stop) of at most `tile` pixels, spread evenly.
 
-    Starts are multiples of `multiple`; neighbours share at least `overlap` pixels; the last window ends at `size`.
+    Starts are multiples of `multiple`, neighbours overlap by at least `overlap` pixels, and the last window ends at
+    `size`.
 
     Args:
-        size: length of the axis, at least 1.
-        tile: largest window, a positive multiple of `multiple`.
-        overlap: from 0 to tile - multiple.
-        multiple: at least 1.
+        size: Length of the axis, at least 1.
+        tile: Largest window, a positive multiple of `multiple`.
+        overlap: Smallest overlap, from 0 to tile - multiple.
+        multiple: Factor of the starts, at least 1.
 
     Raises:
-        TypeError: an argument is not an int.
-        ValueError: an argument outside its range.
+        TypeError: An argument is not an int.
+        ValueError: An argument is out of range.
 
     Example:
         >>> tile_windows(100, tile=48, overlap=16, multiple=4)
@@ -120,7 +122,7 @@ def tile_windows(size: int, tile: int, overlap: int, multiple: int = 1) -> list[
     if not 0 <= overlap <= tile - multiple:
         raise ValueError(
             f"apply_tiled: overlap must lie in 0..{tile - multiple} (tile - multiple); got {overlap}: "
-            "take larger tiles or less overlap"
+            "use larger tiles or less overlap"
         )
     if size <= tile:
         return [(0, size)]
@@ -131,7 +133,7 @@ def tile_windows(size: int, tile: int, overlap: int, multiple: int = 1) -> list[
 
 
 def _weights(windows: list[tuple[int, int]], overlap: int, scale: int, like: Tensor) -> list[tuple[int, Tensor]]:
-    """For each window: the first output pixel that it counts for, and its weights from there on."""
+    """Return for each window its first output pixel with weight, and the weights from there on."""
     fade = overlap - 2 * (overlap // 3)
     middles = [(right[0] + left[1]) / 2 for left, right in pairwise(windows)]
     reach = fade / 2
@@ -170,7 +172,7 @@ def _scale(part: object, image: Tensor, height: int, width: int) -> int:
     scale = part.shape[-1] // width if part.ndim == 4 else 0
     if scale < 1 or part.shape[0] != image.shape[0] or tuple(part.shape[2:]) != (scale * height, scale * width):
         raise ValueError(
-            f"apply_tiled: function must return [B, O, s h, s w] with a whole number s >= 1; got {list(part.shape)} "
+            f"apply_tiled: function must return [B, O, s h, s w] with an integer s >= 1; got {list(part.shape)} "
             f"for a tile {given}"
         )
     return scale

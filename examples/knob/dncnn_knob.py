@@ -1,11 +1,11 @@
-"""A knob for a published DnCNN: one position is the network as published, the others are for stronger noise.
+"""Add a knob to a published DnCNN: one position is the published network, the others are for stronger noise.
 
 python examples/knob/dncnn_knob.py train dncnn_gray_sigma25.safetensors bsd432/ --out runs/knob
 python examples/knob/dncnn_knob.py score runs/knob/model.safetensors set12/ --count 6
 python examples/knob/dncnn_knob.py strip runs/knob/model.safetensors --out strip.png
 
-The plain kernels stay as they are, bit for bit; one new kernel per layer is trained. The loop is written out here, to
-show what `tunable-ops train` does with ``base_lr = 0`` and ``phi_lr = 0``.
+The plain kernels do not change by a single bit; one new kernel per layer is trained. The loop is written out to show
+what `tunable-ops train` does with ``base_lr = 0`` and ``phi_lr = 0``.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from tunable_ops.train.evaluate import degraded_pictures, evaluate, restore
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
-LOWEST, HIGHEST = 25.0, 50.0  # sigma, of 255, at level 0 (what the published network was trained for) and at level 1
+LOWEST, HIGHEST = 25.0, 50.0  # sigma (of 255) at level 0, for which the published network was trained, and at level 1
 MEASURE = Measure(ssim=False, rounded=True)
 
 
 def level(sigma: float) -> float:
-    """Position of the knob for a sigma."""
+    """Return the position of the knob for a sigma."""
     return (sigma - LOWEST) / (HIGHEST - LOWEST)
 
 
 def with_knob(plain: nn.Module, scaled: bool) -> tunable_ops.TunableModel:
-    """The network with a knob, `level`: one that does nothing yet, or one that works without any training.
+    """Return the network with a knob `level` that either has no effect yet, or works without any training.
 
-    Convolutions, ReLU and x - net(x) commute with a positive factor k, if the biases grow by it. With kernels W and
-    biases (1 + level) b the network computes ``k net(x / k)``, k = 1 + level: noise of k sigma is brought to the sigma
-    that the network knows, and the picture back.
+    Convolutions, ReLU and x - net(x) commute with a positive factor k if the biases are multiplied by it. With kernels
+    W and biases (1 + level) b the network computes ``k net(x / k)``, k = 1 + level: noise of k sigma is scaled to the
+    sigma that the network was trained for, and the picture is scaled back.
 
     Args:
-        plain: a chain of convolutions and ReLU.
-        scaled: whether the new kernels start with these biases, else with zeros.
+        plain: Chain of convolutions and ReLUs.
+        scaled: Start the new kernels with these biases instead of zeros.
     """
     net = tunable_ops.convert(plain, num_params=1, domain="box", names=["level"])
     with torch.no_grad():
@@ -63,21 +63,21 @@ def train(
     steps: int,
     rate: float,
 ) -> int:
-    """Train the new kernels alone; lambda = 0 stays what it was.
+    """Train the new kernels only; the network at lambda = 0 does not change.
 
     Args:
-        net: from `with_knob`.
-        photographs: to cut crops from.
-        data: how.
-        steps: of AdamW, each at one lambda, uniform in [0, 1].
-        rate: highest learning rate.
+        net: What `with_knob` returns.
+        photographs: Source of the crops.
+        data: Crop and batch size.
+        steps: Number of steps of AdamW, each at one lambda, uniform in [0, 1].
+        rate: Highest learning rate.
 
     Returns:
         The number of parameters trained.
     """
     tunable_ops.freeze_base(net)
     for layer in net.layers:
-        layer.tuning.requires_grad_(False)  # a trained phi could give the new kernels a weight at lambda = 0, too
+        layer.tuning.requires_grad_(False)  # a trained phi could also use the new kernels at lambda = 0
     groups = tunable_ops.optimizer_groups(net, new={"lr": rate})
     trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
@@ -107,14 +107,14 @@ def train(
 
 
 def as_published(net: tunable_ops.TunableModel) -> nn.Module:
-    """The plain network, a DnCNN, back from lambda = 0."""
+    """Fold the network at lambda = 0, back to the plain DnCNN."""
     return tunable_ops.fold(net, [0.0]).eval()
 
 
 def score(
     net: tunable_ops.TunableModel, pictures: Sequence[tuple[str, Tensor]], sigmas: Sequence[float]
 ) -> dict[str, list[list[float]]]:
-    """PSNR in dB by row of the table, sigma and picture."""
+    """Return PSNR in dB by row of the table, sigma and picture."""
     plain = as_published(net)
     untrained = with_knob(plain, scaled=True).to(memory_format=torch.channels_last)
     rows: dict[str, list[list[float]]] = {}
@@ -134,7 +134,7 @@ def score(
 
 
 def table(rows: dict[str, list[list[float]]], sigmas: Sequence[float]) -> str:
-    """Means over the pictures in Markdown; before it what each picture has, where they are few."""
+    """Return the means over the pictures as a Markdown table, after the values of each picture if there are few."""
     lines = []
     for row, by_sigma in rows.items():
         for sigma, values in zip(sigmas, by_sigma, strict=True):
@@ -148,21 +148,21 @@ def table(rows: dict[str, list[list[float]]], sigmas: Sequence[float]) -> str:
 
 
 def check(net: tunable_ops.TunableModel, published: dict[str, Tensor]) -> None:
-    """Print whether folding gives a plain DnCNN, and whether level 0 is the published one to the bit."""
+    """Print whether folding gives a plain DnCNN, and whether level 0 equals the published one in every bit."""
     folded = tunable_ops.fold(net, [1.0])
     fresh = models.DnCNN(channels=1, **sizes(published)).eval()
     fresh.load_state_dict(folded.state_dict())  # strict: the same keys and shapes
     x = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = float((fresh(x) - net(x, [1.0])).abs().max())
-    print(f"fold at 1: {type(folded).__name__}, its keys load into a new one; differs by {difference:.1e} at most")
+    print(f"fold at 1: {type(folded).__name__}, its weights load into a new one, error {difference:.1e}")
     back = as_published(net).state_dict()
     equal = published.keys() == back.keys() and all(torch.equal(published[key], back[key]) for key in back)
     print(f"fold at 0: {'the published weights, every bit' if equal else 'NOT the published weights'}")
 
 
 def draw(net: tunable_ops.TunableModel, picture: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """A strip over the knob for each sigma, one below the other: [3, H, W]."""
+    """Draw a strip over the knob for each sigma, one below the other: [3, H, W]."""
     rows = []
     for sigma in sigmas:
         noise = Degradation(noise=Noise(sigma=(sigma, sigma)))
@@ -176,7 +176,7 @@ def draw(net: tunable_ops.TunableModel, picture: Tensor, sigmas: Sequence[float]
 
 
 def sizes(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Width and depth of the DnCNN that weights belong to."""
+    """Return width and depth of the DnCNN that the weights belong to."""
     return {"features": weights["model.0.weight"].shape[0], "depth": sum(key.endswith("weight") for key in weights)}
 
 
@@ -192,7 +192,7 @@ def _train(args: argparse.Namespace) -> None:
     count = train(net, photographs, data, args.steps, args.lr)
     used, started = time.process_time() - used, time.perf_counter() - started
     print(f"{count:,} of {sum(p.numel() for p in net.parameters()):,} parameters trained, {args.steps} steps: ", end="")
-    print(f"{used:.0f} s of CPU, {started:.0f} s on the clock")
+    print(f"{used:.0f} s of CPU time, {started:.0f} s elapsed")
     file = args.out / "model.safetensors"
     serialization.save(net.eval(), file, architecture="dncnn", arguments=arguments)
     print(file)
@@ -216,19 +216,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("train", help="train the new kernels")
-    one.add_argument("weights", type=Path, help="of the published DnCNN for grey pictures, safetensors")
+    one.add_argument("weights", type=Path, help="weights of the published DnCNN for grey pictures, safetensors")
     one.add_argument("pictures", type=Path, help='folder of photographs, or "skimage"')
-    one.add_argument("--out", type=Path, required=True, help="folder of the run")
+    one.add_argument("--out", type=Path, required=True, help="output folder of the run")
     one.add_argument("--steps", type=int, default=800)
     one.add_argument("--crop", type=int, default=40)
     one.add_argument("--batch", type=int, default=8)
     one.add_argument("--lr", type=float, default=3e-4)
-    one.add_argument("--start", choices=("zero", "biases"), default="zero", help="of the new kernels")
+    one.add_argument("--start", choices=("zero", "biases"), default="zero", help="initial values of the new kernels")
     one.set_defaults(run=_train)
     two = commands.add_parser("score", help="print PSNR over sigma")
     two.add_argument("model", type=Path)
     two.add_argument("pictures", type=Path, help="folder of clean pictures")
-    two.add_argument("--count", type=int, default=6, help="of pictures, the first by name; 0 for all")
+    two.add_argument("--count", type=int, default=6, help="number of pictures, in order of name; 0 for all")
     two.add_argument("--sigma", type=float, nargs="+", default=(25.0, 35.0, 50.0))
     two.set_defaults(run=_score)
     three = commands.add_parser("strip", help="draw one of scikit-image's photographs over the knob")

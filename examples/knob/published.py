@@ -1,4 +1,4 @@
-"""Published denoisers made tunable, before any training: PSNR at every position of the new knob.
+"""Published denoisers made tunable but not trained: PSNR at every position of the new knob.
 
 python examples/knob/published.py dncnn dncnn_gray_sigma25.safetensors set12/
 python examples/knob/published.py ffdnet ffdnet_color.safetensors cbsd68/ --count 10
@@ -34,17 +34,17 @@ def compare(
     """Run the plain network and its conversion on noisy pictures.
 
     Args:
-        plain: a network for `channels` channels; FFDNet is told the level of the noise.
-        pictures: names and clean pictures [3, H, W]; of grey ones the first channel counts.
-        sigma: of the noise, of 255.
+        plain: Plain network with an attribute `channels`; FFDNet also gets the noise level.
+        pictures: Names and clean pictures [3, H, W]; grey networks use the first channel.
+        sigma: Standard deviation of the noise, of 255.
 
     Returns:
-        PSNR in dB per picture, by what made it; the largest difference between any two outputs.
+        PSNR in dB of each picture by network, and the largest difference from the plain network's output.
     """
     net = tunable_ops.convert(plain, num_params=1, domain="box", names=["knob"])
     measure, told = Measure(ssim=False, rounded=True), {}
     if isinstance(plain, models.FFDNet):
-        told = {"sigma": sigma / 255}  # what is not lambda goes on to the network
+        told = {"sigma": sigma / 255}  # other arguments are passed on to the network
     found: dict[str, list[float]] = {name: [] for name in ("plain", *(f"knob {lam:g}" for lam in POSITIONS))}
     largest = 0.0
     for index, (_, picture) in enumerate(pictures):
@@ -62,10 +62,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
-    parser.add_argument("weights", type=Path, help="the published ones, safetensors")
+    parser.add_argument("weights", type=Path, help="published weights, safetensors")
     parser.add_argument("pictures", type=Path, help="folder of clean pictures")
-    parser.add_argument("--count", type=int, default=6, help="of pictures, the first by name; 0 for all")
-    parser.add_argument("--sigma", type=float, default=25.0, help="of the noise, of 255")
+    parser.add_argument("--count", type=int, default=6, help="number of pictures, in order of name; 0 for all")
+    parser.add_argument("--sigma", type=float, default=25.0, help="standard deviation of the noise, of 255")
     args = parser.parse_args(words)
     plain = NETWORKS[args.network]().eval().to(memory_format=torch.channels_last)
     serialization.fill(args.weights, plain, serialization.read_weights(args.weights)[0])

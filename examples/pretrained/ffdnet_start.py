@@ -1,10 +1,10 @@
-"""FFDNet's published weights as a tunable network: the map of the noise's level becomes a knob.
+"""Turn FFDNet's published weights into a tunable network whose knob replaces the noise level map.
 
-FFDNet is told the level of the noise by a constant map beside the picture. A constant map through a convolution is a
-bias in proportion to the level: a second, tunable kernel of the first layer. So the published network *is* a tunable
-one, of which one kernel of one layer moves (but for a border of two pixels, where the map is padded with zeros and a
-bias is not). The file that this writes is what `tunable-ops train denoise` starts from; there all layers learn to
-follow the knob. With ``--deblur`` it is that of `tunable-ops train denoise_deblur`; its second knob moves nothing yet.
+FFDNet gets the noise level as a constant map next to the picture. After a convolution, a constant map is a bias in
+proportion to the level: a second, tunable kernel of the first layer. So the published network *is* a tunable one with
+one moving kernel in one layer (except at a border of two pixels, where the map, unlike a bias, is padded with zeros).
+`tunable-ops train denoise` starts from the file that this script writes, and teaches all layers to follow the knob.
+With ``--deblur`` the file is for `tunable-ops train denoise_deblur`; its second knob has no effect yet.
 
 python examples/pretrained/ffdnet_start.py ffdnet_color.safetensors --out runs/denoise_start.safetensors
 """
@@ -21,21 +21,27 @@ from torch import Tensor
 import tunable_ops
 from tunable_ops import models, serialization
 
-SINGLE = (0.0, 50 / 255)  # levels of the noise at which the knob is 0 and 1
+SINGLE = (0.0, 50 / 255)  # noise levels at which the knob is 0 and 1
 WITH_DEBLUR = (1 / 255, 26 / 255)
-TUNABLE = ("model.0", "model.6", "model.12", "model.18", "model.22")  # layers of three kernels beside a second knob
+TUNABLE = (
+    "model.0",
+    "model.6",
+    "model.12",
+    "model.18",
+    "model.22",
+)  # layers that --deblur makes tunable
 ARGUMENTS = {"features": 96, "depth": 12, "downscale": 2, "residual": False}
 
 
 def convert(weights: dict[str, Tensor], deblur: bool = False) -> tunable_ops.TunableModel:
-    """FFDNet's weights, keys ``model.N.*``, in a tunable chain whose (first) knob is the level of the noise.
+    """Put FFDNet's weights, keys ``model.N.*``, into a tunable chain whose (first) knob is the noise level.
 
     Args:
-        weights: of the colour network, 96 features, 12 convolutions.
-        deblur: whether there is a second knob; the layers `TUNABLE` alone follow the two.
+        weights: Weights of the colour network: 96 features, 12 convolutions.
+        deblur: Add a second knob; then only the layers in `TUNABLE` are tunable.
 
     Raises:
-        ValueError: keys or shapes of another network.
+        ValueError: Keys or shapes are those of another network.
     """
     first = weights.get("model.0.weight")
     if first is None or first.shape[1] != 13:
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="FFDNet's weights for colour pictures, safetensors")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--deblur", action="store_true", help="with a second knob, for `denoise_deblur`")
+    parser.add_argument("--deblur", action="store_true", help="add a second knob, for `denoise_deblur`")
     args = parser.parse_args(argv)
     weights, _ = serialization.read_weights(args.weights)
     net = convert(weights, args.deblur)

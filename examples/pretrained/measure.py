@@ -1,8 +1,8 @@
-"""The networks that ship, measured beside FFDNet, BM3D and bicubic enlargement.
+"""Compare the shipped networks with FFDNet, BM3D and bicubic enlargement.
 
-One task per call; prints a table in Markdown and writes every number as JSON. Noise is drawn with a fixed seed per
-picture, outputs are rounded to 8 bits. BM3D needs the package bm3d and minutes per set: ``--bm3d N`` runs it on every
-N-th picture, and the other rows are then given on these pictures too.
+Each call measures one task, prints a Markdown table and can write all numbers as JSON. Noise has a fixed seed per
+picture, and outputs are rounded to 8 bits. BM3D needs the package bm3d and takes minutes per set: ``--bm3d N`` runs it
+on every N-th picture, and adds rows with the other methods on these pictures.
 
 python examples/pretrained/measure.py denoise --sets cbsd68/ kodak24/ --ffdnet ffdnet_color.safetensors
 python examples/pretrained/measure.py denoise_deblur --sets kodak24/
@@ -35,7 +35,7 @@ STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def tunable(model: str) -> Callable[[Sequence[float]], Method]:
-    """Lambda -> the network at that setting, with its kernels blended once."""
+    """Return a function from lambda to the network at that setting, with kernels blended once."""
     live = LiveFold(pretrained.load(model))
     live.network.to(memory_format=torch.channels_last)
 
@@ -50,7 +50,7 @@ def tunable(model: str) -> Callable[[Sequence[float]], Method]:
 
 
 def ffdnet(path: Path, sigma: float) -> Method:
-    """FFDNet with its published weights, told the level of the noise."""
+    """Return FFDNet with its published weights, for a known noise level."""
     net = models.FFDNet().eval()
     serialization.fill(path, net, serialization.read_weights(path)[0])
     net.to(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ def ffdnet(path: Path, sigma: float) -> Method:
 
 
 def bm3d(sigma: float) -> Method:
-    """BM3D for colour pictures, told the level of the noise."""
+    """Return BM3D for colour pictures, for a known noise level."""
     import bm3d as package
 
     def run(x: Tensor) -> Tensor:
@@ -70,17 +70,17 @@ def bm3d(sigma: float) -> Method:
 
 @torch.no_grad()
 def score(method: Method, pairs: Sequence[tuple[Tensor, Tensor]], measure: Measure) -> list[dict[str, float | None]]:
-    """The measures of every picture."""
+    """Measure a method on every picture."""
     return [measure(method(x.unsqueeze(0))[0].clamp(0, 1), y)._asdict() for x, y in pairs]
 
 
 def degraded(pictures: Sequence[tuple[str, Tensor]], config: Degradation) -> list[tuple[Tensor, Tensor]]:
-    """(degraded, clean) [3, H, W] each; the draws depend on the picture's place alone."""
+    """List (degraded, clean), [3, H, W] each; random numbers depend only on the picture's position."""
     return [(x, clean) for _, clean, x in degraded_pictures(pictures, config, seed=0)]
 
 
 def denoise(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """PSNR at several levels of noise."""
+    """Measure PSNR at several noise levels."""
     at, measure = tunable(args.model or "denoise"), Measure(ssim=False, rounded=True)
     rows: dict[str, Any] = {}
     for sigma in SIGMAS:
@@ -101,7 +101,7 @@ def denoise(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]]) ->
 
 
 def denoise_deblur(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """PSNR over levels of noise and blur: as given, restored with the knobs where they belong, and with one of them."""
+    """Measure PSNR over noise and blur: of the input, with both knobs set correctly, and with only one of them."""
     at, measure = tunable(args.model or "denoise_deblur"), Measure(ssim=False, rounded=True)
     rows: dict[str, Any] = {}
     for noise, blur in GRID:
@@ -119,7 +119,7 @@ def denoise_deblur(args: argparse.Namespace, pictures: Sequence[tuple[str, Tenso
 
 
 def super_resolution(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]], scale: int) -> dict[str, Any]:
-    """PSNR and SSIM of the luma without a border, and LPIPS, over lambda."""
+    """Measure PSNR and SSIM of the luma without the border, and LPIPS, over lambda."""
     at = tunable(args.model or args.task)
     measure = Measure(y=True, border=scale, rounded=True, lpips=losses.LPIPS("alex") if args.lpips else None)
     pairs = []
@@ -136,7 +136,7 @@ def super_resolution(args: argparse.Namespace, pictures: Sequence[tuple[str, Ten
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Means over the pictures, in Markdown."""
+    """Return the means over the pictures as a Markdown table."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     kinds = [kind for kind in ("psnr", "ssim", "lpips") if next(iter(rows.values()))[columns[0]][0][kind] is not None]
     titles = [f"{column} {kind if len(kinds) > 1 else ''}".strip() for column in columns for kind in kinds]
@@ -152,22 +152,22 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options, measure every set."""
+    """Read the options and measure every set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["denoise", "denoise_deblur", "super_resolution_x2", "super_resolution_x4"])
     parser.add_argument("--sets", nargs="+", type=Path, required=True, help="folders of clean pictures")
-    parser.add_argument("--model", help="checkpoint (default: the one that ships for the task)")
+    parser.add_argument("--model", help="checkpoint (default: the shipped one for the task)")
     parser.add_argument("--ffdnet", type=Path, help="FFDNet's weights for colour pictures")
     parser.add_argument("--bm3d", type=int, metavar="N", help="run BM3D on every N-th picture")
     parser.add_argument("--lpips", action="store_true")
-    parser.add_argument("--count", type=int, help="pictures of each set at most")
-    parser.add_argument("--crop", type=int, default=0, help="side of the central part (default: all)")
+    parser.add_argument("--count", type=int, help="use at most this many pictures of each set")
+    parser.add_argument("--crop", type=int, default=0, help="use the central square of this side (default: all)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if len({folder.name for folder in args.sets}) < len(args.sets):
-        raise ValueError(f"measure: sets must be folders of different names; got {[str(f) for f in args.sets]}")
+        raise ValueError(f"measure: --sets must be folders of different names; got {[str(f) for f in args.sets]}")
     found = {}
     for folder in args.sets:
         pictures = held_out(str(folder), args.crop)[: args.count]

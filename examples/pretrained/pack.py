@@ -1,4 +1,4 @@
-"""Makes a shipped network of a finished run: half precision, notes on what it was trained on, and its log as CSV.
+"""Turn a finished run into a network to ship: half precision, notes about its training, and its log as CSV.
 
 python examples/pretrained/pack.py runs/denoise denoise --licence "pictures: ..." --out tunable_ops/pretrained \
     --log docs/training
@@ -15,11 +15,11 @@ from typing import Any
 
 from tunable_ops import serialization
 
-ROWS = 100  # of the log at most
+ROWS = 100  # maximum length of the log
 
 
 def scalars(folder: Path) -> dict[int, dict[str, float]]:
-    """The scalars of TensorBoard's files, by step and name."""
+    """Read the scalars of TensorBoard's files, by step and name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
@@ -32,7 +32,7 @@ def scalars(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def write_log(found: dict[int, dict[str, float]], file: Path) -> None:
-    """At most `ROWS` rows, evenly spread, with the last one."""
+    """Write at most about `ROWS` evenly spaced rows, including the last one."""
     names = sorted({name for row in found.values() for name in row})
     steps = list(found)
     stride = max(1, -(-len(steps) // ROWS))
@@ -46,7 +46,7 @@ def write_log(found: dict[int, dict[str, float]], file: Path) -> None:
 
 
 def without_folders(value: Any) -> Any:
-    """The same tree, of absolute paths the last parts alone."""
+    """Return the same tree with absolute paths reduced to their last parts."""
     if isinstance(value, dict):
         return {key: without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -55,7 +55,7 @@ def without_folders(value: Any) -> Any:
 
 
 def pack(run: Path, name: str, licence: str, out: Path) -> Path:
-    """Write ``out/name.safetensors``; of the configuration the notes keep what is not a path of this machine."""
+    """Write ``out/name.safetensors``; its notes contain the configuration without absolute paths."""
     net = serialization.load(run / "model.safetensors")
     metadata = serialization.read_metadata(run / "model.safetensors")
     config: dict[str, Any] = json.loads((run / "config.json").read_text())
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="what the network is called")
-    parser.add_argument("--licence", required=True, help="of the pictures and weights that it was made from")
+    parser.add_argument("name", help="name of the network")
+    parser.add_argument("--licence", required=True, help="licence of the pictures and weights used for training")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", type=Path, help="folder for the log as CSV")
+    parser.add_argument("--log", type=Path, help="folder for the CSV log")
     args = parser.parse_args(argv)
     file = pack(args.run, args.name, args.licence, args.out)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")

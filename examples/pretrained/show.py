@@ -1,4 +1,4 @@
-"""The networks that ship, in pictures: parts of scikit-image's photographs, damaged, and restored over the knobs.
+"""Show the shipped networks: parts of scikit-image's photographs, degraded and restored at several knob positions.
 
 python examples/pretrained/show.py --out docs/images
 """
@@ -20,18 +20,18 @@ from tunable_ops.train.degradations import add_noise, bicubic_downsample, gaussi
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
-SIDE, HEIGHT = 160, 200  # pixels of a part, and of a picture in the strip
+SIDE, HEIGHT = 160, 200  # pixels: side of a part, height of a picture in the strip
 PLACES = {"astronaut": (40, 150), "chelsea": (60, 130), "coffee": (110, 200)}
 
 
 def part(name: str) -> Tensor:
-    """[1, 3, SIDE, SIDE]."""
+    """Return a part of a photograph, [1, 3, SIDE, SIDE]."""
     top, left = PLACES[name]
     return dict(held_out("skimage"))[name][None, :, top : top + SIDE, left : left + SIDE]
 
 
 def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
-    """A strip [3, H, W] with the PSNR of every picture, and the clean one at its end."""
+    """Return a strip [3, H, W] with the PSNR of every picture, and the clean picture at the end."""
     measure = Measure(ssim=False)
     labels = [f"{label}\n{measure(x[0], clean[0]).psnr:.1f} dB" for label, x in shown]
     pictures = [x[0].clamp(0, 1) for _, x in shown]
@@ -39,14 +39,14 @@ def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 
 def denoise() -> Tensor:
-    """Sigma 25 over the knob."""
+    """Show noise of sigma 25 over the knob."""
     net, clean = pretrained.load("denoise"), part("chelsea")
     noisy = add_noise(clean, torch.tensor([25.0]), generator(0, "show"))
     return row(clean, [("sigma 25", noisy), *((f"denoise {k:g}", net(noisy, [k])) for k in (0.25, 0.5, 0.75, 1.0))])
 
 
 def denoise_deblur() -> Tensor:
-    """Noise and blur together, over the corners of both knobs."""
+    """Show noise and blur together, with each knob and with both."""
     net, clean = pretrained.load("denoise_deblur"), part("astronaut")
     damaged = add_noise(gaussian_blur(clean, torch.tensor([1.2])), torch.tensor([7.5]), generator(0, "show"))
     shown = [("sigma 7.5, blur 1.2", damaged)]
@@ -56,7 +56,7 @@ def denoise_deblur() -> Tensor:
 
 
 def super_resolution() -> Tensor:
-    """Twice the size, from accurate to perceptual, beside bicubic."""
+    """Show enlargement by 2, from accurate to perceptual, next to bicubic."""
     net, clean = pretrained.load("super_resolution_x2"), part("coffee")
     small = bicubic_downsample(clean, 2)
     shown = [("bicubic", F.interpolate(small, scale_factor=2, mode="bicubic"))]

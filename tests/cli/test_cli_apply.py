@@ -175,13 +175,14 @@ def test_an_image_that_the_network_cannot_take_is_named_and_skipped(run, model, 
     assert names(tmp_path / "out") == ["photo_lam1.00-0.00.png"]
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_warnings_for_values_outside_the_range_and_another_sum(run, model, photo, tmp_path):
     code, _, err = run("apply", photo, "--model", model, "--lam", "1.5,-0.5", "--out", tmp_path / "a")
     assert code == 0
-    assert "tunable-ops apply: warning: denoise = 1.5 lies outside 0..1" in err
+    assert "tunable-ops apply: warning: denoise = 1.5 is outside the range 0..1" in err
     code, _, err = run("apply", photo, "--model", model, "--lam", "1,1", "--out", tmp_path / "b")
     assert code == 0
-    assert "warning: --lam must sum to 1; got '1,1', which sums to 2: denoise 0.50, keep 0.50 is used" in err
+    assert "warning: --lam must sum to 1; got '1,1', which sums to 2: using denoise 0.50, keep 0.50" in err
     assert names(tmp_path / "b") == ["photo_lam0.50-0.50.png"]
 
 
@@ -219,8 +220,8 @@ def test_stems_never_repeat():
         (["--tile", "-16"], "--tile must be 0 or a positive multiple of 16; got -16"),
         (["--tile", "64", "--overlap", "64"], "--overlap must lie in 0..48 (--tile - 16); got 64"),
         (["--overlap", "-1"], "--overlap must lie in 0..496 (--tile - 16); got -1"),
-        (["--noise", "-1"], "--noise must be 0 or above; got -1.0"),
-        (["--noise", "nan"], "--noise must be 0 or above; got nan"),
+        (["--noise", "-1"], "--noise must be at least 0; got -1.0"),
+        (["--noise", "nan"], "--noise must be at least 0; got nan"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--seed", "99999999999999999999"], "--seed must lie in 0..2^63 - 1; got 99999999999999999999"),
         (["--device", "warp"], "--device must be one that works here; got 'warp'"),

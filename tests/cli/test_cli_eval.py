@@ -93,16 +93,16 @@ def test_lpips_needs_its_weights(run, clean, model, monkeypatch, tmp_path):
     monkeypatch.delenv("TUNABLE_OPS_DATA", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     code, _, err = run("eval", clean, "--model", model, "--noise", 25, "--lpips")
-    assert code == 2 and "weights of alexnet must be at hand" in err
+    assert code == 2 and "could not find the weights of alexnet" in err
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "--noise, --blur, --downsample or --input must say what the network is to undo; got none"),
-        (["--noise", "-1"], "--noise must be 0 or above; got -1.0"),
-        (["--noise", "nan"], "--noise must be 0 or above; got nan"),
-        (["--noise", "5", "--input", "."], "--input must go without --noise"),
+        ([], "--noise, --blur, --downsample or --input must describe the degradation; got none"),
+        (["--noise", "-1"], "--noise must be at least 0; got -1.0"),
+        (["--noise", "nan"], "--noise must be at least 0; got nan"),
+        (["--noise", "5", "--input", "."], "--input must not be combined with --noise"),
         (["--noise", "5", "--border", "-1"], "--border must be at least 0; got -1"),
         (["--noise", "5", "--border", "9"], "pictures must be at least 29 x 29 pixels for a border of 9"),
         (["--noise", "5", "--json", "/no/folder/r.json"], "--json must lie in an existing folder"),
@@ -120,11 +120,11 @@ def test_folders_that_do_not_fit(run, clean, model, enlarger, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     images.write_image(torch.rand(3, 26, 31), other / "p0.png")
-    assert "got" in (err := run("eval", clean, "--model", model, "--input", other)[2]) and "without 'p1'" in err
+    assert "got" in (err := run("eval", clean, "--model", model, "--input", other)[2]) and "none for 'p1'" in err
     err = run("eval", clean / "p0.png", "--model", enlarger, "--input", other)[2]
     assert "--input must have pictures of 1/2 the clean ones' size; got [26, 31] for [26, 30]" in err
     err = run("eval", clean, "--model", enlarger, "--noise", 5)[2]
-    assert "--downsample must be 2, by which the network enlarges; got None" in err
+    assert "--downsample must be 2, the enlargement of the network; got None" in err
 
 
 def test_values_are_those_of_measure(run, clean, model, tmp_path):

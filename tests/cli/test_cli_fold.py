@@ -38,11 +38,12 @@ def test_default_name_lies_in_the_working_folder(run, model, tmp_path, monkeypat
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["net_lam0.75-0.25.safetensors"]
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_warnings(run, model, tmp_path):
     code, _, err = run("fold", model, "--lam", "2,2", "--out", tmp_path / "p.safetensors")
     assert code == 0
     assert err == (
-        "tunable-ops fold: warning: --lam must sum to 1; got '2,2', which sums to 4: denoise 0.50, keep 0.50 is used\n"
+        "tunable-ops fold: warning: --lam must sum to 1; got '2,2', which sums to 4: using denoise 0.50, keep 0.50\n"
     )
 
 
@@ -59,7 +60,7 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
             [model, "--lam", "1,0", "--out", tmp_path / "no" / "a.safetensors"],
             "--out must lie in an existing folder; got",
         ),
-        ([model, "--lam", "1,0", "--out", model], "--out must be another file than the checkpoint; got"),
+        ([model, "--lam", "1,0", "--out", model], "--out must not be the checkpoint itself; got"),
         ([tmp_path / "none.safetensors", "--lam", "1,0"], "pretrained: model must be an existing file or one of"),
         ([tmp_path / "text.safetensors", "--lam", "1,0"], "checkpoint: path must be a safetensors file; got"),
         ([plain, "--lam", "1,0"], "checkpoint: path must hold a tunable network; got"),

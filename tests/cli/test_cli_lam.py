@@ -77,15 +77,15 @@ def test_bad_lambdas(text, message):
 def test_another_sum_is_divided_out_with_a_warning():
     warnings = []
     assert lambdas.parse("3,1", spec(), warnings.append) == (0.75, 0.25)
-    assert warnings == ["--lam must sum to 1; got '3,1', which sums to 4: denoise 0.75, keep 0.25 is used"]
+    assert warnings == ["--lam must sum to 1; got '3,1', which sums to 4: using denoise 0.75, keep 0.25"]
 
 
 def test_outside_the_range_is_used_with_a_warning():
     warnings = []
     assert lambdas.parse("1.25,-0.25", spec(), warnings.append) == (1.25, -0.25)
     assert warnings == [
-        "denoise = 1.25 lies outside 0..1, where the network was trained",
-        "keep = -0.25 lies outside 0..1, where the network was trained",
+        "denoise = 1.25 is outside the range 0..1 of the training",
+        "keep = -0.25 is outside the range 0..1 of the training",
     ]
     warnings.clear()
     wide = spec(("sigma",), domain="box", ranges=[(0.0, 50.0)])
@@ -108,7 +108,7 @@ def test_bad_sweeps():
     for count in (1, 0, -3):
         with pytest.raises(ValueError, match=f"--sweep must be at least 2 positions; got {count}"):
             lambdas.sweep(spec(), count)
-    with pytest.raises(ValueError, match="--sweep must have something to move"):
+    with pytest.raises(ValueError, match="--sweep must have a parameter to move"):
         lambdas.sweep(spec(("only",)), 2)
 
 

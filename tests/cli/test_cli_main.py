@@ -14,7 +14,9 @@ def test_help_lists_the_commands_and_imports_none(capsys):
     before = set(sys.modules)
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in ("train", "apply", "eval", "fold", "info", "demo", "bench", "tune"))
+    assert all(
+        f"\n    {name} " in out for name in ("train", "apply", "eval", "fold", "info", "demo", "bench", "autotune")
+    )
     assert not {name for name in set(sys.modules) - before if name.startswith("tunable_ops.cli.")}
 
 
@@ -28,7 +30,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("tunable-ops ")
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "eval", "fold", "info", "demo", "bench", "tune"])
+@pytest.mark.parametrize("command", ["train", "apply", "eval", "fold", "info", "demo", "bench", "autotune"])
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: tunable-ops {command}" in capsys.readouterr().out
@@ -37,6 +39,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["tune"], "tunable-ops: error: the command 'tune' is now called 'autotune'"),
         (["aply"], "tunable-ops: error: argument COMMAND: invalid choice: 'aply'"),
         (["apply", "a.png"], "tunable-ops apply: error: the following arguments are required: --model"),
         (["apply", "a.png", "--model", "m", "--sweep", "two"], "argument --sweep: invalid int value: 'two'"),

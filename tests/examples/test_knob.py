@@ -72,7 +72,7 @@ def test_training_leaves_level_0_as_it_was(
     words = ["train", str(data / "small.safetensors"), str(data / "pictures"), "--out", str(tmp_path), "--start", start]
     program("dncnn_knob.py")["main"]([*words, "--steps", "3", "--crop", "12", "--batch", "2"])
     said = capsys.readouterr().out
-    assert "fold at 0: the published weights, every bit" in said and "fold at 1: DnCNN, its keys load" in said
+    assert "fold at 0: the published weights, every bit" in said and "fold at 1: DnCNN, its weights load" in said
     plain, net = small(), load(tmp_path / "model.safetensors")
     count = sum(p.numel() for p in plain.parameters())
     assert f"{count:,} of {sum(p.numel() for p in net.parameters()):,} parameters trained" in said

@@ -15,9 +15,9 @@ from tests.triton_kernels.kernel_cases import check
 from tunable_ops import reference, tunable_conv2d
 
 pytest.importorskip("triton")
+from tunable_ops.triton_kernels.audit_cases import name_of, problems
 from tunable_ops.triton_kernels.choose_algorithm import Problem
-from tunable_ops.triton_kernels.configurations import name_of, problems
-from tunable_ops.triton_kernels.problems import Operands, candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.plan_problem import Operands, candidates, make_operands, plan_problem
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -312,13 +312,13 @@ def test_live_fold_in_one_launch() -> None:
         torch.testing.assert_close(live(x), net(x, lam), rtol=1e-4, atol=1e-4)
 
 
-def test_tune_writes_a_table(tmp_path: Any) -> None:
-    from tunable_ops.triton_kernels.choose_algorithm import Problem, load_table
-    from tunable_ops.triton_kernels.tune import tune
+def test_autotuning_writes_a_table(tmp_path: Any) -> None:
+    from tunable_ops.triton_kernels.autotune import autotune
+    from tunable_ops.triton_kernels.choose_algorithm import load_table
 
     shape = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 2, 2, 32, 32, 1, (3, 3), (1, 1), (32, 32))
     wanted = [shape, shape._replace(direction="input"), shape._replace(direction="weight", alpha="shared")]
-    assert set(load_table(tune(wanted, tmp_path / "table.json", repeats=3))) == set(wanted)
+    assert set(load_table(autotune(wanted, tmp_path / "table.json", repeats=3))) == set(wanted)
 
 
 @pytest.mark.parametrize("alpha", ["shared", "sample", "map"])

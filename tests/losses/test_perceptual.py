@@ -79,7 +79,7 @@ def test_gram_style_takes_any_size_and_keeps_a_style() -> None:
     for layer in LAYERS:
         setattr(kept, f"gram_{layer}", gram(b[layer]))
     torch.testing.assert_close(kept(x), wanted)
-    with pytest.raises(ValueError, match="GramStyle: target must be a picture where the constructor got no style"):
+    with pytest.raises(ValueError, match="GramStyle: target must be a picture if the constructor got no style"):
         loss(x)
     with pytest.raises(ValueError, match=r"GramStyle: target must be \[B, 3, h, w\].* B = 2 .*got \[3, 3, 30, 11\]"):
         loss(x, style.repeat(3, 1, 1, 1))

@@ -236,7 +236,7 @@ def test_wrong_output(loss, output, error, text):
         (
             torch.zeros(1, 1, 12, 12),
             ValueError,
-            r"{}: target must have output's shape \[2, 1, 12, 12\]; got \[1, 1, 12, 12\]; nothing is broadcast",
+            r"{}: target must have output's shape \[2, 1, 12, 12\]; got \[1, 1, 12, 12\]; there is no broadcasting",
         ),
         (torch.zeros(2, 1, 12, 12, device="meta"), ValueError, r"{}: target must be on output's device cpu; got meta"),
     ],

@@ -250,7 +250,7 @@ def test_the_simplex_takes_its_own_range():
 @pytest.mark.parametrize(
     ("batch", "dtype", "error", "text"),
     [
-        (-1, torch.float32, ValueError, r"sampler: batch must be 0 or more; got -1"),
+        (-1, torch.float32, ValueError, r"sampler: batch must be at least 0; got -1"),
         (2.0, torch.float32, TypeError, r"sampler: batch must be an integer or None; got 2.0"),
         (True, torch.float32, TypeError, r"sampler: batch must be an integer or None; got True"),
         (2, torch.int64, TypeError, r"sampler: dtype must be a floating point type; got torch.int64"),

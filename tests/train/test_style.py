@@ -100,5 +100,5 @@ def test_configurations_that_do_not_go_together(overrides: list[str], message: s
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TUNABLE_OPS_DATA", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="VGG16Features: weights of vgg16 must be at hand"):
+    with pytest.raises(FileNotFoundError, match="VGG16Features: could not find the weights of vgg16"):
         build_criterion(load_config("style"))

@@ -112,7 +112,7 @@ def test_demo_writes_everything_and_fails_where_it_must(tmp_path: Path, capsys: 
     quick = [*QUICK, "--set", "validation.every=0", "--quiet", "--threads", "1"]
     assert main(["demo", "--out", str(out), "--steps", "3", "--compare-plain", *quick]) == 1
     text = capsys.readouterr().out
-    assert "check failed: full denoising must win 5 dB" in text
+    assert "check failed: full denoising must gain 5 dB" in text
     assert sorted(file.name for file in out.glob("*.png")) == [
         "psnr.png",
         *(f"strip_{name}{which}.png" for name in ("astronaut", "chelsea", "coffee") for which in ("", "_pretrained")),
@@ -138,7 +138,7 @@ def test_demo_writes_everything_and_fails_where_it_must(tmp_path: Path, capsys: 
     (out / "mine.txt").write_text("not the demo's")
     stale = (out / "metrics.json").stat().st_mtime_ns
     assert main(["demo", "--out", str(out), "--steps", "2", *quick]) == 1
-    assert "holds an earlier demo: training anew" in capsys.readouterr().out
+    assert "demo: replacing the earlier demo in" in capsys.readouterr().out
     assert (out / "metrics.json").stat().st_mtime_ns > stale
     assert (out / "mine.txt").exists()
     assert not (out / "plain").exists()
@@ -180,7 +180,7 @@ def test_demo_leaves_a_folder_alone_that_no_demo_wrote(tmp_path: Path, capsys: p
     for name in ("model.safetensors", "plain/mine.txt"):
         (tmp_path / name).write_text("mine")
     assert main(["demo", "--out", str(tmp_path), "--steps", "1"]) == 2
-    assert "--out must be a new folder or one of an earlier demo" in capsys.readouterr().err
+    assert "--out must be a new folder or that of an earlier demo" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_text() == (tmp_path / "plain/mine.txt").read_text() == "mine"
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import torch
 import triton
 import triton.language as tl
-from tunable_ops.triton_kernels.configuration import Configuration
+from tunable_ops.triton_kernels.audit_cases import AuditCase
+from tunable_ops.triton_kernels.launch import Launch
 
 
 @triton.jit
@@ -40,32 +42,22 @@ def _broken(x_ptr):
     undefined_name(x_ptr)  # noqa: F821
 
 
-MATRIX = {"x_ptr": "*fp16", "w_ptr": "*fp16", "out_ptr": "*fp16", "K": "i32"}
+def tensors(count: int, dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty(1, dtype=dtype, device="meta") for _ in range(count))
 
 
-def matrix(
-    name: str, m: int, n: int, k: int, num_warps: int = 4, num_stages: int = 3, **named: object
-) -> Configuration:
+def matrix(name: str, m: int, n: int, k: int, num_warps: int = 4, num_stages: int = 3) -> AuditCase:
     constants = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
-    pointers = ("x_ptr", "w_ptr", "out_ptr", "K")
-    return Configuration(
-        name=name, fn=_blend_and_multiply, signature=MATRIX, constexprs=constants, divisible=pointers,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+    return AuditCase(name, Launch(_blend_and_multiply, (1,), (*tensors(3), 64), constants, num_warps, num_stages), m)
 
 
 GOOD = matrix("good", 128, 64, 64)
-SPILLING = Configuration(
-    name="spilling", fn=_hoard, signature={"x_ptr": "*fp32", "out_ptr": "*fp32"}, constexprs={"BLOCK": 16384},
-    num_warps=1, tensor_cores=False,
-)  # fmt: skip
+SPILLING = AuditCase("spilling", Launch(_hoard, (1,), tensors(2, torch.float32), {"BLOCK": 16384}, 1, 3))
 TOO_MUCH_SHARED = matrix("too-much-shared", 128, 128, 128, num_stages=6, num_warps=8)
-PLAIN = Configuration(
-    name="plain", fn=_scale, signature={"x_ptr": "*fp16", "out_ptr": "*fp16"}, constexprs={"BLOCK": 1024}
-)
-BROKEN = Configuration(name="broken", fn=_broken, signature={"x_ptr": "*fp16"}, tensor_cores=False)
+PLAIN = AuditCase("plain", Launch(_scale, (1,), tensors(2), {"BLOCK": 1024}, 4, 3), rows=128)
+BROKEN = AuditCase("broken", Launch(_broken, (1,), tensors(1), {}, 4, 3))
 
 
-def configurations() -> Iterator[Configuration]:
+def cases() -> Iterator[AuditCase]:
     yield PLAIN
     yield GOOD

@@ -90,7 +90,7 @@ def test_a_table_serves_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_damaged_table_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict) -> None:
     write(tmp_path, monkeypatch, **changes)
-    with pytest.warns(UserWarning, match=r"a_gpu.json is ignored: .*`tunable-ops tune` writes it anew"):
+    with pytest.warns(UserWarning, match=r"a_gpu.json is ignored: .*`tunable-ops autotune` replaces it"):
         choice = rule.choose_algorithm(PROBLEM, "A GPU")
     assert choice == rule.choose_algorithm(PROBLEM)
     with warnings.catch_warnings():

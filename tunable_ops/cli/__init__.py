@@ -1,7 +1,7 @@
-"""The command `tunable-ops`: one module per subcommand, imported when it is called.
+"""The command `tunable-ops`: one module per subcommand, imported only when needed.
 
-A subcommand's module has `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 done; 1 done in part (what was
-left out is named on stderr); 2 wrong input, nothing done; 130 stopped with Ctrl-C.
+The module of a subcommand has `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 done; 1 partly done (what
+was skipped is named on stderr); 2 wrong input, nothing done; 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any, NoReturn
 __all__ = ["main"]
 
 _COMMANDS = {
-    "train": "train a network from a config file",
-    "apply": "run a trained network on images at one or several slider positions",
+    "train": "train a tunable network from a config file",
+    "apply": "run a trained network on images at one or more slider positions",
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
-    "fold": "freeze the slider: write the plain network of one position",
+    "fold": "freeze the slider: write the plain network for one position",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
-    "bench": "time tunable against plain convolutions on this machine",
-    "tune": "measure the kernels on this GPU and keep the fastest",
+    "bench": "compare the speed of tunable and plain convolutions on this machine",
+    "autotune": "time the kernels on this GPU and remember the fastest",
 }
-_RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'"}
-# what `pip install tunable-ops[train]` brings, by the name it is imported under
+_RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
+# import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
     "PIL",
     "matplotlib",
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        argv: the words after `tunable-ops`; None: those of the process.
+        argv: Arguments of `tunable-ops`; None: those of this process.
 
     Returns:
-        The exit code; mistakes in the input give one line on stderr and 2, never a traceback (`--debug` shows it).
+        The exit code. Wrong input gives one line on stderr and 2, not a traceback, except with `--debug`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
@@ -66,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         with nullcontext() if args.debug else _plain_warnings(prog):
             code = int(module.run(args))
-        sys.stdout.flush()  # a reader that went away shows here, not after the return
+        sys.stdout.flush()  # raises here, not at exit, if the reader has closed the pipe
         return code
-    except SystemExit as stop:  # argparse: 0 after --help and --version, 2 after a wrong word
+    except SystemExit as stop:  # argparse: 0 after --help and --version, 2 after an error
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         print(f"{prog}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader went away, as in `tunable-ops info x | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would complain again
+    except BrokenPipeError:  # as in `tunable-ops info x | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise flushing at exit fails again
         return 1
     except ModuleNotFoundError as error:
         if "--debug" in words or (error.name or "").split(".")[0] not in _EXTRA:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error without line breaks, and without the number that OSError puts first."""
+    """Return the message of an error in one line, without the error number of OSError."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         text = error.strerror + (f": {error.filename!r}" if error.filename is not None else "")
@@ -97,11 +97,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
-    """Build the parser with the arguments of subcommand `name` alone, so that the others' modules stay unimported."""
+    """Build the parser with the arguments of subcommand `name` only, without importing the other modules."""
     parser = _Parser(
         prog="tunable-ops",
         description="Tunable convolutions: networks with a slider.",
-        epilog="`tunable-ops COMMAND --help` lists a command's options.",
+        epilog="`tunable-ops COMMAND --help` shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"tunable-ops {_version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -117,7 +117,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line: the usage is left to --help."""
+    """Parser that reports errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -132,7 +132,7 @@ def _version() -> str:
 
 @contextmanager
 def _plain_warnings(prog: str) -> Iterator[None]:
-    """Show warnings as one line on stderr, without the source line."""
+    """Print warnings in one line on stderr, without the source line."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`tunable-ops apply`: images through a trained network, at one slider position or along a sweep."""
+"""`tunable-ops apply`: run a trained network on images, at one slider position or along a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_MULTIPLE = 16  # tiles start there: serves networks of total stride 2, 4, 8 and 16 at no cost
+_MULTIPLE = 16  # tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16
 _STRIP_HEIGHT = 512
 
 
@@ -27,27 +27,27 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "apply",
-        help="run a trained network on images at one or several slider positions",
-        description="Run a tunable network on images. Writes NAME_lam0.30-0.70.png per image and position, and for a "
-        "sweep a labelled strip, NAME_sweep.png. A file that is not a readable image is named and skipped. "
-        "A network for grey images (one channel) is run on each colour channel.",
+        help="run a trained network on images at one or more slider positions",
+        description="Run a tunable network on images. Writes NAME_lam0.30-0.70.png for each image and position and, "
+        "for a sweep, the labelled strip NAME_sweep.png. Files that are not readable images are reported and skipped. "
+        "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
-    parser.add_argument("input", nargs="+", type=Path, help="image, or folder of images (subfolders are not searched)")
+    parser.add_argument("input", nargs="+", type=Path, help="image or folder of images (subfolders are not searched)")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of one that ships"
+        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of a shipped one"
     )
     position = parser.add_mutually_exclusive_group()
-    position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's own default")
+    position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's default")
     position.add_argument(
         "--sweep",
         type=int,
         metavar="N",
-        help="N positions: two weights that sum to one go from (1,0) to (0,1); otherwise each parameter over its "
-        "range, the others at their defaults (or sharing the rest), one strip for each",
+        help="N positions. Two weights that sum to one: from (1,0) to (0,1). Otherwise one strip per parameter, over "
+        "its range, with the others at their defaults (or sharing the rest)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("output"), metavar="DIR", help="folder to write (default: output)"
+        "--out", type=Path, default=Path("output"), metavar="DIR", help="output folder (default: output)"
     )
     parser.add_argument(
         "--tile",
@@ -56,17 +56,17 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="tile size in pixels, a multiple of 16; 0: whole image (default: 512)",
     )
-    parser.add_argument("--overlap", type=int, default=64, metavar="N", help="pixels that tiles share (default: 64)")
+    parser.add_argument("--overlap", type=int, default=64, metavar="N", help="overlap of tiles in pixels (default: 64)")
     parser.add_argument(
-        "--noise", type=float, metavar="SIGMA", help="add Gaussian noise first, in units of 1/255, and report PSNR"
+        "--noise", type=float, metavar="SIGMA", help="first add Gaussian noise, in units of 1/255, and report PSNR"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same for every image (default: 0)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for every image (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if available, else cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Process all inputs; returns 0, or 1 if some were skipped."""
+    """Process all inputs; return 0, 1 if some were skipped, or 2 if all were."""
     import torch
 
     from tunable_ops.cli import lam as lambdas
@@ -80,15 +80,13 @@ def run(args: argparse.Namespace) -> int:
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
     if args.sweep is None:
-        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec, _warn)
+        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec)
         rows = [("", [tuple(lam)])]
     else:
         rows = lambdas.sweep(net.spec, args.sweep)
     _make_folder(args.out)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     live = LiveFold(net.to(device))
-    # the faster layout of oneDNN and cuDNN (torch's stubs do not know the argument)
+    # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     job = _Job(args, net.spec, rows, live, device, grey=channels == 1)
     return job.run(paths)
@@ -116,7 +114,7 @@ class _Job:
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         with tqdm(total=len(paths) * positions, bar_format=layout, disable=None, leave=False) as bar:
 
-            def settle() -> None:  # whole images, whatever fractions their tiles and failures added
+            def settle() -> None:  # replace what tiles and failures added by whole images
                 bar.n = (done + len(skipped)) * positions
                 bar.refresh()
 
@@ -129,7 +127,7 @@ class _Job:
                 bar.set_description(path.name)
                 try:
                     lines = self.one(image, stems[path], bar.update)
-                except (ValueError, RuntimeError) as error:  # too small for the network, too large for the memory, ...
+                except (ValueError, RuntimeError) as error:  # too small for the network, too large for memory, ...
                     skip(path, error)
                     continue
                 done += 1
@@ -142,7 +140,7 @@ class _Job:
         return 1 if skipped else 0
 
     def one(self, image: Tensor, stem: str, advance: Callable[[float], Any]) -> list[str]:
-        """Process one image: write its outputs and strips, return a line for each."""
+        """Process one image: write its outputs and strips, and return a line of text for each."""
         import torch
 
         from tunable_ops import images
@@ -174,7 +172,7 @@ class _Job:
         return lines
 
     def forward(self, image: Tensor, lam: tuple[float, ...], advance: Callable[[float], Any]) -> Tensor:
-        """[3, H, W] -> [3, s H, s W], in tiles, on the CPU."""
+        """Run the network on [3, H, W] in tiles; return [3, s H, s W] on the CPU."""
         import torch
 
         from tunable_ops.tiles import apply_tiled, tile_windows
@@ -203,7 +201,7 @@ class _Job:
 
 
 def _inputs(inputs: Iterable[Path]) -> list[Path]:
-    """All images of the inputs, each once, in the order given."""
+    """List all images of the inputs, each once, in the given order."""
     from tunable_ops.images import find_images
 
     found: dict[Path, Path] = {}
@@ -214,7 +212,7 @@ def _inputs(inputs: Iterable[Path]) -> list[Path]:
 
 
 def _stems(paths: Sequence[Path]) -> list[str]:
-    """One name per path for its outputs: its stem; where several share it, -2, -3, ... follows."""
+    """Return the stem of each path for its outputs, followed by -2, -3, ... if several paths have the same stem."""
     taken = {path.stem for path in paths}
     used: set[str] = set()
     stems = []
@@ -228,21 +226,20 @@ def _stems(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_numbers(args: argparse.Namespace) -> Any:
-    """Check what argparse cannot; returns the device."""
+    """Check what argparse cannot, set the number of threads, and return the device."""
     import math
 
-    from tunable_ops.cli.device import choose_device
+    from tunable_ops.cli.device import choose_device, set_threads
 
     if args.tile < 0 or args.tile % _MULTIPLE:
         raise ValueError(f"--tile must be 0 or a positive multiple of {_MULTIPLE}; got {args.tile}")
     if args.tile and not 0 <= args.overlap <= args.tile - _MULTIPLE:
         raise ValueError(f"--overlap must lie in 0..{args.tile - _MULTIPLE} (--tile - {_MULTIPLE}); got {args.overlap}")
     if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
-        raise ValueError(f"--noise must be 0 or above; got {args.noise}")
+        raise ValueError(f"--noise must be at least 0; got {args.noise}")
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    set_threads(args.threads)
     return choose_device(args.device)
 
 
@@ -256,7 +253,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _small(image: Tensor) -> Tensor:
-    """At most _STRIP_HEIGHT tall, so that a strip of large images stays small."""
+    """Shrink an image to _STRIP_HEIGHT, so that a strip of large images stays small."""
     import torch.nn.functional as F
 
     height, width = image.shape[1:]
@@ -267,14 +264,10 @@ def _small(image: Tensor) -> Tensor:
 
 
 def _psnr(image: Tensor, clean: Tensor) -> float:
-    """In dB for a peak of 1, of what a file would hold but for its rounding: values are clamped to [0, 1]."""
+    """Return the PSNR in dB for a peak of 1, with values clamped to [0, 1] as in a file, but not rounded."""
     error = (image.clamp(0, 1) - clean).double().square().mean()
     return float(-10 * error.clamp(min=1e-12).log10())
 
 
 def _safe(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-
-
-def _warn(text: str) -> None:
-    print(f"tunable-ops apply: warning: {text}", file=sys.stderr)

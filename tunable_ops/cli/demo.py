@@ -1,4 +1,4 @@
-"""`tunable-ops demo`: train a small tunable denoiser on photographs, and show and check its slider."""
+"""`tunable-ops demo`: train a small tunable denoiser on photographs, show its slider and check it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 SLIDER = [k / 8 for k in range(9)]
-"""Weights of denoising on the curve; every second one is a picture of the strip."""
-STRIP = 256  # pixels: side of the central part that a strip shows; scores are those of whole pictures
-GAIN = 5.0  # dB that full denoising must win over the noisy input
-PLAIN = 0.3  # dB within which the plain network trained on that single objective must lie
+"""Weights of denoising on the curve; the strip shows every second one."""
+STRIP = 256  # pixels: side of the central part shown in a strip; scores are those of whole pictures
+GAIN = 5.0  # dB that full denoising must gain over the noisy input
+PLAIN = 0.3  # dB by which full denoising may differ from a plain network trained on that objective alone
 _MARKER = "demo.txt"
 _WRITTEN = (_MARKER, "config.json", "log.jsonl", "metrics.json", "model.safetensors", "psnr.png", "state.safetensors")
 
@@ -32,16 +32,16 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="train a small denoiser on photographs and show its slider",
-        description="Train a small tunable denoiser on the photographs that scikit-image ships, with two objectives: "
-        "the clean picture, and the noisy one. Writes model.safetensors, one strip per photograph that training never "
-        "saw, the curve psnr.png and metrics.json, and checks that PSNR rises along the slider. An earlier demo in the "
-        "same folder is trained anew.",
+        description="Train a small tunable denoiser on the photographs of scikit-image, with two objectives: "
+        "the clean picture and the noisy one. Writes model.safetensors, a strip for each photograph that was not used "
+        "for training, the curve psnr.png and metrics.json, and checks that PSNR rises along the slider. Replaces an "
+        "earlier demo in the same folder.",
         epilog="Exit code: 0 trained and checks passed; 1 a check failed; 128 + n stopped by signal n; 2 wrong input.",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder to write (default: runs/demo)"
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="output folder (default: runs/demo)"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the config demo)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: as in the config demo)")
     parser.add_argument(
         "--set",
         action="append",
@@ -52,27 +52,25 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--compare-plain",
         action="store_true",
-        help="also train the plain network of the same size on the clean objective alone, for as many steps, and check "
-        f"that full denoising lies within {PLAIN} dB of it",
+        help="also train a plain network of the same size on the clean objective only, for as many steps, and check "
+        f"that full denoising is within {PLAIN} dB of it",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, evaluate, draw and check; returns 0 if every check passes."""
+    """Train, evaluate, draw and check; return 0 if all checks pass."""
     import torch
 
+    from tunable_ops.cli.device import set_threads
     from tunable_ops.serialization import load
     from tunable_ops.train import MODEL, Config, load_config, train
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import degraded_pictures, evaluate
 
     started = time.perf_counter()
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1; got {args.threads}")
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     overrides = [*args.set, *([] if args.steps is None else [f"optim.steps={args.steps}"])]
     config = load_config("demo", overrides)
     if (
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if not outcome.finished:
         print(f"demo: stopped at step {outcome.step} of {config.optim.steps}; nothing was evaluated")
         return 128 + (outcome.signal or 0)
-    net = load(args.out / MODEL)  # from disk: what is shown is what was written
+    net = load(args.out / MODEL)  # from disk, to show what was written
     pictures = degraded_pictures(
         held_out("skimage"), config.validation.degradation or config.degradation, config.seed + 1
     )
@@ -114,12 +112,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo wrote, so that nothing old can pass for new; leave anybody else's files alone."""
+    """Remove the files of an earlier demo, so that none can be mistaken for new ones; keep all other files."""
     old = [out / name for name in _WRITTEN if (out / name).exists()] + sorted(out.glob("strip_*.png"))
     if (old or any((out / name).exists() for name in ("logs", "plain"))) and not (out / _MARKER).exists():
-        raise ValueError(f"--out must be a new folder or one of an earlier demo; got {out} with other files")
+        raise ValueError(f"--out must be a new folder or that of an earlier demo; got {out} with other files")
     if old:
-        print(f"demo: {out} holds an earlier demo: training anew")
+        print(f"demo: replacing the earlier demo in {out}")
     for file in old:
         file.unlink()
     for folder in (out / "logs", out / "plain"):
@@ -130,7 +128,7 @@ def _clear(out: Path) -> None:
 
 
 def _metrics(config: Config, net: TunableModel, found: Sequence[Score]) -> dict[str, Any]:
-    """Scores per picture and in the mean, and the checks on them."""
+    """Return the scores per picture and their means, and the results of the checks."""
     import torch
 
     names = list(dict.fromkeys(score.picture for score in found))
@@ -165,7 +163,7 @@ def _metrics(config: Config, net: TunableModel, found: Sequence[Score]) -> dict[
 def _train_plain(
     config: Config, overrides: Sequence[str], out: Path, pictures: Sequence[Any], progress: bool
 ) -> dict[str, Any] | None:
-    """The plain network on the clean objective alone; None if it was stopped."""
+    """Train and score the plain network on the clean objective only; return None if it was stopped."""
     from tunable_ops.train import load_config, train
     from tunable_ops.train.evaluate import evaluate, mean_psnr
     from tunable_ops.train.measure import Measure
@@ -186,7 +184,7 @@ def _train_plain(
 
 
 def _show_pretrained(out: Path, pictures: Sequence[Any], progress: bool) -> dict[str, Any]:
-    """The denoiser that ships on the same pictures, over its knob: a strip per picture, and its PSNR at each level."""
+    """Run the shipped denoiser on the same pictures: draw a strip for each, return its PSNR at each level."""
     from tunable_ops import pretrained
     from tunable_ops.train.evaluate import evaluate, mean_psnr
     from tunable_ops.train.measure import Measure
@@ -206,7 +204,7 @@ def _draw_strips(
     lams: Sequence[tuple[float, ...]],
     suffix: str = "",
 ) -> None:
-    """One labelled strip per picture: noisy, positions of the slider, clean."""
+    """Draw a labelled strip for each picture: noisy, at positions of the slider, clean."""
     from tunable_ops.images import strip, write_image
     from tunable_ops.train.evaluate import restore
 
@@ -221,7 +219,7 @@ def _draw_strips(
 
 
 def _draw_curve(path: Path, metrics: dict[str, Any]) -> None:
-    """PSNR over the weight of denoising, per picture and in the mean."""
+    """Draw PSNR over the weight of denoising, for each picture and for the mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -253,7 +251,7 @@ def _report(out: Path, metrics: dict[str, Any]) -> int:
         print(f"  plain network  {metrics['plain']['psnr']:6.2f} dB")
     shipped = metrics["pretrained"]
     level, value = max(shipped["psnr"].items(), key=lambda item: item[1])
-    print(f"  the network {shipped['model']!r} that ships, at its best position {level}: {value:.2f} dB")
+    print(f"  the shipped network {shipped['model']!r} at its best position {level}: {value:.2f} dB")
     seconds = metrics["seconds"]
     print(
         f"demo: {seconds['all']:.0f} s: training {seconds['training']:.0f} s, evaluation {seconds['evaluation']:.0f} s"
@@ -261,8 +259,8 @@ def _report(out: Path, metrics: dict[str, Any]) -> int:
     print(f"demo: wrote {out}/: model.safetensors, strip_*.png, psnr.png, metrics.json")
     names = {
         "rises": "PSNR must rise along the slider on every photograph",
-        "gain_at_least_5_db": f"full denoising must win {GAIN:g} dB; it wins {metrics['gain']:.2f} dB",
-        "within_of_plain": f"full denoising must lie within {PLAIN:g} dB of the plain network",
+        "gain_at_least_5_db": f"full denoising must gain {GAIN:g} dB; got {metrics['gain']:.2f} dB",
+        "within_of_plain": f"full denoising must be within {PLAIN:g} dB of the plain network",
     }
     failed = [name for name, passed in metrics["checks"].items() if not passed]
     for name in failed:

@@ -1,4 +1,4 @@
-"""`tunable-ops eval`: PSNR, SSIM and LPIPS of a trained network over lambda, on folders of pictures."""
+"""`tunable-ops eval`: measure PSNR, SSIM and LPIPS of a trained network over lambda, on folders of pictures."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "eval",
         help="measure a trained network over lambda on folders of pictures",
-        description="Measure PSNR and SSIM (and LPIPS) of a tunable network at several slider positions. Every folder "
-        "of clean pictures is a set with a table of its own; its degraded pictures are made here (--blur, then "
-        "--downsample, then --noise, with a seed) or come from a folder (--input). Outputs are rounded to 8 bits. A "
-        "network for grey pictures runs on each channel.",
+        description="Measure PSNR and SSIM (and LPIPS) of a tunable network at several slider positions. Each "
+        "folder of clean pictures is a set with its own table; the degraded pictures are computed (--blur, then "
+        "--downsample, then --noise, with a seed) or read from a folder (--input). Outputs are rounded to 8 bits. A "
+        "network for grey pictures is applied to each channel.",
         epilog="Exit code: 0 done; 2 wrong input.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures (or one picture)")
+    parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures, or a single picture")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of one that ships"
+        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of a shipped one"
     )
     parser.add_argument(
         "--input",
         type=Path,
         metavar="DIR",
-        help="folder of degraded pictures, under the clean ones' names, also with x2, x3, ... behind, as in babyx2.png",
+        help="folder of degraded pictures, named as the clean ones, or with x2, x3, ... added, as in babyx2.png",
     )
     parser.add_argument("--noise", type=float, metavar="SIGMA", help="Gaussian noise, in units of 1/255")
     parser.add_argument("--blur", type=float, metavar="SIGMA", help="Gaussian blur, in pixels")
@@ -50,39 +50,39 @@ def add_parser(subparsers: Any) -> None:
         type=int,
         choices=[2, 4],
         metavar="F",
-        help="bicubic down-sampling by 2 or 4, for networks that enlarge",
+        help="bicubic downsampling by 2 or 4, for super-resolution networks",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     positions = parser.add_mutually_exclusive_group()
     positions.add_argument("--lam", action="append", metavar="LAM", help=f"{HELP}. Can be repeated")
     positions.add_argument(
-        "--sweep", type=int, metavar="N", help="N positions, as in apply (default: corners and what lies between)"
+        "--sweep", type=int, metavar="N", help="N positions, as in apply (default: the corners and points in between)"
     )
-    parser.add_argument("--y", action="store_true", help="PSNR and SSIM of the luma alone (BT.601, as Matlab's)")
+    parser.add_argument("--y", action="store_true", help="PSNR and SSIM of the luma only (BT.601, as in Matlab)")
     parser.add_argument(
-        "--border", type=int, metavar="N", help="pixels cut off on every side (default: the enlargement, 0 for 1)"
+        "--border",
+        type=int,
+        metavar="N",
+        help="pixels to ignore on every side (default: the enlargement, or 0)",
     )
-    parser.add_argument("--lpips", action="store_true", help="LPIPS too (AlexNet); needs its published weights")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every picture's values there")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS (AlexNet); needs its published weights")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the values of every picture to FILE")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available, else cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every set; returns 0."""
-    import torch
-
+    """Measure every set and return 0."""
     from tunable_ops import losses
-    from tunable_ops.cli.device import choose_device
+    from tunable_ops.cli.device import choose_device, set_threads
     from tunable_ops.pretrained import load
     from tunable_ops.train.data import held_out
     from tunable_ops.train.evaluate import evaluate
     from tunable_ops.train.measure import Measure
 
     _check(args)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     device = choose_device(args.device)
     net = load(args.model).to(device)
     lams = _positions(args, net.spec)
@@ -105,28 +105,26 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("noise", "blur"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"--{name} must be 0 or above; got {value}")
+            raise ValueError(f"--{name} must be at least 0; got {value}")
     made = [f"--{name}" for name in ("noise", "blur", "downsample") if getattr(args, name) is not None]
     if args.input is not None and made:
-        raise ValueError(f"--input must go without {', '.join(made)}: its pictures are degraded already; got both")
+        raise ValueError(
+            f"--input must not be combined with {', '.join(made)}, because its pictures are degraded already; got both"
+        )
     if args.input is None and not made:
-        raise ValueError("--noise, --blur, --downsample or --input must say what the network is to undo; got none")
-    for name in ("border", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < (name == "threads"):
-            raise ValueError(f"--{name} must be at least {int(name == 'threads')}; got {value}")
+        raise ValueError("--noise, --blur, --downsample or --input must describe the degradation; got none")
+    if args.border is not None and args.border < 0:
+        raise ValueError(f"--border must be at least 0; got {args.border}")
     if args.json is not None and not args.json.parent.is_dir():
         raise ValueError(f"--json must lie in an existing folder; got {str(args.json)!r}")
 
 
 def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
-    import warnings
-
     from tunable_ops.cli.lam import parse, sweep
     from tunable_ops.train.evaluate import default_lams
 
     if args.lam is not None:
-        return list(dict.fromkeys(parse(text, spec, warnings.warn) for text in args.lam))
+        return list(dict.fromkeys(parse(text, spec) for text in args.lam))
     if args.sweep is not None:
         return list(dict.fromkeys(lam for _, lams in sweep(spec, args.sweep) for lam in lams))
     return [tuple(lam) for lam in default_lams(spec.num_params, spec.domain)]
@@ -135,7 +133,7 @@ def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, 
 def _triples(
     args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]], scale: int
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, clean, degraded) per picture; clean ones are cropped to a multiple of the enlargement."""
+    """List (name, clean, degraded) of all pictures; clean ones are cropped to a multiple of the enlargement."""
     from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
     from tunable_ops.train.evaluate import degraded_pictures
 
@@ -152,12 +150,12 @@ def _triples(
         noise=None if args.noise is None else Noise(sigma=(args.noise, args.noise)),
     )
     if scale > 1 and args.downsample != scale:
-        raise ValueError(f"--downsample must be {scale}, by which the network enlarges; got {args.downsample}")
+        raise ValueError(f"--downsample must be {scale}, the enlargement of the network; got {args.downsample}")
     return degraded_pictures(cropped, degradation, args.seed)
 
 
 def _given(folder: Path, clean: Sequence[tuple[str, Tensor]], scale: int) -> list[tuple[str, Tensor, Tensor]]:
-    """Pair the clean pictures with the degraded ones of a folder by name."""
+    """Pair the clean pictures with the degraded ones in a folder by name."""
     from tunable_ops.images import find_images, read_image
 
     files = {file.stem: file for file in find_images(folder)}
@@ -165,7 +163,9 @@ def _given(folder: Path, clean: Sequence[tuple[str, Tensor]], scale: int) -> lis
     for name, picture in clean:
         file = files.get(name) or files.get(f"{name}x{scale}")
         if file is None:
-            raise ValueError(f"--input must have a picture for each clean one; got {str(folder)!r} without {name!r}")
+            raise ValueError(
+                f"--input must have a picture for each clean one; got none for {name!r} in {str(folder)!r}"
+            )
         degraded = read_image(file)
         if tuple(scale * size for size in degraded.shape[1:]) != tuple(picture.shape[1:]):
             raise ValueError(
@@ -182,7 +182,7 @@ def _mean(scores: Sequence[Score], lam: tuple[float, ...] | None, metric: str) -
 
 
 def _table(title: str, scores: Sequence[Score], spec: LambdaSpec, lams: Sequence[tuple[float, ...]]) -> str:
-    """A line per position with the means over the pictures, the input first."""
+    """Return a table of the means over the pictures, with a line per position and the input first."""
     from tunable_ops.cli.lam import describe
 
     shown = [metric for metric in _METRICS if _mean(scores, lams[0], metric) is not None]

@@ -1,9 +1,8 @@
-"""`tunable-ops fold`: the plain network of one slider position."""
+"""`tunable-ops fold`: write the plain network for one slider position."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,24 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "fold",
-        help="freeze the slider: write the plain network of one position",
-        description="Blend the kernels of a tunable network at one slider position and write the plain network that "
-        "results: same architecture, no lambda, no overhead. The file is safetensors with the plain state dict, "
-        "so models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)) "
-        "takes it, as does serialization.load_folded(FILE).",
+        help="freeze the slider: write the plain network for one position",
+        description="Blend the kernels of a tunable network at one slider position and write the plain network: the "
+        "same architecture, no lambda, no overhead. The file is a safetensors file with the plain state dict: load it "
+        "with serialization.load_folded(FILE), or with "
+        "models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)).",
     )
-    parser.add_argument("checkpoint", help="tunable network: a file, or the name of one that ships")
+    parser.add_argument("checkpoint", help="tunable network: a file, or the name of a shipped one")
     parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="file to write (default: CHECKPOINT_lam....safetensors, in this folder)",
+        help="file to write (default: CHECKPOINT_lam....safetensors in the current folder)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fold and write; returns 0."""
+    """Fold, write the file and return 0."""
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.modules import fold
     from tunable_ops.pretrained import find, load
@@ -47,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     file = find(args.checkpoint)
     net = load(file)
     metadata = read_metadata(file)
-    lam = lambdas.parse(args.lam, net.spec, _warn)
+    lam = lambdas.parse(args.lam, net.spec)
     if out is None:
         out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
     if out.exists() and out.samefile(file):
-        raise ValueError(f"--out must be another file than the checkpoint; got {str(out)!r}")
+        raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
     notes = dict(metadata.get("notes") or {})
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
     notes["folded_from"] = file.name
@@ -64,7 +63,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
     return 0
-
-
-def _warn(text: str) -> None:
-    print(f"tunable-ops fold: warning: {text}", file=sys.stderr)

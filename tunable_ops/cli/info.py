@@ -1,4 +1,4 @@
-"""`tunable-ops info`: what a checkpoint says about itself, or what this installation can run."""
+"""`tunable-ops info`: describe a checkpoint, or what this installation can run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="describe a checkpoint, or this installation",
-        description="Describe a checkpoint: architecture, slider, layers, size, notes. Without one describe this "
-        "installation: versions, backends, and how the compiled operators were built.",
+        description="Describe a checkpoint: architecture, slider, layers, size, notes. Without a checkpoint, describe "
+        "this installation: versions, backends, and how the compiled operators were built.",
     )
-    parser.add_argument(
-        "checkpoint", nargs="?", help="tunable or folded network: a file, or the name of one that ships"
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("checkpoint", nargs="?", help="tunable or folded network: a file, or the name of a shipped one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description; returns 0."""
+    """Print the description and return 0."""
     if args.checkpoint is None:
         facts, table = describe_installation(), _installation_table
     else:
@@ -69,9 +67,9 @@ def _installation_table(facts: dict[str, Any]) -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Collect what there is to know about a checkpoint, as JSON values.
+    """Collect what is known about a checkpoint, as JSON values.
 
-    Counts of layers need the network itself: they are None where `architecture` is not one of this library's.
+    Numbers of layers are None if the network cannot be built, because `architecture` is not one of this library.
 
     Returns:
         dict with path, bytes, kind ("tunable" or "plain"), version, architecture, arguments, parameters (values in the
@@ -79,7 +77,7 @@ def describe(path: Path) -> dict[str, Any]:
         tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
 
     Raises:
-        FileNotFoundError, ValueError: as `serialization.load`.
+        FileNotFoundError, ValueError: As for `serialization.load`.
     """
     from safetensors import safe_open
 
@@ -139,7 +137,7 @@ def _table(facts: dict[str, Any]) -> str:
         ("architecture", f"{facts['architecture']}({_arguments(facts['arguments'])})"),
     ]
     if facts["kind"] == "tunable":
-        sums = "weights that sum to 1" if facts["domain"] == "simplex" else "each moves by itself"
+        sums = "weights that sum to 1" if facts["domain"] == "simplex" else "each moves independently"
         rows.append(("domain", f"{facts['domain']}: {sums}"))
         width = max(len(part["name"]) for part in facts["lambda"])
         for index, part in enumerate(facts["lambda"]):

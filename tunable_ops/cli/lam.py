@@ -1,9 +1,10 @@
-"""Lambda on the command line: reading it, sweeping it, and naming files and pictures after it."""
+"""Lambda on the command line: parse it, sweep it, and name files and pictures after it."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,29 +14,29 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "describe", "numbers", "parse", "sweep"]
 
 HELP = (
-    "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Left-out names take their defaults; where "
-    "lambda sums to one, they share the rest. Begin with --lam= if the first number is negative"
+    "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Omitted parameters have their defaults or, "
+    "if lambda sums to one, share the rest. Write --lam=-0.1,... if the first number is negative"
 )
-_SLACK = 1e-6  # of ranges and of the sum, for values typed with a few digits
+_SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
-def parse(text: str, spec: LambdaSpec, warn: Callable[[str], None]) -> tuple[float, ...]:
-    """Read `0.3,0.7` or `denoise=0.3,keep=0.7`.
+def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.warn) -> tuple[float, ...]:
+    """Parse `0.3,0.7` or `denoise=0.3,keep=0.7`.
 
-    Values outside their range are used all the same, with a warning. On the simplex values whose sum is positive but
-    not 1 are divided by it, with a warning: at another sum the network would also scale its pictures.
+    Values outside their range are used with a warning. On the simplex, values whose sum is positive but not 1 are
+    divided by it, with a warning: otherwise the network would also scale its pictures.
 
     Args:
-        text: what stands after --lam.
-        spec: names, ranges, defaults and domain.
-        warn: called with each warning.
+        text: Argument of --lam.
+        spec: Names, ranges, defaults and domain.
+        warn: Called with each warning.
 
     Returns:
         One value per parameter.
 
     Raises:
-        ValueError: not numbers, NaN or infinity, too few or many, an unknown or repeated name, a sum of 0 or below on
-            the simplex.
+        ValueError: Values are not finite numbers, too few or too many, a name is unknown or repeated, or the sum on the
+            simplex is not positive.
     """
     parts = [part.strip() for part in text.split(",")]
     named = ["=" in part for part in parts]
@@ -52,41 +53,41 @@ def parse(text: str, spec: LambdaSpec, warn: Callable[[str], None]) -> tuple[flo
             raise ValueError(f"--lam must sum to 1 ({', '.join(spec.names)}); got {text!r}")
         total = sum(values)
         values = tuple(value / total for value in values)
-        warn(f"--lam must sum to 1; got {text!r}, which sums to {total:g}: {describe(spec, values)} is used")
+        warn(f"--lam must sum to 1; got {text!r}, which sums to {total:g}: using {describe(spec, values)}")
     for name, value, (low, high) in zip(spec.names, values, spec.ranges, strict=True):
         if not low - _SLACK <= value <= high + _SLACK:
-            warn(f"{name} = {value:g} lies outside {low:g}..{high:g}, where the network was trained")
+            warn(f"{name} = {value:g} is outside the range {low:g}..{high:g} of the training")
     return values
 
 
 def fill(spec: LambdaSpec, given: Mapping[str, float]) -> tuple[float, ...]:
     """Complete a lambda of which some values are given.
 
-    On the box the others take their defaults; on the simplex they share what is left to 1 in proportion to their
-    defaults (equally, if those are all 0).
+    On the box the others have their defaults; on the simplex they share the rest of 1 in proportion to their defaults
+    (equally, if those are all 0).
     """
     if spec.domain != "simplex" or len(given) == spec.num_params:
         return tuple(given.get(name, default) for name, default in zip(spec.names, spec.defaults, strict=True))
     rest = {name: default for name, default in zip(spec.names, spec.defaults, strict=True) if name not in given}
     total, left = sum(rest.values()), 1 - sum(given.values())
-    # rounded: 1 - 0.8 is to read 0.2 in file names and notes
+    # rounded, so that 1 - 0.8 reads 0.2 in file names and notes
     share = {name: round(left * (value / total if total > 0 else 1 / len(rest)), 12) for name, value in rest.items()}
     return tuple(given[name] if name in given else share[name] for name in spec.names)
 
 
 def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
-    """List the positions of a sweep: rows of (name of the parameter that moves, `count` lambdas).
+    """List the positions of a sweep as rows (name of the moving parameter, `count` lambdas).
 
-    Two parameters that sum to one: one row, from (1, 0) to (0, 1). One parameter: one row over its range. Otherwise one
-    row per parameter over its range, the others as `fill` completes them.
+    Two parameters that sum to one give one row, from (1, 0) to (0, 1). Otherwise there is one row per parameter, over
+    its range, with the others completed by `fill`.
 
     Raises:
-        ValueError: count below 2, or a slider that cannot move.
+        ValueError: `count` is below 2, or the slider cannot move.
     """
     if count < 2:
         raise ValueError(f"--sweep must be at least 2 positions; got {count}")
     if spec.domain == "simplex" and spec.num_params == 1:
-        raise ValueError("--sweep must have something to move; got a network with one parameter that is always 1")
+        raise ValueError("--sweep must have a parameter to move; got a network whose only parameter is always 1")
     moving = spec.names[:1] if spec.domain == "simplex" and spec.num_params == 2 else spec.names
     rows = []
     for name in moving:
@@ -99,9 +100,9 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
 
 
 def numbers(lams: Sequence[Sequence[float]]) -> list[str]:
-    """Write lambdas for file names, `0.30-0.70`: two decimals, or as many (up to 6) as it takes.
+    """Format lambdas for file names, as `0.30-0.70`, with two to six decimals.
 
-    A single one is written exactly, several so that they differ.
+    A single lambda is exact; several are as short as possible while different.
     """
     for decimals in range(2, 7):
         texts = ["-".join(f"{value + 0.0:.{decimals}f}" for value in lam) for lam in lams]
@@ -112,7 +113,7 @@ def numbers(lams: Sequence[Sequence[float]]) -> list[str]:
 
 
 def describe(spec: LambdaSpec, lam: Sequence[float], only: str | None = None) -> str:
-    """Write a lambda for people, `denoise 0.30, keep 0.70`; `only`: that parameter alone."""
+    """Format a lambda for people, as `denoise 0.30, keep 0.70`, or only the parameter `only`."""
     chosen = [(name, value) for name, value in zip(spec.names, lam, strict=True) if only in (None, name)]
     return ", ".join(f"{name} {value + 0.0:.2f}" for name, value in chosen)
 

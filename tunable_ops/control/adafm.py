@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tunable_ops.control.insert import copy_plain, find, insert, on_output
+from tunable_ops.control.additions import add, copy_plain, find, on_output
 from tunable_ops.control.phased import PhasedModel
 from tunable_ops.modules import TunableConv2d
 
@@ -19,21 +19,22 @@ def adafm(
     names: Sequence[str] | None = None,
     defaults: Sequence[float] | None = None,
 ) -> PhasedModel:
-    """Adaptive feature modification: ``y <- y + sum_k lambda_k * (g_k * y)``, g_k depthwise and zero at the start.
+    """Add adaptive feature modification: ``y <- y + sum_k lambda_k * (g_k * y)``, g_k depthwise and initially zero.
 
-    Held as a depthwise tunable convolution with the kernels delta, delta + g_1, ..., whose first stays: on the simplex
-    ``sum_k lambda_k kernel_k = delta + sum_k lambda_k g_k``. Foldable, to a plain depthwise convolution.
+    It is a depthwise tunable convolution with the kernels delta, delta + g_1, ..., the first of which is fixed: on the
+    simplex ``sum_k lambda_k kernel_k = delta + sum_k lambda_k g_k``. `fold` turns it into a plain depthwise
+    convolution.
 
     Args:
-        network: Plain; copied.
+        network: Plain network; it is copied.
         num_params: p.
         kernel_size: Side of g, odd; 1 is a gain per channel.
-        after: Patterns of the modules that are followed by a filter; None: every Conv2d.
+        after: Patterns of the convolutions to be followed by a filter; None: every Conv2d.
         names: Names of the tuning parameters.
-        defaults: Where sliders start.
+        defaults: Initial positions of the sliders.
 
     Raises:
-        TypeError, ValueError: Arguments out of range, or a pattern that matches nothing.
+        TypeError, ValueError: An argument is out of range, or a pattern matches nothing.
 
     Source: He et al., "Modulating Image Restoration with Continual Levels via Adaptive Feature Modification Layers",
     CVPR 2019.
@@ -61,7 +62,7 @@ def adafm(
         with torch.no_grad():
             layer.weight.zero_()
             layer.weight[..., kernel_size // 2, kernel_size // 2] = 1
-        insert(module, layer, on_output)
+        add(module, layer, on_output)
         additions.append((layer, None))
     conversion = {"control": "adafm", "kernel_size": kernel_size, "after": None if after is None else list(after)}
     return PhasedModel(network, num_params, additions, conversion, names, defaults)

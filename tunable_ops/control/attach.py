@@ -1,4 +1,4 @@
-"""attach: a knob by the name of its method."""
+"""attach: add a knob by the name of its method."""
 
 import inspect
 from collections.abc import Callable
@@ -21,19 +21,19 @@ METHODS: dict[str, Callable[..., PhasedModel]] = {
 
 
 def attach(network: nn.Module, method: str, num_params: int = 2, **arguments: Any) -> PhasedModel:
-    """Gives a plain network one of the other knobs.
+    """Add a knob to a plain network.
 
-    Right after the call the network computes what it did, for every lambda of the simplex but for CFSNet's, whose
-    tuning branch is untrained: there at (1, 0).
+    At first the network computes the same as before for every lambda of the simplex (with CFSNet, whose tuning branch
+    is untrained, only at (1, 0)).
 
     Args:
-        network: Plain; copied.
+        network: Plain network; it is copied.
         method: "dni", "adafm", "dynamic_net" or "cfsnet".
-        num_params: p; "cfsnet" knows 2 alone.
-        arguments: Those of the method's function.
+        num_params: p; 2 for "cfsnet".
+        arguments: Arguments of the method's function.
 
     Raises:
-        TypeError, ValueError: An unknown method, arguments that it does not take, or as its function.
+        TypeError, ValueError: An unknown method, arguments that it does not have, or as for its function.
 
     Example:
         >>> import torch

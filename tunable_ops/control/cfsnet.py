@@ -1,4 +1,4 @@
-"""CFSNet: a tuning branch beside the main one, coupled channel by channel."""
+"""CFSNet: a tuning branch in parallel with the main one, coupled channel by channel."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.control.insert import beside, copy_plain, find, insert, out_channels
+from tunable_ops.control.additions import add, copy_plain, find, on_input_and_output, out_channels
 from tunable_ops.control.phased import PhasedModel
 from tunable_ops.modules.layer import TunableLayer
 
-# Of the vector that is filled with the coefficient, and of what follows.
+# Of the vector of repeated coefficients, and of the shared layers' outputs.
 _WIDTHS = (512, 256, 128)
 
 
 class Coupling(TunableLayer):
-    """``y = (1 - c) * main(x) + c * tune(x)``, c [C] (or [B, C]) from lambda_1 through Linears.
+    """``y = (1 - c) * main(x) + c * tune(x)``, c [C] (or [B, C]) computed from lambda_1.
 
-    The vector [512] that is filled with lambda_1 goes through Linears 512-256-128-C that all blocks share, and two of
-    the block's own; ``c = 2 lambda_1 sigmoid(their result)``. So c = 0 at lambda_1 = 0, where y is the main network's
-    own, and c stays in [0, 2]: the bare product of five Linears runs away within a few steps.
+    A vector of 512 copies of lambda_1 passes through linear layers 512-256-128-C that all blocks share, and two of the
+    block; ``c = 2 lambda_1 sigmoid(result)``. So c = 0 at lambda_1 = 0, where y is the main network's output, and c
+    stays in [0, 2]: without the sigmoid, the product of five linear layers diverges within a few steps.
 
     Args:
         channels: C.
-        shared: The Linears 512-256-128-C.
-        like: Shows device and dtype.
+        shared: The linear layers 512-256-128-C.
+        like: Tensor with the device and dtype to use.
     """
 
     def __init__(self, channels: int, shared: nn.Module, like: Tensor) -> None:
@@ -36,21 +36,21 @@ class Coupling(TunableLayer):
         self.first, self.second = plain(), plain()
         self.shared = shared
         self.own = _linears((channels, channels, channels), like)
-        nn.init.zeros_(self.own[-1].weight)  # type: ignore[arg-type]  # c starts as lambda_1
+        nn.init.zeros_(self.own[-1].weight)  # type: ignore[arg-type]  # so that initially c = lambda_1
 
     def coefficients(self) -> Tensor:
-        """The coefficients c [C] or [B, C] at the lambda of the call."""
+        """Return the coefficients c [C] or [B, C] at the current lambda."""
         weight: Tensor = self.own[-1].weight  # type: ignore[assignment]
         level = self.alpha(None, None, ())[..., 1:].to(weight.dtype)
         filled = level.expand(*level.shape[:-1], _WIDTHS[0])
         return 2 * level * torch.sigmoid(self.own(self.shared(filled)))
 
     def forward(self, x: Tensor, main: Tensor) -> Tensor:
-        """Mixes the main branch with the tuning branch.
+        """Mix the main branch and the tuning branch.
 
         Args:
-            x: [B, C, H, W], what the main block was given.
-            main: [B, C, H, W], what it returned.
+            x: [B, C, H, W], input of the main block.
+            main: [B, C, H, W], output of the main block.
 
         Raises:
             ValueError: The main block changes the shape.
@@ -71,19 +71,19 @@ def cfsnet(
     names: Sequence[str] | None = None,
     defaults: Sequence[float] | None = None,
 ) -> PhasedModel:
-    """CFSNet: every main block gets a tuning block beside it; p = 2. Cannot be folded.
+    """Add CFSNet: a tuning block in parallel with every main block; p = 2. The result cannot be folded.
 
     Args:
-        network: Plain; copied.
-        after: Patterns of the main blocks, which keep their input's shape [B, C, H, W]; all of one C.
+        network: Plain network; it is copied.
+        after: Patterns of the main blocks, which must keep their input's shape [B, C, H, W] and have the same C.
         names: Names of the two tuning parameters.
-        defaults: Where sliders start.
+        defaults: Initial positions of the sliders.
 
     Raises:
-        TypeError, ValueError: A pattern that matches nothing, or blocks of different widths.
+        TypeError, ValueError: A pattern matches nothing, or blocks have different widths.
 
     Source: Wang et al., "CFSNet: Toward a Controllable Feature Space for Image Restoration", ICCV 2019. The
-    sigmoid, Linears without bias and where they start are choices of ours.
+    sigmoid, the linear layers without bias and their initialisation are our choices.
     """
     network = copy_plain("cfsnet", network)
     blocks = find("cfsnet", network, after, nn.Module)
@@ -96,7 +96,7 @@ def cfsnet(
     additions: list[tuple[nn.Module, int | None]] = []
     for module in blocks.values():
         coupling = Coupling(channels, shared, like)
-        insert(module, coupling, beside)
+        add(module, coupling, on_input_and_output)
         additions.append((coupling, 1))
     return PhasedModel(network, 2, additions, {"control": "cfsnet", "after": list(after)}, names, defaults)
 

@@ -1,4 +1,4 @@
-"""DNI: fine-tune a copy, then interpolate all weights."""
+"""DNI: fine-tune a copy of the network, then interpolate all weights."""
 
 from collections.abc import Sequence
 
@@ -17,21 +17,21 @@ def dni(
     names: Sequence[str] | None = None,
     defaults: Sequence[float] | None = None,
 ) -> InterpolatedModel:
-    """Deep network interpolation: ``weights = sum_k lambda_k * weights_k``.
+    """Prepare deep network interpolation: ``weights = sum_k lambda_k * weights_k``.
 
-    The arithmetic of tunable kernels with alpha = lambda, trained at the corners only: phase 0 trains the network,
-    phase k a copy of it on objective k. Foldable. What `tunable_ops.convert` leaves alone, such as norms, is not
-    interpolated: it stays as phase 0 left it.
+    The arithmetic is that of tunable kernels with alpha = lambda, trained at the corners only: phase 0 trains the
+    network, phase k a copy of it on objective k. Foldable. What `tunable_ops.convert` does not change, such as
+    normalisation layers, is not interpolated and keeps its values of phase 0.
 
     Args:
-        network: Plain; copied.
+        network: Plain network; it is copied.
         num_params: p.
-        parameters: Patterns of the network's own parameters that are interpolated too, as `convert` takes them.
+        parameters: Patterns of other parameters to interpolate, as for `convert`.
         names: Names of the tuning parameters.
-        defaults: Where sliders start.
+        defaults: Initial positions of the sliders.
 
     Raises:
-        TypeError, ValueError: As `tunable_ops.convert`.
+        TypeError, ValueError: As for `tunable_ops.convert`.
 
     Source: Wang et al., "Deep Network Interpolation for Continuous Imagery Effect Transition", CVPR 2019.
     """

@@ -11,19 +11,19 @@ from tunable_ops.modules.layer import StackedLayer
 
 
 class PhasedModel(TunableModel):
-    """A TunableModel with p phases of training: phase k trains what belongs to objective k, at lambda = e_k.
+    """A TunableModel trained in p phases: phase k trains what belongs to objective k, at lambda = e_k.
 
-    Phase 0 trains the main network; later phases freeze it and train the k-th additions alone. An addition whose
-    layers blend P = p kernels keeps its first kernel as it is: at e_k the gradient of the others is exactly 0.
+    Phase 0 trains the main network; phase k freezes it and trains the k-th additions only. In an addition whose layers
+    blend P = p kernels, phase k changes kernel k only: at e_k the gradient of the others is exactly 0.
 
     Args:
-        network: Holds the additions, which are tunable layers; everything else is the main network.
+        network: Network with the additions, which are tunable layers; everything else is the main network.
         num_params: p, the number of objectives.
-        additions: The modules that phases 1 to p - 1 train, each with the phase that it belongs to (None: all of
-            them, as layers with a kernel per objective do).
-        conversion: What `attach` was called with, for checkpoints.
+        additions: Modules that phases 1 to p - 1 train, each with its phase (None: all phases, for layers with a kernel
+            per objective).
+        conversion: Arguments of `attach`, for checkpoints.
         names: Names of the tuning parameters.
-        defaults: Where sliders start.
+        defaults: Initial positions of the sliders.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class PhasedModel(TunableModel):
         return self.spec.num_params
 
     def enter_phase(self, phase: int) -> list[float]:
-        """Freezes what the phase does not train, and says at which lambda it trains.
+        """Freeze what the phase does not train, and return the lambda at which it trains.
 
         Args:
             phase: 0 (the main network) to p - 1.
 
         Returns:
-            e_phase.
+            The unit vector e_phase.
 
         Raises:
             ValueError: There is no such phase.
@@ -69,15 +69,15 @@ class PhasedModel(TunableModel):
         return [float(k == phase) for k in range(self.phases)]
 
     def start_phase(self, phase: int) -> list[float]:
-        """`enter_phase` for the first time: where a method starts from the phase before, its weights are set here."""
+        """Enter a phase for the first time: some methods initialise the phase's weights here."""
         return self.enter_phase(phase)
 
 
 class InterpolatedModel(PhasedModel):
-    """DNI: phase k fine-tunes a copy of the main network; lambda interpolates all weights."""
+    """The model of DNI: phase k fine-tunes a copy of the main network, and lambda interpolates all weights."""
 
     def start_phase(self, phase: int) -> list[float]:
-        """Kernel `phase` starts as kernel 0 is now."""
+        """Enter a phase for the first time: its kernels start as copies of kernel 0."""
         lam = self.enter_phase(phase)
         if phase > 0:
             with torch.no_grad():
@@ -86,14 +86,14 @@ class InterpolatedModel(PhasedModel):
         return lam
 
     def enter_phase(self, phase: int) -> list[float]:
-        """As PhasedModel; here every stack [P, *] is trained in every phase, of which e_k leaves one kernel."""
+        """Do the same as `PhasedModel`; every phase trains all stacks [P, *], of which e_k selects one kernel."""
         lam = super().enter_phase(phase)
         for stack in self.stacks():
             stack.requires_grad_(True)
         return lam
 
     def stacks(self) -> list[nn.Parameter]:
-        """All stacks of kernels."""
+        """Return all stacks of kernels."""
         stacked = [layer for layer in self.layers if isinstance(layer, StackedLayer)]
         found = [stack for layer in stacked for stack in (layer.weight, layer.bias) if stack is not None]
         found += [p for name, p in self.network.named_parameters() if ".parametrizations." in f".{name}"]

@@ -1,18 +1,18 @@
-"""Losses, their parametric sum under lambda, and the samplers of lambda. Needs torch alone.
+"""Losses, their sum weighted by lambda, and samplers of lambda. Only torch is needed.
 
-Every loss is a function ``loss(output, target) -> [B]``: the mean over everything but the batch. Those that compare
-features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are Modules that hold their network. `MultiLoss` weighs several
-of them by lambda, sample by sample, and takes the mean over the batch last; `StyleTransfer` does so for styles, which
-share one pass through the features.
+Every loss is a function ``loss(output, target) -> [B]``: the mean over all dimensions but the batch. Those that compare
+features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are modules that hold their network. `MultiLoss` weights several
+losses by lambda, sample by sample, and averages over the batch last; `StyleTransfer` does so for styles, with one pass
+through the feature network.
 """
 
 from typing import Any
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
-from tunable_ops.losses.field import PerceptualGradient
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
+from tunable_ops.losses.perceptual_gradient import PerceptualGradient
 from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW

@@ -1,7 +1,8 @@
 """Feature networks of the perceptual losses: VGG16, VGG19 and AlexNet without their classifiers, in plain PyTorch.
 
-Parameters have torchvision's names (``features.0.weight``), torchvision itself is not needed. Pictures are RGB in
-[0, 1]; ImageNet's mean and deviation are applied inside. The weights are frozen: gradients go to the pictures alone.
+Parameters have torchvision's names (``features.0.weight``), but torchvision is not needed. Pictures are RGB in [0, 1];
+the networks normalise them with ImageNet's mean and standard deviation. The weights are frozen: only the pictures get
+gradients.
 """
 
 import os
@@ -22,33 +23,33 @@ POOLS = ("max", "avg", "l2")
 
 
 class L2Pool2d(nn.Module):
-    """``sqrt(blur(x**2) + 1e-12)`` at every second pixel; blur is [1 2 1]/4 along both axes, zeros around.
+    """``sqrt(blur(x**2) + 1e-12)`` at every second pixel; blur is [1 2 1]/4 along both axes, with zero padding.
 
-    The anti-aliased pooling of DISTS (Ding et al., 2020) after Henaff and Simoncelli.
+    The anti-aliased pooling of DISTS (Ding et al., 2020), after Henaff and Simoncelli.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, ceil(H/2), ceil(W/2)]."""
+        """Map [B, C, H, W] to [B, C, ceil(H/2), ceil(W/2)]."""
         taps = torch.tensor([0.25, 0.5, 0.25], device=x.device, dtype=x.dtype)
         kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
         return (F.conv2d(x * x, kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
 
 
 class Features(nn.Module):
-    """A stack of convolutions, ReLUs and poolings that returns the ReLUs asked for; see the three networks below.
+    """Base of the feature networks: convolutions, ReLUs and poolings; returns the outputs of selected ReLUs.
 
     Args:
-        modules: the whole stack.
-        names: name of every ReLU, in order.
-        layers: the names to return; the stack ends at the deepest of them.
-        weights: where the weights come from.
+        modules: All layers of the network.
+        names: Name of every ReLU, in order.
+        layers: Names of the ReLUs to return; layers after the deepest one are dropped.
+        weights: As for `VGG16Features`.
 
     Attributes:
-        layers: names of what `forward` returns, from the shallowest to the deepest.
-        channels: channels of each of them.
-        min_size: least height and width of a picture: what the deepest layer needs to have one value.
-        receptive_field: side of the square of pixels that one value of the deepest layer sees. Smaller pictures are
-            taken down to ``min_size`` (zeros stand around them, as around every picture).
+        layers: Names of what `forward` returns, from the shallowest to the deepest.
+        channels: Number of channels of each layer.
+        min_size: Smallest height and width of a picture for which the deepest layer has a value.
+        receptive_field: Side of the square of pixels that a value of the deepest layer depends on. Smaller pictures
+            are accepted down to ``min_size`` (the layers pad with zeros).
     """
 
     network = ""
@@ -81,7 +82,7 @@ class Features(nn.Module):
             found = read_weights(op, self.network, list(self.state_dict()), weights)
             _check_shapes(op, found, self.state_dict())
             self.load_state_dict({name: value.to(self.mean.device) for name, value in found.items()}, assign=True)
-        # in channels_last the convolutions run about twice as fast on a CPU
+        # channels_last makes the convolutions about twice as fast on CPUs
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _channels(self, relu: int) -> int:
@@ -90,24 +91,24 @@ class Features(nn.Module):
         return convolution.out_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The features of pictures.
+        """Return the features of pictures.
 
         Args:
-            x: [B, 3, H, W], RGB in [0, 1], H and W at least ``min_size``. The range is checked where that is free: on
-                the CPU, outside compilation and transforms.
+            x: [B, 3, H, W], RGB in [0, 1], H and W at least ``min_size``. The range is checked only where that is
+                cheap: on the CPU, outside compilation and transforms.
 
         Returns:
-            layer -> [B, C_l, H_l, W_l], in the network's order and in its dtype.
+            dict layer -> [B, C_l, H_l, W_l], in the network's order and dtype.
 
         Raises:
             TypeError: x is not a floating point tensor.
-            ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+            ValueError: Not [B, 3, H, W], too small, or outside [0, 1].
         """
         check_pictures(type(self).__name__, "x", x, self.min_size)
         return self.extract(x)
 
     def extract(self, x: Tensor) -> dict[str, Tensor]:
-        """As `forward`, without the checks: for losses, which make them themselves, and raw outputs in training."""
+        """Do the same as `forward` without its checks: for losses, which have their own."""
         x = (x.to(self.mean.dtype) - self.mean) / self.std
         found = {}
         for index, module in enumerate(self.features):
@@ -117,7 +118,7 @@ class Features(nn.Module):
         return found
 
     def train(self, mode: bool = True) -> "Features":
-        """Stays in evaluation mode: nothing here is trained."""
+        """Stay in evaluation mode: nothing here is trained."""
         return super().train(False)
 
 
@@ -148,14 +149,14 @@ class VGG16Features(_VGG):
     """VGG16 (Simonyan and Zisserman, 2015): 13 convolutions in blocks of 2, 2, 3, 3, 3.
 
     Args:
-        layers: names such as "relu3_3", or "relus" for all ReLUs up to relu5_1.
-        pool: "max" as it was trained, "avg" (the gradients are smoother), or "l2" (`L2Pool2d`, of DISTS).
-        weights: None: looked for as `tunable_ops.losses.weights` says, an error if there are none; a path; "download"
-            for torchvision's; "random" for tests.
+        layers: Names such as "relu3_3", or "relus" for all ReLUs up to relu5_1.
+        pool: "max", as trained; "avg", for smoother gradients; or "l2" (`L2Pool2d`), for DISTS.
+        weights: Path of a file; None to search for it as described in `tunable_ops.losses.weights`; "download" for
+            torchvision's; "random" for tests.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown layer or pool, or weights with a wrong checksum or shape.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
+        ValueError: An unknown layer or pool, or weights with the wrong checksum or shape.
 
     Example:
         >>> features = VGG16Features(["relu1_2", "relu2_2"], weights="random")
@@ -168,7 +169,7 @@ class VGG16Features(_VGG):
 
 
 class VGG19Features(_VGG):
-    """VGG19: as `VGG16Features`, with 16 convolutions in blocks of 2, 2, 4, 4, 4."""
+    """VGG19: like `VGG16Features`, with 16 convolutions in blocks of 2, 2, 4, 4, 4."""
 
     network = "vgg19"
     counts = (2, 2, 4, 4, 4)
@@ -178,11 +179,11 @@ class AlexNetFeatures(Features):
     """AlexNet in torchvision's form (Krizhevsky, 2014), the network of LPIPS: five convolutions, "relu1" to "relu5".
 
     Args:
-        layers: names of ReLUs, or "relus" for all five.
-        weights: as for `VGG16Features`.
+        layers: Names of ReLUs, or "relus" for all five.
+        weights: As for `VGG16Features`.
 
     Raises:
-        FileNotFoundError, ValueError: as `VGG16Features`.
+        FileNotFoundError, ValueError: As for `VGG16Features`.
     """
 
     network = "alexnet"
@@ -204,7 +205,7 @@ NETWORKS: dict[str, type[Features]] = {"vgg16": VGG16Features, "vgg19": VGG19Fea
 
 
 def _undrawn(weights: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
-    """Layers without memory where a file fills them: drawing millions of numbers takes longer than reading them."""
+    """Create layers on "meta" if a file will fill them: initialising them takes longer than reading the file."""
     return nullcontext() if weights == "random" else torch.device("meta")
 
 
@@ -212,13 +213,13 @@ def _check_shapes(op: str, found: Mapping[str, Tensor], wanted: Mapping[str, Ten
     for name, value in wanted.items():
         if found[name].shape != value.shape:
             raise ValueError(
-                f"{op}: weights must hold {name} of shape {list(value.shape)}; got {list(found[name].shape)}: is it "
-                f"the file of another network?"
+                f"{op}: weights must hold {name} of shape {list(value.shape)}; got {list(found[name].shape)}; "
+                f"is this the file of another network?"
             )
 
 
 def _sizes(modules: nn.Sequential) -> tuple[int, int]:
-    """(least side with one value at the end, receptive field), from the end to the beginning."""
+    """Return the smallest side that leaves a value at the end, and the receptive field."""
     least = field = 1
     for module in reversed(modules):
         if isinstance(module, L2Pool2d):

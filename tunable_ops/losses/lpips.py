@@ -1,4 +1,4 @@
-"""LPIPS and DISTS: distances between features that were fitted to what people see."""
+"""LPIPS and DISTS: distances between features, fitted to human judgements of similarity."""
 
 import os
 
@@ -10,7 +10,7 @@ from tunable_ops.losses.reduction import check_picture_pair, mean_per_sample
 from tunable_ops.losses.weights import read_weights
 
 Path = str | os.PathLike[str]
-_EPS = 1e-10  # of LPIPS' normalisation
+_EPS = 1e-10  # in the normalisation of LPIPS
 _LAYERS = {
     "alex": ("relu1", "relu2", "relu3", "relu4", "relu5"),
     "vgg": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
@@ -21,18 +21,18 @@ class LPIPS(nn.Module):
     """Learned perceptual image patch similarity of each sample, version 0.1 of its weights.
 
     ``sum_l mean_hw(sum_c w_lc * (f_l(output) / |f_l(output)| - f_l(target) / |f_l(target)|)**2)``: the features of
-    every pixel are brought to length 1 over the channels; w_lc >= 0 were fitted to judgements of people (Zhang et al.,
-    CVPR 2018). Equals the package lpips with ``normalize=True``.
+    every pixel are scaled to length 1 over the channels; w_lc >= 0 were fitted to human judgements (Zhang et al., CVPR
+    2018). Equal to the package lpips with ``normalize=True``.
 
     Args:
-        net: "alex", the variant for evaluation, or "vgg", that for training.
-        weights: of the feature network, as for `features.VGG16Features`.
-        heads: file of the w_lc; None: looked for like the weights.
-        bounded: as for `Perceptual`.
+        net: "alex", usual for evaluation, or "vgg", usual for training.
+        weights: Weights of the feature network, as for `features.VGG16Features`.
+        heads: File of the w_lc; None to search for it like the weights.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown net, or weights with a wrong checksum.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
+        ValueError: An unknown net, or weights with the wrong checksum.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LPIPS(nn.Module):
             self.register_buffer(f"head_{layer}", found[name].view(1, -1, 1, 1))  # [1, C_l, 1, 1]
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Compare pictures: [B, 3, H, W] each, RGB in [0, 1] -> [B]; errors as `Perceptual`."""
+        """Compare pictures: [B, 3, H, W] each, RGB in [0, 1] -> [B]; errors as for `Perceptual`."""
         output, target = check_picture_pair("LPIPS", output, target, self.features.min_size, self.bounded)
         found, wanted = self.features.extract(output), self.features.extract(target)
         values = []
@@ -61,7 +61,7 @@ class LPIPS(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """``f / (|f| + 1e-10)`` over the channels; unlike sqrt(sum), this norm has a derivative (0) where f is 0."""
+    """Return ``f / (|f| + 1e-10)`` over the channels; unlike sqrt(sum), this norm has a derivative (0) where f is 0."""
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _EPS)
 
 
@@ -74,17 +74,17 @@ class DISTS(nn.Module):
         structure = (2 s_xy + c) / (s_xx + s_yy + c)                   s the (co)variances, c = 1e-6
         DISTS     = 1 - sum_c (alpha_c * texture_c + beta_c * structure_c) / sum_c (alpha_c + beta_c)
 
-    alpha, beta >= 0 were fitted to judgements of people and to be small between patches of one texture (Ding et al.,
-    "Image Quality Assessment: Unifying Structure and Texture Similarity", 2020). Pictures are taken in the size they
-    have; the authors' program first resizes the shorter side to 256.
+    alpha, beta >= 0 were fitted to human judgements and to make DISTS small between patches of one texture (Ding et
+    al., "Image Quality Assessment: Unifying Structure and Texture Similarity", 2020). Pictures are not resized; the
+    authors' program first resizes the shorter side to 256.
 
     Args:
-        weights: of VGG16, as for `features.VGG16Features`.
-        heads: file of alpha and beta; None: looked for like the weights.
-        bounded: as for `Perceptual`.
+        weights: Weights of VGG16, as for `features.VGG16Features`.
+        heads: File of alpha and beta; None to search for it like the weights.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError, ValueError: as `LPIPS`.
+        FileNotFoundError, ValueError: As for `LPIPS`.
     """
 
     alpha: Tensor
@@ -100,7 +100,7 @@ class DISTS(nn.Module):
         self.register_buffer("beta", found["beta"].flatten() / total)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Compare pictures: [B, 3, H, W] each, RGB in [0, 1] -> [B]; errors as `Perceptual`."""
+        """Compare pictures: [B, 3, H, W] each, RGB in [0, 1] -> [B]; errors as for `Perceptual`."""
         output, target = check_picture_pair("DISTS", output, target, self.features.min_size, self.bounded)
         dtype = self.alpha.dtype
         found = [output.to(dtype), *self.features.extract(output).values()]
@@ -110,7 +110,7 @@ class DISTS(nn.Module):
 
 
 def _similarities(x: Tensor, y: Tensor, c: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """(texture, structure), [B, C] each; the moments are central, so that nothing cancels."""
+    """Return texture and structure, [B, C] each; central moments avoid cancellation."""
     mean_x, mean_y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
     dx, dy = x - mean_x, y - mean_y
     mean_x, mean_y = mean_x.flatten(1), mean_y.flatten(1)

@@ -1,4 +1,4 @@
-"""The parametric multi-loss."""
+"""The parametric multi-loss: objectives weighted by lambda."""
 
 import difflib
 import math
@@ -15,35 +15,34 @@ Scales = Mapping[str, float] | Sequence[float]
 class MultiLoss(nn.Module):
     """Several objectives weighted by lambda: ``L(lambda) = sum_i lambda_i * s_i * L_i``.
 
-    The weights are applied sample by sample and the mean over the batch comes after:
-    ``total = mean_b(sum_i lambda[b, i] * s[i] * L_i[b])``. The scales ``s_i`` are fixed and bring objectives of
-    different units to comparable sizes. With lambda drawn anew at every step (`sampler`) one network learns every
-    trade-off.
+    Weights are applied per sample, before the mean over the batch:
+    ``total = mean_b(sum_i lambda[b, i] * s[i] * L_i[b])``. The scales ``s_i`` are fixed and make objectives of
+    different units comparable. If every step draws a new lambda (`sampler`), one network learns every trade-off.
 
-    A trap: **use `mse` where two objectives pull the output towards different targets.** The minimum of a weighted
-    sum of squares moves in proportion to lambda. That of a weighted sum of absolute values (`l1`, and `charbonnier`
-    with a small eps) stays at one target until the weights cross and then jumps towards the other: the slider becomes
-    a switch. Modelled for a denoiser between clean and noisy target, the noise that is kept at a denoising weight of
-    0, 0.5, 0.6, 0.75 is 1, 1, 0.24, 0.18 with `l1`, and one minus the weight with `mse`.
+    A trap: **use `mse` if two objectives pull the output towards different targets.** The minimum of a weighted sum of
+    squares moves in proportion to lambda. That of a weighted sum of absolute values (`l1`, or `charbonnier` with a
+    small eps) stays at one target until the weights cross and then jumps to the other: the slider becomes a switch. In
+    a model of a denoiser between a clean and a noisy target, the noise left at a denoising weight of 0, 0.5, 0.6, 0.75
+    is 1, 1, 0.24, 0.18 with `l1`, and one minus the weight with `mse`.
 
-    An objective that overflows or has no derivative where its lambda is 0 does not spoil the others: there its value
-    and its gradient to the output count as 0 instead of 0 * inf = NaN. With any other lambda, NaN and inf go through.
+    If an objective's lambda is 0, its value and its gradient for the output count as 0 even if they are inf or NaN.
+    With any other lambda, inf and NaN propagate.
 
     Args:
-        objectives: name -> ``f(output, target) -> [B]``, in lambda's order: a function, a Module, or a pair of one of
-            them and its scale. Modules become submodules (``objectives.<name>`` in the state dict), so ``.to()``
-            reaches them.
-        scales: s_i of the objectives that are not given as a pair: name -> scale, or one per objective, in order.
-            Finite, 0 or more; 1 where nothing is said.
+        objectives: name -> ``f(output, target) -> [B]``, in lambda's order: a function, a module, or a pair of one of
+            them and its scale. Modules become submodules (``objectives.<name>`` in the state dict), so ``.to()`` moves
+            them.
+        scales: s_i of the objectives that are not given as a pair: name -> scale, or a sequence with one scale per
+            objective. Finite and at least 0; default: 1.
 
     Attributes:
-        names: the names, in lambda's order.
-        scales: [p] float32 buffer, part of the state dict; ``.half()`` and the like leave its type alone.
+        names: Names of the objectives, in lambda's order.
+        scales: [p] float32 buffer, part of the state dict; ``.half()`` and the like do not change its dtype.
 
     Raises:
-        TypeError: objectives is not a mapping, an objective is not callable, or a scale is not a number.
-        ValueError: no objectives, a bad name, an unknown name in scales, or a scale that is negative, not finite or
-            given twice.
+        TypeError: `objectives` is not a mapping, an objective is not callable, or a scale is not a number.
+        ValueError: No objectives, an invalid name, an unknown name in `scales`, or a scale that is negative, not finite
+            or given twice.
 
     Example:
         >>> from tunable_ops import losses
@@ -94,24 +93,23 @@ class MultiLoss(nn.Module):
         targets: Tensor | Mapping[str, Tensor | None] | None,
         lam: Tensor | Sequence[float],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh the objectives.
+        """Weight the objectives and add them up.
 
         Args:
-            outputs: [B, ...] for all objectives, or name -> [B, ...] with exactly the objectives' names.
-            targets: name -> target, None for an objective without one (`tv`), with exactly the objectives' names; or
-                one Tensor (or None) for all.
-            lam: [p] or [1, p], shared by the batch, or [B, p], one for each sample; floating point or a sequence of
-                numbers. It is moved to the outputs' device. Its values are not checked: that would stall a GPU at
-                every step.
+            outputs: [B, ...] for all objectives, or name -> [B, ...] for exactly the objectives' names.
+            targets: Tensor (or None) for all objectives, or name -> target for exactly the objectives' names, with None
+                for an objective without a target (`tv`).
+            lam: [p] or [1, p] for the batch, or [B, p] for the samples; floating point or a sequence of numbers. It is
+                moved to the outputs' device. Its values are not checked: that would stall a GPU at every step.
 
         Returns:
             The total, a scalar in float32 (float64 if an objective or lam is), differentiable in outputs and lam; and
-            the terms for logging: name -> mean of the objective over the batch without lambda and scale, detached.
+            terms for logging: name -> mean of the objective over the batch without lambda and scale, detached.
 
         Raises:
-            TypeError: outputs, targets or lam of a wrong type, or an objective that does not return a Tensor.
-            ValueError: missing or unknown names; batch sizes that differ; an empty batch; lam of a wrong shape; an
-                objective that does not return [B].
+            TypeError: `outputs`, `targets` or `lam` has the wrong type, or an objective does not return a Tensor.
+            ValueError: Names are missing or unknown, batch sizes differ, the batch is empty, lam has the wrong shape,
+                or an objective does not return [B].
         """
         outputs = _by_name("outputs", outputs, self.names, Tensor)
         targets = _by_name("targets", targets, self.names, (Tensor, type(None)))
@@ -133,7 +131,7 @@ class MultiLoss(nn.Module):
         return total, dict(zip(self.names, means.unbind(), strict=True))
 
     def extra_repr(self) -> str:
-        """Names and scales, in lambda's order."""
+        """Return names and scales, in lambda's order."""
         if self.scales.is_meta:
             return ", ".join(self.names)
         return ", ".join(f"{name} * {scale:g}" for name, scale in zip(self.names, self.scales.tolist(), strict=True))
@@ -141,12 +139,12 @@ class MultiLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiLoss":
         scales = self.scales
         super()._apply(fn, recurse)
-        if self.scales.dtype != scales.dtype:  # style losses have scales of 1e5 and more: inf in fp16
+        if self.scales.dtype != scales.dtype:  # style losses have scales from 1e5: inf in fp16
             self.scales = scales.to(self.scales.device)
         return self
 
     def _check_lam(self, lam: Tensor | Sequence[float], batch: int) -> Tensor:
-        """Lambda as [1, p] or [B, p]."""
+        """Check lambda and return it as [1, p] or [B, p]."""
         count = len(self.names)
         if not isinstance(lam, Tensor):
             try:
@@ -167,7 +165,7 @@ class MultiLoss(nn.Module):
         return lam.unsqueeze(0) if lam.ndim == 1 else lam
 
     def _evaluate(self, name: str, output: Tensor, target: Tensor | None, batch: int) -> Tensor:
-        """One objective's [B], checked, in at least float32."""
+        """Compute an objective, check its result and return it as [B] in at least float32."""
         objective = self._functions[name] if name in self._functions else self.objectives[name]
         value = objective(output, target)
         if not isinstance(value, Tensor):
@@ -183,7 +181,7 @@ class MultiLoss(nn.Module):
 
 
 class _ZeroIfUnused(torch.autograd.Function):
-    """Identity whose gradient is 0 where it would be 0 * inf: not finite, in a sample that has no weight."""
+    """Identity whose gradient is 0 where it is not finite and the sample has weight 0."""
 
     generate_vmap_rule = True
 
@@ -206,7 +204,7 @@ def _check_objective(name: str, objective: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"MultiLoss: objectives must have names that are strings; got {name!r}")
     if not name or "." in name:
-        raise ValueError(f"MultiLoss: objectives must have names that are not empty and have no dot; got {name!r}")
+        raise ValueError(f"MultiLoss: objectives must have names that are not empty and contain no dot; got {name!r}")
     if not callable(objective):
         raise TypeError(f"MultiLoss: objective {name!r} must be callable; got {type(objective).__name__}")
     if isinstance(objective, type):
@@ -236,7 +234,7 @@ def _resolve_scales(names: tuple[str, ...], paired: dict[str, float], scales: Sc
         given = dict(zip(names, listed, strict=True))
     twice = [name for name in names if name in paired and name in given]
     if twice:
-        raise ValueError(f"MultiLoss: scales must be given once; got two for {twice[0]!r}; drop the pair or the entry")
+        raise ValueError(f"MultiLoss: scales must be given once; got two for {twice[0]!r}; remove one of them")
     values = []
     for name in names:
         scale = {**given, **paired}.get(name, 1.0)
@@ -245,13 +243,13 @@ def _resolve_scales(names: tuple[str, ...], paired: dict[str, float], scales: Sc
         except (TypeError, ValueError):
             raise TypeError(f"MultiLoss: scale of {name!r} must be a number; got {scale!r}") from None
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"MultiLoss: scale of {name!r} must be finite and 0 or more; got {value}")
+            raise ValueError(f"MultiLoss: scale of {name!r} must be finite and at least 0; got {value}")
         values.append(value)
     return values
 
 
 def _check_names(argument: str, given: Mapping[str, Any], names: tuple[str, ...], missing: bool = True) -> None:
-    """Refuse a name that is no objective, suggesting the nearest, and, if asked, an objective without an entry."""
+    """Reject names that are not objectives and, if `missing`, objectives without an entry."""
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
@@ -265,7 +263,7 @@ def _check_names(argument: str, given: Mapping[str, Any], names: tuple[str, ...]
 
 
 def _by_name(argument: str, given: Any, names: tuple[str, ...], types: Any) -> dict[str, Any]:
-    """One value for each objective, from a mapping with exactly their names or from one value for all."""
+    """Return one value per objective, from a mapping of exactly their names or from one value for all."""
     if not isinstance(given, Mapping):
         given = dict.fromkeys(names, given)
     _check_names(argument, given, names)
@@ -287,5 +285,5 @@ def _batch_size(outputs: dict[str, Tensor]) -> int:
                 f"MultiLoss: outputs must share a batch size; got {batch} for {first!r}, {size} for {name!r}"
             )
     if not batch:
-        raise ValueError("MultiLoss: outputs must hold at least one sample; got an empty batch, which has no mean")
+        raise ValueError("MultiLoss: outputs must hold at least one sample; got an empty batch")
     return batch

@@ -21,19 +21,19 @@ class Perceptual(nn.Module):
 
     Args:
         network: "vgg16" or "vgg19".
-        layers: "relus" for all ReLUs up to relu5_1, names, or name -> w_l; w_l is 1 where none is given.
+        layers: "relus" for all ReLUs up to relu5_1, names, or name -> w_l; w_l is 1 by default.
         pool: "avg" or "max".
         distance: "l1", or "l2" for the mean of squares.
-        weights: as for `features.VGG16Features`.
-        bounded: refuse outputs outside [0, 1]; False for the raw outputs of a network in training. The target is
-            checked in any case; both only on the CPU (see `reduction.check_pictures`).
+        weights: As for `features.VGG16Features`.
+        bounded: Reject outputs outside [0, 1]; False for the raw outputs of a network in training. The target is
+            always checked. Checks are made on the CPU only (see `reduction.check_pictures`).
 
     Attributes:
-        features: the frozen network, a submodule.
+        features: The frozen network, a submodule.
 
     Raises:
-        FileNotFoundError: no weights; the message says where they are looked for and how to get them.
-        ValueError: an unknown network, layer, pool or distance, or weights with a wrong checksum.
+        FileNotFoundError: No weights were found; the message says where they were looked for and how to get them.
+        ValueError: An unknown network, layer, pool or distance, or weights with the wrong checksum.
     """
 
     def __init__(
@@ -58,20 +58,21 @@ class Perceptual(nn.Module):
 
         Args:
             output: [B, 3, H, W], RGB in [0, 1], floating point.
-            target: the same shape and device.
+            target: Same shape and device.
 
         Returns:
             [B], float32 (float64 for a network in float64). An empty batch gives [0].
 
         Raises:
-            TypeError: an input is not a floating point Tensor.
-            ValueError: shapes or devices differ, not RGB, smaller than the deepest layer needs, or outside [0, 1].
+            TypeError: An input is not a floating point Tensor.
+            ValueError: Shapes or devices differ, or pictures are not RGB, too small for the deepest layer, or outside
+                [0, 1].
         """
         output, target = check_picture_pair("Perceptual", output, target, self.features.min_size, self.bounded)
         return self.between(self.features.extract(output), self.features.extract(target))
 
     def between(self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-        """The loss [B] of features that `features` has extracted already."""
+        """Return the loss [B] for features that were already extracted."""
         values = []
         for layer, weight in self.layer_weights.items():
             difference = found[layer] - wanted[layer]
@@ -81,26 +82,26 @@ class Perceptual(nn.Module):
         return torch.stack(values).sum(0)
 
     def extra_repr(self) -> str:
-        """Network, distance and layers."""
+        """Return network, distance and layers."""
         return f"{self.features.network}, {self.distance}, {', '.join(self.layer_weights)}"
 
 
 class GramStyle(nn.Module):
     """Style loss of each sample: ``sum_l mean((G_l(output) - G_l(target))**2)``, ``G = F F^T / (C * H * W)``.
 
-    F [C, H*W] are the features of a layer; G [C, C] forgets where they are, so the target may have another size
-    (Gatys et al., 2016; with Johnson et al.'s four layers of VGG16).
+    F [C, H*W] are the features of a layer. G [C, C] does not depend on their positions, so the target may have another
+    size (Gatys et al., 2016; by default the four layers of VGG16 of Johnson et al.).
 
     Args:
         network: "vgg16" or "vgg19".
-        layers: names of ReLUs.
+        layers: Names of ReLUs.
         pool: "max" or "avg".
-        weights: as for `features.VGG16Features`.
-        style: [1, 3, h, w] or None: the target of every call that gives none. Its Gram matrices are computed once.
-        bounded: as for `Perceptual`.
+        weights: As for `features.VGG16Features`.
+        style: [1, 3, h, w], the target of calls without one, or None. Its Gram matrices are computed once.
+        bounded: As for `Perceptual`.
 
     Raises:
-        FileNotFoundError, ValueError: as `Perceptual`.
+        FileNotFoundError, ValueError: As for `Perceptual`.
     """
 
     def __init__(
@@ -128,18 +129,18 @@ class GramStyle(nn.Module):
 
         Args:
             output: [B, 3, H, W], RGB in [0, 1], floating point.
-            target: [B, 3, h, w] or [1, 3, h, w] for all; None for the ``style`` of the constructor.
+            target: [B, 3, h, w], or [1, 3, h, w] for all; None for the constructor's ``style``.
 
         Returns:
             [B], float32 (float64 for a network in float64). An empty batch gives [0].
 
         Raises:
-            TypeError: an input is not a floating point Tensor.
-            ValueError: no target and no style, batch sizes that do not fit, or as `Perceptual`.
+            TypeError: An input is not a floating point Tensor.
+            ValueError: Neither target nor style, batch sizes that do not match, or as for `Perceptual`.
         """
         check_pictures("GramStyle", "output", output, self.features.min_size, self.bounded)
         if target is None and not self.has_style:
-            raise ValueError("GramStyle: target must be a picture where the constructor got no style; got None")
+            raise ValueError("GramStyle: target must be a picture if the constructor got no style; got None")
         if target is None:
             wanted = {layer: getattr(self, f"gram_{layer}") for layer in self.features.layers}
         else:
@@ -158,7 +159,7 @@ class GramStyle(nn.Module):
 
 
 def gram(features: Tensor) -> Tensor:
-    """``F F^T / (C * H * W)`` of every sample, [B, C, H, W] -> [B, C, C], in at least float32, under autocast too."""
+    """Return ``F F^T / (C * H * W)`` [B, C, C] of [B, C, H, W] in at least float32, even under autocast."""
     with torch.autocast(features.device.type, enabled=False):
         flat = features.to(at_least_float32(features)).flatten(2)  # [B, C, H*W]
         return flat @ flat.mT / (flat.shape[1] * flat.shape[2])

@@ -9,18 +9,18 @@ from tunable_ops.losses.reduction import at_least_float32, check_image, check_pa
 
 
 def mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: ``mean((output - target)**2)``.
+    """Compute the mean squared error of each sample: ``mean((output - target)**2)``.
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
+        target: Same shape and device.
 
     Returns:
-        [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
+        [B], float32 (float64 if either input is). [0] for an empty batch. Derivatives of any order.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, or a sample has no elements.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, or a sample has no elements.
 
     Example:
         >>> mse(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.zeros(2, 2))
@@ -32,18 +32,18 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
 
 
 def l1(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of each sample: ``mean(|output - target|)``.
+    """Compute the mean absolute error of each sample: ``mean(|output - target|)``.
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
+        target: Same shape and device.
 
     Returns:
-        [B], float32 (float64 if either input is). An empty batch gives [0]. The derivative at 0 is taken as 0.
+        [B], float32 (float64 if either input is). [0] for an empty batch. The derivative at 0 is 0.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, or a sample has no elements.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, or a sample has no elements.
 
     Example:
         >>> l1(torch.tensor([[0.0, -2.0], [1.0, 1.0]]), torch.zeros(2, 2))
@@ -54,22 +54,22 @@ def l1(output: Tensor, target: Tensor) -> Tensor:
 
 
 def charbonnier(output: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
-    """Smooth form of `l1`: ``mean(sqrt((output - target)**2 + eps**2))``.
+    """Compute a smooth form of `l1`: ``mean(sqrt((output - target)**2 + eps**2))``.
 
-    Equal pictures give ``eps``, not 0: the form used for restoration (Lai et al., LapSRN, CVPR 2017).
+    This is the form used for restoration (Lai et al., LapSRN, CVPR 2017); equal pictures give ``eps``, not 0.
 
     Args:
         output: [B, ...], floating point; half types are computed in float32.
-        target: the same shape and device.
-        eps: where the square turns into the absolute value, in units of the inputs; at least 1e-9, below which
-            the derivatives leave float32's range.
+        target: Same shape and device.
+        eps: Difference at which the square turns into the absolute value; at least 1e-9, to keep the derivatives within
+            the range of float32.
 
     Returns:
-        [B], float32 (float64 if either input is). An empty batch gives [0]. Smooth: any order of derivative.
+        [B], float32 (float64 if either input is). [0] for an empty batch. Derivatives of any order.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, a sample has no elements, or eps is out of range.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, a sample has no elements, or eps is out of range.
 
     Example:
         >>> charbonnier(torch.tensor([[3.0, -3.0]]), torch.zeros(1, 2), eps=4.0)
@@ -83,23 +83,23 @@ def charbonnier(output: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 def tv(output: Tensor, target: Tensor | None = None) -> Tensor:
-    """Anisotropic total variation of each sample, as a mean per direction.
+    """Compute the anisotropic total variation of each sample, as a mean per direction.
 
     ``mean(|x[..., 1:, :] - x[..., :-1, :]|) + mean(|x[..., :, 1:] - x[..., :, :-1]|)``, each mean over all neighbouring
-    pairs of that direction, so the value depends neither on the size of the picture nor on its number of channels.
-    A direction of size 1 has no pairs and adds 0.
+    pairs in that direction, so the value does not depend on the size or the number of channels of a picture. A
+    direction of size 1 has no pairs and adds 0.
 
     Args:
         output: [B, ..., H, W], floating point; half types are computed in float32.
-        target: ignored; there so that tv can be an objective of `MultiLoss`.
+        target: Ignored; it lets tv be an objective of `MultiLoss`.
 
     Returns:
-        [B], float32 (float64 for float64). An empty batch gives [0]. The derivative between equal neighbours is taken
-        as 0.
+        [B], float32 (float64 for float64). [0] for an empty batch. The derivative between equal neighbours is
+        0.
 
     Raises:
-        TypeError: output is not a floating point Tensor.
-        ValueError: output has fewer than three dimensions, or a sample has no elements.
+        TypeError: `output` is not a floating point Tensor.
+        ValueError: `output` has fewer than three dimensions, or a sample has no elements.
 
     Example:
         >>> tv(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))  # down: mean(0, 2); across: mean(1, 3)

@@ -1,26 +1,26 @@
-"""What every loss shares: the checks of its inputs, its arithmetic type, and the mean over everything but the batch."""
+"""What all losses share: checks of inputs, the dtype of the arithmetic, and the mean over all but the batch."""
 
 import torch
 from torch import Tensor
 
 
 def check_image(loss: str, name: str, value: Tensor) -> None:
-    """Refuse what is not a real floating point tensor [B, ...] with at least one element per sample.
+    """Check that a value is a real floating point tensor [B, ...] with at least one element per sample.
 
     Args:
-        loss: name of the loss, for the message.
-        name: name of the argument, for the message.
-        value: the argument.
+        loss: Name of the loss, for messages.
+        name: Name of the argument, for messages.
+        value: Value of the argument.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: no batch dimension, or no elements in a sample.
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: No batch dimension, or no elements in a sample.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{loss}: {name} must be a Tensor; got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(
-            f"{loss}: {name} must be floating point; got {value.dtype}; convert it, for pictures in 0..255 with "
+            f"{loss}: {name} must be floating point; got {value.dtype}; convert it, pictures in 0..255 with "
             f"{name}.float() / 255"
         )
     if value.ndim == 0:
@@ -33,28 +33,28 @@ def check_image(loss: str, name: str, value: Tensor) -> None:
 
 
 def check_pair(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Check an output and its target and bring both to the type in which the loss is computed.
+    """Check an output and its target, and convert both to the dtype in which the loss is computed.
 
-    That is the wider of the two types, and at least float32: squares of fp16 overflow from 256 on.
+    This is the wider of the two dtypes, and at least float32: squares of fp16 overflow from 256 on.
 
     Args:
-        loss: name of the loss, for the message.
+        loss: Name of the loss, for messages.
         output: [B, ...], floating point.
-        target: the same shape and device, floating point.
+        target: Same shape and device, floating point.
 
     Returns:
         Output and target in float32 or float64.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: shapes or devices differ, or samples are empty.
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: Shapes or devices differ, or samples are empty.
     """
     check_image(loss, "output", output)
     check_image(loss, "target", target)
     if target.shape != output.shape:
         raise ValueError(
             f"{loss}: target must have output's shape {list(output.shape)}; got {list(target.shape)}; "
-            f"nothing is broadcast"
+            f"there is no broadcasting"
         )
     if target.device != output.device:
         raise ValueError(
@@ -66,31 +66,31 @@ def check_pair(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 
 
 def check_pictures(loss: str, name: str, value: Tensor, min_size: int = 1, bounded: bool = True) -> None:
-    """Refuse what is not a batch of RGB pictures in [0, 1].
+    """Check that a value is a batch of RGB pictures in [0, 1].
 
-    The range is looked at only where that is free: on the CPU, outside compilation and transforms. (On a GPU a look
-    would stop the stream and break graph capture.)
+    The range is checked only where that is cheap: on the CPU, outside compilation and transforms. (On a GPU it would
+    synchronise the stream and break graph capture.)
 
     Args:
-        loss: name of the loss, for the message.
-        name: name of the argument, for the message.
-        value: the argument.
-        min_size: least height and width.
-        bounded: whether the range is checked, with a margin of 1e-3.
+        loss: Name of the loss, for messages.
+        name: Name of the argument, for messages.
+        value: Value of the argument.
+        min_size: Smallest height and width.
+        bounded: Check the range, with a tolerance of 1e-3.
 
     Raises:
-        TypeError: not a Tensor, or not floating point.
-        ValueError: not [B, 3, H, W], too small, or outside [0, 1].
+        TypeError: Not a Tensor, or not floating point.
+        ValueError: Not [B, 3, H, W], too small, or outside [0, 1].
     """
     check_image(loss, name, value)
     if value.ndim != 4 or value.shape[1] != 3:
         raise ValueError(f"{loss}: {name} must be RGB pictures, [B, 3, H, W]; got {list(value.shape)}")
     if min(value.shape[2:]) < min_size:
         raise ValueError(
-            f"{loss}: {name} must be at least {min_size}x{min_size} pixels, for one value of the deepest layer; "
+            f"{loss}: {name} must be at least {min_size}x{min_size} pixels, so that the deepest layer has a value; "
             f"got {value.shape[2]}x{value.shape[3]}"
         )
-    if not (bounded and value.numel() and _can_look_at(value)):
+    if not (bounded and value.numel() and _is_cheap_to_read(value)):
         return
     low, high = torch.aminmax(value.detach())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
@@ -103,26 +103,26 @@ def check_pictures(loss: str, name: str, value: Tensor, min_size: int = 1, bound
 def check_picture_pair(
     loss: str, output: Tensor, target: Tensor, min_size: int = 1, bounded: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """`check_pair` for RGB pictures of at least ``min_size``: the target in [0, 1], the output too if ``bounded``."""
+    """Do the same as `check_pair` for RGB pictures: at least ``min_size``, target (and output if bounded) in [0, 1]."""
     output, target = check_pair(loss, output, target)
     check_pictures(loss, "output", output, min_size, bounded)
     check_pictures(loss, "target", target, min_size)
     return output, target
 
 
-def _can_look_at(value: Tensor) -> bool:
+def _is_cheap_to_read(value: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
 
 
 def at_least_float32(value: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for every narrower type."""
+    """Return float64 for a float64 tensor, else float32."""
     return torch.promote_types(value.dtype, torch.float32)
 
 
 def mean_per_sample(value: Tensor) -> Tensor:
-    """Mean over everything but the batch: [B, ...] -> [B]. An empty batch gives an empty tensor."""
-    if value.ndim == 1:  # torch takes an empty list of dimensions for "all of them"
+    """Return the mean over all dimensions but the batch, [B, ...] -> [B], also for an empty batch."""
+    if value.ndim == 1:  # torch reads an empty list of dimensions as "all"
         return value
     return value.mean(dim=tuple(range(1, value.ndim)))

@@ -1,4 +1,4 @@
-"""Samplers: the lambda of every training step, drawn from the domain that the network is to cover."""
+"""Samplers draw the lambda of every training step from the domain that the network should cover."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ Ranges = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws lambda; made by `sampler`, which describes the arguments.
+    """Draw lambda; made by `sampler`, which describes the arguments.
 
     Attributes:
         kind: "uniform" or "simplex".
         num_params: p, the number of tuning parameters.
-        corners: probability that a sample is replaced with a corner of the domain.
+        corners: Probability that a sample is replaced by a corner of the domain.
         ranges: (lowest, highest) of every parameter.
     """
 
@@ -37,24 +37,24 @@ class Sampler:
         """Draw one lambda for every sample, or one for the whole batch.
 
         Args:
-            batch: B, or None for one lambda that the batch shares.
-            generator: source of the randomness, the only one; None takes torch's global generator. The same state
-                gives the same lambda wherever it is wanted: numbers are drawn on the generator's device, then moved.
-            device: of the result; None is the generator's device, or torch's default device without one.
-            dtype: of the result, floating point. The types narrower than float32 are rounded from its draw; float64
-                draws other numbers.
+            batch: B, or None for one lambda for the whole batch.
+            generator: The only source of randomness; None: torch's global generator. Numbers are drawn on the
+                generator's device and then moved, so the same state gives the same lambda on every device.
+            device: Device of the result; None: the generator's, or torch's default device.
+            dtype: Floating point dtype of the result. Narrower types than float32 are rounded from a float32 draw;
+                float64 draws other numbers.
 
         Returns:
-            [B, p], or [p] for batch None. Inside the ranges, and on the simplex with sum 1, to rounding of dtype.
+            [B, p], or [p] for batch None: inside the ranges, and on the simplex with sum 1, up to rounding.
 
         Raises:
-            TypeError: batch is not an integer, or dtype is not floating point.
-            ValueError: batch is negative.
+            TypeError: `batch` is not an integer, or `dtype` is not floating point.
+            ValueError: `batch` is negative.
         """
         if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool)):
             raise TypeError(f"sampler: batch must be an integer or None; got {batch!r}")
         if batch is not None and batch < 0:
-            raise ValueError(f"sampler: batch must be 0 or more; got {batch}")
+            raise ValueError(f"sampler: batch must be at least 0; got {batch}")
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"sampler: dtype must be a floating point type; got {dtype}")
         drawn_on = device if generator is None else generator.device
@@ -67,26 +67,25 @@ class Sampler:
 
 
 def sampler(kind: str, num_params: int, corners: float = 0.0, ranges: Ranges | None = None) -> Sampler:
-    """A callable ``draw(batch, generator=None, device=None, dtype=torch.float32) -> lambda`` over a domain.
+    """Return a callable ``draw(batch, generator=None, device=None, dtype=torch.float32) -> lambda`` over a domain.
 
-    Random points inside a domain almost never lie at its corners, the ends of the sliders, where one objective has all
-    the weight (simplex) or each parameter is at an end (box): ``corners`` replaces that share of the samples with a
-    corner, all corners alike.
+    Random points inside a domain are almost never at its corners, where one objective has all the weight (simplex) or
+    every slider is at an end (box). So a share ``corners`` of the samples is replaced by corners, all equally likely.
 
     Args:
-        kind: "uniform": every parameter by itself, uniform between the ends of its range; the corners are the 2**p
-            vertices. "simplex": uniform on lambda >= 0, sum lambda = 1, which is Dirichlet(1, ..., 1); the corners are
-            the p unit vectors.
+        kind: "uniform": every parameter independently, uniform over its range; the corners are the 2**p vertices.
+            "simplex": uniform on lambda >= 0, sum lambda = 1, that is Dirichlet(1, ..., 1); the corners are the p unit
+            vectors.
         num_params: p >= 1, the number of tuning parameters.
-        corners: probability in [0, 1].
-        ranges: p pairs (lowest, highest) for "uniform"; None is [0, 1] for all. The simplex has no other range.
+        corners: Probability in [0, 1].
+        ranges: p pairs (lowest, highest) for "uniform"; None: [0, 1] for all, the only choice for "simplex".
 
     Returns:
         The `Sampler`.
 
     Raises:
-        TypeError: num_params is not an integer, corners not a number, or ranges not pairs of numbers.
-        ValueError: an unknown kind, a value out of range, or ranges that do not fit.
+        TypeError: `num_params` is not an integer, `corners` is not a number, or `ranges` are not pairs of numbers.
+        ValueError: An unknown kind, a value out of range, or ranges that do not match kind or num_params.
 
     Example:
         >>> draw = sampler("simplex", 3, corners=0.1)
@@ -125,20 +124,20 @@ def _check_ranges(kind: str, num_params: int, ranges: Ranges | None) -> tuple[tu
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"sampler: ranges must be finite with low < high; got ({low}, {high})")
     if kind == "simplex" and set(checked) != {(0.0, 1.0)}:
-        raise ValueError(f"sampler: ranges must be (0, 1) for the simplex; got {ranges!r}; leave them out")
+        raise ValueError(f"sampler: ranges must be (0, 1) for the simplex; got {ranges!r}; omit them")
     return checked
 
 
 def _draw_uniform(spec: Sampler, like: Tensor, generator: torch.Generator | None) -> Tensor:
     low, high = torch.tensor(spec.ranges, device=like.device, dtype=like.dtype).unbind(1)  # [p] each
-    # cannot round past high: the largest uniform is one rounding unit below 1, which takes back what high - low gained
+    # cannot round past high: the largest uniform number is one unit below 1, which offsets the rounding of high - low
     inside = low + (high - low) * _rand(like, generator)
     return _mix_corners(spec, inside, torch.where(_rand(like, generator) < 0.5, low, high), generator)
 
 
 def _draw_simplex(spec: Sampler, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    # The gaps between p - 1 sorted uniforms are Dirichlet(1, ..., 1). No division, so p = 1 and a draw of 0 are safe;
-    # where uniforms are multiples of 2**-24 (CPU) the gaps are exact and sum to exactly 1.
+    # The gaps between p - 1 sorted uniform numbers are Dirichlet(1, ..., 1). Without a division, p = 1 and a draw of 0
+    # are safe; on CPUs, where the numbers are multiples of 2**-24, the gaps are exact and sum to exactly 1.
     cuts = _rand(like[:, 1:], generator).sort(dim=1).values
     inside = F.pad(cuts, (0, 1), value=1.0) - F.pad(cuts, (1, 0), value=0.0)
     index = torch.randint(spec.num_params, like.shape[:1], generator=generator, device=like.device)
@@ -146,7 +145,7 @@ def _draw_simplex(spec: Sampler, like: Tensor, generator: torch.Generator | None
 
 
 def _mix_corners(spec: Sampler, inside: Tensor, corner: Tensor, generator: torch.Generator | None) -> Tensor:
-    # uniforms lie in [0, 1): probability 0 takes none, probability 1 all
+    # the numbers are in [0, 1): probability 0 replaces none, probability 1 all
     chosen = _rand(inside[:, :1], generator) < spec.corners
     return torch.where(chosen, corner, inside)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tunable_ops.losses.reduction import check_pair, mean_per_sample
 
-WINDOW = 11  # pixels; with SIGMA, K1 and K2 the constants of Wang et al. 2004
+WINDOW = 11  # pixels; this and the other constants are those of Wang et al., 2004
 SIGMA = 1.5  # pixels
 K1 = 0.01
 K2 = 0.03
@@ -18,29 +18,30 @@ _TAPS = tuple(tap / sum(_gaussian) for tap in _gaussian)
 
 
 def ssim(output: Tensor, target: Tensor, data_range: float = 1.0, inside: bool = False) -> Tensor:
-    """One minus the structural similarity of each sample (Wang et al., "Image Quality Assessment", 2004).
+    """Compute one minus the structural similarity of each sample (Wang et al., "Image Quality Assessment", 2004).
 
-    ``1 - mean((2 m_x m_y + c1) (2 s_xy + c2) / ((m_x**2 + m_y**2 + c1) (s_xx + s_yy + c2)))`` with ``m`` and ``s`` the
-    means and (co)variances under an 11x11 Gaussian window of sigma 1.5, ``c1 = (0.01 data_range)**2`` and
-    ``c2 = (0.03 data_range)**2``. The mean is over channels and all pixels; the border is reflected, so the similarity
-    equals torchmetrics' ``structural_similarity_index_measure``. With ``inside`` it is over the windows that lie inside
-    the picture, as in the authors' code and the tables of papers.
+    ``1 - mean((2 m_x m_y + c1) (2 s_xy + c2) / ((m_x**2 + m_y**2 + c1) (s_xx + s_yy + c2)))`` where ``m`` and ``s``
+    are means and (co)variances under an 11x11 Gaussian window of sigma 1.5, ``c1 = (0.01 data_range)**2`` and
+    ``c2 = (0.03 data_range)**2``. The mean is over channels and all pixels with a reflected border, as in torchmetrics'
+    ``structural_similarity_index_measure``; with ``inside`` it is over the windows inside the picture, as in the
+    authors' code and in the tables of papers.
 
-    Variances are differences of squares, so values far outside ``data_range`` drown ``c2`` in rounding.
+    Variances are differences of squares: far outside ``data_range`` their rounding errors exceed ``c2``.
 
     Args:
         output: [B, C, H, W] with H, W >= 11, floating point; half types are computed in float32, under autocast too.
-        target: the same shape and device.
-        data_range: distance between the least and the greatest value that a picture can have: 1 for [0, 1].
-        inside: whether to leave out the pixels nearer than 5 to the border.
+        target: Same shape and device.
+        data_range: Largest minus smallest possible value of a picture: 1 for [0, 1].
+        inside: Leave out pixels closer than 5 to the border.
 
     Returns:
-        [B], float32 (float64 if either input is), 0 to rounding for equal pictures, at most 2. An empty batch gives
-        [0]. Smooth: any order of derivative.
+        [B], float32 (float64 if either input is), from 0 (up to rounding) for equal pictures to 2; [0] for an empty
+        batch. Derivatives of any order.
 
     Raises:
-        TypeError: an input is not a floating point Tensor.
-        ValueError: shapes or devices differ, not four dimensions, smaller than the window, data_range not above 0.
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, the dimensions are not four, a picture is smaller than the window, or
+            data_range is not positive.
 
     Example:
         >>> picture = torch.rand(2, 3, 16, 16)
@@ -56,7 +57,7 @@ def ssim(output: Tensor, target: Tensor, data_range: float = 1.0, inside: bool =
         raise ValueError(
             f"ssim: output must be at least {WINDOW}x{WINDOW} pixels, the size of the window; got {list(output.shape)}"
         )
-    if output.shape[0] == 0:  # torch refuses to reflect the border of nothing
+    if output.shape[0] == 0:  # torch cannot pad an empty batch by reflection
         return mean_per_sample(output - target)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     maps = torch.cat((output, target, output * output, target * target, output * target))  # [5 B, C, H, W]
@@ -71,15 +72,15 @@ def _reflected(maps: Tensor) -> Tensor:
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Gaussian mean under every window that lies inside."""
+    """Return the Gaussian mean under every window inside the maps."""
     return _GaussianPass.apply(_GaussianPass.apply(maps, 2), 3)
 
 
 class _GaussianPass(torch.autograd.Function):
     """Gaussian mean along one dimension, without padding: y[i] = sum_k taps[k] x[i + k].
 
-    Shifted sums and not a convolution: a convolution would follow TF32 and autocast, and variances, differences of
-    nearly equal numbers, do not survive 10 bits.
+    It adds shifted copies, because a convolution would obey TF32 and autocast: variances are differences of nearly
+    equal numbers and need more than 10 bits.
     """
 
     generate_vmap_rule = True

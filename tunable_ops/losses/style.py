@@ -1,4 +1,4 @@
-"""The multi-loss of a style network: several styles weighed by lambda over one shared content."""
+"""The multi-loss of a style network: several styles weighted by lambda, and one shared content term."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,26 +21,26 @@ class StyleTransfer(nn.Module):
         style_i  = mean_l ( mean((G_l(output) - G_l(picture_i))^2) / mean(G_l(picture_i)^2) )
         content_term = mean((F_c(output) - F_c(target))^2) / mean(F_c(target)^2)
 
-    Every part is relative to what it aims at, so that styles of strong and of faint colours, and deep and shallow
-    layers, weigh alike with all s_i = 1. (Gatys et al., "Image Style Transfer Using Convolutional Neural Networks",
-    CVPR 2016, sum the absolute distances: there the brightest style and the deepest layers outweigh the others.) The
-    Gram matrices of the style pictures are computed once.
+    Every term is relative to the size of its target, so that with s_i = 1 bright and faint styles, and deep and shallow
+    layers, have equal weight. (Gatys et al., "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016, sum
+    absolute distances, where the brightest style and the deepest layers dominate.) The Gram matrices of the style
+    pictures are computed once.
 
     Args:
-        features: the frozen network, with the layers of the styles and ``content_layer`` among its layers.
+        features: The frozen network; its layers must include ``style_layers`` and ``content_layer``.
         pictures: name -> [1, 3, h, w] in [0, 1], the style pictures in lambda's order; sizes may differ.
-        scales: s_i, one per picture; None for 1.
-        style_layers: layers of the Gram matrices.
-        content_layer: layer c.
-        content: weight of the content term; about 1 paints hardly anything.
-        smooth: weight of the total variation.
+        scales: s_i, one per picture; default: 1.
+        style_layers: Layers of the Gram matrices.
+        content_layer: Layer c.
+        content: Weight of the content term; about 1 leaves almost no style.
+        smooth: Weight of the total variation.
 
     Attributes:
-        names: the styles' names, in lambda's order.
-        styles: the `MultiLoss` over the Gram matrices.
+        names: Names of the styles, in lambda's order.
+        styles: The `MultiLoss` of the Gram matrices.
 
     Raises:
-        ValueError: a layer that the features lack, a picture that is not [1, 3, h, w] in [0, 1], or a bad scale.
+        ValueError: A layer is missing in `features`, a picture is not [1, 3, h, w] in [0, 1], or a scale is invalid.
 
     Example:
         >>> from tunable_ops.losses import VGG16Features
@@ -86,18 +86,18 @@ class StyleTransfer(nn.Module):
     def forward(
         self, outputs: Tensor, targets: Tensor | Mapping[str, Tensor], lam: Tensor | Sequence[float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weigh the styles; as `MultiLoss`.
+        """Weight the styles as `MultiLoss` does, and add the other terms.
 
         Args:
             outputs: [B, 3, H, W], RGB.
-            targets: the content pictures, like outputs; as a mapping, every style's entry is that same picture.
+            targets: The content pictures, of the same shape; in a mapping, every style must have that same entry.
             lam: [p], [1, p] or [B, p].
 
         Returns:
             The total, a scalar, and the terms for logging: one per style, "content" and "tv", detached.
 
         Raises:
-            TypeError, ValueError: as `MultiLoss`; also if outputs and targets are not pictures of one size.
+            TypeError, ValueError: As for `MultiLoss`, or outputs and targets are not pictures of the same size.
         """
         target = targets[self.names[0]] if isinstance(targets, Mapping) else targets
         outputs, target = check_picture_pair("StyleTransfer", outputs, target, self.features.min_size, False)
@@ -114,13 +114,13 @@ class StyleTransfer(nn.Module):
         return total, {**terms, "content": content.detach(), "tv": variation.detach()}
 
     def extra_repr(self) -> str:
-        """Weights and layers."""
+        """Return weights and layers."""
         layers = ", ".join(self.style_layers)
         return f"styles on {layers}; content={self.content:g} on {self.content_layer}; smooth={self.smooth:g}"
 
 
 class RelativeSquares(nn.Module):
-    """``mean_l ( mean((x_l - t_l)^2) / mean(t_l^2) )`` for parts x_l that lie side by side, [B, sum_l n_l] -> [B].
+    """``mean_l ( mean((x_l - t_l)^2) / mean(t_l^2) )`` for concatenated parts x_l, [B, sum_l n_l] -> [B].
 
     Args:
         targets: t_l, [1, n_l] each.
@@ -135,7 +135,7 @@ class RelativeSquares(nn.Module):
         self.register_buffer("target", torch.cat(list(targets), dim=1), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """[B, sum_l n_l] -> [B]; the second argument is that of every objective of `MultiLoss`, and not used."""
+        """Map [B, sum_l n_l] to [B]; `target` is what `MultiLoss` passes to every objective, and not used."""
         parts = ((x - self.target) ** 2).split(self.sizes, dim=1)
         total = x.new_zeros(x.shape[0])
         for factor, part in zip(self.factors, parts, strict=True):

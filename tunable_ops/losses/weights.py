@@ -1,8 +1,8 @@
-"""Published weights that the perceptual losses need: where they are looked for, how they are checked and read.
+"""Find, check and read the published weights that the perceptual losses need.
 
-A file is looked for in this order: the path that is given; ``$TUNABLE_OPS_DATA/weights/``; the folder ``checkpoints``
-of `torch.hub.get_dir`, where torchvision keeps its downloads. Nothing is downloaded and nothing is drawn at random
-unless that is asked for ("download", "random"). A file with one of the names in `FILES` must have its checksum.
+Files are searched in this order: the given path; ``$TUNABLE_OPS_DATA/weights/``; the folder ``checkpoints`` of
+`torch.hub.get_dir`, where torchvision keeps its downloads. Nothing is downloaded or initialised at random unless
+requested ("download", "random"). A file with one of the names in `FILES` must have the checksum listed there.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _TORCHVISION = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file: its name, the beginning of its SHA-256 (as much as is published), and where it can be had."""
+    """A published file: its name, its SHA-256 (or the published prefix of it), and its URL."""
 
     name: str
     sha256: str
@@ -48,7 +48,7 @@ FILES: dict[str, tuple[WeightFile, ...]] = {
         WeightFile("dists_alpha_beta.safetensors", "50980d68bc38b2fcc738b1a8c3ae77a87cb73883b230951c2c57190855bdb52f"),
     ),
 }
-"""Names, the preferred one first, and checksums of the files of every network."""
+"""The files of every network, the preferred one first."""
 
 _HOW = {
     "lpips": "they are the linear heads of the package lpips, version 0.1, in one file with the keys "
@@ -63,19 +63,19 @@ def read_weights(
     """Find, check and read the weights of a network.
 
     Args:
-        op: name of the caller, for messages.
-        network: a key of `FILES`.
-        wanted: the names of the tensors; others in the file are left out.
-        weights: None to search, "download" for torchvision's file (kept by torch.hub), or a path to a safetensors file
-            or to a state dict written by torch.save (read without unpickling objects).
+        op: Name of the caller, for messages.
+        network: Key of `FILES`.
+        wanted: Names of the tensors; others in the file are ignored.
+        weights: None to search, "download" for torchvision's file (kept by torch.hub), or the path of a safetensors
+            file or of a state dict written by torch.save (read without unpickling objects).
 
     Returns:
-        name -> tensor on the CPU, float32.
+        dict name -> tensor on the CPU, float32.
 
     Raises:
-        FileNotFoundError: nothing found; the message lists where it was looked for and how to get the file.
-        ValueError: a wrong checksum, a file that cannot be read, or one without the tensors wanted.
-        RuntimeError: a download that failed.
+        FileNotFoundError: No file was found; the message lists where it was looked for and how to get it.
+        ValueError: The checksum is wrong, or the file is unreadable or lacks some of the tensors.
+        RuntimeError: The download failed.
     """
     path = _find(op, network, weights)
     _check(op, path)
@@ -84,7 +84,7 @@ def read_weights(
     if missing:
         raise ValueError(
             f"{op}: weights must hold {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; got {str(path)!r} "
-            f"without: is it the file of another network?"
+            f"without them; is it the file of another network?"
         )
     return {name: tensors[name].float() for name in wanted}
 
@@ -106,29 +106,27 @@ def _find(op: str, network: str, weights: str | os.PathLike[str] | None) -> Path
             if (folder / file.name).is_file():
                 return folder / file.name
         looked.append(f"{folder} ({' or '.join(file.name for file in files)})")
-    unset = "" if data else f" (${DATA_VARIABLE}/weights was left out: it is not set)"
+    unset = "" if data else f" (${DATA_VARIABLE} is not set)"
     how = _HOW.get(network) or (
-        'get them with weights="download", or pass weights=PATH of a file with torchvision\'s keys; '
-        'weights="random" is for tests of code alone'
+        'get them with weights="download", or pass weights=PATH of a file with torchvision\'s keys '
+        '(weights="random" is for testing code)'
     )
-    raise FileNotFoundError(
-        f"{op}: weights of {network} must be at hand; got none in {', '.join(looked)}{unset}: {how}"
-    )
+    raise FileNotFoundError(f"{op}: could not find the weights of {network} in {', '.join(looked)}{unset}; {how}")
 
 
 def _download(op: str, network: str) -> Path:
     file = next((file for file in FILES[network] if file.url), None)
     if file is None or file.url is None:
-        raise ValueError(f'{op}: weights must be a path; got "download", which {network} has none of: {_HOW[network]}')
+        raise ValueError(f'{op}: weights must be a path; got "download", which {network} lacks: {_HOW[network]}')
     try:
         torch.hub.load_state_dict_from_url(file.url, map_location="cpu", check_hash=True, weights_only=True)
     except OSError as error:
-        raise RuntimeError(f"{op}: weights must be within reach; got no {file.url}: {error}") from error
+        raise RuntimeError(f"{op}: could not download the weights from {file.url}: {error}") from error
     return Path(torch.hub.get_dir(), "checkpoints", file.name)
 
 
 def _check(op: str, path: Path) -> None:
-    """Refuse a file that has a published name and other contents."""
+    """Reject a file that has a published name but other contents."""
     known = next((file for files in FILES.values() for file in files if file.name == path.name), None)
     if known is None:
         return
@@ -137,7 +135,7 @@ def _check(op: str, path: Path) -> None:
     if not digest.startswith(known.sha256):
         raise ValueError(
             f"{op}: weights must have the published SHA-256 {known.sha256}; got {digest} in {str(path)!r}: the file is "
-            f"damaged or another one; get it again, or rename it if it is your own"
+            f"damaged or a different one; download it again, or rename it if it is your own"
         )
 
 
@@ -151,10 +149,10 @@ def _read(op: str, path: Path) -> Mapping[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # the readers raise nearly anything on damaged bytes
+    except Exception as error:  # on damaged files the readers raise almost anything
         raise ValueError(
             f"{op}: weights must be a safetensors file or a state dict; got {str(path)!r}: {error}"
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{op}: weights must be a state dict, name to tensor; got {str(path)!r} with something else")
+        raise ValueError(f"{op}: weights must be a state dict, name to tensor; got something else in {str(path)!r}")
     return tensors

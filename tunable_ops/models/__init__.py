@@ -1,4 +1,4 @@
-"""Networks that checkpoints and training configs can name; written plain, made tunable by `tunable_ops.convert`."""
+"""Networks that checkpoints and training configs can name: plain ones, which `tunable_ops.convert` makes tunable."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """Build a registered network with freshly drawn weights.
+    """Build a registered network with freshly initialised weights.
 
     Args:
-        name: a key of `ARCHITECTURES`.
-        **arguments: the arguments of its class; those left out take the class's defaults.
+        name: Key of `ARCHITECTURES`.
+        **arguments: Arguments of its class; those left out have the class's defaults.
 
     Returns:
         The plain network, in training mode, on the CPU.
 
     Raises:
-        ValueError: if the name is not registered, the class takes no such argument, or a value is out of its range.
-        TypeError: if an argument has the wrong type.
+        ValueError: The name is not registered, the class has no such argument, or a value is out of range.
+        TypeError: An argument has the wrong type.
 
     Example:
         >>> build("dncnn", features=16, depth=4).channels

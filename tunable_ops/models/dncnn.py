@@ -1,34 +1,38 @@
-"""DnCNN: a plain chain of convolutions that predicts the noise, optionally on 2x2- or 4x4-unshuffled pixels."""
+"""DnCNN: a plain chain of convolutions that predicts the noise, optionally on unshuffled pixels (blocks of r x r)."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.models.checks import check_input, check_int
+
 
 class DnCNN(nn.Module):
-    """Chain of 3x3 convolutions with ReLU between; ``y = x - chain(x - mean)``.
+    """Chain of 3x3 convolutions with ReLUs in between: ``y = x - chain(x - mean)``.
 
     If not residual, ``y = mean + chain(x - mean)``.
 
-    Without batch norm: the widely used re-trained weights fold it away, and per-picture inference does not want it.
-    The keys are those of such weights, ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs).
+    There is no batch normalisation: the widely used retrained weights have it folded in. Parameters have the names of
+    these weights: ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs).
 
-    With ``downscale=r > 1`` the chain runs on pixels unshuffled to [B, r*r*C, H/r, W/r] and its output is shuffled back
-    (the trick of FFDNet): r*r fewer pixels at the same width, hence about r*r times faster, and an r times larger
-    receptive field. Sizes that r does not divide are padded by repeating the border, and cropped again.
+    With ``downscale=r > 1`` the chain runs on pixels unshuffled to [B, r*r*C, H/r, W/r], and its output is shuffled
+    back
+    as in FFDNet: about r*r times faster, because there are r*r times fewer pixels, with an r times larger receptive
+    field. Sizes that are not multiples of r are padded by repeating the border, and the output is cropped.
 
     Args:
-        channels: channels C of the picture, 3 for RGB.
-        features: width of the hidden layers.
-        depth: number of convolutions, at least 2.
-        downscale: side r of the unshuffled block, 1 for none.
-        residual: whether the chain predicts what is subtracted from the input rather than the picture itself.
-        mean: value that the chain sees as zero. 0 is what published weights want; 0.5, the middle of [0, 1], trains
-            much faster from scratch.
+        channels: Channels C of the picture, 3 for RGB.
+        features: Width of the hidden layers.
+        depth: Number of convolutions, at least 2.
+        downscale: Side r of the unshuffled blocks; 1: no unshuffling.
+        residual: True if the chain predicts the noise to subtract rather than the picture.
+        mean: Value subtracted from the chain's input. Published weights expect 0; training from scratch is much faster
+            with 0.5, the middle of [0, 1].
 
     Source: Zhang et al., "Beyond a Gaussian Denoiser", 2017 (arXiv 1608.03981); the unshuffling is that of FFDNet,
     Zhang et al., 2018 (arXiv 1710.04026).
@@ -49,30 +53,23 @@ class DnCNN(nn.Module):
         mean: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = {"channels": (channels, 1), "features": (features, 1), "depth": (depth, 2), "downscale": (downscale, 1)}
-        for name, (value, least) in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"DnCNN: {name} must be an int; got {value!r}")
-            if value < least:
-                raise ValueError(f"DnCNN: {name} must be at least {least}; got {value}")
+        for name, value in (("channels", channels), ("features", features), ("downscale", downscale)):
+            check_int("DnCNN", name, value)
+        check_int("DnCNN", "depth", depth, 2)
         self.channels = channels
         self.downscale = downscale
         self.residual = residual
         self.mean = mean
         ends = channels * downscale**2
-        widths = [ends] + [features] * (depth - 1) + [ends]
-        layers: list[nn.Module] = []
-        for c, o in itertools.pairwise(widths):
-            layers += [nn.Conv2d(c, o, 3, padding=1), nn.ReLU(inplace=True)]
-        self.model = nn.Sequential(*layers[:-1])
+        self.model = chain([ends, *[features] * (depth - 1), ends])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights: a random rotation in the centre tap, 0 around it; a tenth of that in the last layer.
+        """Draw new weights: a random rotation in the centre tap, 0 elsewhere; scaled by a tenth in the last layer.
 
         Delta-orthogonal initialisation (Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", 2018, arXiv
-        1806.05393) with the gain sqrt(2) for ReLU: signals and gradients keep their size through the chain, which
-        normalisation layers would see to otherwise. Biases are 0. The last layer makes y start near x.
+        1806.05393) with a gain of sqrt(2) for ReLU keeps the scale of signals and gradients through the chain, as
+        normalisation layers otherwise would. Biases are 0. The small last layer makes y start near x.
         """
         convolutions = [layer for layer in self.model if isinstance(layer, nn.Conv2d)]
         with torch.no_grad():
@@ -88,16 +85,15 @@ class DnCNN(nn.Module):
         """Return the restored picture.
 
         Args:
-            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary.
+            x: [B, C, H, W], any floating dtype, any H and W; values in [0, 1] by convention.
 
         Returns:
             Tensor like x.
 
         Raises:
-            ValueError: if x is not [B, C, H, W] with C = ``channels``.
+            ValueError: x is not [B, C, H, W] with C = ``channels``.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"DnCNN: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        check_input("DnCNN", x, self.channels)
         out = x - self.mean if self.mean else x
         if self.downscale == 1:
             out = self.model(out)
@@ -111,5 +107,13 @@ class DnCNN(nn.Module):
         return x - out if self.residual else out + self.mean
 
     def extra_repr(self) -> str:
-        """What the layers below do not show."""
+        """Return what the layers below do not show."""
         return f"channels={self.channels}, downscale={self.downscale}, residual={self.residual}, mean={self.mean}"
+
+
+def chain(widths: Sequence[int]) -> nn.Sequential:
+    """Build 3x3 convolutions between the given numbers of channels, with ReLUs in between."""
+    layers: list[nn.Module] = []
+    for c, o in itertools.pairwise(widths):
+        layers += [nn.Conv2d(c, o, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])

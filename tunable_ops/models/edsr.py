@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.models.checks import check_input, check_int, check_number
+
 
 class ResidualBlock(nn.Module):
     """``y = x + res_scale * conv2(relu(conv1(x)))``, both convolutions 3x3.
 
     Args:
         channels: C.
-        res_scale: the fixed factor.
+        res_scale: Fixed factor of the residual.
     """
 
     def __init__(self, channels: int, res_scale: float) -> None:
@@ -25,11 +27,11 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map [B, C, H, W] to the same shape."""
         return torch.add(x, self.conv2(F.relu(self.conv1(x), inplace=True)), alpha=self.res_scale)
 
     def extra_repr(self) -> str:
-        """The factor."""
+        """Return the factor."""
         return f"res_scale={self.res_scale}"
 
 
@@ -39,31 +41,31 @@ class EDSR(nn.Module):
     Formula: ``f = conv_first((x - mean) * img_range)``,
     ``y = conv_last(upsample(conv_after_body(body(f)) + f)) / img_range + mean``.
 
-    upsample is, per factor of 2, a 3x3 convolution to 4 times the channels and a pixel shuffle; nothing at scale 1.
-    Parameters have the names of BasicSR's EDSR (conv_first, body.0.conv1, conv_after_body, upsample.0, conv_last); its
-    weights take ``res_scale=1, img_range=255, mean=(0.4488, 0.4371, 0.4040)``, and the larger network also
-    ``num_blocks=32, features=256, res_scale=0.1``. The mean is no parameter and not in the state dict.
+    For each factor of 2, upsample has a 3x3 convolution to 4 times the channels and a pixel shuffle; at scale 1 it is
+    empty. Parameters have the names of BasicSR's EDSR (conv_first, body.0.conv1, conv_after_body, upsample.0,
+    conv_last). Its weights need ``res_scale=1, img_range=255, mean=(0.4488, 0.4371, 0.4040)``; those of the larger
+    network also ``num_blocks=32, features=256`` and ``res_scale=0.1``. The mean is not in the state dict.
 
-    Without ``body_conv`` (and at scale 1) the size is that of the tunable network for denoising and deblurring:
-    1,185,219 parameters, or 1,222,147 with it. That network also has a ReLU after its first convolution, this one none.
+    At scale 1 without ``body_conv`` the network is as large as the published tunable one for denoising and deblurring:
+    1,185,219 parameters (1,222,147 with it). That one also has a ReLU after its first convolution.
 
     Args:
-        scale: factor between the sides of input and output: 1, 2 or 4.
-        num_blocks: number of residual blocks, at least 1.
-        features: width of the hidden layers.
-        res_scale: factor of every residual. 0.1 is that of the tunable network and of the largest plain one; the plain
-            baseline of this size has 1.
-        body_conv: whether there is a convolution after the blocks, as published for super-resolution.
-        img_channel: channels C of the picture, 3 for RGB.
-        mean: value that the network sees as zero, one for all channels or one per channel, in the unit of x.
-        img_range: factor by which the network scales its input and divides its output; positive.
+        scale: Enlargement: 1, 2 or 4.
+        num_blocks: Number of residual blocks, at least 1.
+        features: Width of the hidden layers.
+        res_scale: Factor of every residual: 0.1 in the tunable network and in the largest plain one, 1 in the plain
+            baseline of this size.
+        body_conv: True for a convolution after the blocks, as published for super-resolution.
+        img_channel: Channels C of the picture, 3 for RGB.
+        mean: Value subtracted from x before the network and added after it: one number, or one per channel.
+        img_range: Factor on the network's input and divisor of its output; positive.
 
     Attributes:
-        channels: C of the picture, as in every network here.
+        channels: C, as in all these networks.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if scale is not 1, 2 or 4, a number is too small, or mean has not one value per channel.
+        TypeError: An argument has the wrong type.
+        ValueError: `scale` is not 1, 2 or 4, a number is too small, or mean does not have one value per channel.
 
     Source: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017 (arXiv
     1707.02921); the tunable one: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR
@@ -90,15 +92,13 @@ class EDSR(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in {"num_blocks": num_blocks, "features": features, "img_channel": img_channel}.items():
-            _check_int(name, value)
-            if value < 1:
-                raise ValueError(f"EDSR: {name} must be at least 1; got {value}")
-        _check_int("scale", scale)
+            check_int("EDSR", name, value)
+        if not isinstance(scale, int) or isinstance(scale, bool):
+            raise TypeError(f"EDSR: scale must be an int; got {scale!r}")
         if scale not in (1, 2, 4):
             raise ValueError(f"EDSR: scale must be 1, 2 or 4; got {scale}")
         for name, number in {"res_scale": res_scale, "img_range": img_range}.items():
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                raise TypeError(f"EDSR: {name} must be a number; got {number!r}")
+            check_number("EDSR", name, number)
         if img_range <= 0:
             raise ValueError(f"EDSR: img_range must be positive; got {img_range}")
         if not isinstance(body_conv, bool):
@@ -122,16 +122,15 @@ class EDSR(nn.Module):
         """Return the restored or enlarged picture.
 
         Args:
-            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary.
+            x: [B, C, H, W], any floating dtype, any H and W; values in [0, 1] by convention.
 
         Returns:
             [B, C, scale * H, scale * W], otherwise like x.
 
         Raises:
-            ValueError: if x is not [B, C, H, W] with C = ``channels``.
+            ValueError: x is not [B, C, H, W] with C = ``channels``.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"EDSR: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        check_input("EDSR", x, self.channels)
         if self.centred:
             x = x - self.mean
         if self.img_range != 1:
@@ -146,13 +145,8 @@ class EDSR(nn.Module):
         return out + self.mean if self.centred else out
 
     def extra_repr(self) -> str:
-        """What the layers below do not show."""
+        """Return what the layers below do not show."""
         return f"scale={self.scale}, centred={self.centred}, img_range={self.img_range}"
-
-
-def _check_int(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"EDSR: {name} must be an int; got {value!r}")
 
 
 def _per_channel(mean: float | Sequence[float], channels: int) -> list[float]:

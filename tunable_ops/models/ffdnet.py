@@ -1,25 +1,26 @@
-"""FFDNet: a chain of convolutions on unshuffled pixels, told the level of the noise."""
+"""FFDNet: a chain of convolutions on unshuffled pixels, with the noise level as an input."""
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SIDE = 2  # of the blocks that pixels are unshuffled to
+from tunable_ops.models.checks import check_input, check_int
+from tunable_ops.models.dncnn import chain
+
+_SIDE = 2  # pixels are unshuffled in blocks of 2 x 2
 
 
 class FFDNet(nn.Module):
     """The classic tunable denoiser: ``y = shuffle(chain(cat(unshuffle(x), sigma)))``.
 
-    The level of the noise is an input, as a map: the knob of a network that is not tunable. Keys are those of the
-    published weights, ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Sizes that 2 does not divide are
-    padded by repeating the border, and cropped again.
+    The noise level is an input map: a knob without tunable layers. Parameters have the names of the published weights:
+    ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded by repeating the border, and the
+    output is cropped.
 
     Args:
-        channels: C of the picture, 3 for RGB.
+        channels: Channels C of the picture, 3 for RGB.
         features: Width of the hidden layers; published: 96 in colour, 64 in grey.
         depth: Number of convolutions, at least 2; published: 12 in colour, 15 in grey.
 
@@ -35,34 +36,26 @@ class FFDNet(nn.Module):
     def __init__(self, channels: int = 3, features: int = 96, depth: int = 12) -> None:
         super().__init__()
         for name, value, least in (("channels", channels, 1), ("features", features, 1), ("depth", depth, 2)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"FFDNet: {name} must be an int; got {value!r}")
-            if value < least:
-                raise ValueError(f"FFDNet: {name} must be at least {least}; got {value}")
+            check_int("FFDNet", name, value, least)
         self.channels = channels
         ends = channels * _SIDE**2
-        widths = [ends + 1] + [features] * (depth - 1) + [ends]
-        layers: list[nn.Module] = []
-        for c, o in itertools.pairwise(widths):
-            layers += [nn.Conv2d(c, o, 3, padding=1), nn.ReLU(inplace=True)]
-        self.model = nn.Sequential(*layers[:-1])
+        self.model = chain([ends + 1, *[features] * (depth - 1), ends])
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Returns the denoised picture.
+        """Return the denoised picture.
 
         Args:
             x: [B, C, H, W], values in [0, 1] by convention.
-            sigma: Standard deviation of the noise on the scale of x (25 / 255, say): a number, [B], or a map
+            sigma: Standard deviation of the noise on the scale of x, for instance 25 / 255: a number, [B], or a map
                 [B, 1, H, W].
 
         Returns:
             Tensor like x.
 
         Raises:
-            ValueError: x is not [B, C, H, W] with C = ``channels``, or sigma of another shape.
+            ValueError: x is not [B, C, H, W] with C = ``channels``, or sigma has another shape.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"FFDNet: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        check_input("FFDNet", x, self.channels)
         height, width = x.shape[-2:]
         level = self._level(x, sigma)
         pad = (0, -width % _SIDE, 0, -height % _SIDE)
@@ -74,7 +67,7 @@ class FFDNet(nn.Module):
         return F.pixel_shuffle(out, _SIDE)[..., :height, :width]
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """The map [B, 1, H, W]."""
+        """Return sigma as a map [B, 1, H, W]."""
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         shape = (x.shape[0], 1, *x.shape[-2:])
         if level.dim() == 0 or level.shape == x.shape[:1]:

@@ -8,19 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.models.checks import check_input, check_int, check_ints
+
 
 class LayerNorm2d(nn.Module):
-    """Normalisation of every pixel over its channels.
+    """Layer normalisation of every pixel over its channels.
 
-    Formula: ``y = (x - mu) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over C, one pair
-    per pixel; in low precision the sums are fp32.
+    Formula: ``y = (x - mu) / sqrt(var + eps) * weight + bias``, with the mean and the biased variance over C for each
+    pixel; sums are fp32 in low precision.
 
-    The result is dense in channels_last, the layout in which a pixel's channels are neighbours: such an input is
-    normalised without a copy, any other one is read into it once. Twice differentiable.
+    The result is in channels_last, where a pixel's channels are contiguous: input in that layout is not copied, any
+    other is converted once. Twice differentiable.
 
     Args:
         channels: C.
-        eps: added to the variance, at least 0.
+        eps: Constant added to the variance, at least 0.
 
     State: weight [C], bias [C].
     """
@@ -32,19 +34,19 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map [B, C, H, W] to the same shape."""
         y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return y.permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
-        """Channels and eps."""
+        """Return channels and eps."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class NAFBlock(nn.Module):
-    """One block: ``y = x + beta * attend(x)``, ``z = y + gamma * expand(y)``; beta and gamma start at 0, z at x.
+    """One block: ``y = x + beta * attend(x)``, ``z = y + gamma * expand(y)``; beta and gamma start at 0, so z = x.
 
-    Formula: with ``gate(a, b) = a * b`` of the two halves of the channels, ``g = gate(conv2(conv1(norm1(x))))``,
+    Formula: with ``gate``, the product of the two halves of the channels, and ``g = gate(conv2(conv1(norm1(x))))``,
     ``attend(x) = conv3(g * sca(g))`` and ``expand(y) = conv5(gate(conv4(norm2(y))))``. conv1 and conv4 double the
     channels, conv2 is a depthwise 3x3, the others 1x1; sca is the mean over all pixels and a 1x1 convolution.
 
@@ -63,12 +65,12 @@ class NAFBlock(nn.Module):
         self.conv5 = nn.Conv2d(c, c, 1)
         self.norm1 = LayerNorm2d(c)
         self.norm2 = LayerNorm2d(c)
-        # the leading 1 gives way to the batch where lambda comes per sample
+        # the leading 1 becomes the batch when lambda is given per sample
         self.beta = nn.Parameter(torch.zeros(1, c, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, c, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map [B, C, H, W] to the same shape."""
         g = _gate(self.conv2(self.conv1(self.norm1(x))))
         y = x + self.conv3(g * self.sca(g)) * self.beta
         return y + self.conv5(_gate(self.conv4(self.norm2(y)))) * self.gamma
@@ -80,30 +82,30 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class NAFNet(nn.Module):
-    """U-shaped restoration network; ``y = x + net(x)``, the input itself on fresh weights but for the two ends.
+    """U-shaped restoration network: ``y = x + net(x)``.
 
-    ``intro`` (3x3), per level an encoder of blocks and a 2x2 convolution of stride 2 that doubles the channels, the
-    middle blocks, per level a bias-less 1x1 convolution with pixel shuffle, the skip connection and a decoder of
-    blocks, ``ending`` (3x3). Pictures whose sides 2**levels does not divide are padded with 0 at the right and the
-    bottom, and cropped again.
+    The layers are ``intro`` (3x3); for each level an encoder of blocks and a 2x2 convolution of stride 2 that doubles
+    the channels; the middle blocks; for each level a 1x1 convolution without bias and a pixel shuffle, the skip
+    connection and a decoder of blocks; ``ending`` (3x3). Sides that are not multiples of 2**levels are padded with 0 at
+    the right and the bottom, and the output is cropped.
 
     The defaults are NAFNet-32 as published for denoising (29.16M parameters, 16.05 GMAC at 256x256); parameters have
-    the names of the published weights. Its channel attention takes the mean of the whole picture: tiles of a picture
-    do not give quite what the picture gives.
+    the names of the published weights. Channel attention depends on the mean over the whole picture, so tiles of a
+    picture differ slightly from the picture.
 
     Args:
-        img_channel: channels C of the picture, 3 for RGB.
-        width: channels of the first level.
-        middle_blk_num: number of blocks at the lowest level, may be 0.
-        enc_blk_nums: number of blocks of each encoder, from the top; its length is the number of levels.
-        dec_blk_nums: number of blocks of each decoder, from the bottom; as many entries.
+        img_channel: Channels C of the picture, 3 for RGB.
+        width: Channels of the first level.
+        middle_blk_num: Number of blocks at the lowest level; may be 0.
+        enc_blk_nums: Number of blocks in each encoder, from the top; its length is the number of levels.
+        dec_blk_nums: Number of blocks in each decoder, from the bottom; the same length.
 
     Attributes:
         channels: C.
 
     Raises:
-        TypeError: if a number is not an int, or the numbers of blocks not a list or tuple.
-        ValueError: if a number is too small, or encoders and decoders differ in number.
+        TypeError: A number is not an int, or the numbers of blocks are not a list or tuple.
+        ValueError: A number is too small, or encoders and decoders differ in number.
 
     Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (arXiv 2204.04676).
 
@@ -122,14 +124,11 @@ class NAFNet(nn.Module):
         dec_blk_nums: Sequence[int] = (2, 2, 2, 2),
     ) -> None:
         super().__init__()
-        _check_int("img_channel", img_channel, 1)
-        _check_int("width", width, 1)
-        _check_int("middle_blk_num", middle_blk_num, 0)
-        for name, numbers in (("enc_blk_nums", enc_blk_nums), ("dec_blk_nums", dec_blk_nums)):
-            if not isinstance(numbers, list | tuple):
-                raise TypeError(f"NAFNet: {name} must be a list or tuple of ints; got {numbers!r}")
-            for i, number in enumerate(numbers):
-                _check_int(f"{name}[{i}]", number, 0)
+        check_int("NAFNet", "img_channel", img_channel)
+        check_int("NAFNet", "width", width)
+        check_int("NAFNet", "middle_blk_num", middle_blk_num, 0)
+        check_ints("NAFNet", "enc_blk_nums", enc_blk_nums, 0)
+        check_ints("NAFNet", "dec_blk_nums", dec_blk_nums, 0)
         if len(enc_blk_nums) != len(dec_blk_nums):
             raise ValueError(
                 "NAFNet: dec_blk_nums must have as many entries as enc_blk_nums; got "
@@ -154,16 +153,15 @@ class NAFNet(nn.Module):
         """Return the restored picture.
 
         Args:
-            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary.
+            x: [B, C, H, W], any floating dtype, any H and W; values in [0, 1] by convention.
 
         Returns:
             Tensor like x.
 
         Raises:
-            ValueError: if x is not [B, C, H, W] with C = ``channels``.
+            ValueError: x is not [B, C, H, W] with C = ``channels``.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"NAFNet: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        check_input("NAFNet", x, self.channels)
         height, width = x.shape[-2:]
         side = 2 ** len(self.encoders)
         pad_h, pad_w = -height % side, -width % side
@@ -176,7 +174,7 @@ class NAFNet(nn.Module):
             out = down(out)
         out = self.middle_blks(out)
         for decoder, up in zip(self.decoders, self.ups, strict=True):
-            # the skip first: the sum takes its layout, pixel shuffle may have lost channels_last
+            # skip first: the sum has the layout of its first operand, and pixel shuffle may lose channels_last
             out = decoder(skips.pop() + up(out))
         out = padded + self.ending(out)
         return out[..., :height, :width]
@@ -184,10 +182,3 @@ class NAFNet(nn.Module):
 
 def _blocks(number: int, channels: int) -> nn.Sequential:
     return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))
-
-
-def _check_int(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"NAFNet: {name} must be an int; got {value!r}")
-    if value < least:
-        raise ValueError(f"NAFNet: {name} must be at least {least}; got {value}")

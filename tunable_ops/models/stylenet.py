@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_COLOUR = 16.0  # the last convolution's unit of colour: see StyleNet
-_SMALLEST = 8  # pixels: reflects 4 for the 9x9 convolutions, and leaves 2 x 2 at the deepest level
+from tunable_ops.models.checks import check_input, check_int, check_ints
+
+_COLOUR = 16.0  # scale of the last convolution's output: see StyleNet
+_SMALLEST = 8  # pixels: enough to reflect 4 for the 9x9 convolutions, and to leave 2 x 2 at the deepest level
 
 
 class ResidualBlock(nn.Module):
@@ -27,12 +29,12 @@ class ResidualBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+        """Map [B, C, H, W] to the same shape."""
         return x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
 
 
 class StyleNet(nn.Module):
-    """Style transfer in one pass: paints a picture in the style that the network was trained for.
+    """Style transfer in one pass: paint a picture in the style that the network was trained for.
 
     Formula, with ``unit = relu(norm(conv))`` and w = width:
 
@@ -41,29 +43,29 @@ class StyleNet(nn.Module):
     - ``up1`` nearest x2 and 3x3, 4w -> 2w; blocks ``body.2``;
     - ``up2`` nearest x2 and 3x3, 2w -> w; ``y = sigmoid(ending(...) / 16)`` with a 9x9, w -> 3.
 
-    All five convolutions before the last are units. Borders are reflected. The norms are instance normalisation with a
-    learned gain and offset; `convert` leaves them static and makes every convolution tunable, with as many parameters
-    as there are styles. They look at the whole picture: tiles of a picture do not give quite what the picture gives.
-    Pictures whose sides 4 does not divide, or that are smaller than 8 pixels, have their last row and column repeated,
-    and are cropped again.
+    All five convolutions before the last are units. Borders are reflected. The norms are instance normalisations with a
+    learned gain and offset; `convert` leaves them as they are and makes every convolution tunable, with one parameter
+    per style. They depend on the whole picture, so tiles of a picture differ slightly from the picture. Sides that are
+    not multiples of 4, or smaller than 8, are padded by repeating the last row or column, and the output is cropped.
 
     The defaults are the published configuration of the tunable style network: 64 -> 128 -> 256 channels, blocks
-    [2, 6, 2], 9x9 at both ends. What the publication leaves open is a choice of ours: that the three numbers of blocks
-    stand before, at and after the deepest level, the order inside a block, and the sigmoid, which keeps colours in
-    [0, 1] as the scaled tanh of Johnson et al. does in its unit. The 16, which the first weights make up for, is there
-    for Adam: a step moves all of the 81 w weights behind a colour by the rate, which without it repaints the picture.
+    [2, 6, 2], 9x9 at both ends. Where the publication is silent we chose that the three numbers of blocks belong
+    before, at and after the deepest level, the order inside a block, and the sigmoid, which keeps colours in [0, 1] as
+    the
+    scaled tanh of Johnson et al. does. The factor 16, which the initial weights compensate, is for Adam: one step
+    changes each of the 81 w weights of a colour by the learning rate, which would otherwise repaint the picture.
 
     Args:
-        img_channel: channels C of the picture, 3 for RGB.
-        width: channels w of the first level.
-        num_blocks: residual blocks at 2w channels on the way down, at 4w, and at 2w on the way up; each may be 0.
+        img_channel: Channels C of the picture, 3 for RGB.
+        width: Channels w of the first level.
+        num_blocks: Residual blocks at 2w channels on the way down, at 4w, and at 2w on the way up; each may be 0.
 
     Attributes:
         channels: C.
 
     Raises:
-        TypeError: if a number is not an int, or num_blocks is not a list or tuple.
-        ValueError: if a number is too small, or num_blocks has not three entries.
+        TypeError: A number is not an int, or num_blocks is not a list or tuple.
+        ValueError: A number is too small, or num_blocks does not have three entries.
 
     Source: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR 2023; the elements
     are those of Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016
@@ -78,14 +80,11 @@ class StyleNet(nn.Module):
 
     def __init__(self, img_channel: int = 3, width: int = 64, num_blocks: Sequence[int] = (2, 6, 2)) -> None:
         super().__init__()
-        _check_int("img_channel", img_channel, 1)
-        _check_int("width", width, 1)
-        if not isinstance(num_blocks, list | tuple):
-            raise TypeError(f"StyleNet: num_blocks must be a list or tuple of ints; got {num_blocks!r}")
+        check_int("StyleNet", "img_channel", img_channel)
+        check_int("StyleNet", "width", width)
+        check_ints("StyleNet", "num_blocks", num_blocks, 0)
         if len(num_blocks) != 3:
             raise ValueError(f"StyleNet: num_blocks must have 3 entries; got {list(num_blocks)}")
-        for i, number in enumerate(num_blocks):
-            _check_int(f"num_blocks[{i}]", number, 0)
         self.channels = img_channel
         self.intro = _unit(img_channel, width, 9)
         self.down1 = _unit(width, 2 * width, 3, stride=2)
@@ -104,18 +103,17 @@ class StyleNet(nn.Module):
         """Return the painted picture.
 
         Args:
-            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary.
+            x: [B, C, H, W], any floating dtype, any H and W; values in [0, 1] by convention.
 
         Returns:
             Tensor like x, values in (0, 1).
 
         Raises:
-            ValueError: if x is not [B, C, H, W] with C = ``channels``.
+            ValueError: x is not [B, C, H, W] with C = ``channels``.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"StyleNet: x must be [B, {self.channels}, H, W]; got {list(x.shape)}")
+        check_input("StyleNet", x, self.channels)
         if not x.shape[0]:
-            return x.clone()  # torch's instance normalisation refuses an empty batch
+            return x.clone()  # torch's instance normalisation rejects an empty batch
         height, width = x.shape[-2:]
         pad_h, pad_w = (max(-size % 4, _SMALLEST - size) for size in (height, width))
         out = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else x
@@ -135,10 +133,3 @@ def _norm(channels: int) -> nn.InstanceNorm2d:
 
 def _unit(c: int, o: int, side: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(_conv(c, o, side, stride), _norm(o), nn.ReLU())
-
-
-def _check_int(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"StyleNet: {name} must be an int; got {value!r}")
-    if value < least:
-        raise ValueError(f"StyleNet: {name} must be at least {least}; got {value}")

@@ -1,4 +1,4 @@
-"""SwinIR: residual groups of attention in shifted windows, for restoration and super-resolution."""
+"""SwinIR: attention in shifted windows, for restoration and super-resolution."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.models.checks import check_int, check_ints, check_number
+
 _UPSAMPLERS = {"": (1,), "pixelshuffle": (2, 3, 4, 8), "pixelshuffledirect": (2, 3, 4), "nearest+conv": (2, 4)}
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-_FEATURES = 64  # channels of the upsamplers that have a width of their own
+_FEATURES = 64  # channels of the upsamplers whose width differs from the body's
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside windows, with a learned bias for every offset between two of its pixels.
+    """Multi-head attention inside windows, with a learned bias for every offset between two pixels.
 
     Formula, per window and head: ``softmax(q k^T / sqrt(d) + table[index] + mask) v``, then ``proj``.
 
     Args:
-        dim: channels C.
-        window: side w of a window; N = w * w pixels.
-        heads: number of heads; d = C / heads.
+        dim: Channels C.
+        window: Side w of a window; N = w * w pixels.
+        heads: Number of heads; d = C / heads.
 
     State: relative_position_bias_table [(2w-1)^2, heads], relative_position_index [N, N] (its rows), qkv, proj.
     """
@@ -40,11 +42,11 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Apply attention to windows.
 
         Args:
-            x: [B * n, N, C], the n windows of a sample one after the other.
-            mask: [n, N, N], added before the softmax.
+            x: [B * n, N, C], the n windows of each sample in order.
+            mask: [n, N, N], added before the softmax; or None.
 
         Returns:
             Tensor like x.
@@ -68,8 +70,8 @@ class Mlp(nn.Module):
     """``y = fc2(gelu(fc1(x)))``.
 
     Args:
-        dim: channels C.
-        hidden: channels between.
+        dim: Channels C.
+        hidden: Channels of the hidden layer.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -78,22 +80,21 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ..., C] -> the same shape."""
+        """Map [B, ..., C] to the same shape."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwinBlock(nn.Module):
-    """``y = x + drop(attn(norm1(x)))``, ``z = y + drop(mlp(norm2(y)))``, with windows moved by ``shift`` pixels.
+    """``y = x + drop(attn(norm1(x)))``, ``z = y + drop(mlp(norm2(y)))``, with windows shifted by ``shift`` pixels.
 
     Args:
-        dim: channels C.
-        heads: of the attention.
-        window: side w.
-        shift: 0, or how far the picture is rolled up and left first; windows that then hold pixels of two borders are
-            masked.
-        hidden: channels inside the MLP.
-        drop_path: probability with which a sample skips a residual in training.
-        img_size: side of the pictures that the mask is kept for; made anew for others.
+        dim: Channels C.
+        heads: Number of attention heads.
+        window: Side w of a window.
+        shift: Pixels by which the picture is first rolled up and left; attention across the seam is masked.
+        hidden: Hidden channels of the MLP.
+        drop_path: Probability that a sample skips a residual in training.
+        img_size: Side of the pictures whose mask is stored; for other sizes it is computed in each call.
 
     State: norm1, attn, norm2, mlp, and for shift > 0 attn_mask [n, w * w, w * w].
     """
@@ -112,7 +113,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", shift_mask(img_size, img_size, window, shift) if shift else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same shape; H and W multiples of the window."""
+        """Map [B, H, W, C] to the same shape; H and W are multiples of the window."""
         x = x + self._drop(self._attend(self.norm1(x)))
         return x + self._drop(self.mlp(self.norm2(x)))
 
@@ -127,14 +128,14 @@ class SwinBlock(nn.Module):
         return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
 
     def _drop(self, x: Tensor) -> Tensor:
-        """Stochastic depth: 0 for a share ``drop_path`` of the samples, the others scaled to keep the mean."""
+        """Apply stochastic depth: set a share ``drop_path`` of the samples to 0, scale the others to keep the mean."""
         if not self.training or not self.drop_path:
             return x
         keep = 1 - self.drop_path
         return x * (x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep)
 
     def extra_repr(self) -> str:
-        """What the layers below do not show."""
+        """Return what the layers below do not show."""
         return f"window={self.window}, shift={self.shift}, drop_path={self.drop_path:g}"
 
 
@@ -142,8 +143,8 @@ class ResidualGroup(nn.Module):
     """``y = x + conv(blocks(x))``.
 
     Args:
-        blocks: the `SwinBlock`s.
-        conv: at the end, from `_connection`.
+        blocks: The blocks.
+        conv: What `_connection` returns.
     """
 
     def __init__(self, blocks: Sequence[SwinBlock], conv: nn.Module) -> None:
@@ -152,49 +153,50 @@ class ResidualGroup(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same shape."""
+        """Map [B, H, W, C] to the same shape."""
         return x + self.conv(self.residual_group(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SwinIR(nn.Module):
-    """Restoration and super-resolution by attention in windows of w x w pixels, every second block's shifted by w/2.
+    """Restoration and super-resolution by attention in windows of w x w pixels, shifted by w/2 in every second block.
 
     Formula: ``f = conv_first((x - mean) * img_range)``, ``g = f + conv_after_body(norm(layers(patch_embed(f))))``;
     then ``y = head(g) / img_range + mean``, and at upscale 1 the head's output is added to the input.
 
-    The heads are those published: "" (restoration), "pixelshuffle" (classical super-resolution), "pixelshuffledirect"
-    (lightweight), "nearest+conv" (real pictures). Sides that w does not divide are extended by reflection at the right
-    and the bottom, and cropped again; pictures smaller than that reflection reaches are reflected back and forth.
+    The heads are the published ones: "" (restoration), "pixelshuffle" (classical super-resolution),
+    "pixelshuffledirect" (lightweight), "nearest+conv" (real-world pictures). Sides that are not multiples of w are
+    extended by reflection at the right and the bottom, repeatedly if the picture is very small, and the output is
+    cropped.
 
-    The defaults are the published configuration for denoising in colour. Classical super-resolution takes
+    The defaults are the published configuration for colour denoising. Classical super-resolution needs
     ``upsampler="pixelshuffle", upscale=2, img_size=48`` (or 64), the lightweight one ``upsampler="pixelshuffledirect",
-    embed_dim=60, depths=(6, 6, 6, 6), num_heads=(6, 6, 6, 6)``; grey denoising ``in_chans=1``. Parameters and buffers
-    have the names of the published weights; ``img_size`` decides the size of the masks among them (128 for denoising)
-    and nothing else. Make it tunable, position tables included, with
+    embed_dim=60, depths=(6, 6, 6, 6), num_heads=(6, 6, 6, 6)``, grey denoising ``in_chans=1``. Parameters and buffers
+    have the names of the published weights; ``img_size`` only decides the size of the stored masks (128 for denoising).
+    Make it tunable, position tables included, with
     ``convert(net, 2, parameters=("*.relative_position_bias_table",))``.
 
     Args:
-        img_size: side of the pictures that masks are kept for: that of the training crops; a multiple of window_size.
-        in_chans: channels of the picture.
-        embed_dim: channels C of the body, a multiple of every number of heads.
-        depths: number of blocks in each residual group.
-        num_heads: heads in each group; as many entries.
+        img_size: Side of the pictures whose masks are stored, usually the training crops; a multiple of window_size.
+        in_chans: Channels of the picture.
+        embed_dim: Channels C of the body, a multiple of every number of heads.
+        depths: Number of blocks in each residual group.
+        num_heads: Heads in each group; the same length.
         window_size: w.
-        mlp_ratio: channels inside the MLPs over C.
-        drop_path_rate: stochastic depth of the last block in training, rising linearly from 0 at the first.
-        upscale: factor between the sides of input and output: 1 for ""; 2, 3, 4 or 8 for "pixelshuffle", 2, 3 or 4
-            for "pixelshuffledirect", 2 or 4 for "nearest+conv".
-        img_range: factor on the input, divided out at the end; positive.
-        upsampler: the head.
-        resi_connection: "1conv" or, as in the largest published model, "3conv": the convolutions after each group.
-        mean: value that the network sees as zero, one per channel; None: DIV2K's for 3 channels, else 0.
+        mlp_ratio: Hidden channels of the MLPs divided by C.
+        drop_path_rate: Stochastic depth of the last block in training, rising linearly from 0 at the first.
+        upscale: Enlargement: 1 for ""; 2, 3, 4 or 8 for "pixelshuffle"; 2, 3 or 4 for "pixelshuffledirect"; 2 or 4 for
+            "nearest+conv".
+        img_range: Factor on the input, divided out at the end; positive.
+        upsampler: Head of the network.
+        resi_connection: Convolutions after each group: "1conv" or, as in the largest published model, "3conv".
+        mean: Value per channel, subtracted from the input; None: DIV2K's mean for 3 channels, else 0.
 
     Attributes:
-        channels: in_chans, as in every network here.
+        channels: in_chans, as in all these networks.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if a value is out of range, or values do not go together.
+        TypeError: An argument has the wrong type.
+        ValueError: A value is out of range, or values do not fit together.
 
     Source: Liang et al., "SwinIR: Image Restoration Using Swin Transformer", ICCV workshops 2021 (arXiv 2108.10257).
 
@@ -251,7 +253,7 @@ class SwinIR(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _add_head(self, dim: int) -> None:
-        """The layers of the chosen upsampler, under their published names."""
+        """Add the layers of the chosen upsampler, under their published names."""
         colours, upscale = self.channels, self.upscale
         if self.upsampler == "pixelshuffledirect":
             self.upsample = nn.Sequential(nn.Conv2d(dim, colours * upscale**2, 3, padding=1), nn.PixelShuffle(upscale))
@@ -276,13 +278,13 @@ class SwinIR(nn.Module):
         """Return the restored or enlarged picture.
 
         Args:
-            x: [B, C, H, W], any floating dtype; values in [0, 1] by convention. H and W are arbitrary, at least 1.
+            x: [B, C, H, W], any floating dtype, any H and W from 1 on; values in [0, 1] by convention.
 
         Returns:
             [B, C, upscale * H, upscale * W], otherwise like x.
 
         Raises:
-            ValueError: if x is not [B, C, H, W] with C = ``channels``, or has no pixel.
+            ValueError: x is not [B, C, H, W] with C = ``channels``, or has no pixels.
         """
         if x.dim() != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
             raise ValueError(f"SwinIR: x must be [B, {self.channels}, H, W], H and W >= 1; got {list(x.shape)}")
@@ -308,12 +310,12 @@ class SwinIR(nn.Module):
         return self.conv_last(x)
 
     def extra_repr(self) -> str:
-        """What the layers below do not show."""
+        """Return what the layers below do not show."""
         return f"upscale={self.upscale}, upsampler={self.upsampler!r}, img_range={self.img_range}"
 
 
 def relative_position_index(window: int) -> Tensor:
-    """[N, N] int64: row of the table for pixels i and j of a window, ``(dy + w-1) * (2w-1) + (dx + w-1)``."""
+    """Return the table's row for pixels i and j of a window, ``(dy + w-1) * (2w-1) + (dx + w-1)``: [N, N] int64."""
     place = torch.arange(window)
     y, x = place.repeat_interleave(window), place.repeat(window)  # [N]
     dy, dx = y.unsqueeze(1) - y, x.unsqueeze(1) - x  # [N, N]
@@ -321,9 +323,9 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """[n, N, N] float32: 0 for two pixels of a window that were neighbours before the shift, -100 across a border.
+    """Return [n, N, N] float32: -100 for two pixels of a window on different sides of the seam, else 0.
 
-    After rolling by ``shift`` the last window of a row holds the last pixels and, behind them, the first ones.
+    After rolling by ``shift`` the last window of a row holds the last pixels, followed by the first ones.
     """
 
     def part(size: int) -> Tensor:
@@ -336,21 +338,21 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
-    """[B, H, W, C] -> [B * n, w * w, C], the windows of a sample one after the other, row by row."""
+    """Split [B, H, W, C] into [B * n, w * w, C], the windows of each sample row by row."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
 def join_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """[B * n, w * w, C] -> [B, H, W, C], the inverse of `split_windows`."""
+    """Join [B * n, w * w, C] to [B, H, W, C], the inverse of `split_windows`."""
     window = round(windows.shape[1] ** 0.5)
     shape = (-1, height // window, width // window, window, window, windows.shape[-1])
     return windows.view(shape).transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """[B, C, H, W] extended at the right and the bottom, mirrored without repeating the border, back and forth."""
+    """Extend [B, C, H, W] at the right and the bottom by reflection, repeatedly if necessary."""
     for dim in (-2, -1):
         size = x.shape[dim]
         if size % multiple:
@@ -384,16 +386,10 @@ def _mean(mean: Sequence[float] | None, channels: int) -> Tensor:
 
 
 def _check_numbers(numbers: dict[str, int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
-    numbers = dict(numbers)
-    for name, given in (("depths", depths), ("num_heads", num_heads)):
-        if not isinstance(given, list | tuple):
-            raise TypeError(f"SwinIR: {name} must be a list or tuple of ints; got {given!r}")
-        numbers.update({f"{name}[{i}]": number for i, number in enumerate(given)})
     for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"SwinIR: {name} must be an int; got {value!r}")
-        if value < 1:
-            raise ValueError(f"SwinIR: {name} must be at least 1; got {value}")
+        check_int("SwinIR", name, value)
+    check_ints("SwinIR", "depths", depths)
+    check_ints("SwinIR", "num_heads", num_heads)
     if len(depths) != len(num_heads):
         raise ValueError(
             f"SwinIR: num_heads must have as many entries as depths; got {list(num_heads)} for {list(depths)}"
@@ -410,8 +406,7 @@ def _check_fit(img_size: int, embed_dim: int, num_heads: Sequence[int], window_s
 
 def _check_floats(mlp_ratio: float, drop_path_rate: float, img_range: float) -> None:
     for name, value in {"mlp_ratio": mlp_ratio, "drop_path_rate": drop_path_rate, "img_range": img_range}.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"SwinIR: {name} must be a number; got {value!r}")
+        check_number("SwinIR", name, value)
         if name != "drop_path_rate" and value <= 0:
             raise ValueError(f"SwinIR: {name} must be positive; got {value}")
     if not 0 <= drop_path_rate < 1:

@@ -1,10 +1,10 @@
 """Tunable networks that ship with the package, by name.
 
 net = pretrained.load("denoise")
-y = net(x, [0.5])                  # x: noisy pictures [B, 3, H, W] in [0, 1]; 0.5 of the strongest noise, sigma 50
+y = net(x, [0.5])                  # x: noisy pictures [B, 3, H, W] in [0, 1]; 0.5: half the strongest noise, sigma 50
 
-Each is a file of `tunable_ops.serialization` in this folder, in half precision; its notes say what it was trained on
-and how (`tunable-ops info NAME`).
+Each is a half-precision checkpoint of `tunable_ops.serialization` in this folder; its notes describe how and on what it
+was trained (`tunable-ops info NAME`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The networks that ship, in alphabetical order."""
+    """Return the names of the shipped networks in alphabetical order."""
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
 def find(model: str | os.PathLike[str]) -> Path:
-    """The file of a network: a path that exists, or the name of one that ships.
+    """Return the file of a network, given as an existing path or as the name of a shipped network.
 
     Raises:
-        FileNotFoundError: neither; the message lists the names.
+        FileNotFoundError: It is neither; the message lists the names.
     """
     path = Path(model)
     if path.is_file():
         return path
     if str(model) not in names():
         if path.exists():
-            return path  # a folder: `load` says so
+            return path  # a folder: `load` reports it
         raise FileNotFoundError(
             f"pretrained: model must be an existing file or one of {', '.join(names())}; got {str(model)!r}"
         )
@@ -44,14 +44,14 @@ def find(model: str | os.PathLike[str]) -> Path:
 
 
 def load(model: str | os.PathLike[str]) -> TunableModel:
-    """A tunable network in float32, in evaluation mode, on the CPU.
+    """Load a tunable network in float32, in evaluation mode, on the CPU.
 
     Args:
-        model: a name (`names`), or a checkpoint's file.
+        model: Name of a shipped network (see `names`), or a checkpoint file.
 
     Raises:
-        FileNotFoundError: as `find`.
-        ValueError: as `tunable_ops.serialization.load`.
+        FileNotFoundError: As for `find`.
+        ValueError: As for `tunable_ops.serialization.load`.
 
     Example:
         >>> load("denoise").spec.names

@@ -1,4 +1,4 @@
-"""`tunable-ops tune`: measure which algorithm and tiles serve which convolution on this GPU."""
+"""`tunable-ops autotune`: measure which algorithm and tile sizes are fastest for which convolution on this GPU."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ __all__ = ["add_parser", "run"]
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
-        "tune",
-        help="measure the kernels on this GPU and keep the fastest",
-        description="Measure the Triton kernels on this GPU, write the table that later calls choose from.",
+        "autotune",
+        help="time the kernels on this GPU and remember the fastest",
+        description="Time the Triton kernels on this GPU and write the table that later calls choose from.",
     )
-    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128], help="channels, inputs = outputs")
-    parser.add_argument("--size", type=int, nargs="+", default=[64, 256], help="heights = widths")
-    parser.add_argument("--batch", type=int, default=8, help="samples")
-    parser.add_argument("--kernels", type=int, default=2, help="kernels that are blended")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[16, 32, 64, 128], help="input (and output) channels"
+    )
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 256], help="heights (and widths) of the images")
+    parser.add_argument("--batch", type=int, default=8, help="batch size")
+    parser.add_argument("--kernels", type=int, default=2, help="number of kernels to blend")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "tf32", "float32"], default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=30, help="runs of every candidate")
-    parser.add_argument("--out", type=Path, help="the table; default: the one that the kernels read")
+    parser.add_argument("--repeats", type=int, default=30, help="runs per candidate")
+    parser.add_argument("--out", type=Path, help="table to write (default: the one that calls read)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and write; returns 0."""
+    """Measure, write the table and return 0."""
     import torch
 
     from tunable_ops.triton_kernels import unavailable_reason
 
     if min(*args.channels, *args.size, args.batch, args.kernels, args.repeats) < 1:
-        raise ValueError("channels, size, batch, kernels and repeats must be at least 1")
+        raise ValueError("--channels, --size, --batch, --kernels and --repeats must be at least 1")
     if not torch.cuda.is_available():
-        raise RuntimeError("it needs a CUDA device; there is none here")
+        raise RuntimeError("a CUDA device is needed, and there is none here")
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(reason)
+    from tunable_ops.triton_kernels.autotune import autotune
     from tunable_ops.triton_kernels.choose_algorithm import Problem
-    from tunable_ops.triton_kernels.tune import tune
 
     problems = [
         Problem(direction, kind, alpha, args.dtype, "nhwc", args.batch, args.kernels, *sizes, taps, (1, 1), (n, n))
@@ -53,6 +55,6 @@ def run(args: argparse.Namespace) -> int:
         )
         for alpha in ("shared", "sample")
     ]
-    path = tune(problems, args.out, args.repeats)
+    path = autotune(problems, args.out, args.repeats)
     print(f"wrote {path}")
     return 0

@@ -10,21 +10,21 @@ from tests.triton_kernels.kernel_cases import NOT_INTERPRETED
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a CUDA device")
 def test_needs_a_gpu() -> None:
     pytest.importorskip("triton")
-    from tunable_ops.triton_kernels.tune import tune
+    from tunable_ops.triton_kernels.autotune import autotune
 
-    with pytest.raises(RuntimeError, match="tune: the kernels must be able to run here: it needs a CUDA device"):
-        tune([])
+    with pytest.raises(RuntimeError, match="autotune: the kernels must be able to run here: it needs a CUDA device"):
+        autotune([])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="acts as if there were a CUDA device")
 def test_not_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from tunable_ops.triton_kernels.tune import tune
+    from tunable_ops.triton_kernels.autotune import autotune
 
     for name in ("is_available", "is_current_stream_capturing"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
     with pytest.raises(RuntimeError, match="the kernels must be able to run here: a CUDA graph is being captured"):
-        tune([])
+        autotune([])
 
 
 @pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
@@ -38,9 +38,9 @@ def test_not_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise"])
 def test_candidates_agree(kind: str, direction: str, alpha: str) -> None:
+    from tunable_ops.triton_kernels.autotune import _candidates
     from tunable_ops.triton_kernels.choose_algorithm import Problem
-    from tunable_ops.triton_kernels.problems import make_operands
-    from tunable_ops.triton_kernels.tune import _candidates
+    from tunable_ops.triton_kernels.plan_problem import make_operands
 
     if kind == "pointwise" and (direction == "weight" or alpha == "map"):
         kind = "dense"
@@ -60,13 +60,13 @@ def test_candidates_agree(kind: str, direction: str, alpha: str) -> None:
         torch.testing.assert_close(value, expected)
 
 
-def test_configurations_are_distinct_and_complete() -> None:
+def test_audit_cases_are_distinct_and_complete() -> None:
     pytest.importorskip("triton")
-    from tunable_ops.triton_kernels.configurations import configurations
+    from tunable_ops.triton_kernels.audit_cases import cases
 
-    found = list(configurations())
+    found = list(cases())
     assert len({c.name for c in found}) == len(found)
-    kernels = {c.fn.__name__ for c in found}
+    kernels = {c.launch.kernel.__name__ for c in found}
     assert kernels == {
         "_tunable_conv2d_forward_kernel",
         "_tunable_conv2d_pointwise_kernel",
@@ -80,4 +80,4 @@ def test_configurations_are_distinct_and_complete() -> None:
         "_tunable_parameters_backward_kernel",
         "_tunable_parameters_sum_kernel",
     }
-    assert {c.fn.__name__ for c in found if c.quick} >= kernels
+    assert {c.launch.kernel.__name__ for c in found if c.quick} >= kernels

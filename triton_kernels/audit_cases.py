@@ -1,17 +1,16 @@
-"""Every specialisation of the kernels that the rule or a tuned table can choose, for an audit of their machine code.
+"""What `audit` compiles: every specialisation of a kernel that the heuristic or a measured table can choose.
 
-A configuration is a launch on tensors without storage, so that types, constants and divisibility are those of a real
-one. The problems are one per path through the kernels; what tuning tries is listed for the usual shape of each.
+A case is a launch on tensors without storage, so its types, constants and divisibility are those of a real one. There
+is one problem for each path through the kernels; for the typical shapes all of autotuning's candidates are listed.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tunable_ops.triton_kernels.choose_algorithm import Problem, default_algorithm, default_config
 from tunable_ops.triton_kernels.launch import Launch
-from tunable_ops.triton_kernels.problems import candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.plan_problem import candidates, make_operands, plan_problem
 from tunable_ops.triton_kernels.tunable_parameter import (
     plan_tunable_parameter_backward,
     plan_tunable_parameter_forward,
@@ -24,73 +23,39 @@ from tunable_ops.triton_kernels.tunable_parameters import (
     plan_tunable_parameters_sum,
 )
 
-ARCHS = (80, 90, 100)
 # The tensor cores' instructions: mma.sync, wgmma, tcgen05.mma.
-TENSOR_CORES = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)}
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
 @dataclass(frozen=True)
-class LaunchConfiguration:
+class AuditCase:
     """One specialisation of one kernel.
 
     Attributes:
-        name: Unique.
-        launch: As a call with these tensors would run it.
-        tensor_cores: Whether the kernel is expected to use them: all but depthwise ones, blends and fp32.
-        quick: Whether it belongs to the representative subset.
-        archs: The architectures it can be chosen on.
+        name: Unique among the cases.
+        launch: The launch to compile.
+        rows: Rows of the tile that the tensor cores multiply; None if the kernel does not use them (depthwise
+            convolutions, blends, fp32).
+        quick: True if `audit --quick` compiles it.
     """
 
     name: str
     launch: Launch
-    tensor_cores: bool
+    rows: int | None = None
     quick: bool = False
-    archs: tuple[int, ...] = ARCHS
-    is_gluon: bool = False
 
-    @property
-    def fn(self) -> Any:
-        """The kernel."""
-        return self.launch.kernel
-
-    @property
-    def num_warps(self) -> int:
-        """Warps of a block."""
-        return self.launch.num_warps
-
-    @property
-    def num_stages(self) -> int:
-        """Depth of the pipeline."""
-        return self.launch.num_stages
-
-    @property
-    def constexprs(self) -> dict[Any, Any]:
-        """Constants, and the arguments that a launch specialises because they are 1, by their place."""
-        return self.launch.source().constants
-
-    def types(self) -> dict[str, Any]:
-        """The signature."""
-        return self.launch.source().signature
-
-    def attributes(self) -> dict[tuple[int, ...], Any]:
-        """The multiples of 16."""
-        return self.launch.source().attrs
-
-    def expected_on(self, arch: int) -> tuple[str, ...]:
-        """The instructions that the machine code must contain; tiles under 64 rows take mma.sync everywhere."""
-        if not self.tensor_cores:
-            return ()
-        # The weight gradient of a map multiplies the transposes.
-        rows = self.launch.constants["BLOCK_N" if self.launch.constants.get("MAP") else "BLOCK_M"]
-        if arch == 90 and rows < 64:
-            return ("HMMA",)
-        if arch == 100 and rows < 128:
-            return TENSOR_CORES[100] if rows == 64 else ("HMMA",)
+    def expected_on(self, arch: int) -> str | None:
+        """Return the tensor core instruction that the machine code must contain; small tiles use mma.sync."""
+        if self.rows is None:
+            return None
+        # What wgmma and tcgen05.mma multiply at least.
+        if self.rows < {90: 64, 100: 64}.get(arch, 0):
+            return "HMMA"
         return TENSOR_CORES[arch]
 
 
 def problems() -> Iterator[tuple[Problem, bool]]:
-    """(problem, whether it is one of the representative few)."""
+    """List (problem, True if `audit --quick` compiles it)."""
     shape = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 32, 2, 64, 64, 1, (3, 3), (1, 1), (56, 56))
     one = {"kind": "pointwise", "taps": (1, 1)}
     deep = {"kind": "depthwise", "inputs": 1, "outputs": 1, "groups": 64}
@@ -119,7 +84,7 @@ def problems() -> Iterator[tuple[Problem, bool]]:
             for dtype in ("float32", "tf32"):
                 yield over._replace(dtype=dtype), False
     yield shape._replace(alpha="map", **one), False
-    yield shape._replace(direction="weight", alpha="map", layout="nchw", inputs=1, taps=(1, 1)), False  # of the bias
+    yield shape._replace(direction="weight", alpha="map", layout="nchw", inputs=1, taps=(1, 1)), False  # the bias
     for inputs, outputs in ((3, 64), (64, 3), (16, 16), (32, 32), (48, 48), (96, 96), (128, 128), (256, 256)):
         for direction in ("forward", "input", "weight"):
             for kind in ({}, one if direction != "weight" else {}):
@@ -132,12 +97,12 @@ def problems() -> Iterator[tuple[Problem, bool]]:
     yield shape._replace(**(deep | {"direction": "weight", "taps": (7, 7)})), False
 
 
-def configurations() -> Iterator[LaunchConfiguration]:
-    """Every distinct one; the names tell problem and tiles."""
+def cases() -> Iterator[AuditCase]:
+    """List every distinct case; names tell problem and tiles."""
     seen = set()
     for problem, quick in problems():
         if problem.alpha == "shared" and default_algorithm(problem) == "premix" and problem.direction == "weight":
-            continue  # the library's
+            continue  # computed by the library
         operands = make_operands(problem, "meta")
         tiles = candidates(problem) if quick else [default_config(problem)]
         for index, config in enumerate(tiles):
@@ -148,18 +113,24 @@ def configurations() -> Iterator[LaunchConfiguration]:
                 if name in seen:
                     continue
                 seen.add(name)
-                tensor_cores = "PRECISION" in launch.constants
-                if tensor_cores:
+                if "PRECISION" in launch.constants:
                     launch.constants["PRECISION"] = "tf32" if problem.dtype == "tf32" else "ieee"
-                tensor_cores = tensor_cores and problem.dtype != "float32"
-                yield LaunchConfiguration(name, launch, tensor_cores, quick and index == 0)
+                yield AuditCase(name, launch, _product_rows(launch, problem.dtype), quick and index == 0)
     for activation in ("gelu", "silu"):
         yield from _saving(activation)
     yield from _blends()
 
 
+def _product_rows(launch: Launch, dtype: str) -> int | None:
+    """Return the rows of the tensor cores' tile, or None without them: only dot products have a PRECISION."""
+    if "PRECISION" not in launch.constants or dtype == "float32":
+        return None
+    # The weight gradient of a map multiplies the transposes.
+    return launch.constants["BLOCK_N" if launch.constants.get("MAP") else "BLOCK_M"]
+
+
 def name_of(problem: Problem) -> str:
-    """Such as `forward-dense-sample-bfloat16-nhwc-B32-P2-C64-O64-k3x3-56x56`."""
+    """Return a name such as `forward-dense-sample-bfloat16-nhwc-B32-P2-C64-O64-k3x3-56x56`."""
     p = problem
     text = f"{p.direction}-{p.kind}-{p.alpha}-{p.dtype}-{p.layout}-B{p.batch}-P{p.kernels}-C{p.inputs}-O{p.outputs}"
     text += f"-g{p.groups}" if p.groups > 1 else ""
@@ -168,8 +139,8 @@ def name_of(problem: Problem) -> str:
     return f"{text}-{p.size[0]}x{p.size[1]}"
 
 
-def _saving(activation: str) -> Iterator[LaunchConfiguration]:
-    """The training pass of an activation, which keeps the value before it."""
+def _saving(activation: str) -> Iterator[AuditCase]:
+    """List the training passes of an activation, which also store the value before it."""
     problem = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 32, 2, 64, 64, 1, (3, 3), (1, 1), (56, 56))
     one, deep = {"kind": "pointwise", "taps": (1, 1)}, {"kind": "depthwise", "inputs": 1, "outputs": 1, "groups": 64}
     for kind in ({}, one, deep):
@@ -177,10 +148,11 @@ def _saving(activation: str) -> Iterator[LaunchConfiguration]:
         operands = make_operands(wanted, "meta")
         (launch,), _ = plan_problem(wanted, operands, default_config(wanted))
         launch = launch._replace(constants=launch.constants | {"ACTIVATION": activation, "SAVE": True})
-        yield LaunchConfiguration(f"{name_of(wanted)}-{activation}", launch, kind is not deep)
+        yield AuditCase(f"{name_of(wanted)}-{activation}", launch, _product_rows(launch, wanted.dtype))
 
 
-def _blends() -> Iterator[LaunchConfiguration]:
+def _blends() -> Iterator[AuditCase]:
+    """List the blends of single layers and of networks."""
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
 
@@ -195,15 +167,15 @@ def _blends() -> Iterator[LaunchConfiguration]:
             quick = kernels == 2 and dtype == torch.bfloat16
             weight, alpha = empty(kernels, 36864), fp32(32, kernels)
             launch = plan_tunable_parameter_forward(weight, empty(kernels, 64), alpha, empty(32, 36864), empty(32, 64))
-            yield LaunchConfiguration(f"blend-{kind}-P{kernels}", launch, False, quick)
+            yield AuditCase(f"blend-{kind}-P{kernels}", launch, quick=quick)
             launch = plan_tunable_parameter_backward(
                 fp32(32, 4, 36864), weight, alpha, empty(kernels, 36864), fp32(9, 32, kernels)
             )
-            yield LaunchConfiguration(f"contract-{kind}-P{kernels}", launch, False, quick)
+            yield AuditCase(f"contract-{kind}-P{kernels}", launch, quick=quick)
 
 
-def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[LaunchConfiguration]:
-    """Of two kernels: with the gradient of alpha and without, under autocast, and into tensors that are there."""
+def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[AuditCase]:
+    """List blends of two kernels: with and without the gradient of alpha, under autocast, and into given tensors."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -212,17 +184,17 @@ def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[LaunchConfigurati
     alpha, partial, base = empty(9), empty(9, 2), 1 << 40
     name = f"network-blend-{kind}"
     forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, dtype)
-    yield LaunchConfiguration(name, forward, False, quick=True)
-    yield LaunchConfiguration(f"{name}-into", plan_tunable_parameters_forward(tables, alpha, 0, dtype, dtype), False)
+    yield AuditCase(name, forward, quick=True)
+    yield AuditCase(f"{name}-into", plan_tunable_parameters_forward(tables, alpha, 0, dtype, dtype))
     for parts in (partial, None):
         backward = plan_tunable_parameters_backward(tables, alpha, parts, (base, base), dtype, dtype)
         suffix = "" if parts is not None else "-frozen-alpha"
-        yield LaunchConfiguration(f"network-contract-{kind}{suffix}", backward, False, quick=parts is not None)
+        yield AuditCase(f"network-contract-{kind}{suffix}", backward, quick=parts is not None)
     if dtype == torch.float32:
         for cast in (torch.bfloat16, torch.float16):
             to = str(cast).removeprefix("torch.")
             forward = plan_tunable_parameters_forward(tables, alpha, base, dtype, cast)
-            yield LaunchConfiguration(f"{name}-{to}", forward, False)
+            yield AuditCase(f"{name}-{to}", forward)
             backward = plan_tunable_parameters_backward(tables, alpha, partial, (base, base), dtype, cast)
-            yield LaunchConfiguration(f"network-contract-{kind}-{to}", backward, False)
-        yield LaunchConfiguration("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), False, True)
+            yield AuditCase(f"network-contract-{kind}-{to}", backward)
+        yield AuditCase("network-sum", plan_tunable_parameters_sum(tables, partial, empty(19)), quick=True)

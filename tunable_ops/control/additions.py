@@ -1,4 +1,4 @@
-"""Additions to a network that nobody changes: a module's output goes through an addition before anyone sees it."""
+"""Add modules to a network without changing its code: a forward hook passes a module's output through the addition."""
 
 import copy
 import fnmatch
@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-# The addition's name under the module that it follows: the main network's own keys stay as they were.
+# The addition becomes a child of this name of the module that it follows, so the network's own keys do not change.
 NAME = "knob"
 
 
 def copy_plain(method: str, network: nn.Module) -> nn.Module:
-    """A copy to work on.
+    """Return a copy of the network to work on.
 
     Raises:
         TypeError: `network` is not a module.
@@ -23,11 +23,11 @@ def copy_plain(method: str, network: nn.Module) -> nn.Module:
 
 
 def find(method: str, network: nn.Module, after: Sequence[str] | None, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """The modules that the patterns name, or all of a kind for None, by name.
+    """Find the modules that match the patterns or, if `after` is None, all of a kind; return them by name.
 
     Raises:
         TypeError: `after` is a string.
-        ValueError: A pattern matches nothing, or there is no such module.
+        ValueError: A pattern matches nothing, or the network has no module of that kind.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     if after is None:
@@ -47,10 +47,10 @@ def find(method: str, network: nn.Module, after: Sequence[str] | None, kind: typ
 
 
 def out_channels(method: str, name: str, module: nn.Module) -> int:
-    """The channels of a module's output, as its last convolution has them.
+    """Return the number of channels of a module's output: that of its last convolution.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The module has no convolution.
     """
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
     if not convolutions:
@@ -58,17 +58,17 @@ def out_channels(method: str, name: str, module: nn.Module) -> int:
     return convolutions[-1].out_channels
 
 
-def insert(module: nn.Module, addition: nn.Module, call: Callable[..., Any]) -> None:
-    """Makes `module` return ``call(addition, input, output)``; the addition is its child `knob`."""
+def add(module: nn.Module, addition: nn.Module, hook: Callable[..., Any]) -> None:
+    """Add `addition` as the child `knob` of `module`, and let a forward hook change the module's output with it."""
     module.add_module(NAME, addition)
-    module.register_forward_hook(call)
+    module.register_forward_hook(hook)
 
 
 def on_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    """The addition of `module` on its output."""
+    """Pass the output of `module` through its addition."""
     return module.get_submodule(NAME)(output)
 
 
-def beside(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    """The addition of `module` on its input and output."""
+def on_input_and_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Pass the input and the output of `module` to its addition."""
     return module.get_submodule(NAME)(inputs[0], output)

@@ -1,4 +1,4 @@
-"""An objective that brings its gradient along, instead of a value to differentiate."""
+"""A loss whose gradient is predicted by a network instead of computed by differentiation."""
 
 from typing import Protocol
 
@@ -10,20 +10,20 @@ class GradientField(Protocol):
     """What `PerceptualGradient` needs; `tunable_ops.losses.PGN` is one."""
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(gradient of each sample's loss for x, [B, 3, H, W]; a value of each sample for logs, [B])."""
+        """Return the gradient of each sample's loss for x, [B, 3, H, W], and a value per sample for logs, [B]."""
         ...
 
 
 class PerceptualGradient(nn.Module):
-    """The perceptual loss of a perceptual gradient network: its predicted field is the gradient for the output.
+    """Perceptual loss whose gradient for the output is what a perceptual gradient network predicts.
 
-    For each sample ``value = v + sum((output - sg(output)) * g)`` with ``g, v = pgn.objective(sg(output), target)`` and
-    sg to stop the gradient: the value is v, the derivative exactly g. So `MultiLoss`'s weights, scales and per-sample
-    lambda act on it as on any loss, at the price of the small network's forward pass: nothing is stored for a backward
-    pass through it.
+    For each sample ``value = v + sum((output - sg(output)) * g)`` with ``g, v = pgn.objective(sg(output), target)``,
+    where sg stops the gradient: the value is v, its derivative exactly g. So the weights, scales and per-sample lambda
+    of `MultiLoss` act on it as on any loss. It costs one forward pass of the small network, and stores nothing for a
+    backward pass.
 
     Args:
-        pgn: a trained network, for example `losses.PGN.pretrained(bounded=False)`. It is frozen and kept in evaluation
+        pgn: Trained network, for example `losses.PGN.pretrained(bounded=False)`. It is frozen and stays in evaluation
             mode.
 
     Example:
@@ -42,18 +42,18 @@ class PerceptualGradient(nn.Module):
             pgn.requires_grad_(False).eval()
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The value of each sample, with the predicted gradient behind it.
+        """Return the value of each sample, with the predicted gradient as its derivative.
 
         Args:
             output: [B, 3, H, W], RGB in [0, 1], floating point.
-            target: the same shape and device.
+            target: Same shape and device.
 
         Returns:
-            [B], float32: the squared distance to the proxy target (see `PGN.objective`), which is no estimate of the
-            perceptual loss. First derivative alone, and for the output alone; the second is 0.
+            [B], float32: the squared distance to the proxy target (see `PGN.objective`), not an estimate of the
+            perceptual loss. Only the first derivative exists, and only for the output; the second is 0.
 
         Raises:
-            TypeError, ValueError: as `PGN.gradient`.
+            TypeError, ValueError: As for `PGN.gradient`.
         """
         with torch.no_grad():
             gradient, value = self.pgn.objective(output.detach(), target)
@@ -61,5 +61,5 @@ class PerceptualGradient(nn.Module):
         return value + (step * gradient).flatten(1).sum(1)
 
     def train(self, mode: bool = True) -> "PerceptualGradient":
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)

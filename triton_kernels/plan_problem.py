@@ -1,4 +1,4 @@
-"""From a problem to tensors and a launch: what tuning measures and an audit compiles."""
+"""Make tensors and launches for a problem, for autotuning and for the audit."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ WORKSPACE = 64 << 20
 
 
 class Operands(NamedTuple):
-    """Tensors of the convolution itself, whatever the direction; weight without alpha is blended."""
+    """Tensors of the forward convolution, whatever the direction; without alpha, weight is already blended."""
 
     x: Tensor
     weight: Tensor
@@ -39,7 +39,7 @@ class Operands(NamedTuple):
 
 
 def make_operands(problem: Problem, device: str | torch.device) -> Operands:
-    """Random tensors of a problem ("meta": none), "same" padding."""
+    """Make random tensors for a problem with "same" padding; on "meta" without values."""
     dtype = torch.float32 if problem.dtype == "tf32" else getattr(torch, problem.dtype)
     inputs, outputs = problem.inputs, problem.outputs
     if problem.direction == "input":
@@ -48,7 +48,7 @@ def make_operands(problem: Problem, device: str | torch.device) -> Operands:
     padding = (kh // 2, kw // 2)
     if problem.direction == "input":
         size = problem.size
-    else:  # the smallest input that gives the grid
+    else:  # the smallest input with this output size
         size = tuple(
             max(1, (n - 1) * s + k - 2 * p)
             for n, s, k, p in zip(problem.size, problem.stride, problem.taps, padding, strict=True)
@@ -76,9 +76,9 @@ def make_operands(problem: Problem, device: str | torch.device) -> Operands:
 
 
 def plan_problem(problem: Problem, operands: Operands, config: Config) -> tuple[list[Launch], Tensor]:
-    """The launches that solve a problem with a configuration, and what they write.
+    """Return the launches that solve a problem with a configuration, and the tensor that they write.
 
-    That is y or x; [sums, splits, O, C/groups, kh, kw] in the direction weight; [parts, B, P, OH, OW] in that of alpha.
+    It is y (forward), x (input), [sums, splits, O, C/groups, kh, kw] (weight) or [parts, B, P, OH, OW] (alpha).
     """
     x, weight, bias, alpha, y, geometry = operands
     groups = problem.groups
@@ -118,7 +118,7 @@ def _plan_weight(problem: Problem, operands: Operands, config: Config) -> tuple[
 
 
 def candidates(problem: Problem) -> list[Config]:
-    """The configurations that tuning tries for a problem; the heuristic's first."""
+    """List the configurations that autotuning tries for a problem, the heuristic's first."""
     first = default_config(problem)
     if problem.kind == "depthwise":
         tries = [
@@ -130,7 +130,7 @@ def candidates(problem: Problem) -> list[Config]:
     else:
         kernels = 1 if problem.alpha in ("map", "none") or problem.direction == "weight" else problem.kernels
         tries = [first._replace(num_stages=stages) for stages in (2, 4)]
-        # Larger tiles only where they are filled, and only those that do not spill (checked in machine code).
+        # Larger tiles only if they are filled, and only ones that do not spill (checked in the machine code).
         if problem.dtype in ("float16", "bfloat16") and problem.layout == "nhwc" and problem.alpha != "map":
             tries += [first._replace(block_m=64), first._replace(block_k=32)]
             if problem.direction != "weight":

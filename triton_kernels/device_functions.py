@@ -1,6 +1,6 @@
-"""What the kernels share: the blend of tiles, the activations, and which input pixels there are.
+"""Functions that the kernels call: the blend of tiles, the activations, the mask of the padding.
 
-The blend accumulates in fp32 in the order of the kernels and rounds once to the compute dtype.
+The blend accumulates in fp32, in the order of the kernels, and rounds once to the compute dtype.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def load_alphas(alpha_ptr, stride, P: tl.constexpr):
-    """P scalars of one sample as a tuple of fp32."""
+    """Load the P scalars of one sample as a tuple of fp32."""
     alphas = ()
     for p in tl.static_range(P):
         alphas = alphas + (tl.load(alpha_ptr + p * stride).to(tl.float32),)
@@ -18,7 +18,7 @@ def load_alphas(alpha_ptr, stride, P: tl.constexpr):
 
 @triton.jit
 def blend(ptrs, stride, alphas, mask, P: tl.constexpr):
-    """sum_p alphas[p] * tile[p] in fp32; `stride` leads from one kernel of the stack to the next."""
+    """Return sum_p alphas[p] * tile[p] in fp32; `stride` is that from kernel to kernel."""
     total = tl.load(ptrs, mask=mask, other=0.0).to(tl.float32) * alphas[0]
     for p in tl.static_range(1, P):
         total += tl.load(ptrs + p * stride, mask=mask, other=0.0).to(tl.float32) * alphas[p]
@@ -27,7 +27,7 @@ def blend(ptrs, stride, alphas, mask, P: tl.constexpr):
 
 @triton.jit
 def load_kernel(ptrs, stride, alphas, mask, P: tl.constexpr, ALPHA: tl.constexpr, DTYPE: tl.constexpr):
-    """A tile of the blended kernel in the compute dtype; with ALPHA none the tile itself, blended before."""
+    """Load a tile of the blended kernel in the compute dtype; with ALPHA "none" the kernel is already blended."""
     if ALPHA == "none":
         tile = tl.load(ptrs, mask=mask, other=0.0)
     else:
@@ -37,7 +37,7 @@ def load_kernel(ptrs, stride, alphas, mask, P: tl.constexpr, ALPHA: tl.constexpr
 
 @triton.jit
 def activate(value, ACTIVATION: tl.constexpr):
-    """The epilogue in fp32: gelu in the erf form, leaky_relu with slope 0.01."""
+    """Apply the activation in fp32: gelu in its erf form, leaky_relu with slope 0.01."""
     if ACTIVATION == "relu":
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "leaky_relu":
@@ -51,7 +51,7 @@ def activate(value, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def finish(y_ptrs, pre_ptrs, value, mask, ACTIVATION: tl.constexpr, SAVE: tl.constexpr):
-    """Stores the activated value, and with SAVE also the one before: both from fp32, each rounded once."""
+    """Store the activated value and, with SAVE, also the value before the activation; each is rounded once."""
     dtype = y_ptrs.dtype.element_ty
     if SAVE:
         tl.store(pre_ptrs, value.to(dtype), mask=mask)
@@ -60,5 +60,5 @@ def finish(y_ptrs, pre_ptrs, value, mask, ACTIVATION: tl.constexpr, SAVE: tl.con
 
 @triton.jit
 def within(position, size):
-    """Whether an input row (or column) is there; the others are the padding's zeros."""
+    """Return the mask of rows (or columns) inside the input; the others are padding."""
     return (position >= 0) & (position < size)

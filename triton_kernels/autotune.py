@@ -1,7 +1,7 @@
-"""Measures the candidates for problems on the GPU at hand and writes the table that `choose_algorithm` reads.
+"""Measure the candidates for problems on this GPU and write the table that `choose_algorithm` reads.
 
-Runs on request alone, never within a call. A candidate whose result differs from the reference algorithm's is left
-out; the median of repeated, interleaved runs decides.
+This runs on request only, never within a call. A candidate whose result differs from that of the first candidate is
+left out; the median of repeated, interleaved runs decides.
 """
 
 import json
@@ -22,25 +22,25 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     table_name,
 )
 from tunable_ops.triton_kernels.launch import Config
-from tunable_ops.triton_kernels.problems import Operands, candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.plan_problem import Operands, candidates, make_operands, plan_problem
 from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_forward
 
 Run = Callable[[], Any]
 
 
-def tune(
+def autotune(
     problems: Iterable[Problem], out: Path | None = None, repeats: int = 30, report: Callable[[str], None] = print
 ) -> Path:
-    """Measures every problem and merges the winners into the table of the current GPU.
+    """Measure every problem and merge the winners into the table of the current GPU.
 
     Args:
         problems: What to measure.
-        out: The table; default the one that the rule reads.
-        repeats: Runs of every candidate.
-        report: Takes a line per problem.
+        out: File of the table; default: the one that `choose_algorithm` reads.
+        repeats: Runs per candidate.
+        report: Called with a line of text per problem.
 
     Returns:
-        The table's path.
+        The path of the table.
 
     Raises:
         RuntimeError: No GPU, no Triton, or a CUDA graph is being captured.
@@ -49,7 +49,7 @@ def tune(
     if reason is None and torch.cuda.is_current_stream_capturing():
         reason = "a CUDA graph is being captured"
     if reason is not None:
-        raise RuntimeError(f"tune: the kernels must be able to run here: {reason}")
+        raise RuntimeError(f"autotune: the kernels must be able to run here: {reason}")
     device = torch.cuda.get_device_name()
     path = out or TABLES / table_name(device)
     entries = {problem: {"choice": choice} for problem, choice in load_table(path).items()}
@@ -57,7 +57,7 @@ def tune(
         measured = _measure(problem, repeats)
         best = min(measured, key=lambda choice: measured[choice])
         entries[problem] = {"choice": best, "milliseconds": measured[best]}
-        report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms of {len(measured)} tried")
+        report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms, best of {len(measured)}")
         _write(path, device, entries)
     load_table.cache_clear()
     choose_algorithm.cache_clear()
@@ -80,7 +80,7 @@ def _write(path: Path, device: str, entries: dict[Problem, dict[str, Any]]) -> N
 
 
 def _measure(problem: Problem, repeats: int) -> dict[Choice, float]:
-    """Median milliseconds of every candidate that agrees with the first that ran."""
+    """Return the median milliseconds of every candidate that agrees with the first one that ran."""
     operands = make_operands(problem, "cuda")
     if problem.direction != "forward":
         operands.y.normal_()
@@ -89,21 +89,21 @@ def _measure(problem: Problem, repeats: int) -> dict[Choice, float]:
     for choice, run, result in _candidates(problem, operands):
         try:
             run()
-        except Exception as error:  # out of registers or shared memory on this GPU: not a candidate
-            print(f"tune: {choice} left out: {error!r}")
+        except Exception as error:  # such as too little shared memory on this GPU
+            print(f"autotune: {choice} left out: {error!r}")
             continue
         value = result().float()
         expected = value if expected is None else expected
         if (value - expected).norm() <= 0.02 * expected.norm():
             runs[choice] = run
     if not runs:
-        raise RuntimeError(f"tune: no candidate ran for {problem}")
+        raise RuntimeError(f"autotune: no candidate ran for {problem}")
     times = _interleaved(list(runs.values()), repeats)
     return dict(zip(runs, times, strict=True))
 
 
 def _interleaved(runs: Sequence[Run], repeats: int) -> list[float]:
-    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any second-level cache
+    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any L2 cache
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, row in zip(runs, times, strict=True):
@@ -118,7 +118,7 @@ def _interleaved(runs: Sequence[Run], repeats: int) -> list[float]:
 
 
 def _candidates(problem: Problem, operands: Operands) -> Iterable[tuple[Choice, Run, Callable[[], torch.Tensor]]]:
-    """(choice, what runs it, what returns its result)."""
+    """List (choice, function that runs it, function that returns its result)."""
     configs = candidates(problem)
     for config in configs:
         yield Choice("fused", config), *_planned(problem, operands, config)
@@ -135,7 +135,7 @@ def _candidates(problem: Problem, operands: Operands) -> Iterable[tuple[Choice, 
 
 
 def _planned(problem: Problem, operands: Operands, config: Config) -> tuple[Run, Callable[[], torch.Tensor]]:
-    """What runs the launches of a problem, and what returns their result: of partial sums the sum."""
+    """Return a function that runs the launches of a problem, and one that returns their result, summed if partial."""
     launches, target = plan_problem(problem, operands, config)
     dim = {"weight": 1, "alpha": 0}.get(problem.direction)
 
@@ -147,7 +147,7 @@ def _planned(problem: Problem, operands: Operands, config: Config) -> tuple[Run,
 
 
 def _blend(operands: Operands) -> tuple[torch.Tensor, torch.Tensor, Run]:
-    """Blended kernels [1 or B, ...] with the layout of the stack, and what computes them."""
+    """Return blended kernels [1 or B, ...] in the layout of the stack, blended biases, and what computes both."""
     weight, bias, alpha = operands.weight, operands.bias, operands.alpha
     assert alpha is not None
     rows = alpha if alpha.dim() == 2 else alpha[None]
@@ -162,7 +162,7 @@ def _blend(operands: Operands) -> tuple[torch.Tensor, torch.Tensor, Run]:
 
 
 def _library(problem: Problem, operands: Operands) -> tuple[Run, Callable[[], torch.Tensor]]:
-    """One blend, then the library's convolution in the problem's direction."""
+    """Return the same for one blend followed by the library's convolution in the problem's direction."""
     kernel, shift, blend = _blend(operands)
     stride, padding, dilation = operands.geometry[:3]
     out: list[torch.Tensor] = []
