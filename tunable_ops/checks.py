@@ -94,25 +94,22 @@ def _is_plain(
     """
     if not _all_alike(input, weight, bias, alpha):
         return False
-    shape, kernels, rows = input.shape, weight.shape, alpha.shape
-    if len(shape) != ndim + 2 or len(kernels) != ndim + 3 or type(groups) is not int or groups < 1 or 0 in kernels:
+    shape, kernels = input.shape, weight.shape
+    if len(shape) != ndim + 2 or len(kernels) != ndim + 3 or type(groups) is not int or groups < 1:
         return False
-    outputs = kernels[1]
-    if kernels[2] * groups != shape[1] or outputs % groups:
+    if kernels[2] * groups != shape[1] or kernels[1] % groups or 0 in kernels:
         return False
-    if bias is not None and bias.shape != (kernels[0], outputs):
+    if bias is not None and bias.shape != kernels[:2]:
         return False
+    rows = alpha.shape
     if rows != kernels[:1] and rows != (shape[0], kernels[0]):
         return False
     if not (type(stride) is type(padding) is type(dilation) is tuple):
         return False
     if not (len(stride) == len(padding) == len(dilation) == ndim):
         return False
-    for i in range(ndim):
-        s, p, d = stride[i], padding[i], dilation[i]
-        if not (type(s) is type(p) is type(d) is int) or s < 1 or p < 0 or d < 1:
-            return False
-        if shape[i + 2] + 2 * p <= d * (kernels[i + 3] - 1):
+    for n, k, s, p, d in zip(shape[2:], kernels[3:], stride, padding, dilation):  # noqa: B905 (of one length)
+        if not (type(s) is type(p) is type(d) is int) or s < 1 or p < 0 or d < 1 or n + 2 * p <= d * (k - 1):
             return False
     return True
 

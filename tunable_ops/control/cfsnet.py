@@ -41,7 +41,7 @@ class Coupling(TunableLayer):
     def coefficients(self) -> Tensor:
         """Return the coefficients c [C] or [B, C] at the current lambda."""
         weight: Tensor = self.own[-1].weight  # type: ignore[assignment]
-        level = self.alpha(None, None, ())[..., 1:].to(weight.dtype)
+        level = self.alpha(None, None)[..., 1:].to(weight.dtype)
         filled = level.expand(*level.shape[:-1], _WIDTHS[0])
         return 2 * level * torch.sigmoid(self.own(self.shared(filled)))
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
-from tunable_ops.modules.tuning import Tuning, blend_weights
+from tunable_ops.modules.tuning import Tuning, blend_weights, split_weights
 
 ON_MAP = ("raise", "mean")
+Grid = Callable[[], Sequence[int]]  # a layer's output size, which maps alone need
 _POOL: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
@@ -37,7 +38,7 @@ class Frame:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "lam", "on_map", "recorded", "starts", "tunings")
+    __slots__ = ("alphas", "blend", "lam", "on_map", "parts", "recorded", "starts", "tunings")
 
     def __init__(
         self, lam: Tensor, tunings: Sequence[Tuning] = (), plan: BlendPlan | None = None, on_map: str = "raise"
@@ -45,6 +46,7 @@ class Frame:
         self.lam, self.tunings, self.on_map = lam, tunings, on_map
         self.recorded = torch.is_grad_enabled()
         self.blend: NetworkBlend | None = None
+        self.parts: list[Tensor] | None = None
         if lam.dim() > 2 or not tunings:
             return
         self.alphas, self.starts = blend_weights(tunings, lam)
@@ -65,14 +67,16 @@ class Frame:
         slot = tuning.slot
         return slot is not None and slot < len(self.tunings) and self.tunings[slot] is tuning
 
-    def alpha(self, name: str, tuning: Tuning, batch: int | None, grid: Sequence[int]) -> Tensor:
+    def alpha(self, name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
         """Return the blend for a call of the layer `name` with the phi `tuning`, as `TunableLayer.alpha` says."""
         if self.lam.dim() > 2:
-            alpha = self._map_alpha(name, tuning, grid)
+            alpha = self._map_alpha(name, tuning, grid())
         # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
         elif tuning.slot is not None and self.holds(tuning) and (self.recorded or not torch.is_grad_enabled()):
-            start = self.starts[tuning.slot]
-            alpha = self.alphas[..., start : start + tuning.num_kernels]
+            if self.parts is None:
+                with torch.set_grad_enabled(self.recorded):
+                    self.parts = split_weights(self.alphas, self.tunings)
+            alpha = self.parts[tuning.slot]
         else:
             alpha = tuning(self.lam)
         if alpha.dim() == 1:
@@ -124,7 +128,7 @@ def current() -> Frame | None:
     return frames[-1] if frames else None
 
 
-def alpha(name: str, tuning: Tuning, batch: int | None, grid: Sequence[int]) -> Tensor:
+def alpha(name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
     """Return the blend for a call of a layer inside a TunableModel, as `Frame.alpha`.
 
     Raises:

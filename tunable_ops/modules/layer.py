@@ -33,14 +33,14 @@ class TunableLayer(nn.Module):
         super().__init__()
         self.tuning = Tuning(num_params, num_kernels, tuning, domain, device, dtype)
 
-    def alpha(self, lam: Tensor | Sequence[float] | None, batch: int | None, grid: Sequence[int]) -> Tensor:
+    def alpha(self, lam: Tensor | Sequence[float] | None, batch: int | None, grid: frames.Grid = tuple) -> Tensor:
         """Return the blend for a call: from `lam`, or from the TunableModel around the layer.
 
         Args:
             lam: [p], [B, p], a map [B, p, *size], or None inside a TunableModel.
             batch: The input's leading size, None where it is unbatched. n*B stands for n rows per sample (windows,
                 heads), sample-major: alpha is repeated n times.
-            grid: The output's spatial size; empty where the layer has no grid.
+            grid: Returns the output's spatial size; an empty tuple where the layer has no grid.
 
         Returns:
             [P], [batch, P] or [batch, P, *grid].
@@ -52,7 +52,8 @@ class TunableLayer(nn.Module):
         name, tuning = type(self).__name__, self.tuning
         if lam is None:
             return frames.alpha(name, tuning, batch, grid)
-        lam = read_lambda(name, lam, tuning.num_params, like=next(self.parameters()))
+        like = next(self.parameters()) if tuning.weight is None else tuning.weight
+        lam = read_lambda(name, lam, tuning.num_params, like)
         return frames.Frame(lam).alpha(name, tuning, batch, grid)
 
     def blended_for(self, input: Tensor, dim: int, channels: int) -> tuple[Tensor, ...] | None:

@@ -162,7 +162,7 @@ class _TunableConv(_TunableConvNd):
         """
         if lam is None and (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
             return self._convolve(input, *blended)
-        alpha = self.alpha(lam, self._batch(input), self._grid(input))
+        alpha = self.alpha(lam, self._batch(input), lambda: self._grid(input))
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), 0
@@ -319,7 +319,7 @@ class TunableConvTranspose2d(_TunableConvNd):
             input,
             self.weight,
             self.bias,
-            self.alpha(lam, self._batch(input), grid),
+            self.alpha(lam, self._batch(input), lambda: grid),
             self.stride,
             self.start,
             extra,

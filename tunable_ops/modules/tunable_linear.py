@@ -70,7 +70,7 @@ class TunableLinear(StackedLayer):
         """
         if lam is None and (blended := self.blended_for(input, -1, self.in_features)) is not None:
             return F.linear(input, *blended)
-        alpha = self.alpha(lam, input.shape[0] if input.dim() > 1 else None, ())
+        alpha = self.alpha(lam, input.shape[0] if input.dim() > 1 else None)
         return functional.tunable_linear(input, self.weight, self.bias, alpha)
 
     def extra_repr(self) -> str:

@@ -73,7 +73,7 @@ class TunableParameter(StackedLayer):
         """Return the blended tensor, [*shape] or per sample as the class says."""
         if lam is None and (blended := frames.blended(self)) is not None:
             return own_blend(blended[0])
-        alpha = self.alpha(lam, None, ())
+        alpha = self.alpha(lam, None)
         return blend_parameter(self.weight, alpha, "TunableParameter")
 
     def extra_repr(self) -> str:
@@ -118,7 +118,7 @@ class ParameterBlend(TunableLayer):
         if (blended := frames.blended(self)) is not None:
             return own_blend(blended[0]).view(self.shape)
         stack = torch.cat(parts) if len(parts) > 1 else parts[0]
-        alpha = self.alpha(None, None, ())
+        alpha = self.alpha(None, None)
         return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)
 
     def kernel_stacks(self) -> KernelStacks:

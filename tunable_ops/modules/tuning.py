@@ -1,6 +1,6 @@
 """phi: from the tuning parameters lambda to the blend alpha."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,16 @@ def blend_weights(tunings: Iterable[Tuning], lam: Tensor) -> tuple[Tensor, list[
         alphas = torch.cat([alphas, lam.to(alphas.dtype)], -1)
         starts = [length if start < 0 else start for start in starts]
     return alphas, starts
+
+
+def split_weights(alphas: Tensor, tunings: Sequence[Tuning]) -> list[Tensor]:
+    """Return each layer's part of what `blend_weights` returned, from one split: a slice each costs more."""
+    sizes = [tuning.num_kernels for tuning in tunings if tuning.weight is not None]
+    rest = alphas.shape[-1] - sum(sizes)  # lambda itself, for those without an affine map
+    pieces = iter(alphas.split([*sizes, rest], -1))
+    parts: list[Tensor | None] = [None if tuning.weight is None else next(pieces) for tuning in tunings]
+    last = next(pieces)
+    return [last if part is None else part for part in parts]
 
 
 def _product(lam: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

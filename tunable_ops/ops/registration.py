@@ -69,7 +69,7 @@ class Operator:
             or torch._C._has_torch_function(tensors)
         ):
             return self.op(*tensors, *options)
-        if self.differentiable is not None and wants_gradient(tensors):
+        if self.differentiable is not None and torch.is_grad_enabled() and wants_gradient(tensors):
             return self.differentiable(*tensors, *options)
         return self.run(*tensors, *options)
 

@@ -195,7 +195,9 @@ class _TunableConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:  # type: ignore[override]
         input, weight, bias, alpha, saved = ctx.saved_tensors
         _, *needed, _ = ctx.needs_input_grad
-        grads = ctx.ops.backward((grad_output, saved, input, weight, bias, alpha), *ctx.options, needed)
+        op = ctx.ops.backward
+        call = op.op if torch.is_grad_enabled() else op.run  # with create_graph the Autograd key records
+        grads = call(grad_output, saved, input, weight, bias, alpha, *ctx.options, needed)
         return (None, *(g if n else None for g, n in zip(grads, needed, strict=True)), None)
 
 
