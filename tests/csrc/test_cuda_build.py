@@ -160,7 +160,7 @@ if torch.version.cuda is None:
 torch.version.cuda = None  # the package must not load a library of its own
 import tunable_ops
 torch.ops.load_library({str(library)!r})
-for name in ("tunable_conv2d", "tunable_conv2d_backward"):
+for name in [f"tunable_conv2d_{{kind}}{{end}}" for kind in ("cuda", "wgmma") for end in ("", "_backward")]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::{{name}}", "CUDA"), name
 print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
 """
