@@ -240,3 +240,21 @@ def test_meta_tensors_give_shapes() -> None:
     out = layer(torch.empty(1, 3, 8, 8, device="meta"), torch.empty(2, device="meta"))
     assert out.device.type == "meta"
     assert out.shape == (1, 4, 6, 6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("alpha", ["shared", "sample", "map"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_batched_gradients(alpha: str, channels_last: bool) -> None:
+    """is_grads_batched: PyTorch hands the backward pass tensors that only a dispatched operator can take."""
+    case = Case(batch=2, channels=4, outputs=16, kernels=3)
+    for act in (None, "gelu"):
+        tensors = leaves(case, alpha, channels_last=channels_last)
+        output = tunable_conv2d(*tensors, *case.geometry, activation=act)
+        grads = torch.randn(2, *output.shape)
+        batched = torch.autograd.grad(output, tensors, grads, is_grads_batched=True, retain_graph=True)
+        for i in range(2):
+            for whole, single in zip(
+                batched, torch.autograd.grad(output, tensors, grads[i], retain_graph=True), strict=True
+            ):
+                torch.testing.assert_close(whole[i], single)

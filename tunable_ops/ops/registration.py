@@ -78,9 +78,14 @@ class Operator:
         # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a
         # Function whose output it takes for a view.
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            if self.kernel is None or torch._C._len_torch_dispatch_stack():
+            if self.kernel is None or torch._C._len_torch_dispatch_stack() or _is_batched(args[0]):
                 return self.op(*args)
             return self.kernel(*args)  # from Python to Python: the way through the dispatcher takes 30 us
+
+
+def _is_batched(first: Any) -> bool:
+    """Return True for a gradient under is_grads_batched: PyTorch runs an operator once per sample of it."""
+    return isinstance(first, Tensor) and torch._C._functorch.is_legacy_batchedtensor(first)
 
 
 def _autocast_kernel(op: Any, device_type: str, key: str, cast: frozenset[int]) -> Callable[..., Any]:
