@@ -104,32 +104,26 @@ def _contract(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Contract (alpha [n, P], G [n, O, C/g, kh, kw], bias gradient [n, O]) of all chunks in a fixed order."""
     accumulate = torch.promote_types(weight.dtype, torch.float32)
-    grad_weight: Tensor | None = None
-    grad_bias: Tensor | None = None
+    sums: list[Tensor | None] = [None, None]  # of the gradients of weight and bias
     grad_alpha: list[Tensor] = []
-    for part, gradient, grad_sum in pieces:
+    for part, *gradients in pieces:
         row = torch.zeros_like(part, dtype=accumulate)
-        for stack, grad, is_weight in ((weight, gradient, True), (bias, grad_sum, False)):
-            if stack is None or grad is None:
+        for i, (stack, gradient) in enumerate(zip((weight, bias), gradients, strict=True)):
+            if stack is None or gradient is None:
                 continue
-            need_stack = mask[1] if is_weight else mask[2]
-            grad_stack, grad_part = blend.contract(grad, stack, part, need_stack, mask[3])
+            grad_stack, grad_part = blend.contract(gradient, stack, part, mask[1 + i], mask[3])
             row = row if grad_part is None else row + grad_part
-            if is_weight and grad_stack is not None:
-                grad_weight = grad_stack if grad_weight is None else grad_weight.add_(grad_stack)
-            elif grad_stack is not None:
-                grad_bias = grad_stack if grad_bias is None else grad_bias.add_(grad_stack)
+            total = sums[i]
+            sums[i] = grad_stack if total is None or grad_stack is None else total.add_(grad_stack)
         grad_alpha.append(row)
     if not grad_alpha:  # an empty batch
         grad_alpha = [torch.zeros_like(alpha, dtype=accumulate)]
-        grad_weight = empty_stack_like(weight).zero_()
-        grad_bias = None if bias is None else empty_stack_like(bias).zero_()
-    alphas = torch.cat(grad_alpha).reshape(alpha.shape).to(alpha.dtype) if mask[3] else None
-    return (
-        grad_weight.to(weight.dtype) if grad_weight is not None and mask[1] else None,
-        grad_bias.to(weight.dtype) if grad_bias is not None and mask[2] else None,
-        alphas,
+        sums = [None if stack is None else empty_stack_like(stack).zero_() for stack in (weight, bias)]
+    grad_weight, grad_bias = (
+        g.to(weight.dtype) if g is not None and m else None for g, m in zip(sums, mask[1:3], strict=True)
     )
+    alphas = torch.cat(grad_alpha).reshape(alpha.shape).to(alpha.dtype) if mask[3] else None
+    return grad_weight, grad_bias, alphas
 
 
 def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, groups: int) -> Tensor:
