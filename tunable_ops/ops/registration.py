@@ -1,8 +1,8 @@
 """Registration of operators: a schema, and an implementation at each dispatch key.
 
-Each backend has its own operator (``tunable_ops::tunable_conv2d_cpp``, ...). The Python wrapper chooses one; kernels
-never forward a call to another backend. Python owns the schemas (a second `def` in C++ would abort the process), so
-the compiled libraries only add kernels.
+Each backend has its own operator (``tunable_ops::tunable_conv2d_cpp``, ...). The Python wrapper chooses one; no kernel
+calls the operator of another backend. Python owns the schemas (a second `def` in C++ would abort the process), so the
+compiled libraries only add kernels.
 
 Autocast        casts the tensors that the operator names to the active dtype, never alpha
 Autograd        an autograd.Function if a gradient is needed, else the kernel
