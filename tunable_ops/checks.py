@@ -1,7 +1,7 @@
-"""The operators' only validation: it runs once per call, before any work is done.
+"""Validation of operator arguments, once per call and before any work.
 
-Every message has the form ``<op>: <argument> must <rule>; got <value>``. TypeError for type and dtype, ValueError for
-shape and value. The checks read metadata only: no device is synchronised, and torch.compile traces through them.
+Messages have the form ``<op>: <argument> must <rule>; got <value>``: a TypeError for type and dtype, a ValueError for
+shape and value. Checks only read metadata, so they never synchronise a device, and torch.compile traces through them.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ Ints = tuple[int, ...]
 
 
 class Convolution(NamedTuple):
-    """A call that has passed: its options in full.
+    """Options of a valid call, one value per spatial dimension.
 
     Attributes:
-        stride: Pixels, as all of these one per spatial dimension.
-        padding: Of both sides.
-        end_padding: Zeros still missing at the end of each dimension (padding="same" and an even kernel), or ().
+        stride: Pixels.
+        padding: Pixels on both sides.
+        end_padding: Extra zeros at the end of each dimension (padding="same" with an even kernel), or ().
         dilation: Pixels.
         activation: Code of the activation (`reference.activation`).
-        batched: False where the batch dimension is missing.
+        batched: False if the input has no batch dimension.
     """
 
     stride: Ints
@@ -51,11 +51,11 @@ def check_convolution(
     groups: int,
     activation: str | None,
 ) -> Convolution:
-    """Check a call of a tunable convolution of `ndim` spatial dimensions; its arguments are the operator's.
+    """Check a call of a tunable convolution of `ndim` spatial dimensions, whose arguments these are.
 
     Raises:
-        TypeError: Not tensors, or dtypes that do not fit.
-        ValueError: Shapes, devices or options that do not fit.
+        TypeError: An argument is not a tensor, or its dtype does not fit.
+        ValueError: Shapes, devices or options do not fit.
     """
     if _is_plain(ndim, input, weight, bias, alpha, stride, padding, dilation, groups):
         return Convolution(stride, padding, (), dilation, check_activation(op, activation), True)
@@ -88,9 +88,9 @@ def _is_plain(
     dilation: Any,
     groups: int,
 ) -> bool:
-    """Return True for the common call that passes every check: what layers do, told in a third of the time.
+    """Return True for the usual call of a layer, found valid in a third of the time that all checks take.
 
-    That is a batch, tensors of one dtype and no map, and tuples as options.
+    That is a batched input, tensors of one dtype, no map, and options given as tuples.
     """
     if not _all_alike(input, weight, bias, alpha):
         return False
@@ -115,7 +115,7 @@ def _is_plain(
 
 
 class TransposedConvolution(NamedTuple):
-    """As `Convolution`, for the transposed one."""
+    """Options of a valid call of the transposed convolution; see `Convolution`."""
 
     stride: Ints
     padding: Ints
@@ -138,7 +138,7 @@ def check_transposed(
     dilation: Any,
     activation: str | None,
 ) -> TransposedConvolution:
-    """Check a call of the transposed convolution, as `check_convolution` does."""
+    """Check a call of the transposed convolution as `check_convolution` does."""
     check_tensors(op, input, weight, bias, alpha)
     check_kernels(op, input, weight, bias, groups, 2, transposed=True)
     strides, pads = to_ints(op, "stride", stride, 2, 1), to_ints(op, "padding", padding, 2, 0)
@@ -157,7 +157,7 @@ def check_transposed(
 
 
 def shape_of(tensor: Tensor) -> list[int]:
-    """Return the shape as a list, for messages."""
+    """Return the shape as a list, for error messages."""
     return list(tensor.shape)
 
 
@@ -196,12 +196,12 @@ def check_activation(op: str, activation: str | None) -> int:
 
 
 def autocast_is_on(device_type: str) -> bool:
-    """Return True under torch.autocast; never for the meta device, which torch cannot be asked about."""
+    """Return True under torch.autocast; False for the meta device, for which PyTorch raises an error."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def is_transformed() -> bool:
-    """Return True inside torch.func transforms and forward-mode AD, which need differentiable PyTorch operators."""
+    """Return True inside torch.func transforms and forward-mode AD, which need PyTorch's own operators."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
@@ -210,18 +210,23 @@ def is_plain_eager() -> bool:
     return not (torch.compiler.is_compiling() or is_transformed())
 
 
+def check_float(op: str, name: str, tensor: Tensor) -> None:
+    """Check that an argument is a tensor of one of the dtypes in `FLOATS`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64; got {tensor.dtype}")
+
+
 def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor) -> None:
-    """Check types, dtypes and devices: one device; input, weight and bias of one dtype (not under autocast)."""
+    """Check types, devices and dtypes; under autocast input, weight and bias may differ in dtype."""
     if _all_alike(input, weight, bias, alpha):
         return
     named = {"input": input, "weight": weight, "alpha": alpha}
     if bias is not None:
         named["bias"] = bias
     for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor; got {type(tensor).__name__}")
-        if tensor.dtype not in FLOATS:
-            raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64; got {tensor.dtype}")
+        check_float(op, name, tensor)
         if tensor.device != input.device:
             raise ValueError(f"{op}: {name} must be on the input's device, {input.device}; got {tensor.device}")
     if autocast_is_on(input.device.type):
@@ -234,7 +239,7 @@ def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, a
 
 
 def _all_alike(input: Any, weight: Any, bias: Any, alpha: Any) -> bool:
-    """Return True for tensors of one allowed dtype on one device: the quick test that most calls pass."""
+    """Return True for tensors of one allowed dtype on one device: a quick test that most calls pass."""
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(alpha, Tensor)):
         return False
     dtype, device = input.dtype, input.device
@@ -290,9 +295,9 @@ def check_bias(op: str, bias: Tensor | None, kernels: int, outputs: int) -> None
 
 
 def check_alpha(op: str, alpha: Tensor, num_kernels: int, batch: int | None, grid: Sequence[int] = ()) -> None:
-    """Check that alpha is [P], [B, P] or, where `grid` is given, a map [B, P, *grid].
+    """Check that alpha is [P], [B, P] or, if `grid` is given, a map [B, P, *grid].
 
-    `batch` is None for an unbatched input, which takes a shared alpha only.
+    `batch` is None for an unbatched input, which needs alpha [P].
     """
     rank = alpha.dim()
     if rank not in (1, 2) and not (grid and rank == 2 + len(grid)):
@@ -330,7 +335,7 @@ def resolve_padding(
     """Resolve padding as torch.nn.functional.conv2d does.
 
     Returns:
-        The padding of both sides, and the zeros still missing at the end of each dimension.
+        The padding on both sides, and the extra zeros at the end of each dimension.
     """
     if not isinstance(padding, str):
         return to_ints(op, "padding", padding, len(taps), 0), (0,) * len(taps)

@@ -1,4 +1,4 @@
-"""The operators as functions, as torch.nn.functional has its own. Importing this module loads the compiled ones."""
+"""The operators as functions, like torch.nn.functional. Importing this module loads the compiled libraries."""
 
 from tunable_ops.backends import cpp, cuda
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)

@@ -1,4 +1,4 @@
-"""Sizes of convolutions: the formulas, without checks."""
+"""Output sizes and padding of convolutions: the formulas, without checks."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,10 @@ def output_size(
     size: Sequence[int], taps: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
     """Return the spatial size of a convolution's output: floor((n + 2 pad - dil (k - 1) - 1) / stride) + 1."""
-    sizes = [
+    return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, taps, stride, padding, dilation, strict=True)
-    ]
-    return tuple(sizes)
+    )
 
 
 def transposed_output_size(
@@ -30,6 +29,6 @@ def transposed_output_size(
 
 
 def same_padding(taps: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what padding="same" means for stride 1: the padding of both sides, and what is missing at the end."""
+    """Resolve padding="same" at stride 1: return the padding on both sides, and the extra zeros at the end."""
     total = [d * (k - 1) for k, d in zip(taps, dilation, strict=True)]
     return tuple(t // 2 for t in total), tuple(t % 2 for t in total)

@@ -29,7 +29,7 @@ from tunable_ops.train.evaluate import degraded_pictures, evaluate, restore
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
-LOWEST, HIGHEST = 25.0, 50.0  # sigma (of 255) at level 0, for which the published network was trained, and at level 1
+LOWEST, HIGHEST = 25.0, 50.0  # sigma (0 to 255) at level 0, for which the published network was trained, and level 1
 MEASURE = Measure(ssim=False, rounded=True)
 
 

@@ -1,4 +1,4 @@
-"""Published denoisers made tunable but not trained: PSNR at every position of the new knob.
+"""Make published denoisers tunable without training, and print PSNR at several positions of the new knob.
 
 python examples/knob/published.py dncnn dncnn_gray_sigma25.safetensors set12/
 python examples/knob/published.py ffdnet ffdnet_color.safetensors cbsd68/ --count 10
@@ -36,22 +36,22 @@ def compare(
     Args:
         plain: Plain network with an attribute `channels`; FFDNet also gets the noise level.
         pictures: Names and clean pictures [3, H, W]; grey networks use the first channel.
-        sigma: Standard deviation of the noise, of 255.
+        sigma: Standard deviation of the noise, on a scale of 255.
 
     Returns:
         PSNR in dB of each picture by network, and the largest difference from the plain network's output.
     """
     net = tunable_ops.convert(plain, num_params=1, domain="box", names=["knob"])
-    measure, told = Measure(ssim=False, rounded=True), {}
+    measure, extra = Measure(ssim=False, rounded=True), {}
     if isinstance(plain, models.FFDNet):
-        told = {"sigma": sigma / 255}  # other arguments are passed on to the network
+        extra = {"sigma": sigma / 255}
     found: dict[str, list[float]] = {name: [] for name in ("plain", *(f"knob {lam:g}" for lam in POSITIONS))}
     largest = 0.0
     for index, (_, picture) in enumerate(pictures):
         clean = picture[None, : plain.channels]
         noisy = add_noise(clean, torch.tensor([sigma]), generator(0, "evaluation", index))
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        outputs = [plain(noisy, **told), *(net(noisy, [lam], **told) for lam in POSITIONS)]
+        outputs = [plain(noisy, **extra), *(net(noisy, [lam], **extra) for lam in POSITIONS)]
         for name, output in zip(found, outputs, strict=True):
             found[name].append(measure(output[0], clean[0]).psnr)
             largest = max(largest, float((output - outputs[0]).abs().max()))
@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", type=Path, help="published weights, safetensors")
     parser.add_argument("pictures", type=Path, help="folder of clean pictures")
     parser.add_argument("--count", type=int, default=6, help="number of pictures, in order of name; 0 for all")
-    parser.add_argument("--sigma", type=float, default=25.0, help="standard deviation of the noise, of 255")
+    parser.add_argument("--sigma", type=float, default=25.0, help="standard deviation of the noise, on a scale of 255")
     args = parser.parse_args(words)
     plain = NETWORKS[args.network]().eval().to(memory_format=torch.channels_last)
     serialization.fill(args.weights, plain, serialization.read_weights(args.weights)[0])

@@ -1,8 +1,8 @@
-"""Deep image prior under four guides: the pixels (MSE), a true perceptual gradient, a PGN's, and a PGN's anchored one.
+"""Deep image prior with four guides: MSE, the true perceptual gradient, that of a PGN, and that of an anchored PGN.
 
-A small network turns fixed noise into one picture (Ulyanov et al., 2018); its weights follow the guide's gradient
-alone. Every run writes ``<picture>-<guide>.json`` (PSNR, imitated loss and LPIPS over iterations) and a picture; runs
-that are there already are kept, so a stopped program goes on where it was. ``--plot`` draws the figures.
+A small network turns fixed noise into one picture (Ulyanov et al., 2018), trained only by the guide's gradient. Every
+run writes ``<picture>-<guide>.json`` (PSNR, perceptual loss and LPIPS over iterations) and a picture. Finished runs
+are skipped, so a stopped program can be started again. ``--plot`` draws the figures.
 
 python examples/perceptual/image_prior.py PICTURE... --out runs/prior --pgn runs/pgn/model.safetensors
 """
@@ -28,7 +28,10 @@ COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange", "anchored
 
 
 class Prior(nn.Module):
-    """Noise [1, 16, H, W] to a picture [1, 3, H, W] in (0, 1): two steps down, two up, a skip at full size."""
+    """Network from noise [1, 16, H, W] to a picture [1, 3, H, W] in (0, 1).
+
+    Two steps down, two steps up, and a skip connection at full size.
+    """
 
     def __init__(self, height: int, width: int, channels: int = 32) -> None:
         super().__init__()
@@ -39,7 +42,7 @@ class Prior(nn.Module):
         self.last = nn.Conv2d(2 * channels, 3, 3, padding=1)
 
     def forward(self) -> Tensor:
-        """The picture, [1, 3, H, W]."""
+        """Return the picture, [1, 3, H, W]."""
         x = first = F.leaky_relu(self.first(self.noise), 0.2)
         sizes = []
         for step in self.down:
@@ -51,7 +54,7 @@ class Prior(nn.Module):
 
 
 def guides(pgns: dict[str, PGN], true: losses.Perceptual, target: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Name -> gradient of the output."""
+    """Return functions by guide, from the current picture to its gradient."""
 
     def perceptual(x: Tensor) -> Tensor:
         leaf = x.requires_grad_()
@@ -70,7 +73,7 @@ def _field(pgn: PGN, target: Tensor, x: Tensor) -> Tensor:
 def optimise(
     guide: Callable[[Tensor], Tensor], target: Tensor, measure: Callable[[Tensor], dict], iterations: int, every: int
 ) -> tuple[list[dict], Tensor]:
-    """The measurements every so many iterations, and the last picture."""
+    """Return the measurements of every `every`-th iteration, and the last picture."""
     torch.manual_seed(0)
     net = Prior(*target.shape[-2:])
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -86,7 +89,7 @@ def optimise(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Every guide on every picture."""
+    """Run every guide on every picture."""
     pgns = {
         name: PGN.load(args.pgn, anchored=anchored) if args.pgn else PGN.pretrained(anchored=anchored)
         for name, anchored in (("pgn", False), ("anchored", True))
@@ -116,14 +119,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def centre(picture: Tensor, size: int, shrink: int) -> Tensor:
-    """[3, H, W] -> its middle, shrunk by means over squares of pixels: [1, 3, size, size]."""
+    """Return the middle of a picture [3, H, W], shrunk by averaging squares of pixels, as [1, 3, size, size]."""
     top, left = ((side - size * shrink) // 2 for side in picture.shape[-2:])
     part = picture[None, :, top : top + size * shrink, left : left + size * shrink]
     return F.avg_pool2d(part, shrink).contiguous()
 
 
 def plot(args: argparse.Namespace) -> None:
-    """The mean curves of all pictures, and their last pictures side by side."""
+    """Draw the curves averaged over all pictures, and the results side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,22 +156,22 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options and do what they say."""
+    """Read the options and run or draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the shipped one)")
     parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
     parser.add_argument(
         "--iterations", nargs=4, type=int, default=(1350, 600, 1800, 1350), metavar=tuple(map(str.upper, GUIDES))
     )
     parser.add_argument("--every", type=int, default=25, help="iterations between measurements")
-    parser.add_argument("--size", type=int, default=64, help="side of the central part that is used")
-    parser.add_argument("--shrink", type=int, default=1, help="factor by which a larger part is shrunk to that side")
+    parser.add_argument("--size", type=int, default=64, help="use the central square of this side")
+    parser.add_argument("--shrink", type=int, default=1, help="shrink a square this many times larger to that side")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--weights", help="of VGG16 (default: looked for)")
-    parser.add_argument("--plot", action="store_true", help="draw what is there, run nothing")
-    parser.add_argument("--quick", action="store_true", help="a few iterations, to see that it works")
+    parser.add_argument("--weights", help="weights of VGG16 (default: found automatically)")
+    parser.add_argument("--plot", action="store_true", help="only draw the finished runs")
+    parser.add_argument("--quick", action="store_true", help="run a few iterations, to see that it works")
     args = parser.parse_args(argv)
     if args.quick:
         args.iterations, args.every = (3, 3, 9, 3), 3

@@ -1,6 +1,6 @@
-"""The proxy target in a picture: x, y, where the predicted and the true gradients pull x to, and both gradients.
+"""Draw the proxy target: x, y, the targets towards which the predicted and true gradients pull x, and both gradients.
 
-The gradients are drawn around grey, on one scale: black and white are three times the deviation of the true one.
+Gradients are drawn around grey on one scale: black and white are three standard deviations of the true gradient.
 
 python examples/perceptual/proxy_target.py PICTURE OUT.png --pgn runs/pgn/model.safetensors
 """
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the shipped one)")
     parser.add_argument("--corner", nargs=2, type=int, default=(0, 0), metavar=("TOP", "LEFT"))
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--weights", help="of VGG16 (default: looked for)")
+    parser.add_argument("--weights", help="weights of VGG16 (default: found automatically)")
     args = parser.parse_args(argv)
     pgn = PGN.load(args.pgn) if args.pgn else PGN.pretrained()
     top, left = args.corner

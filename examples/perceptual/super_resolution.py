@@ -1,9 +1,9 @@
-"""A tunable x4 super-resolution network with objectives L1 and perceptual, by the true loss or by a PGN.
+"""Train a tunable x4 super-resolution network with an L1 and a perceptual objective, the true loss or a PGN.
 
 The network is a small EDSR on top of bicubic enlargement, made tunable by `convert`; lambda is drawn per sample on the
-simplex. All runs (``--objective true``, ``pgn``, ``anchored``) have the same seeds, pictures and steps. A run goes on
-from its state where it was stopped. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures, ``--plot``
-the figure; ``--time`` prints the time and memory of a training step with each objective.
+simplex. All runs (``--objective true``, ``pgn``, ``anchored``) use the same seeds, pictures and number of steps. A
+stopped run continues from its saved state. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures,
+``--plot`` draws the figure, and ``--time`` prints time and memory of a training step with each objective.
 
 python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn pgn.safetensors
 """
@@ -38,33 +38,33 @@ KIND = "tunable_ops.example.super_resolution"
 
 
 class Enlarger(nn.Module):
-    """Bicubic x4 plus what an EDSR adds."""
+    """Bicubic x4 enlargement plus the residual from an EDSR."""
 
     def __init__(self) -> None:
         super().__init__()
         self.edsr = EDSR(scale=4, num_blocks=4, features=24, mean=0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 3, 4 H, 4 W]."""
+        """Enlarge [B, 3, H, W] to [B, 3, 4 H, 4 W]."""
         return F.interpolate(x, scale_factor=4, mode="bicubic") + self.edsr(x) - 0.5
 
 
 def reduced(y: Tensor) -> Tensor:
-    """Bicubic to a quarter of the size."""
+    """Reduce pictures to a quarter of their size, bicubic."""
     return F.interpolate(y, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def build() -> tunable_ops.TunableModel:
-    """The tunable network as every run begins: bicubic enlargement at every lambda."""
+    """Return the network with which every run starts: bicubic enlargement at every lambda."""
     torch.manual_seed(0)
     plain = Enlarger()
-    nn.init.zeros_(plain.edsr.conv_last.weight)  # begin as bicubic enlargement
-    nn.init.constant_(plain.edsr.conv_last.bias, 0)
+    nn.init.zeros_(plain.edsr.conv_last.weight)
+    nn.init.zeros_(plain.edsr.conv_last.bias)
     return tunable_ops.convert(plain, num_params=2, names=["l1", "perceptual"])
 
 
 def criterion(args: argparse.Namespace) -> losses.MultiLoss:
-    """L1 and the perceptual objective, true or predicted."""
+    """Return the loss: L1 and the perceptual objective, true or predicted."""
     if args.objective == "true":
         second: nn.Module = losses.Perceptual("vgg16", weights=args.weights, bounded=False)
     else:
@@ -75,14 +75,14 @@ def criterion(args: argparse.Namespace) -> losses.MultiLoss:
 
 
 def batch(args: argparse.Namespace, photographs: Photographs, step: int) -> tuple[Tensor, Tensor]:
-    """Clean crops [B, 3, 64, 64] and lambda [B, 2] of a step."""
+    """Draw the clean crops [B, 3, 64, 64] and lambda [B, 2] of a step."""
     source = generator(0, "step", step)
     y = torch.stack([draw_crop(photographs, Data(crop=CROP), source) for _ in range(args.batch)])
     return y, losses.sampler("simplex", 2, corners=0.4)(args.batch, source)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or go on training, one of the two runs."""
+    """Train the network with one objective, from the saved state if there is one."""
     net, loss = build(), criterion(args)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     photographs = Photographs(find_images(args.pictures), CROP)
@@ -103,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Time and memory of forward and backward with either objective, on random pictures, taking turns."""
+    """Print time and memory of forward and backward with each objective, on random pictures, interleaved."""
     from tunable_ops.bench.step import peak_bytes
     from tunable_ops.bench.timing import compare
 
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    """All that decides the rest of a run."""
+    """Write everything that a run needs to continue."""
     tensors = {f"net/{name}": value for name, value in net.state_dict().items()}
     for index, parameter in enumerate(net.parameters()):
         tensors.update({f"optimizer/{index}/{k}": v for k, v in optimizer.state.get(parameter, {}).items()})
@@ -133,7 +133,7 @@ def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int
 
 
 def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[int, float]:
-    """Read what `save` wrote; returns the steps done and the seconds they took."""
+    """Read what `save` wrote; return the number of steps done and their time in seconds."""
     tensors, metadata = read_file(file, kind=KIND, version=1)
     net.load_state_dict({k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
     for index, parameter in enumerate(net.parameters()):
@@ -146,7 +146,7 @@ def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
 @torch.no_grad()
 def evaluate(args: argparse.Namespace) -> None:
-    """PSNR, LPIPS and the imitated loss over lambda; bicubic alone for comparison."""
+    """Measure PSNR, LPIPS and the perceptual loss over lambda, and of bicubic enlargement for comparison."""
     measures = {
         "lpips": losses.LPIPS(weights=args.weights),
         "perceptual": losses.Perceptual("vgg16", weights=args.weights),
@@ -179,13 +179,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def centre(picture: Tensor, size: int) -> Tensor:
-    """[3, H, W] -> its middle, [1, 3, size, size]."""
+    """Return the middle of a picture [3, H, W] as [1, 3, size, size]."""
     top, left = ((side - size) // 2 for side in picture.shape[-2:])
     return picture[None, :, top : top + size, left : left + size].contiguous()
 
 
 def plot(args: argparse.Namespace) -> None:
-    """The three measures over lambda."""
+    """Draw the three measures over lambda."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,7 +193,7 @@ def plot(args: argparse.Namespace) -> None:
 
     rows = json.loads((args.out / "evaluation.json").read_text())
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
-    labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "imitated loss (VGG16)"}
+    labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "perceptual loss (VGG16)"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
         for name, colour in zip(OBJECTIVES, ("tab:blue", "tab:orange", "tab:green"), strict=True):
             if name in rows:
@@ -209,25 +209,27 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options and do what they say."""
+    """Read the options and train, evaluate, plot or time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=OBJECTIVES, default="pgn")
     parser.add_argument("--pictures", type=Path, help="folder to train on")
     parser.add_argument("--held-out", type=Path, help="folder to evaluate on")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the one that ships)")
+    parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the shipped one)")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--every", type=int, default=50, help="steps between saved states")
-    parser.add_argument("--size", type=int, default=192, help="side of the held-out pictures' central part")
-    parser.add_argument("--count", type=int, default=8, help="held-out pictures")
-    parser.add_argument("--show", type=int, default=0, help="index of the picture that is shown")
+    parser.add_argument(
+        "--size", type=int, default=192, help="use the central square of this side of held-out pictures"
+    )
+    parser.add_argument("--count", type=int, default=8, help="number of held-out pictures")
+    parser.add_argument("--show", type=int, default=0, help="index of the picture to show")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--weights", help="of VGG16 (default: looked for)")
+    parser.add_argument("--weights", help="weights of VGG16 (default: found automatically)")
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="run a few steps, to see that it works")
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.every, args.size, args.count = 4, 2, 64, 1

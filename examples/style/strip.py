@@ -1,10 +1,10 @@
-"""A photograph over the simplex of three styles: corners, edge midpoints, centre; beside another network if asked.
+"""Draw a photograph over the simplex of three styles: corners, edge midpoints and centre.
 
 python examples/style/strip.py runs/style/model.safetensors --out strip.png
 python examples/style/strip.py runs/style/model.safetensors --onnx multistyle26.onnx --blend 11 19 20 --out strip.png
 
-The other network is an ONNX file with inputs ``image`` [1, 3, H, W] and ``style_weights`` [N], and one output like the
-image, as the published 26-style network has; that row needs the package onnxruntime, which nothing else here does.
+A second row can show another network: an ONNX file with inputs ``image`` [1, 3, H, W] and ``style_weights`` [N] and
+one output of the image's shape, like the published network of 26 styles. That row needs the package onnxruntime.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ POINTS = (
     (1 / 2, 0, 1 / 2),
     (1 / 3, 1 / 3, 1 / 3),
 )
-"""Along the simplex's border from corner to corner, then its centre."""
+"""The border of the simplex from corner to corner, then its centre."""
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """One per point: the names of the styles that take part."""
+    """Return a label for every point: the names of its styles."""
     return [" +\n".join(n for n, weight in zip(names, point, strict=True) if weight) for point in POINTS]
 
 
 def tunable_row(net: TunableModel, photograph: Tensor) -> Tensor:
-    """The photograph [3, H, W] and what the network makes of it at every point, side by side."""
+    """Return the photograph [3, H, W] and the network's output at every point, side by side."""
     with torch.no_grad():
         painted = [net(photograph.unsqueeze(0), point)[0] for point in POINTS]
     return strip([photograph, *painted], ["photograph", *labels(net.spec.names)])
 
 
 def onnx_row(path: Path, photograph: Tensor, blend: Sequence[int]) -> Tensor:
-    """The same with an ONNX network and three of its styles."""
+    """Return the same for three styles of an ONNX network."""
     paint = onnx_network(path)
     painted = [paint(photograph, dict(zip(blend, point, strict=True))) for point in POINTS]
     return strip([photograph, *painted], ["photograph", *labels([f"style {index}" for index in blend])])
 
 
 def onnx_network(path: Path) -> Callable[[Tensor, dict[int, float]], Tensor]:
-    """The network as a function of a picture [3, H, W] and the weights of some of its styles.
+    """Return the network as a function of a picture [3, H, W] and the weights of some of its styles.
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: a style that the network lacks.
+        ValueError: The network does not have one of the styles.
     """
     import onnxruntime
 
@@ -78,7 +78,7 @@ def onnx_network(path: Path) -> Callable[[Tensor, dict[int, float]], Tensor]:
 
 
 def stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Rows [3, H, W] of different widths one below the other on white."""
+    """Stack rows [3, H, W] of different widths on a white background."""
     width = max(row.shape[2] for row in rows)
     return torch.cat([F.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows], dim=1)
 

@@ -1,9 +1,10 @@
-"""Style and content losses over the simplex of three styles, on photographs that training never saw.
+"""Print style and content losses over the simplex of three styles, on photographs that were not used in training.
 
 python examples/style/table.py runs/style/model.safetensors
 
-The losses are those of the training, whose configuration the checkpoint holds: 0 is the style picture itself, 1 what
-a Gram matrix of zeros has. The style pictures and the weights of VGG16 must be where they were.
+The losses are those of the training run, whose configuration is in the checkpoint. A style loss of 0 is that of the
+style picture itself, 1 that of a Gram matrix of zeros. The style pictures and the weights of VGG16 must still be at
+the same paths.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ POINTS = (
 
 @torch.no_grad()
 def losses(model: Path, side: int) -> dict[str, dict[str, float]]:
-    """Mean terms over scikit-image's three held-out photographs: of themselves, then painted at every point."""
+    """Return the mean terms over scikit-image's three photographs: unchanged, then painted at every point."""
     net = load(model).eval()
     criterion = build_criterion(Config.model_validate(net.notes["config"]))
     photographs = [
@@ -51,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint written by `tunable-ops train style`")
-    parser.add_argument("--side", type=int, default=192, help="of the photographs, in pixels")
+    parser.add_argument("--side", type=int, default=192, help="side of the photographs, in pixels")
     args = parser.parse_args(words)
     rows = losses(args.model, args.side)
     terms = [name for name in next(iter(rows.values())) if name != "tv"]

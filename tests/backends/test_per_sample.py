@@ -1,4 +1,4 @@
-"""Every algorithm for a per-sample alpha agrees with the reference, wherever the rule may pick it."""
+"""Algorithms for a per-sample alpha agree with the reference wherever the rule may choose them."""
 
 import pytest
 import torch

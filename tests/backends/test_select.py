@@ -1,4 +1,4 @@
-"""Which backend serves a call: named ones are used or raise, the default chooses."""
+"""Choice of the backend: one requested by name is used or raises, the default chooses."""
 
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def test_what_cuda_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_why_there_are_no_cuda_operators(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A torch without CUDA loads no library; a build without one says what setup.py said; a foreign one is named."""
+    """The reason is a torch without CUDA, what setup.py wrote, or the error of a library that does not load."""
     monkeypatch.setattr(cuda, "_missing", None)
     monkeypatch.setattr(cuda, "_PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -1,6 +1,6 @@
-"""The CUDA operators on CPU tensors: their host code as it is, and their kernels run by the emulator of csrc/tests/.
+"""The CUDA operators on CPU tensors: unchanged host code, and kernels run by the emulator in csrc/tests/.
 
-Nothing here knows a GPU, and nothing is timed; what the emulator shows is that every index, mask and barrier is right.
+There is no GPU and nothing is timed; the emulator checks that indices, masks and barriers are right.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-# Importing the package defines the operator that the fp32 kernels ask for the precision.
+# Importing the package defines the operator that tells the fp32 kernels whether to use TF32.
 from tunable_ops.reference.activation import CODES, TABLE  # noqa: E402
 
 _STABLE_ABI = "0x020b000000000000"
@@ -22,7 +22,7 @@ _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Werror",
 
 
 def sources() -> list[Path]:
-    """What the emulated operators are made of."""
+    """Return the sources of the emulated operators."""
     cuda = ROOT / "csrc" / "cuda"
     kernels = [s for s in sorted(cuda.glob("*.cu")) if s.name != "device.cu"]
     host = [s for s in sorted(cuda.glob("*.cpp")) if s.name != "registration.cpp"]
@@ -30,7 +30,7 @@ def sources() -> list[Path]:
 
 
 def build() -> Path:
-    """Builds the library once per state of its sources."""
+    """Build the emulated library, once per state of its sources."""
     headers = [
         file
         for pattern in ("*.h", "cuda/*.h", "cuda/*.cuh", "tests/*.h")
@@ -95,7 +95,7 @@ def tunable_conv2d(
     activation: str | None = None,
     operator: str = "cuda",
 ) -> Tensor:
-    """The operator ("cuda", or "wgmma") with the emulated kernels."""
+    """Call the operator of a backend, "cuda" or "wgmma", with the emulated kernels."""
     tensors = (input, weight, bias, alpha)
     options = (*stride, *padding, *dilation, groups, CODES[activation])
     return _Emulated.apply(f"tunable_conv2d_{operator}", *tensors, *options)

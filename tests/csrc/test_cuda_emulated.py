@@ -1,4 +1,4 @@
-"""The CUDA operators' own sources, host and device, run without a GPU: exact on integers, close to the reference."""
+"""The sources of the CUDA operators, host and device, run without a GPU: exact on integers, close to the reference."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from tests.csrc import emulated
 from tests.ops.conv2d_cases import CASES, Case, options_of
 from tunable_ops import reference
 
-# Vectors of channels, several tiles, and the edges of each; the suite's own cases take the paths without vectors.
+# Vectorised channels, several tiles, and the edges of both; the shared cases take the paths without vectors.
 VECTORS = [
     Case(channels=32, outputs=40, kernels=2),
     Case(batch=3, channels=16, outputs=24, size=(10, 7), kernels=4),  # outputs in one narrow tile
@@ -34,9 +34,9 @@ VECTORS = [
     Case(channels=8, outputs=8, size=(9, 17), kernels=3, groups=8, taps=(3, 8), padding=(1, 4)),
     Case(batch=1, channels=72, outputs=72, size=(9, 5), kernels=2, groups=72),
 ]
-# bfloat16 differs from float16 in its conversions and one instruction, which the comparisons below reach.
+# bfloat16 differs from float16 only in conversions and one instruction, which the comparisons below cover.
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
-# In vectors every third case in fp32: its tiles differ from those of 16 bits, the arithmetic around them does not.
+# Every third vectorised case in fp32: its tiles differ from the 16-bit ones, the arithmetic around them does not.
 IN_VECTORS = [
     pytest.param(
         case,
@@ -58,7 +58,7 @@ def _operators() -> Iterator[None]:
 
 
 def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Tensor) -> list[Tensor]:
-    """Output and gradients of every tensor."""
+    """Return the output and the gradients of all tensors."""
     leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format) for t in tensors]
     wanted = [t.requires_grad_() for t in leaves if t is not None]
     output = function(*leaves, *case.geometry, activation=act)
@@ -66,12 +66,12 @@ def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Te
 
 
 def integers(like: Tensor, most: int) -> Tensor:
-    """Small integers in the layout of `like`."""
+    """Draw small integers in the layout of `like`."""
     return torch.empty_like(like).copy_(torch.randint(-most, most + 1, like.shape))
 
 
 def check_exact(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool) -> None:
-    """Equal to the reference, rounded once: every sum is exact in fp32."""
+    """Check that results equal the reference rounded once: all sums are exact in fp32."""
     tensors = [None if t is None else integers(t, 2).to(dtype) for t in case.tensors(alpha, dtype, channels_last)]
     grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).to(dtype)
     out = run(emulated.tunable_conv2d, tensors, case, None, grad)
@@ -102,7 +102,7 @@ def test_integers_are_exact_in_vectors(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
 def test_a_tile_of_128_pixels(alpha: str) -> None:
-    """More than two waves of tiles take the large one."""
+    """More than two waves of tiles use the large tile."""
     case = Case(batch=3, channels=8, outputs=40, size=(110, 111), taps=(3, 1), padding=(1, 0), kernels=2)
     tensors = [integers(t, 2) for t in case.tensors(alpha, torch.float16, True)]
     ref = reference.tunable_conv2d(*(t.double() for t in tensors), *case.geometry)
@@ -120,7 +120,7 @@ def tf32() -> Iterator[None]:
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("case", [VECTORS[0], VECTORS[1], VECTORS[4], CASES[0]], ids=str)
 def test_tf32(case: Case) -> None:
-    """Small integers are exact in TF32 too; other values show that it was in use."""
+    """Small integers are exact in TF32 too; other values show that it was used."""
     for alpha in ("shared", "sample"):
         check_exact(case, alpha, torch.float32, True)
     x, weight, bias, a = case.tensors("sample", torch.float32, True)
@@ -147,7 +147,7 @@ def test_low_precision_agrees(case: Case, act: str | None) -> None:
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[8], VECTORS[1]], ids=str)
 def test_fp32_agrees(case: Case) -> None:
-    """A plain bound: the sums here have another order, and longer runs, than those of the CPU's library."""
+    """The bound is fixed, because sums have another order and longer runs than those of PyTorch on a CPU."""
     for alpha in ("shared", "sample"):
         tensors = case.tensors(alpha, torch.float32, True)
         grad = torch.randn(case.batch, case.outputs, *case.grid)
@@ -158,7 +158,7 @@ def test_fp32_agrees(case: Case) -> None:
 
 
 def test_a_long_sum_in_fp32() -> None:
-    """9216 pixels in one segment; by arithmetic one plain sum is 39 * 2**-24 off, sums of 128 pixels 5 * 2**-24."""
+    """The expected error of 9216 pixels in a single sum is 39 * 2**-24, in sums of 128 pixels 5 * 2**-24."""
     case = Case(batch=1, channels=64, outputs=64, size=(96, 96), kernels=1, taps=(1, 1), padding=(0, 0), bias=False)
     x, weight, _, a = case.tensors("shared", torch.float32, True)
     grad = torch.randn(1, 64, 96, 96)
@@ -184,7 +184,7 @@ def test_only_what_is_asked_for(wanted: int) -> None:
 
 
 def test_strides_of_any_kind() -> None:
-    """Slices, expanded and transposed tensors, an alpha of another dtype, and addresses that are not aligned."""
+    """Sliced, expanded and transposed tensors, an alpha of another dtype, and unaligned addresses."""
     case = Case(channels=16, outputs=8, size=(6, 6), kernels=2)
     x, weight, bias, a = (integers(t, 2) for t in case.tensors("sample", torch.float16, True))
     expected = reference.tunable_conv2d(*(t.double() for t in (x, weight, bias, a)), *case.geometry)
@@ -223,7 +223,7 @@ def test_bad_arguments_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["test_geometry", "test_emulator", "test_hopper_emulator"])
 def test_on_the_host(name: str, tmp_path: Path) -> None:
-    """Index arithmetic against loops, and the emulator against seeded faults."""
+    """Run the C++ tests: index arithmetic against loops, and the emulator against seeded faults."""
     program = tmp_path / name
     source = emulated.ROOT / "csrc" / "tests" / f"{name}.cpp"
     flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]

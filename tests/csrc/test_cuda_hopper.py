@@ -1,4 +1,4 @@
-"""The wgmma kernel's own source without a GPU: boxes, swizzles, descriptors, barriers and products are emulated."""
+"""The source of the wgmma kernel without a GPU: boxes, swizzles, descriptors, barriers and products are emulated."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.csrc.test_cuda_emulated import integers, run
 from tests.ops.conv2d_cases import Case
 from tunable_ops import reference
 
-# Named by the kernel's tile (channels of a step x outputs of a block) and what is at its edge.
+# Named by the kernel's tile (channels per step x outputs per block) and its edge case.
 CASES = {
     "16x32-two-columns": Case(channels=8, outputs=40, size=(9, 66), kernels=2, padding=(2, 1)),
     "16x32-7x7": Case(batch=1, channels=16, outputs=8, size=(8, 9), kernels=3, taps=(7, 7), padding=(3, 0)),
@@ -37,7 +37,7 @@ def _operators() -> Iterator[None]:
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
 @pytest.mark.parametrize("name", CASES)
 def test_integers_are_exact(name: str, alpha: str) -> None:
-    """Every sum is exact in fp32, whatever its order; odd tiles run in the other type."""
+    """Every sum is exact in fp32, whatever its order; some cases run in bfloat16."""
     case = CASES[name]
     dtype = torch.bfloat16 if alpha == "shared" and case.kernels == 2 else torch.float16
     tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, True)]
@@ -64,7 +64,7 @@ def test_the_gradient_of_the_input_is_the_same_kernel(name: str) -> None:
 
 @pytest.mark.parametrize("act", ["relu", "gelu", "silu", "leaky_relu"])
 def test_activations_and_layouts(act: str) -> None:
-    """Kernels that are not packed are blended beforehand; slices and contiguous inputs are converted."""
+    """Kernels that are not dense are blended first; slices and contiguous inputs are converted."""
     case = Case(batch=2, channels=16, outputs=16, size=(5, 6), kernels=2)
     x, weight, bias, a = case.tensors("sample", torch.float16, True)
     ref = reference.tunable_conv2d(*(t.double() for t in (x, weight, bias, a)), *case.geometry, activation=act)

@@ -1,4 +1,4 @@
-"""The schemas for programs without Python are Python's; only what C++ implements is there."""
+"""The schemas for programs without Python equal Python's, and cover only what C++ implements."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ PACKAGE = Path(tunable_ops.__file__).parent
 LIBRARIES = [*PACKAGE.glob("lib/schema.*"), *PACKAGE.glob("_ops_cpu.*")]
 pytestmark = pytest.mark.skipif(len(LIBRARIES) != 2, reason="needs the compiled operators")
 
-# In a process that never imports tunable_ops: there the schemas are the library's.
+# In a process that never imports tunable_ops, so that the schemas are those of the compiled library.
 CODE = """
 import sys
 import torch

@@ -1,6 +1,6 @@
-"""The CUDA operators on a GPU: the suite's cases, exactness, determinism, streams, graphs, TF32.
+"""The CUDA operators on a GPU: the shared cases, exactness, determinism, streams, graphs and TF32.
 
-Tests whose names contain `sanitizer` are the smallest that reach every kernel: for compute-sanitizer's tools.
+Tests whose names contain `sanitizer` are the smallest that reach every kernel, for compute-sanitizer.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Tiles' edges in pixels, channels and outputs; phases; segments; blends in the kernel and before it.
+# Edges of tiles in pixels, channels and outputs; phases; segments; blends in the kernel and before it.
 VECTORS = [
     Case(channels=32, outputs=40, kernels=2),
     Case(batch=3, channels=16, outputs=24, size=(10, 7), kernels=4),
@@ -69,7 +69,7 @@ on_hopper = pytest.mark.skipif(
 
 
 def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Tensor, **options: Any) -> list[Tensor]:
-    """Output and gradients of every tensor."""
+    """Return the output and the gradients of all tensors."""
     leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format) for t in tensors]
     wanted = [t.requires_grad_() for t in leaves if t is not None]
     output = function(*leaves, *case.geometry, activation=act, **options)
@@ -81,7 +81,7 @@ def on_gpu(tensors: list[Any]) -> list[Any]:
 
 
 def check(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool, act: str | None = None) -> None:
-    """As the suite's own check: against float64, no worse than plain PyTorch on the same device."""
+    """Check against float64, relative to the error of plain PyTorch on the same device."""
     tensors = on_gpu(case.tensors(alpha, dtype, channels_last))
     grad = torch.randn(case.batch, case.outputs, *case.grid).to(dtype).cuda()
     out = run(tunable_conv2d, tensors, case, act, grad, backend="cuda")
@@ -100,7 +100,7 @@ def integers(like: Tensor, most: int) -> Tensor:
 
 
 def check_exact(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool) -> None:
-    """Equal to the reference rounded once, from integers so small that every sum is exact in fp32."""
+    """Check that results equal the reference rounded once, on integers so small that all sums are exact in fp32."""
     tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, channels_last)]
     grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).to(dtype)
     wide = [None if t is None else t.double() for t in tensors]
@@ -168,7 +168,7 @@ def test_same_bits_twice(case: Case, dtype: torch.dtype) -> None:
 
 
 def test_kernels_run_on_the_current_stream() -> None:
-    """Work that waits on another stream must not be overtaken: the input arrives late, on that stream."""
+    """The input is written late on another stream, and the kernels must wait for it there."""
     case = VECTORS[3]
     x, weight, bias, a = on_gpu(case.tensors("sample", torch.float16, True))
     expected = tunable_conv2d(x, weight, bias, a, *case.geometry, backend="cuda")
@@ -185,7 +185,7 @@ def test_kernels_run_on_the_current_stream() -> None:
 
 @pytest.mark.parametrize("case", [VECTORS[0], VECTORS[5], DEPTHWISE[0]], ids=str)
 def test_graph_capture(case: Case) -> None:
-    """Forward and backward replay with new values in the same memory."""
+    """Forward and backward are replayed with new values in the same memory."""
     x, weight, bias, a = on_gpu(case.tensors("sample", torch.bfloat16, True))
     grad = torch.randn(case.batch, case.outputs, *case.grid, device="cuda").bfloat16()
     op, back = torch.ops.tunable_ops.tunable_conv2d_cuda, torch.ops.tunable_ops.tunable_conv2d_cuda_backward
@@ -241,7 +241,7 @@ def test_what_it_does_not_serve_is_named() -> None:
 
 
 def hopper_conv2d(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor, *geometry: Any, activation: str | None) -> Tensor:
-    """The operator that the benchmark calls; gradients of the input take the same kernel."""
+    """Call the operator that the benchmark calls; the input gradient uses the same kernel."""
     stride, padding, dilation, groups = geometry
     op = torch.ops.tunable_ops.tunable_conv2d_wgmma
     return op(x, w, b, a, *stride, *padding, *dilation, groups, CODES[activation])
@@ -251,13 +251,13 @@ def hopper_conv2d(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor, *geometry: 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", HOPPER, ids=str)
 def test_wgmma_integers_are_exact(case: Case, dtype: torch.dtype) -> None:
-    """Bit by bit the same twice, too: races rarely repeat."""
+    """Two runs are bit-identical too: a race would rarely repeat."""
     for alpha in ("shared", "sample"):
         tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, True)]
         grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).to(dtype)
         wide = [None if t is None else t.double() for t in tensors]
         ref = run(reference.tunable_conv2d, wide, case, None, grad.double())[:2]
-        # The input's gradient is the same kernel where the outputs' panel fits as well.
+        # The input gradient uses the same kernel if the panel of outputs fits as well.
         for _ in range(3):
             out = hopper_conv2d(*on_gpu(tensors), *case.geometry, activation=None)
             assert torch.equal(out.cpu(), ref[0].to(dtype))

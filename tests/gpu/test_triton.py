@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: every configuration exactly, random shapes against float64, and how launches behave."""
+"""The Triton kernels on a GPU: exactness of every configuration, random shapes against float64, and launches."""
 
 import random
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ def test_every_configuration_is_exact_on_integers(problem: Problem) -> None:
 
 
 def check_exact(problem: Problem, device: str) -> None:
-    """Products and sums of small integers are exact, so that a lost or doubled term cannot hide in rounding."""
-    # A tenth of the audited size, with tails: what is compiled differs in no constant.
+    """Check on small integers, whose products and sums are exact, so that a wrong term cannot hide in rounding."""
+    # A tenth of the audited size, with tails; the compiled constants are the same.
     small = problem._replace(batch=3, size=(min(problem.size[0], 19), min(problem.size[1], 21)))
     operands = make_operands(small, device)
     for tensor in (operands.x, operands.y, operands.weight, operands.bias):
@@ -55,7 +55,7 @@ def check_exact(problem: Problem, device: str) -> None:
             launches, target = plan_problem(small, operands, config)
             if small.direction in ("forward", "input"):
                 target.fill_(float("nan"))
-                launches, target = plan_problem(small, operands, config)  # it zeroes what no tap meets
+                launches, target = plan_problem(small, operands, config)  # it zeroes pixels that no tap reaches
             for launch in launches:
                 launch.run()
             found = target.double()
@@ -78,7 +78,7 @@ def _expected(problem: Problem, operands: Operands) -> Tensor:
     x, weight, bias, alpha, y, geometry = operands
     x, weight, bias, y = (t.double() for t in (x, weight, bias, y))
     options = (*geometry[:3], problem.groups)
-    if alpha is None:  # a kernel of its own for every sample
+    if alpha is None:  # a different kernel for every sample
         alpha = torch.eye(problem.batch, device=x.device)
     alpha = alpha.double()
     if problem.direction == "forward":
@@ -131,7 +131,7 @@ def _agrees(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool, act
 
 @pytest.mark.parametrize("index, case", list(enumerate(CASES)), ids=str)
 def test_cases(index: int, case: Case) -> None:
-    """Every kind of alpha; dtype and layout in turns, for every combination is compiled anew."""
+    """Every kind of alpha; dtypes and layouts alternate, because each combination needs a compilation."""
     for turn, alpha in enumerate(ALPHAS, start=index):
         _agrees(case, alpha, DTYPES[turn % 3], turn % 2 == 0, None)
 
@@ -220,7 +220,7 @@ def test_graph_replay_of_a_training_step(alpha: str) -> None:
 
 
 def test_a_side_stream() -> None:
-    """The kernel runs behind what its own stream has queued, not on the default stream."""
+    """The kernel runs on the current stream after work queued there, not on the default stream."""
     case = Case(channels=16, outputs=16, size=(64, 64), kernels=2)
     x, *rest = on_gpu(case, "sample", torch.float16)
     expected = tunable_conv2d(x, *rest, *case.geometry)
@@ -246,7 +246,7 @@ def test_a_device_that_is_not_current() -> None:
 
 
 def test_memory_of_a_forward_pass() -> None:
-    """The fused kernel allocates its output alone."""
+    """The fused kernel allocates only its output."""
     case = Case(batch=8, channels=64, outputs=64, size=(64, 64), kernels=2)
     tensors = on_gpu(case, "sample", torch.bfloat16)
     tunable_conv2d(*tensors, *case.geometry)
@@ -258,7 +258,7 @@ def test_memory_of_a_forward_pass() -> None:
 
 
 def test_memory_of_the_gradients_of_a_map() -> None:
-    """Beside the gradients two tensors like the output at most, and not P."""
+    """In addition to the gradients it takes at most two tensors of the output's size, not P."""
     case = Case(batch=4, channels=32, outputs=32, size=(192, 192), kernels=8)
     tensors = [t.requires_grad_() for t in on_gpu(case, "map", torch.float16)]
     output = tunable_conv2d(*tensors, *case.geometry, backend="triton")
@@ -273,7 +273,7 @@ def test_memory_of_the_gradients_of_a_map() -> None:
 
 
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets of samples are 64-bit; the last sample shows it."""
+    """Offsets of samples must be 64-bit, as the last sample shows."""
     case = Case(batch=9, channels=64, outputs=8, size=(2048, 2048), taps=(1, 1), padding=(0, 0), kernels=2)
     if torch.cuda.get_device_properties(0).total_memory < 24 << 30:
         pytest.skip("needs 24 GB")
@@ -324,5 +324,5 @@ def test_autotuning_writes_a_table(tmp_path: Any) -> None:
 @pytest.mark.parametrize("alpha", ["shared", "sample", "map"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[5], CASES[8]], ids=str)
 def test_sanitizer(case: Case, alpha: str) -> None:
-    """The smallest launches that reach every kernel, for compute-sanitizer's tools."""
+    """The smallest launches that reach every kernel, for compute-sanitizer."""
     check(case, alpha, torch.float16, device="cuda")

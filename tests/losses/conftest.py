@@ -1,4 +1,4 @@
-"""Fixtures of the losses that need published weights."""
+"""Fixtures for losses that need published weights."""
 
 import os
 
@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture
 def published_weights() -> None:
-    """Skips where the published weights are not at hand; the losses find them by themselves."""
+    """Skip the test if the published weights, which the losses find by themselves, are missing."""
     if not os.environ.get("TUNABLE_OPS_DATA"):
         pytest.skip("TUNABLE_OPS_DATA is not set: no published weights at hand")

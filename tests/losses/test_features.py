@@ -1,4 +1,4 @@
-"""The feature networks and the files of their weights."""
+"""The feature networks and the files with their weights."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from tunable_ops.losses import features, weights
 
 
 def walk(net: features.Features, x: torch.Tensor, pool) -> dict[str, torch.Tensor]:
-    """The network once more, from its convolutions alone, with the wiring written out."""
+    """Run the network again from its convolutions, with all connections written out."""
     state = net.state_dict()
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     found, index = {}, 0
@@ -134,7 +134,7 @@ def test_the_range_costs_no_look_where_it_would_not_be_free() -> None:
 
 @pytest.fixture
 def empty(monkeypatch, tmp_path: Path) -> Path:
-    """Neither a data folder nor torch.hub's has anything."""
+    """Provide an empty data folder and an empty torch.hub folder."""
     monkeypatch.setenv(weights.DATA_VARIABLE, str(tmp_path / "data"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path

@@ -16,7 +16,7 @@ def draw(*shape, dtype=torch.float64, seed=0, grad=False):
 
 
 def root(output, target):
-    """Root mean square: its derivative at output = target is infinite."""
+    """Return the root mean square error, whose derivative at output = target is infinite."""
     return (output - target).square().flatten(1).mean(1).sqrt()
 
 
@@ -32,7 +32,7 @@ class Perceptual(nn.Module):
 
 
 def example(batch=3, dtype=torch.float64):
-    """A criterion of three objectives with its inputs."""
+    """Return a criterion of three objectives with its inputs."""
     criterion = losses.MultiLoss({"clean": (losses.mse, 2.0), "noisy": losses.l1, "smooth": (losses.tv, 0.25)})
     outputs = draw(batch, 3, 4, 5, dtype=dtype, grad=True)
     targets = {
@@ -162,7 +162,7 @@ def test_unused_objective_that_overflows():
     grad, grad_lam = torch.autograd.grad(total, (output, lam))
     assert total.isfinite() and grad.isfinite().all() and grad_lam.isfinite().all()
     assert grad.abs().min() > 0
-    assert terms["inf"].isinf()  # the log tells the truth
+    assert terms["inf"].isinf()  # the log still shows it
 
 
 def test_used_objective_does_not_hide_its_faults():
@@ -194,7 +194,7 @@ def test_mixed_derivative_survives_lambda_zero():
 
 @pytest.mark.parametrize("weight", [0.1, 0.4, 0.6, 0.9])
 def test_mse_slides_and_l1_switches(weight):
-    """The docstring's trap: between two targets mse's minimum is the weighted mean, l1's is one of the targets."""
+    """Between two targets the minimum of mse is the weighted mean, that of l1 is one of the targets."""
     clean, noisy = draw(1, 50), draw(1, 50, seed=1)
     targets, lam = {"clean": clean, "noisy": noisy}, torch.tensor([weight, 1 - weight], dtype=torch.float64)
     between = (weight * clean + (1 - weight) * noisy).requires_grad_()

@@ -1,4 +1,4 @@
-"""Perceptual, Gram, LPIPS and DISTS against plain computations, and against the package lpips where it imports."""
+"""Perceptual, Gram, LPIPS and DISTS against plain computations, and against the package lpips if it is installed."""
 
 import os
 
@@ -120,7 +120,7 @@ def random_heads() -> dict[str, torch.Tensor]:
 
 
 def plain_lpips(loss: losses.LPIPS, x: torch.Tensor, y: torch.Tensor, heads, net: str) -> torch.Tensor:
-    """LPIPS once more, in the package's units ([-1, 1] and its own shift and scale) and float64."""
+    """Compute LPIPS again in float64, in the package's units ([-1, 1] and its own shift and scale)."""
     shift = torch.tensor([-0.030, -0.088, -0.188], dtype=torch.float64).view(3, 1, 1)
     scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.float64).view(3, 1, 1)
     total = 0
@@ -155,7 +155,7 @@ def test_lpips_with_random_weights(net, tmp_path) -> None:
 
 
 def plain_dists(loss: losses.DISTS, x, y, alpha, beta) -> torch.Tensor:
-    """DISTS once more, channel by channel with covariances as differences of products, in float64."""
+    """Compute DISTS again in float64, channel by channel, with covariances as differences of products."""
     features = loss.double().features
     maps = [(x.double(), y.double()), *zip(features(x).values(), features(y).values(), strict=True)]
     alpha, beta, channel, similarity = alpha.flatten().double(), beta.flatten().double(), 0, 0
@@ -181,7 +181,7 @@ def test_dists_with_random_weights(tmp_path) -> None:
 
 
 def test_published_lpips_and_dists(published_weights) -> None:
-    """Noise on a picture: the variants agree with the plain computation with the published weights."""
+    """With the published weights all variants agree with the plain computation for a noisy picture."""
     x, y = pair(1, 64, 64)
     y = (x + 0.2 * (y - 0.5)).clamp(0, 1)
     folder = os.path.join(os.environ["TUNABLE_OPS_DATA"], "weights")

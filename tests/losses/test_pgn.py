@@ -1,4 +1,4 @@
-"""The networks, the closed form of the field, and the file."""
+"""Perceptual gradient networks: the networks, the closed form of the field, and the file."""
 
 import math
 
@@ -165,7 +165,7 @@ def test_as_an_objective_it_obeys_lambda_and_scales(unet: PGN) -> None:
 
 
 class Wild:
-    """A field that is not finite."""
+    """Network whose field is not finite."""
 
     def objective(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.full_like(x, math.inf), torch.full((len(x),), math.inf)

@@ -27,7 +27,7 @@ def draw(*shape, dtype=torch.float64, seed=0, grad=False):
 
 
 def loop(loss, output, target):
-    """The definition, element by element in Python floats."""
+    """Compute the definition element by element in Python floats."""
     return torch.tensor(
         [
             sum(FORMULAS[loss](a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True))
@@ -98,7 +98,7 @@ def test_derivatives(loss):
 
 @pytest.mark.parametrize("loss", EVERY, ids=names)
 def test_derivatives_are_finite_where_inputs_are_equal(loss):
-    # regression guarded: sqrt and norm have no derivative at 0 and answer with NaN
+    # regression guarded: sqrt and norm have no derivative at 0 and return NaN
     output = torch.full((2, 1, 3, 3), 0.5, requires_grad=True)
     target = output.detach().clone()
     (grad,) = torch.autograd.grad(loss(output, target).sum(), output, create_graph=True)

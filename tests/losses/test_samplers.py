@@ -17,17 +17,17 @@ def seeded(seed=0):
 
 
 def moment(p, k):
-    """E[x**k] of one coordinate of Dirichlet(1, ..., 1), which is Beta(1, p - 1)."""
+    """Return E[x**k] for one coordinate of Dirichlet(1, ..., 1), which is Beta(1, p - 1)."""
     return math.factorial(k) * math.gamma(p) / math.gamma(p + k)
 
 
 def simplex_faults(lam):
-    """What speaks against Dirichlet(1, ..., 1) at five standard errors: means, variances, covariances."""
+    """Return which moments ("mean", "covariance") are more than five standard errors off Dirichlet(1, ..., 1)."""
     lam = lam.double()
     n, p = lam.shape
     mean, variance = 1 / p, (p - 1) / (p**2 * (p + 1))
     fourth = moment(p, 4) - 4 * mean * moment(p, 3) + 6 * mean**2 * moment(p, 2) - 3 * mean**4
-    error = math.sqrt((fourth - variance**2) / n)  # of a variance; by Cauchy-Schwarz a bound for covariances too
+    error = math.sqrt((fourth - variance**2) / n)  # of a variance; by Cauchy-Schwarz also a bound for covariances
     centred = lam - mean
     covariance = centred.T @ centred / n
     expected = torch.full((p, p), -variance / (p - 1), dtype=torch.float64).fill_diagonal_(variance)
@@ -57,7 +57,7 @@ def test_the_simplex_check_finds_faults(p):
 
 
 def is_uniform(values):
-    """Kolmogorov-Smirnov against [0, 1] at a false alarm rate of 1e-6, about five standard errors."""
+    """Run a Kolmogorov-Smirnov test for [0, 1] with a false alarm rate of 1e-6, about five standard errors."""
     values = values.sort().values
     steps = torch.arange(N + 1, dtype=torch.float64) / N
     distance = torch.maximum(steps[1:] - values, values - steps[:-1]).max()
@@ -85,7 +85,7 @@ def test_uniform_default_is_the_unit_box():
 
 
 def corner_names(kind, lam):
-    """For each sample the corner that it is, as a tuple, or None."""
+    """Return for each sample its corner as a tuple, or None if it is not at one."""
     ends = RANGES if kind == "uniform" else ((0.0, 1.0),) * 3
     corners = set(product(*ends))
     if kind == "simplex":
@@ -101,7 +101,7 @@ def test_share_of_corners(kind, count, share):
     hits = [corner for corner in found if corner is not None]
     assert abs(len(hits) - share * N) <= 5 * math.sqrt(N * share * (1 - share))
     if share:
-        assert len(set(hits)) == count  # each corner, and all alike
+        assert len(set(hits)) == count  # every corner occurs
         each = share / count
         for corner in set(hits):
             assert abs(hits.count(corner) - each * N) <= 5 * math.sqrt(N * each * (1 - each))
@@ -122,7 +122,7 @@ def test_the_generator_alone_decides(kind):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = draw(5, generator=seeded(7))
-    assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is not used
     torch.manual_seed(2)
     assert torch.equal(draw(5, generator=seeded(7)), first)
     assert torch.equal(losses.sampler(kind, 3, corners=0.2)(5, generator=seeded(7)), first)

@@ -10,7 +10,7 @@ from tunable_ops import losses
 
 
 def pictures(*shape, dtype=torch.float64, seed=0):
-    """A picture with flat, smooth and noisy parts, and a disturbed copy, in [0, 1]."""
+    """Return a picture in [0, 1] with flat, smooth and noisy parts, and a distorted copy."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.rand(shape, generator=generator, dtype=torch.float64)
     target[..., : shape[-1] // 3] = 0.25
@@ -23,7 +23,7 @@ def similarity(output, target, data_range=1.0):
 
 
 def loop(output, target):
-    """The definition at every pixel and channel, with an explicit two-dimensional window."""
+    """Compute the definition at every pixel and channel, with an explicit two-dimensional window."""
     offsets = range(-5, 6)
     window = {(i, j): math.exp(-(i * i + j * j) / (2 * 1.5**2)) for i in offsets for j in offsets}
     total = sum(window.values())

@@ -1,4 +1,4 @@
-"""StyleTransfer: the formula, what it shares, and its errors."""
+"""StyleTransfer: the formula, shared features, and errors."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def build(features: VGG16Features, pictures: dict, **options: float) -> StyleTra
 
 
 def explicit_style(features: VGG16Features, output: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-    """One sample against one style: relative squares of Gram matrices by einsum, the mean over two layers."""
+    """Compare one sample with one style: relative squared error of Gram matrices by einsum, mean over two layers."""
     found, wanted = features(output), features(picture)
     total = torch.zeros((), dtype=torch.float64)
     for layer in LAYERS[1:]:

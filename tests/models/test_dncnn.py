@@ -25,7 +25,7 @@ def test_any_size_keeps_its_shape(size: tuple[int, int], downscale: int) -> None
 
 @pytest.mark.parametrize("downscale", [2, 4])
 def test_padding_does_not_change_what_lies_inside(downscale: int) -> None:
-    """An odd size must give what the even size around it gives, away from the border."""
+    """Away from the border, an odd size must give the same as the even size around it."""
     torch.manual_seed(0)
     net = DnCNN(channels=1, features=6, depth=2, downscale=downscale, mean=0.5).double()
     torch.nn.init.normal_(net.model[2].weight)
@@ -97,7 +97,7 @@ def test_build_knows_its_names_and_arguments() -> None:
 
 
 def test_published_weights_denoise_as_published() -> None:
-    """dncnn_gray_sigma25 on the first three pictures of set12; the noise differs from the published run."""
+    """Measure dncnn_gray_sigma25 on three pictures of set12; the noise differs from that of the published run."""
     from safetensors.torch import load_file
 
     from tunable_ops.images import read_image

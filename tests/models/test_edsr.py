@@ -1,4 +1,4 @@
-"""EDSR: published sizes and names, the formula, scales, and what convert makes of it."""
+"""EDSR: published sizes and names, the formula, scales, and its conversion."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def count(net: nn.Module) -> int:
 
 
 def trained(**arguments: Any) -> TunableModel:
-    """A small tunable network in float64 with kernels that differ."""
+    """Return a small tunable network in float64 whose kernels differ."""
     net = convert(EDSR(**{**SMALL, **arguments}).double(), num_params=2)
     with torch.no_grad():
         for parameter in net.parameters():

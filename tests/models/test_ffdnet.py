@@ -1,4 +1,4 @@
-"""FFDNet: its formula, sizes, errors, and its published figures."""
+"""FFDNet: its formula, sizes, errors and published figures."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_formula_and_sizes(size: tuple[int, int]) -> None:
     for k in range(8):
         expected[:, k // 4, (k // 2) % 2 :: 2, k % 2 :: 2] = chain[:, k]
     torch.testing.assert_close(out, expected[..., : size[0], : size[1]], atol=1e-6, rtol=1e-5)
-    # a number and a map say the same
+    # a number and a constant map give the same
     torch.testing.assert_close(net(x, torch.full((2, 1, *size), 0.2)), net(x, 0.2), atol=1e-6, rtol=1e-5)
 
 
@@ -67,9 +67,9 @@ def test_bad_input() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sigma, published", [(15, 33.88), (25, 31.21), (50, 27.95)])
 def test_published_figures(sigma: int, published: float) -> None:
-    """PSNR on all of cbsd68, with the noise of the published test: the same draw for every picture.
+    """Measure PSNR on all of cbsd68 with the noise of the published test, the same draw for every picture.
 
-    How far draws move it was measured at sigma 15, where three gave 33.857, 33.868 and 33.879 dB.
+    The tolerance covers other draws: at sigma 15 three of them gave 33.857, 33.868 and 33.879 dB.
     """
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""NAFNet: published sizes and names, the block against its formula, and what convert makes of it."""
+"""NAFNet: published sizes and names, the block against its formula, and its conversion."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def count(net: nn.Module) -> int:
 
 
 def small(**arguments: Any) -> NAFNet:
-    """A small network in float64 whose blocks do something: beta, gamma and the norms are drawn too."""
+    """Return a small network in float64 with random beta, gamma and norms, so that its blocks have an effect."""
     net = NAFNet(**{**SMALL, **arguments}).double()
     draw(net)
     return net
@@ -38,7 +38,7 @@ def draw(net: nn.Module) -> None:
 
 
 def trained() -> TunableModel:
-    """A small tunable network with kernels that differ."""
+    """Return a small tunable network whose kernels differ."""
     net = convert(small(), num_params=2)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -122,7 +122,7 @@ def test_norm_against_the_formula(shape: tuple[int, ...], layout: torch.memory_f
 
 
 def test_norm_divides_by_an_eps_of_1e_6_under_the_root() -> None:
-    """A picture whose variance is eps itself comes out at 1 / sqrt(2)."""
+    """A picture whose variance is eps is normalised to 1 / sqrt(2)."""
     x = torch.tensor([1e-3, -1e-3], dtype=torch.float64).view(1, 2, 1, 1)
     expected = torch.tensor([0.5**0.5, -(0.5**0.5)], dtype=torch.float64).view(1, 2, 1, 1)
     torch.testing.assert_close(LayerNorm2d(2).double()(x), expected, rtol=1e-12, atol=0)
@@ -180,7 +180,7 @@ def test_block_against_the_formula() -> None:
 
 
 def test_levels_against_the_formula() -> None:
-    """Two levels, blocks of their own depth: skips meet their own level, the input is added at the end."""
+    """Two levels of different depth: each skip joins its own level, and the input is added at the end."""
     net = small()
     x = torch.rand(1, 3, 8, 12, dtype=torch.float64)
     top = net.encoders[0](net.intro(x))

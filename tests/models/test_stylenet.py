@@ -1,4 +1,4 @@
-"""StyleNet: sizes, the formula, any picture size, and what convert makes of it with three styles."""
+"""StyleNet: sizes, the formula, any picture size, and its conversion for three styles."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def count(net: nn.Module) -> int:
 
 
 def small(**arguments: Any) -> StyleNet:
-    """A small network in float64 whose norms do something."""
+    """Return a small network in float64 with random norms."""
     net = StyleNet(**{**SMALL, **arguments}).double()
     for name, parameter in net.named_parameters():
         if parameter.dim() == 1:
@@ -32,7 +32,7 @@ def small(**arguments: Any) -> StyleNet:
 
 
 def trained() -> TunableModel:
-    """A small tunable network with kernels that differ."""
+    """Return a small tunable network whose kernels differ."""
     net = convert(small(), num_params=3)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -41,7 +41,7 @@ def trained() -> TunableModel:
 
 
 def test_size_and_work() -> None:
-    """Layer by layer by hand: (inputs, outputs, side, share of the picture's pixels) of every convolution."""
+    """Computed by hand from (inputs, outputs, side, share of the picture's pixels) of every convolution."""
     layers = [(3, 64, 9, 1.0), (64, 128, 3, 1 / 4), (128, 256, 3, 1 / 16)]
     layers += 2 * 4 * [(128, 128, 3, 1 / 4)] + 12 * [(256, 256, 3, 1 / 16)]
     layers += [(256, 128, 3, 1 / 4), (128, 64, 3, 1.0), (64, 3, 9, 1.0)]
@@ -132,7 +132,7 @@ def test_per_sample_lambda_is_one_lambda_at_a_time() -> None:
 
 
 def test_every_kernel_gets_a_gradient() -> None:
-    """But for biases in front of a norm, which takes every constant away."""
+    """The exceptions are biases before a norm, which removes every constant."""
     net = trained()
     lam = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]], dtype=torch.float64)
     net(torch.rand(2, 3, 8, 8, dtype=torch.float64), lam).square().sum().backward()

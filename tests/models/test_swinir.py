@@ -1,4 +1,4 @@
-"""SwinIR: published sizes and names, attention against explicit loops, heads, and what convert makes of it."""
+"""SwinIR: published sizes and names, attention against explicit loops, heads, and its conversion."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def count(net: nn.Module) -> int:
 
 
 def small(**arguments: Any) -> SwinIR:
-    """A small network in float64 and evaluation mode whose attention does something: fresh weights are tiny."""
+    """Return a small network in float64 and evaluation mode, its weights large enough for attention to matter."""
     net = SwinIR(**{**SMALL, **arguments}).double().eval()
     for name, parameter in net.named_parameters():
         if "conv" not in name and "upsample" not in name:
@@ -36,7 +36,7 @@ def small(**arguments: Any) -> SwinIR:
 
 
 def trained(**arguments: Any) -> TunableModel:
-    """A small tunable network with kernels that differ."""
+    """Return a small tunable network whose kernels differ."""
     net = convert(small(**arguments), num_params=2, parameters=TABLES)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -66,7 +66,7 @@ def test_sizes(arguments: dict, parameters: int) -> None:
 
 
 def test_work() -> None:
-    """Multiply-adds of every layer at 64 x 64 pixels, by hand: per pixel, 36 blocks, then the convolutions."""
+    """Multiply-adds at 64 x 64 pixels, counted by hand: 36 blocks per pixel, then the convolutions."""
     c, n = 180, 64
     block = c * 3 * c + 2 * n * c + c * c + 2 * c * 2 * c  # qkv, attention, proj, MLP
     convolutions = 9 * (3 * c + 6 * c * c + c * c + c * 3)
@@ -148,7 +148,7 @@ def test_position_index_by_hand() -> None:
 
 
 def explicit_block(block: SwinBlock, x: Tensor) -> Tensor:
-    """The block pixel by pixel: who sees whom follows from where windows and borders lie."""
+    """Compute a block pixel by pixel; the positions of windows and borders decide which pixels attend to which."""
     attn, w, shift = block.attn, block.window, block.shift
     height, width, dim = x.shape[1:]
     d = dim // attn.heads
@@ -158,7 +158,7 @@ def explicit_block(block: SwinBlock, x: Tensor) -> Tensor:
     pixels = [(i, j) for i in range(height) for j in range(width)]
 
     def window(p: tuple[int, int]) -> tuple[int, ...]:
-        """Windows start at shift, the strips before it are windows of their own."""
+        """Return the window of a position: windows start at `shift`, and the strips before it are separate windows."""
         return tuple((n - shift) // w for n in p)
 
     def place(p: tuple[int, int]) -> tuple[int, int]:
@@ -189,7 +189,7 @@ def explicit_block(block: SwinBlock, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("index", [0, 1])
 @torch.no_grad()
 def test_block_against_loops(index: int, size: tuple[int, int]) -> None:
-    """The mask of the constructor's size, one made anew, and a window that meets all borders."""
+    """Cover the mask of the constructor's size, a mask for another size, and a window that touches all borders."""
     block = small().layers[0].residual_group.blocks[index]
     assert block.shift == 2 * index
     x = torch.randn(2, *size, 6, dtype=torch.float64)
@@ -320,7 +320,7 @@ def test_position_tables_alone_reach_the_output() -> None:
 
 
 def test_every_kernel_gets_a_gradient() -> None:
-    """But for the bias of the keys, which the softmax takes away."""
+    """The exception is the bias of the keys, which the softmax removes."""
     net = trained()
     lam = torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
     net(torch.rand(2, 3, 8, 8, dtype=torch.float64), lam).square().sum().backward()

@@ -1,4 +1,4 @@
-"""Networks and lambdas that the tests of the modules share. Everything in float64: rounding then hides no mistake."""
+"""Networks and lambdas for the tests of the modules, in float64 so that rounding hides no mistakes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ DTYPE = torch.float64
 
 
 class Block(nn.Module):
-    """Residual block with scales of its own."""
+    """Residual block with its own scales."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Convolutions, a transposed one, a linear layer, residual scales, batch norm; [B, 3, 8, 8] -> [B, 5]."""
+    """Convolutions, a transposed one, a linear layer, residual scales and batch norm; [B, 3, 8, 8] -> [B, 5]."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 class Picture(nn.Module):
-    """Convolutions only, picture to picture, on two scales."""
+    """Convolutions only, from picture to picture, on two scales."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -60,18 +60,18 @@ class Picture(nn.Module):
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Normal numbers of a seed of their own."""
+    """Draw normal numbers with a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def point(domain: str, num_params: int, *batch: int, seed: int = 0) -> Tensor:
-    """A random lambda of the domain, [*batch, p]."""
+    """Draw a random lambda of the domain, [*batch, p]."""
     values = torch.rand(*batch, num_params, generator=torch.Generator().manual_seed(seed), dtype=DTYPE) + 0.05
     return values / values.sum(-1, keepdim=True) if domain == "simplex" else values
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Moves every parameter, phi too, so that no two kernels are alike: what training does."""
+    """Change every parameter, phi included, as training does, so that all kernels differ."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in filter(torch.is_floating_point, module.parameters()):
@@ -79,7 +79,7 @@ def perturb(module: nn.Module, seed: int = 0) -> None:
 
 
 def plain_net(kind: type[nn.Module] = Net, **arguments: int) -> nn.Module:
-    """A network in float64 and evaluation mode, whose batch norms have seen something."""
+    """Return a network in float64 and evaluation mode, with running statistics in its batch norms."""
     net = kind(**arguments).to(DTYPE)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -89,7 +89,7 @@ def plain_net(kind: type[nn.Module] = Net, **arguments: int) -> nn.Module:
 
 
 def rows(run, x: Tensor, lam: Sequence[Tensor]) -> Iterator[Tensor]:
-    """What each sample gives by itself: the definition of a per-sample lambda."""
+    """Run each sample by itself, which defines a per-sample lambda."""
     for b, each in enumerate(lam):
         yield run(x[b : b + 1], each)
 

@@ -1,4 +1,4 @@
-"""convert: a fresh conversion computes what the network did; structure, ties, hooks and modes are kept."""
+"""convert: a fresh conversion computes what the network did, and keeps its structure, ties, hooks and modes."""
 
 import copy
 from collections import Counter
@@ -80,7 +80,7 @@ def test_a_single_layer_is_a_network(kind):
 
 
 class Tied(nn.Module):
-    """One convolution twice, two convolutions with one weight, two with one bias, a list of plain references."""
+    """A convolution used twice, two that share a weight, two that share a bias, and plain references in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_ties_are_kept(options):
 
 
 class Hooked(nn.Module):
-    """Keeps what its layers see: hooks that are functions and hooks that are methods of the network."""
+    """Network with hooks that are functions and hooks that are its methods, which record what the layers see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_hooks_move_to_the_layer_that_takes_the_place():
     assert plain.seen == [(2, 4, 3, 3), "always"]
     out = net(x, [0.3, 0.7])
     assert_equal(out, expected)
-    assert net.network.seen == plain.seen  # its own list: a method of the network became one of the copy
+    assert net.network.seen == plain.seen  # its own list: the bound method was rebound to the copy
     assert len(plain.seen) == 2
     out.sum().backward()
     assert net.network.grads == [torch.Size([2, 4])]
@@ -203,7 +203,7 @@ def test_mode_and_requires_grad_are_kept():
 
 
 def test_training_mode_of_batch_norm_and_its_statistics():
-    """Running statistics are the network's own and move as in the plain network."""
+    """Running statistics belong to the converted network and change as in the plain one."""
     plain, x = plain_net().train(), draw(4, 3, 8, 8)
     net = tunable_ops.convert(plain, 2)
     assert_equal(net(x, [0.3, 0.7]), plain(x))
@@ -226,7 +226,7 @@ def test_format_dtype_and_device_are_kept():
 
 
 def test_convert_twice():
-    """The same network may be converted again; a conversion may not."""
+    """A plain network can be converted again; a conversion cannot."""
     plain, x = plain_net(), draw(2, 3, 8, 8)
     first, second = tunable_ops.convert(plain, 2), tunable_ops.convert(plain, 3, domain="box")
     perturb(first)
@@ -239,7 +239,7 @@ def test_convert_twice():
 
 
 class Weighted(nn.Module):
-    """Its own parameters: some to be made tunable, one behind somebody's parametrisation."""
+    """Module with its own parameters: some to be made tunable, one with a parametrisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ def test_a_per_sample_lambda_for_a_vector_is_refused():
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear])
 def test_activations_in_place(kind, per_sample):
-    """What a layer returns may be overwritten: a view out of an autograd function may not."""
+    """Outputs of layers can be modified in place, which autograd refuses for a view returned by a Function."""
     layers = [kind(3, 3).to(DTYPE) if kind is nn.Linear else kind(3, 3, 1).to(DTYPE) for _ in range(2)]
     x = draw(4, 3, *[3] * (layers[0].weight.dim() - 2))
     results = []

@@ -1,4 +1,4 @@
-"""convert: what is converted, what is left alone and named, and bad arguments."""
+"""convert: what is converted, what is left alone and named in a warning, and bad arguments."""
 
 import warnings
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_is_left_alone(training):
-    """They read the weights of their children; the fast path of evaluation too."""
+    """Attention and its fast path in evaluation read the weights of their children directly."""
     plain, x = Attention().to(DTYPE).train(training), draw(2, 5, 3)
     with pytest.warns(UserWarning, match=r"^convert: left alone: ") as caught:
         net = tunable_ops.convert(plain, 2)
@@ -47,7 +47,7 @@ def test_attention_is_left_alone(training):
         "decoder.self_attn.out_proj",
         "decoder.multihead_attn.out_proj",
     ]
-    # A decoder layer calls its linear layers.
+    # A decoder layer does call its linear layers.
     layers = [name for name in converted(net) if "tuning" not in name]
     assert layers == ["decoder.linear1", "decoder.linear2", "embed", "out"]
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_attention_is_left_alone(training):
 
 
 class Mine(nn.Conv2d):
-    """A subclass: nobody knows what it does with its weight."""
+    """Subclass that could use its weight in any way."""
 
 
 class Odd(nn.Module):
@@ -94,7 +94,7 @@ def test_layers_that_are_not_exactly_torchs_are_left_alone_and_named():
 
 
 class Language(nn.Module):
-    """Its head is tied to the embedding, and a second layer to the head's bias."""
+    """Model whose head shares its weight with the embedding, and its bias with a second layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""convert on networks of well-known libraries, none of them written for it."""
+"""convert on networks of well-known packages that were not written for it."""
 
 import importlib.util
 
@@ -75,7 +75,7 @@ def segformer():
     return SegformerForSemanticSegmentation(config), draw(2, 3, 32, 32)
 
 
-# Name: (maker, does a per-sample lambda work throughout, options of convert, what it needs).
+# Name: (constructor, True if a per-sample lambda works throughout, options of convert, required packages).
 NETWORKS = {
     "monai-UNet-2d": (lambda: unet(2), True, {}, needs_monai),
     "monai-UNet-3d": (lambda: unet(3), True, {}, needs_monai),
@@ -91,7 +91,7 @@ NETWORKS = {
 
 
 def output(result):
-    """The tensor in what a network returns."""
+    """Return the tensor in what a network returns."""
     if isinstance(result, torch.Tensor):
         return result
     return next(result[key] for key in ("logits", "reconstruction") if key in result)
@@ -104,7 +104,7 @@ def make_network(name):
     with torch.no_grad():
         for module in plain.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear) and module.bias is not None:
-                module.bias.normal_(0, 0.1)  # libraries start them at zero
+                module.bias.normal_(0, 0.1)  # packages initialise them with zeros
     return plain, x
 
 

@@ -26,7 +26,7 @@ def model(kind=Net, domain="box", **options):
 
 
 def stacks(net):
-    """Name and value of every stack, whole, whether split or not."""
+    """Return every stack by name, whole even if it is split."""
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
@@ -131,7 +131,7 @@ def test_splitting_and_merging_change_no_value_and_no_name():
     split = {name: tuple(p.shape) for name, p in net.named_parameters()}
     assert split["network.head.parametrizations.weight.original0"] == (1, 4, 3, 3, 3)
     assert split["network.head.parametrizations.weight.original1"] == (2, 4, 3, 3, 3)
-    tunable_ops.split_base(net)  # twice is once
+    tunable_ops.split_base(net)  # splitting again changes nothing
     assert {name: tuple(p.shape) for name, p in net.named_parameters()} == split
     tunable_ops.merge_base(net)
     assert_equal(net(x, lam), expected, 0)
@@ -150,7 +150,7 @@ def test_state_dicts_load_into_split_and_whole_models(source, target):
             tunable_ops.split_base(net)
     second.load_state_dict(first.state_dict())
     assert_equal(second(x, [0.3, 0.9]), first(x, [0.3, 0.9]), 0)
-    inside = nn.ModuleDict({"model": second})  # a prefix, as a wrapper for training has it
+    inside = nn.ModuleDict({"model": second})  # a prefix, as wrappers for training add
     inside.load_state_dict(nn.ModuleDict({"model": first}).state_dict())
     assert set(inside.state_dict()) == {f"model.{name}" for name in first.state_dict()}
     with pytest.raises(RuntimeError, match="head"):
@@ -158,7 +158,7 @@ def test_state_dicts_load_into_split_and_whole_models(source, target):
 
 
 def test_copies_of_a_split_model_stand_alone():
-    """Torch shares the class it makes for a split layer between deepcopies: merging one must not break the other."""
+    """Deep copies share the class that torch makes for a split layer; merging one must not break the other."""
     net, x, lam = model(), draw(2, 3, 8, 8), [0.3, 0.9]
     tunable_ops.split_base(net)
     expected, before = net(x, lam).detach(), stacks(net)
@@ -267,7 +267,7 @@ def base_kernels(net):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_frozen_base_does_not_move_under_weight_decay(whole):
-    """A zero gradient would not do: AdamW decays what has one, and its momentum moves on."""
+    """A zero gradient would not be enough: AdamW decays parameters that have one and applies their momentum."""
     net, x = model(Picture), draw(2, 3, 8, 8)
     tunable_ops.freeze_base(net)
     before, base = stacks(net), base_kernels(net)

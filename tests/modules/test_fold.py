@@ -1,4 +1,4 @@
-"""fold and LiveFold: plain networks, the same addresses after `set`, copies, moves and bad lambdas."""
+"""fold and LiveFold: plain networks, unchanged addresses after `set`, copies, moves and bad lambdas."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ def addresses(module):
     return [t.data_ptr() for t in [*module.parameters(), *module.buffers()]]
 
 
-# What has no single kernel, or no kernel at all.
+# Lambdas that have no single kernel, or no kernel at all.
 BAD_LAMBDAS = [
     (torch.full((2, 2), 0.5), ValueError, r"lam must be \[p\], one lambda for all samples; got shape \[2, 2\]"),
     (torch.full((0, 2), 0.5), ValueError, r"lam must be \[p\], one lambda for all samples; got shape \[0, 2\]"),
@@ -119,7 +119,7 @@ def test_a_fold_blends_in_single_precision_and_rounds_once(dtype):
 
 
 def test_corners_of_fresh_layers():
-    """At a corner of the simplex with the identity, the fold is the corner's kernel to the bit."""
+    """At a corner of the simplex with identity tuning, the folded kernel equals the corner's, bit by bit."""
     layer = tunable_ops.TunableConv2d(3, 4, 3, num_params=2, tuning="identity")
     for corner in range(2):
         folded = tunable_ops.fold(layer, [1.0 - corner, float(corner)])
@@ -190,7 +190,7 @@ def test_live_fold_copies_stand_alone():
     other.set([1.0, 0.0])
     assert_equal(live(x), net(x, [0.3, 0.7]))
     assert_equal(other(x), net(x, [1.0, 0.0]))
-    perturb(net, seed=2)  # the copy has a source of its own
+    perturb(net, seed=2)  # the copy has its own source network
     before = other(x)
     other.set([1.0, 0.0])
     assert_equal(other(x), before, 0)
@@ -211,7 +211,7 @@ def test_live_fold_moves():
     live.set([0.3, 0.7])
     assert {p.dtype for p in live.parameters()} == {torch.float32}
     assert_equal(live(x.float()).double(), net(x, [0.3, 0.7]), 1e-4)
-    assert {p.dtype for p in net.parameters()} == {DTYPE}  # the source stays as it is
+    assert {p.dtype for p in net.parameters()} == {DTYPE}  # the source network is not changed
 
 
 def test_live_fold_keeps_ties_and_arguments():

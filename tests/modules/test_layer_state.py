@@ -1,4 +1,4 @@
-"""Layers: initialisation, what they print, copies, state, moves of dtype, format and device, and bad arguments."""
+"""Layers: initialisation, repr, copies, state, changes of dtype, format and device, and bad arguments."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ LAYERS = {
     ids=lambda m: type(m).__name__,
 )
 def test_every_kernel_starts_as_torchs_layer_does(tunable, plain):
-    """A fan-in of the whole stack would make weights too small by sqrt(P*O)."""
+    """With the fan-in of the whole stack, weights would be too small by sqrt(P*O)."""
     for name in ("weight", "bias"):
         stack, one = getattr(tunable, name), getattr(plain, name)
         bound = one.abs().max().item()  # both are uniform in +-1/sqrt(fan-in)
@@ -179,7 +179,7 @@ def test_moves_of_dtype(kind):
         assert out.dtype == dtype
         assert_equal(out.double(), expected, tolerance)
         alpha = moved.tuning(torch.tensor(lam))
-        assert alpha.dtype == torch.float32  # of parameters in low precision too
+        assert alpha.dtype == torch.float32  # also for parameters in low precision
         lam_of_its_own = moved(draw(*shape, dtype=dtype), torch.tensor(lam, dtype=torch.float64))
         assert torch.equal(lam_of_its_own, out)
 

@@ -1,4 +1,4 @@
-"""Layers: module equals function equals torch's layer at the folded kernel."""
+"""Layers: module, function and torch's layer with the folded kernel give the same results."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ PHIS = {
 
 
 def folded_by_hand(layer, plain, lam):
-    """Torch's layer with the kernel that the formula asks for."""
+    """Return torch's layer with the kernel that the formula gives."""
     alpha = phi_by_hand(layer.tuning, lam)
     state = {"weight": torch.einsum("p,p...->...", alpha, layer.weight)}
     if layer.bias is not None:
@@ -59,7 +59,7 @@ def phi_by_hand(tuning, lam):
 
 
 def check(layer, plain, x):
-    """Shared and per-sample lambda, module against torch's layer and against `fold`."""
+    """Compare a module with torch's layer and with `fold`, for a shared and a per-sample lambda."""
     domain, p = layer.tuning.domain, layer.tuning.num_params
     perturb(layer)
     lam = point(domain, p)
@@ -77,7 +77,7 @@ def check(layer, plain, x):
     return lam
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # of torch's layer
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # by torch's layer
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_convolution_equals_torch(kind, geometry):
@@ -174,7 +174,7 @@ def test_module_equals_function():
 def test_parameter_shapes(shape):
     lam, each = point("simplex", 2), point("simplex", 2, 3)
     layer = tunable_ops.TunableParameter(draw(*shape), num_params=2)
-    assert_equal(layer(lam), draw(*shape))  # fresh: what it was made of
+    assert_equal(layer(lam), draw(*shape))  # fresh: the tensor it was made from
     perturb(layer)
     alpha = layer.tuning(lam)
     assert_equal(layer(lam), alpha[0] * layer.weight[0] + alpha[1] * layer.weight[1])
@@ -221,7 +221,7 @@ def test_lambda_as_numbers_or_tensor(tuning):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_map_of_lambda(kind):
-    """A map of any size is averaged down to the output's grid; there each pixel has its own blend."""
+    """A map of any size is averaged down to the output's grid, where each pixel has its own blend."""
     tunable, _, size = LAYERS[kind]
     layer = tunable(4, 6, 3, stride=2, padding=1, num_params=2, dtype=DTYPE)
     perturb(layer)

@@ -1,4 +1,4 @@
-"""TunableModel: how lambda reaches the layers, threads, nesting, errors, one product for phi, copies and state."""
+"""TunableModel: how lambda reaches the layers, threads, nesting, errors, a single product for phi, copies, state."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ def frame_of(net, lam):
 
 
 class Wait(nn.Module):
-    """Stops every thread in the middle of the network until all are there."""
+    """Block every thread in the middle of the network until all have arrived."""
 
     def __init__(self, barrier):
         super().__init__()
@@ -62,7 +62,7 @@ def test_threads_see_their_own_lambda():
 
 
 class Nested(nn.Module):
-    """Layers of its own before and after a tunable model with a lambda of another length."""
+    """Layers before and after a tunable model whose lambda has another length."""
 
     def __init__(self, inner):
         super().__init__()
@@ -81,7 +81,7 @@ def test_nested_models():
     assert [type(layer) for layer in net.layers] == [TunableLinear] * 2
     assert len(inner.layers) == 1
     x, lam, inner_lam = draw(5, 4), point("simplex", 2), point("box", 3)
-    # alpha of all layers in one product, or of one layer: the last bit depends on the processor's matrix product
+    # the last bit of alpha depends on the size of the matrix product: one layer's, or all layers'
     by_hand = net.network.after(inner(net.network.before(x, lam), inner_lam), lam)
     assert_equal(net(x, lam, inner_lam), by_hand)
     folded = tunable_ops.fold(net, lam)  # the inner model stays tunable
@@ -106,7 +106,7 @@ def test_nested_models_with_own_parameters():
 
 
 class Recursive(nn.Module):
-    """Runs the whole model again, at another lambda, in the middle of its forward."""
+    """Run the whole model again, at another lambda, in the middle of its forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +161,7 @@ def test_a_lambda_given_to_a_layer_goes_before_the_models():
 
 
 def test_one_network_in_two_models():
-    """The later model takes the layers' places; the earlier still computes the same."""
+    """The second model takes over the layers; the first still computes the same."""
     net, x = model(), draw(2, 3, 8, 8)
     expected = net(x, [0.3, 0.7])
     other = TunableModel(nn.Sequential(nn.Identity(), nn.ModuleDict({"deep": net.network})["deep"]), num_params=2)
@@ -185,7 +185,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# What makes a view launches nothing.
+# Views launch no kernels.
 VIEWS = {
     "split.Tensor",
     "split_with_sizes",
@@ -201,7 +201,7 @@ VIEWS = {
 
 
 def launches(run):
-    """How often each operator that computes something is called."""
+    """Count the calls of every operator that launches a kernel."""
     with Count() as count, torch.no_grad():
         run()
     return {name: calls for name, calls in count.counts.items() if name not in VIEWS}
@@ -210,7 +210,7 @@ def launches(run):
 @pytest.mark.parametrize("domain", ["simplex", "box"])
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["shared", "per-sample"])
 def test_one_product_for_all_alphas(domain, batch):
-    """The launches of phi must not grow with the number of layers."""
+    """The number of launches for phi must not grow with the number of layers."""
     lam, x = point(domain, 2, *batch).float(), draw(3, 2, 4, 4, dtype=torch.float32)
     phi, whole = [], []
     for depth in (2, 20):
@@ -274,12 +274,12 @@ def test_deepcopy_stands_alone():
     perturb(other)
     assert_equal(net(x, lam), expected, 0)
     assert not torch.allclose(other(x, lam), expected)
-    first = copy.deepcopy(net.network.head)  # a layer out of its model
+    first = copy.deepcopy(net.network.head)  # a layer taken out of its model
     assert_equal(first(x, lam), net.network.head(x, lam), 0)
 
 
 def test_folding_a_copy_leaves_the_original_its_parameters():
-    """Torch shares the class it makes for a parametrised module between deepcopies."""
+    """Deep copies share the class that torch makes for a parametrised module."""
     net, x, lam = model(), draw(2, 3, 8, 8), [0.3, 0.7]
     expected = net(x, lam).detach()
     copies = [copy.deepcopy(net) for _ in range(2)]
@@ -330,7 +330,7 @@ def test_arguments_pass_through():
 
 
 def test_a_size_given_second_to_a_transposed_convolution():
-    """Networks pass output_size by position, and with p = 2 it has lambda's length."""
+    """Networks pass output_size by position; with p = 2 it has the length of lambda."""
 
     class Up(nn.Module):
         def __init__(self):

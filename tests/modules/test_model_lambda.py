@@ -11,7 +11,7 @@ from tests.modules.networks import DTYPE, Net, Picture, assert_equal, draw, pert
 
 
 class Windows(nn.Module):
-    """Attention-like: a convolution, windows side by side with a linear layer and a convolution in them, and back."""
+    """Network with attention-like windows: a convolution, then a linear layer and a convolution within windows."""
 
     def __init__(self, channels=4, window=4):
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_per_sample_lambda_meets_windows_and_heads(options):
 
 
 class Reshape(nn.Module):
-    """Passes a layer an input of another leading size."""
+    """Pass a layer an input with another leading size."""
 
     def __init__(self, reshape, layer):
         super().__init__()
@@ -78,7 +78,7 @@ def test_another_leading_size_is_a_named_error(reshape, size):
 
 
 def test_a_map_for_windows_is_a_named_error():
-    """Every window would see the whole map."""
+    """Each window would see the whole map."""
     net = tunable_ops.convert(plain_net(Windows), 2, on_map="mean")
     lam = torch.full((3, 2, 8, 8), 0.5, dtype=DTYPE)
     with pytest.raises(ValueError, match=r"^TunableConv2d: lam must not be a map for a layer that sees parts of a sam"):
@@ -108,7 +108,7 @@ def test_a_constant_map_equals_a_shared_lambda(options):
 
 
 def test_a_map_acts_where_it_is():
-    """Two corners side by side: away from the seam each half is what its corner gives."""
+    """With two corners side by side, each half equals the output at its corner, away from the seam."""
     net = tunable_ops.convert(plain_net(Picture), 2)
     perturb(net)
     x, lam = draw(1, 3, 8, 32), torch.zeros(1, 2, 8, 32, dtype=DTYPE)
@@ -136,7 +136,7 @@ def test_layers_without_a_grid_refuse_a_map_or_take_its_mean():
     net = tunable_ops.convert(plain, 2, on_map="mean")
     perturb(net)
     mean = lam.mean((2, 3))
-    for layer in net.layers:  # without a difference in the convolutions, the mean is all there is
+    for layer in net.layers:  # if the convolutions do not differ, only the mean has an effect
         if type(layer).__name__.startswith("TunableConv"):
             layer.weight.data[:] = layer.weight.data[:1]
             layer.tuning.weight.data[:] = 0.5
@@ -189,7 +189,7 @@ def test_channels_last_of_a_whole_network(kind, domain):
             assert out.is_contiguous(memory_format=torch.channels_last)
             assert not out.is_contiguous()
     assert seen
-    assert all(seen)  # no layer on the way gave the format up
+    assert all(seen)  # every layer kept the format
     out.square().sum().backward()
     net(x, lam).square().sum().backward()
     for a, b in zip(last.parameters(), net.parameters(), strict=True):

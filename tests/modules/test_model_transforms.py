@@ -14,7 +14,7 @@ from tunable_ops.modules import frame as frames
 
 
 class Checkpointed(nn.Module):
-    """Recomputes its blocks in the backward pass, with the function it is given."""
+    """Recompute blocks in the backward pass by the given checkpoint function."""
 
     def __init__(self, checkpoint, **options):
         super().__init__()
@@ -47,7 +47,7 @@ def checkpointed(*arguments, **options):
 
 
 def gradients(net, x, lam):
-    """Of the input, lambda and every parameter."""
+    """Return the gradients of the input, lambda and every parameter."""
     x, lam = x.clone().requires_grad_(), lam.clone().requires_grad_()
     out = net(x, lam)
     grads = torch.autograd.grad(out.square().sum(), [x, lam, *net.parameters()])
@@ -183,7 +183,7 @@ def test_second_order_through_the_model(batch):
             module.forward = torch.tanh  # smooth
     lam = point("simplex", 2, *batch).requires_grad_()
     torch.autograd.gradgradcheck(lambda lam: net(x, lam).square(), lam, fast_mode=True)
-    # A penalty on the gradient of the input, as adversarial training has it.
+    # A penalty on the input gradient, as in adversarial training.
     x.requires_grad_()
     (slope,) = torch.autograd.grad(net(x, lam).square().sum(), x, create_graph=True)
     slope.square().sum().backward()
@@ -201,7 +201,7 @@ def _fresh_dynamo():
 
 
 class Counter:
-    """A backend that counts its compilations and traces as aot_eager does."""
+    """Compiler backend that counts compilations and traces like aot_eager."""
 
     def __init__(self):
         self.count = 0
@@ -212,7 +212,7 @@ class Counter:
 
 
 class Flat(nn.Sequential):
-    """Without a transposed convolution: one lambda per sample is a loop over the batch there, and specialises on it."""
+    """No transposed convolution: with a lambda per sample it loops over the batch, so the graph specialises on it."""
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 3, 3, stride=2))
@@ -267,7 +267,7 @@ def test_compile_with_another_batch_and_size(per_sample):
 
 
 class Broken(nn.Module):
-    """Breaks the graph in the middle of the network, once in a loop over blocks."""
+    """Break the graph in the middle of the network, once in a loop over blocks."""
 
     def __init__(self):
         super().__init__()
@@ -285,7 +285,7 @@ class Broken(nn.Module):
 
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["shared", "per-sample"])
 def test_compile_of_a_network_that_breaks_the_graph(batch):
-    """lambda must still be there in what is compiled, or run, after the break."""
+    """Lambda must still be available after the break, in compiled and in eager code."""
     net, x = tunable_ops.convert(Broken().to(DTYPE), 2), draw(2, 3, 4, 4)
     perturb(net)
     compiled = torch.compile(net, backend="aot_eager")

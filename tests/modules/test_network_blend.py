@@ -1,4 +1,4 @@
-"""One blend for a whole network: equal to layers that blend by themselves, and given up where it would be wrong."""
+"""One blend for a whole network: it equals layers that blend by themselves, and is dropped where it would be wrong."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from tunable_ops.modules import kernel_stacks, network_blend
 
 
 class Odd(nn.Module):
-    """Layers that a blend beforehand must not get wrong: even kernels with "same", 1-D, 3-D, tied, called twice."""
+    """Layers that are easy to get wrong: even kernels with padding="same", 1-D, 3-D, tied, called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def model(kind: type[nn.Module] = Odd, **options: object) -> tunable_ops.Tunable
 
 
 def run(net: nn.Module, x: Tensor, lam: Tensor) -> list[Tensor | None]:
-    """Output and the gradients of input, lambda and every parameter; None where there is none."""
+    """Return the output and the gradients of input, lambda and every parameter, or None."""
     x, lam = x.clone().requires_grad_(), lam.clone().requires_grad_()
     out = net(x, lam)
     leaves = [x, lam, *(p for p in net.parameters() if p.requires_grad)]
@@ -49,14 +49,14 @@ def run(net: nn.Module, x: Tensor, lam: Tensor) -> list[Tensor | None]:
 
 
 def alone(net: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, lam: Tensor) -> list[Tensor | None]:
-    """The same, every layer by itself."""
+    """Return the same with every layer blending by itself."""
     with monkeypatch.context() as patch:
         patch.setattr(network_blend, "modes", lambda device_type: None)
         return run(net, x, lam)
 
 
 def calls(function: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many stacks are blended for the network while `function` runs."""
+    """Return the number of stacks that are blended for the whole network while `function` runs."""
     found: list[int] = []
     real = kernel_stacks.functional.tunable_parameters
     with monkeypatch.context() as patch:
@@ -119,7 +119,7 @@ def replace(layer: nn.Module) -> None:
 @pytest.mark.parametrize("change", [change_in_place, replace])
 @pytest.mark.parametrize("owner", ["even", "same"])
 def test_hooks_that_alter_kernels(change: Callable[..., None], owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hook of the layer, or of one that runs after the group was blended."""
+    """The hook belongs to a layer, or to one that runs after the network's blend."""
     results = []
     for together in (True, False):
         net, x, lam = model(), draw(1, 3, 8, 8), torch.tensor([0.3, 0.7], dtype=DTYPE)
@@ -140,7 +140,7 @@ def test_a_parametrisation_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Mixed(nn.Module):
-    """Changes modes in the middle of the network."""
+    """Change modes in the middle of the network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Mixed(nn.Module):
 
 
 def test_modes_that_change_in_the_network() -> None:
-    """A blend serves calls under the modes it was made in; other layers blend by themselves."""
+    """A blend serves calls in the modes it was made in; layers called in others blend by themselves."""
     net = tunable_ops.convert(Mixed(), 2)
     perturb(net)
     x = draw(1, 3, 4, 4, dtype=torch.float32)
@@ -211,7 +211,7 @@ def test_channels_last_stays() -> None:
 
 
 def test_blending_first_is_decided_once_per_dtype_and_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU: the decision must not be made anew in every call."""
+    """On a GPU, repeating the decision in every call would be slow."""
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(kernel_stacks.functional, "blends_first", lambda *a: asked.append(a[1:]) or len(asked) > 1)
     layer = tunable_ops.TunableConv2d(4, 4, 3, stride=2, groups=2, num_params=2, domain="box")
@@ -227,7 +227,7 @@ def test_blending_first_is_decided_once_per_dtype_and_layout(monkeypatch: pytest
 
 
 def test_memory_of_a_training_step() -> None:
-    """At most 1.05 of the plain network's, the P kernels and their gradients."""
+    """At most 1.05 times that of the plain network, plus the P kernels and their gradients."""
     from tunable_ops.bench.step import peak_bytes
 
     plain = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(8)))
@@ -250,7 +250,7 @@ def test_the_graph_keeps_one_operator_per_layer() -> None:
 
 
 class _TwoConvolutions(nn.Module):
-    """`between` runs after the first layer, which on a CPU has the whole network blended."""
+    """Call `between` after the first layer, which on a CPU blends the whole network."""
 
     def __init__(self, between=lambda net: None) -> None:
         super().__init__()

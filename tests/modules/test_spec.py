@@ -75,7 +75,7 @@ def test_check_returns_a_tensor():
     double = torch.zeros(2, dtype=torch.float64)
     assert spec.check(double, like=torch.zeros(1)).dtype == torch.float32
     assert spec.check(double, like=double).dtype == torch.float64
-    assert spec.check([0.3, 0.7], like=double).tolist() == [0.3, 0.7]  # not rounded to fp32 on the way
+    assert spec.check([0.3, 0.7], like=double).tolist() == [0.3, 0.7]  # not rounded to fp32
     assert spec.check([0.3, 0.7], like=torch.zeros(1, device="meta")).device.type == "meta"
 
 

@@ -1,4 +1,4 @@
-"""Shared test cases of tunable_conv2d, with sizes that all differ, and their tensors."""
+"""Test cases of tunable_conv2d, in which all sizes differ, and their tensors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,7 @@ class Case:
 
 
 def kernels_last(weight: Tensor) -> Tensor:
-    """Return the stack [P, O, C, kh, kw] with each kernel in channels_last."""
+    """Return a stack [P, O, C, kh, kw] with each kernel in channels_last."""
     return weight.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, weight.shape[:2])
 
 
@@ -96,6 +96,6 @@ CASES = [
 
 
 def options_of(case: Case, activation: str | None = None) -> tuple[int, ...]:
-    """Return the options of a call as the operators' schemas have them."""
+    """Return the options of a call in the order of the operators' schemas."""
     stride, padding, dilation, groups = case.geometry
     return (*stride, *padding, *dilation, groups, CODES[activation])

@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str | None, tuple[Callable[[float], float], Callable[[float], 
 
 @dataclass(frozen=True)
 class Tap:
-    """One product of a sum over taps: output[b, out] gets weight[p, tap] * input[b, source]."""
+    """One product in a sum over taps: weight[p, tap] * input[b, source] is added to output[b, out]."""
 
     out: Index
     source: Index
@@ -87,11 +87,11 @@ class Oracle:
 
     @property
     def output(self) -> ndarray:
-        """[B, O, *grid]."""
+        """Output [B, O, *grid]."""
         return np.vectorize(self._act, otypes=[float])(self._blended)
 
     def gradients(self, grad_output: ndarray) -> dict[str, ndarray]:
-        """Return the gradients of ``sum(output * grad_output)``, by the argument's name."""
+        """Return the gradients of ``sum(output * grad_output)`` by argument name."""
         grads = {"input": np.zeros_like(self.input), "weight": np.zeros_like(self.weight)}
         if self.bias is not None:
             grads["bias"] = np.zeros_like(self.bias)
@@ -110,7 +110,7 @@ class Oracle:
         return grads
 
     def _place(self, b: int, p: int, out: Index) -> Index:
-        """Return the index of the value of alpha that weighs kernel p at this output."""
+        """Return the index of the value of alpha that weights kernel p at this output."""
         if self.alpha.ndim == 1:
             return (p,)
         if self.alpha.ndim == 2:

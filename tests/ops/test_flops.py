@@ -53,7 +53,7 @@ def test_parameter_and_the_operators_that_premix() -> None:
 
 
 def test_importing_the_package_registers_the_formulas() -> None:
-    """In a separate process: a formula that is not registered silently counts as zero."""
+    """An operator without a registered formula silently counts as zero."""
     code = (
         "import torch, tunable_ops\n"
         "from torch.utils.flop_counter import FlopCounterMode\n"

@@ -17,7 +17,7 @@ ALPHAS = ("shared", "one", "sample", "map")
 CPP = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
 )
-# (backend, dtype); on a CPU the default takes "torch" in float64
+# (backend, dtype); on a CPU the default in float64 is "torch"
 WAYS = [
     pytest.param(backend, dtype, id=f"{backend}-{str(dtype)[6:]}", marks=[CPP] if backend == "cpp" else [])
     for backend, dtype in (
@@ -56,20 +56,20 @@ class Case:
 
     @property
     def outputs(self) -> int:
-        """O."""
+        """Number of output channels."""
         transposed = self.op == "tunable_conv_transpose2d"
         return self.weight[1] * self.options["groups"] if transposed else self.weight[0]
 
     @property
     def alphas(self) -> tuple[str, ...]:
-        """The kinds of alpha that the call may take."""
+        """Kinds of alpha that the call may take."""
         if not self.batched:
             return ("shared",)
         return ALPHAS[:3] if self.op == "tunable_linear" else ALPHAS
 
 
 def conv(*shapes: Any, s: Any = None, p: Any = None, d: Any = None, g: int = 1, **more: Any) -> Case:
-    """A convolution of as many dimensions as the kernel has."""
+    """Return a convolution with as many dimensions as the kernel."""
     n = len(shapes[1]) - 2
     options = {"stride": s or (1,) * n, "padding": p or (0,) * n, "dilation": d or (1,) * n, "groups": g}
     return Case(f"tunable_conv{n}d", *shapes, options, **more, batched=len(shapes[0]) == n + 2)
@@ -127,7 +127,7 @@ CASES = [
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    """Draw normal numbers that float32 represents exactly, so that one oracle serves both dtypes."""
+    """Draw normal numbers that float32 represents exactly, so that the same oracle serves both dtypes."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
@@ -169,18 +169,18 @@ def lay_out(case: Case, tensors: list[Tensor | None]) -> list[Tensor | None]:
     """Move the channels of input and kernels to the end in memory."""
     x, weight, bias, alpha = tensors
     assert x is not None and weight is not None
-    if case.op == "tunable_linear":  # whose input has them there already
+    if case.op == "tunable_linear":  # its input already has them there
         return [x, weight.mT.contiguous().mT, bias, alpha]
     weight = weight.movedim(2, -1).contiguous().movedim(-1, 2)
     if case.batched:
         return [x.movedim(1, -1).contiguous().movedim(-1, 1), weight, bias, alpha]
-    # An unbatched input gets other strides: torch 2.13 computes a wrong float64 weight gradient of grouped convolutions
-    # if a batch of one is in channels_last and its batch stride is not C * H * W.
+    # An unbatched input gets other strides, because torch 2.13 computes a wrong float64 weight gradient of grouped
+    # convolutions if a batch of one is in channels_last and its batch stride is not C * H * W.
     return [x.mT.contiguous().mT, weight, bias, alpha]
 
 
 def run(case: Case, tensors: list[Any], grad: Tensor, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return output and gradients, and the output of the same call without gradients."""
+    """Return output and gradients, and the output of the same call under no_grad."""
     names = ("input", "weight", "bias", "alpha")
     given = [None if t is None else t.detach().to(dtype) for t in tensors]
     function, options = getattr(functional, case.op), {**case.options, **options}
@@ -193,7 +193,7 @@ def run(case: Case, tensors: list[Any], grad: Tensor, options: dict[str, Any], d
 
 
 def agree(value: Tensor, expected: Tensor, base: Tensor | None, label: str) -> None:
-    """Compare with the oracle: closely in float64; in float32 relative to the error of plain PyTorch (`base`)."""
+    """Compare with the oracle: in float64 closely, in float32 relative to the error of plain PyTorch (`base`)."""
     size = expected.abs().max().item()
 
     def close(found: Tensor, tolerance: float, name: str) -> None:
@@ -228,7 +228,7 @@ def served(case: Case, backend: str | None) -> bool:
 
 
 def pairs(cases: list[Case], kinds: tuple[str, ...]) -> list[Any]:
-    """Return every case with every alpha it takes on every backend that serves it."""
+    """Return every case with every kind of alpha that it takes, on every backend that serves it."""
     return [
         pytest.param(case, kind, *way.values, id=f"{case}-{kind}-{way.id}", marks=way.marks)
         for case in cases

@@ -1,4 +1,4 @@
-"""Properties that hold for every shape, stride, dilation, group and dtype: drawn by hypothesis."""
+"""Properties that hold for all shapes, strides, dilations, groups and dtypes, which hypothesis draws."""
 
 from typing import Any
 

@@ -211,7 +211,7 @@ def test_deepcopy_of_a_graph_of_functions() -> None:
 
 
 def test_the_matmul_setting_of_the_process_does_not_reach_the_blend() -> None:
-    """bf16 passes of the library's matmul must not round alpha or the kernels."""
+    """PyTorch's matmul in bf16 passes would round alpha and the kernels."""
     stack, alpha = torch.randn(3, 1000), torch.rand(4, 3)
     expected = reference.tunable_parameter(stack.double(), alpha.double())
     before = torch.get_float32_matmul_precision()

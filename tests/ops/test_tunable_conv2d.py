@@ -1,4 +1,4 @@
-"""tunable_conv2d: values and every gradient against the reference, layouts, dtypes, edges."""
+"""tunable_conv2d: values and all gradients against the reference, layouts, dtypes and edge cases."""
 
 from functools import partial
 from typing import Any
@@ -115,7 +115,7 @@ def test_only_what_is_asked_for(wanted: int) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("taps", [1, 3])
 def test_unusual_strides(alpha: str, taps: int) -> None:
-    """Slices, transposed, expanded and channels_last tensors, and a gradient of stride 0, change nothing."""
+    """Sliced, transposed, expanded and channels_last tensors, and a gradient of stride 0, give the same results."""
     case = Case(channels=4, outputs=4, size=(6, 6), taps=(taps, taps), padding=(taps // 2, taps // 2))
     x, weight, bias, a = case.tensors(alpha)
     expected = run(tunable_conv2d, [x, weight, bias, a], case, None, None)
@@ -178,7 +178,7 @@ def test_same_bits_twice() -> None:
 
 
 def test_integer_values_are_exact() -> None:
-    """Small integers are exact in every dtype, so an index that is off by one cannot hide in rounding."""
+    """Small integers are exact in every dtype, so off-by-one errors cannot hide in rounding."""
     for case in CASES:
         for alpha in ALPHAS:
             x, weight, bias, a = case.tensors(alpha, torch.float32)

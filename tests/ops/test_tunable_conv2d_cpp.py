@@ -1,4 +1,4 @@
-"""backend="cpp": tails of tiles, thread counts, strides, and what it leaves to PyTorch's own operators."""
+"""backend="cpp": tails of tiles, thread counts, strides, and calls that it passes on to PyTorch's own operators."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def test_tails_of_tiles(case: Case, alpha: str) -> None:
 
 
 HALF = [torch.bfloat16, torch.float16]
-# One alpha and depthwise bfloat16 is the library's convolution in that type, the rest float32 workspaces.
+# A shared alpha and depthwise bfloat16 use PyTorch's convolution in that dtype, the rest uses float32 workspaces.
 HALF_CASES = [CASES[1], CASES[5], CASES[6], CASES[8], CASES[9], TAILS[1], TAILS[3], TAILS[9]]
 
 
@@ -95,7 +95,7 @@ def test_half_in_unusual_strides(dtype: torch.dtype) -> None:
 
 
 def test_the_blend_rounds_every_value_once() -> None:
-    """Every number of both types, in blocks that end within a vector, against torch's own conversions."""
+    """Compare every number of both types with PyTorch's conversions, in blocks that end within a vector."""
     bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
     for dtype in HALF:
         stack = torch.stack([bits.view(dtype), bits.view(dtype).flip(0)])[:, :-5]
@@ -109,7 +109,7 @@ def test_the_blend_rounds_every_value_once() -> None:
 
 
 def test_integer_values_are_exact() -> None:
-    """Small integers are exact in fp32, so that an index that is off by one cannot hide in rounding."""
+    """Small integers are exact in fp32, so off-by-one errors cannot hide in rounding."""
     for case in (*CASES, *TAILS):
         for alpha in WITH_MAP:
             for channels_last in (False, True):
@@ -131,7 +131,7 @@ def test_the_same_bits_with_every_number_of_threads() -> None:
         Case(batch=3, channels=48, outputs=48, groups=48, size=(40, 40), kernels=2),
         Case(batch=3, channels=24, outputs=48, size=(40, 40), kernels=2, taps=(2, 2), stride=(2, 2), padding=(0, 0)),
     ):
-        # With one alpha, all but the last are the library's convolution, which promises no such thing.
+        # With a shared alpha all but the last use PyTorch's convolution, which does not guarantee this.
         for alpha in ("shared", "sample") if case.stride == (2, 2) else ("sample",):
             tensors = case.tensors(alpha, torch.float32, channels_last=True)
             results = []
@@ -189,7 +189,7 @@ def test_empty_batch(alpha: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_kernels_of_few_outputs_share_a_convolution(bias: bool) -> None:
-    """Three at once, then two."""
+    """Of five kernels, three are convolved at once, then two."""
     case = Case(channels=3, outputs=20, size=(7, 9), kernels=5, bias=bias)
     check(case, "map", torch.float32, True, "relu", backend="cpp")
 
@@ -206,7 +206,7 @@ def test_a_map_of_any_strides() -> None:
 
 
 def test_a_nan_spreads_as_in_torch() -> None:
-    """Zero padding is left out, not multiplied in; relu keeps NaN."""
+    """Zero padding is skipped, not multiplied by; relu keeps NaN."""
     case = Case(channels=5, outputs=6)
     x, weight, bias, alpha = case.tensors("sample", torch.float32, channels_last=True)
     x[0, 2, 4, 5] = float("nan")
@@ -242,7 +242,7 @@ def test_conv1d_reaches_it() -> None:
 
 
 def test_a_second_derivative_of_the_default() -> None:
-    """Eager calls go past the Autograd key; create_graph must find the definition all the same."""
+    """Eager calls bypass the Autograd key; create_graph must still find the definition."""
     case = Case(batch=2, channels=2, outputs=3, size=(4, 5), kernels=2)
     for alpha in ("shared", "one", "sample"):
         gradients = []
@@ -282,7 +282,7 @@ def test_modes_see_the_operator() -> None:
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[8], TAILS[1], TAILS[3]], ids=str)
 def test_channels_last_from_end_to_end(case: Case, alpha: str) -> None:
-    """Results have the format of what they belong to, and no picture is copied into another format on the way."""
+    """Results have the format of their tensors, and no picture is converted to another format on the way."""
     last = torch.channels_last
     leaves = [t.requires_grad_() for t in case.tensors(alpha, torch.float32, channels_last=True)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:

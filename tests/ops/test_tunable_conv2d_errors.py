@@ -1,4 +1,4 @@
-"""Bad input of tunable_conv2d: the right type, the form of the message, before any work is done."""
+"""Bad input of tunable_conv2d: the type and form of the error, before any work is done."""
 
 import re
 from typing import Any

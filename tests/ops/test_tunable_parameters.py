@@ -1,4 +1,4 @@
-"""tunable_parameters: values, gradients, layouts, dtypes, errors and transforms of many blends at once."""
+"""tunable_parameters: values, gradients, layouts, dtypes, errors and transforms."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ BACKENDS = [
 
 
 def stacks(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return stacks of about a block's size: contiguous, channels_last, with gaps, empty, and with one kernel."""
+    """Return stacks of about one block: contiguous, channels_last, not dense, empty, and with one kernel."""
     torch.manual_seed(0)
     last = torch.randn(3 * 4, 5, 3, 3).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 4))
     made = [torch.randn(2, 16385), torch.randn(3, 4, 5), last, torch.randn(2, 130, 129)]
@@ -61,7 +61,7 @@ def test_special_numbers(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients(backend: str, dtype: torch.dtype) -> None:
-    """Only requested gradients are computed, None for an unused blend; grad_outputs are expanded and transposed."""
+    """Only requested gradients are computed, None for an unused blend, from expanded and transposed grad_outputs."""
     results = []
     for name in (backend, "reference"):
         leaves = [stack.requires_grad_(i != 4) for i, stack in enumerate(stacks(dtype))]
@@ -100,7 +100,7 @@ def test_same_bits_with_any_number_of_threads(backend: str) -> None:
             results.append(torch.autograd.grad(sum(b.square().sum() for b in blends[:4]), [*leaves[:4], values]))
     finally:
         torch.set_num_threads(before)
-    if backend == "cpp":  # torch's own sums depend on it
+    if backend == "cpp":  # the sums of PyTorch depend on it
         for other in results[1:]:
             assert all(map(torch.equal, results[0], other))
 
@@ -125,7 +125,7 @@ def test_autocast_takes_its_dtype_unless_told() -> None:
 
 
 def test_blend_into_keeps_addresses() -> None:
-    """Outputs that have the layout of their stack, and outputs that do not."""
+    """Some outputs have the layout of their stack, others do not."""
     sources = [*stacks(), torch.randn(2, 4, 5)]
     outputs = [torch.full_like(stack[0], torch.nan) for stack in sources[:-1]]
     outputs += [torch.full((5, 4), torch.nan).T]

@@ -1,4 +1,4 @@
-"""Small kernels for the audit's own tests: one as it should be, and one for each fault."""
+"""Small kernels that test the audit: a good one, and one for each fault."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tunable_ops.triton_kernels.launch import Launch
 
 @triton.jit
 def _blend_and_multiply(x_ptr, w_ptr, out_ptr, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The heart of a fused kernel: two weight tiles blended on their way to the tensor cores."""
+    """Blend two weight tiles and multiply by them on tensor cores, as a fused kernel does."""
     offs_m, offs_n, offs_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, K, BLOCK_K):
@@ -24,14 +24,14 @@ def _blend_and_multiply(x_ptr, w_ptr, out_ptr, K, BLOCK_M: tl.constexpr, BLOCK_N
 
 @triton.jit
 def _scale(x_ptr, out_ptr, BLOCK: tl.constexpr):
-    """No tensor cores."""
+    """Scale a block without tensor cores."""
     offs = tl.arange(0, BLOCK)
     tl.store(out_ptr + offs, tl.load(x_ptr + offs) * 2)
 
 
 @triton.jit
 def _hoard(x_ptr, out_ptr, BLOCK: tl.constexpr):
-    """Needs every value again after the sum of all: BLOCK / 32 registers with one warp."""
+    """Use all values again after their sum, which takes BLOCK / 32 registers with one warp."""
     offs = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs)
     tl.store(out_ptr + offs, x * tl.sum(x))

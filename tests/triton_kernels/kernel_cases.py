@@ -1,6 +1,6 @@
-"""Cases of the Triton kernels, and the check of one: values and every gradient, whatever the rule would choose.
+"""Cases for the Triton kernels, and a check of values and all gradients with kernels chosen by name.
 
-Nothing here imports Triton before a test runs: the interpreter has to be asked for before that import.
+Nothing here imports Triton before a test runs, because the interpreter must be enabled before that import.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ ROWS = 4
 
 
 def tile_cases() -> list[Case]:
-    """One dimension at a time on either side of a tile's end; all dimensions differ."""
+    """Return cases with one dimension at a time just below, at or above a tile's end; all dimensions differ."""
     small: dict[str, Any] = {"channels": 3, "outputs": 5, "size": (4, 2), "kernels": 2}
     cases = []
     for n in TAILS:
@@ -31,35 +31,35 @@ def tile_cases() -> list[Case]:
 
 
 def depthwise_cases() -> list[Case]:
-    """The same for a depthwise convolution: channels, columns and rows."""
+    """Return the same for depthwise convolutions: channels, columns and rows."""
     sizes = [(n, (3, 5)) for n in (2, *TAILS[1:])] + [(3, (2, n)) for n in TAILS]
     sizes += [(3, (n, 6)) for n in (1, ROWS - 1, ROWS, ROWS + 1)]
     return [Case(channels=c, outputs=c, groups=c, size=size, kernels=2) for c, size in sizes]
 
 
 def small_tiles(case: Case) -> Any:
-    """The smallest tiles."""
+    """Return the smallest tiles."""
     from tunable_ops.triton_kernels.launch import Config
 
     return Config(ROWS, BLOCK, BLOCK) if is_depthwise(case) else Config(BLOCK, BLOCK, BLOCK)
 
 
 def large_tiles(case: Case) -> Any:
-    """Tiles that hold most of a test's tensors: an interpreted block takes its time, whatever its size."""
+    """Return tiles that hold most of a test's tensors: interpreted blocks are slow, whatever their size."""
     from tunable_ops.triton_kernels.launch import Config
 
     return Config(ROWS, 32, 16) if is_depthwise(case) else Config(128, 32, 64)
 
 
 def is_depthwise(case: Case) -> bool:
-    """Whether the depthwise kernel serves."""
+    """Return True if the depthwise kernel serves a case."""
     return case.groups > 1 and case.channels == case.groups
 
 
 def run(
     case: Case, tensors: list[Any], grad: Tensor, algorithm: str, tiles: Any = None, activation: str = "none"
 ) -> list[Tensor | None]:
-    """Output and gradients of input, weight, bias and alpha through the kernels that are named."""
+    """Return the output and the gradients of input, weight, bias and alpha by the chosen kernels."""
     from tunable_ops.triton_kernels.choose_algorithm import Choice
 
     from tunable_ops.backends.triton import tunable_conv2d
@@ -68,7 +68,7 @@ def run(
     output = tunable_conv2d.forward(*tensors, *case.geometry, activation, choice)
     saved = None if activation == "none" else output
     mask = [True, True, case.bias, True]
-    # Per-sample weight gradients have one algorithm only.
+    # There is only one algorithm for per-sample weight gradients.
     choices = (choice, choice if tensors[3].dim() == 1 else choice._replace(algorithm="fused"))
     return [
         output,
@@ -77,7 +77,7 @@ def run(
 
 
 def expected(case: Case, tensors: list[Any], grad: Tensor, dtype: torch.dtype, activation: str) -> list[Tensor | None]:
-    """The same from the definition, in `dtype`."""
+    """Return the same from the definition, in `dtype`."""
     leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in tensors]
     output = reference.tunable_conv2d(*leaves, *case.geometry, activation=activation)
     gradients = iter(torch.autograd.grad(output, [t for t in leaves if t is not None], grad.to(dtype)))
@@ -94,7 +94,7 @@ def check(
     activation: str = "none",
     device: str = "cpu",
 ) -> None:
-    """Compares every result with the float64 definition, by the measures of `assert_agrees`."""
+    """Compare every result with the float64 definition by `assert_agrees`."""
     tensors = [None if t is None else t.to(device) for t in case.tensors(alpha, dtype, channels_last)]
     grad = torch.randn(case.batch, case.outputs, *case.grid).to(dtype).to(device)
     out = run(case, tensors, grad, algorithm, tiles, activation)

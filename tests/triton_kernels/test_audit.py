@@ -1,4 +1,4 @@
-"""The machine-code audit: it finds each kind of fault, and finds none in the kernels that can be chosen."""
+"""The machine-code audit finds each kind of fault, and none in the kernels that can be chosen."""
 
 import dataclasses
 import subprocess
@@ -95,7 +95,7 @@ def test_every_case_has_a_source() -> None:
 
 
 def test_representative_cases() -> None:
-    """As a user runs it, in a process of its own."""
+    """Run the audit as users do, in its own process."""
     result = subprocess.run(
         [sys.executable, "-m", "tunable_ops.triton_kernels.audit", "--quick"], capture_output=True, text=True
     )

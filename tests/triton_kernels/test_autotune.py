@@ -1,4 +1,4 @@
-"""Tuning, as far as it goes without a GPU: all candidates of a problem compute the same; the list for an audit."""
+"""Autotuning as far as possible without a GPU: candidates of a problem compute the same; the list for an audit."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_candidates_agree(kind: str, direction: str, alpha: str) -> None:
     if direction != "forward":
         operands.y.normal_()
     expected = None
-    # One of a kind, and the last, the library where there is one: an interpreted launch takes its time.
+    # One of each kind and the last, which is "library" if there is one: interpreted launches are slow.
     tried = list(_candidates(problem, operands))
     for _, run, result in [tried[0], tried[-1]]:
         run()

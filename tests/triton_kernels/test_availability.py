@@ -1,4 +1,4 @@
-"""tunable_ops.triton_kernels: installed under that name, and able to say why it cannot run."""
+"""tunable_ops.triton_kernels is installed under that name, and says why it cannot run."""
 
 import importlib.metadata
 

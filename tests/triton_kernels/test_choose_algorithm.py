@@ -1,4 +1,4 @@
-"""The rule: a heuristic that fits every problem, tables that are near or not, damaged tables."""
+"""The rule: a heuristic for every problem, tables with or without a near entry, damaged tables."""
 
 import json
 import warnings
@@ -111,7 +111,7 @@ def test_names_of_tables() -> None:
 
 
 def test_what_a_network_blends_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small 3x3 and depthwise kernels stay fused; a table decides for layers like those in it, whatever their maps."""
+    """Small 3x3 and depthwise kernels stay fused; a table decides for similar layers, whatever their spatial size."""
     layer = PROBLEM._replace(alpha="shared", batch=1, size=(1, 1))
     assert not rule.blends_first(layer)
     assert not rule.blends_first(layer._replace(kind="depthwise", inputs=1, outputs=1, groups=64))

@@ -1,4 +1,4 @@
-"""The kernels in Triton's interpreter: values and every gradient against the definition, over the tiles' tails."""
+"""The kernels in Triton's interpreter: values and all gradients against the definition, at the tails of tiles."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ SMALL_DEPTHWISE = Case(channels=3, outputs=3, groups=3, size=(4, 5), kernels=2)
 
 
 def alternating(cases: list[Case]) -> list[tuple[Case, str, bool, torch.dtype]]:
-    """Each case with one kind of alpha, layout and dtype, in turns: the tails do not depend on them."""
+    """Return each case with one kind of alpha, layout and dtype, in turn: tails do not depend on these."""
     kinds = [
         ("shared", True, torch.float32),
         ("sample", False, torch.float16),
@@ -39,7 +39,7 @@ def test_tails(case: Case, alpha: str, channels_last: bool, dtype: torch.dtype) 
     check(case, alpha, dtype, channels_last, tiles=small_tiles(case))
 
 
-# An interpreted block takes its time: depthwise cases and maps are fewer, and the largest batch comes once.
+# Interpreted blocks are slow, so there are fewer depthwise cases and maps, and the largest batch occurs once.
 @pytest.mark.parametrize(
     "case, alpha",
     [
@@ -104,7 +104,7 @@ MAPS = [
 
 @pytest.mark.parametrize("case", MAPS, ids=str)
 def test_maps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and all gradients, and no convolution with P*O channels."""
+    """Maps need no convolution with P*O channels, for values or gradients."""
     from tunable_ops.backends.triton import tunable_conv2d
 
     monkeypatch.delattr(tunable_conv2d, "torch_backend")
@@ -123,7 +123,7 @@ def test_maps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_the_value_before_the_activation(case: Case, alpha: str, algorithm: str) -> None:
-    """Stored beside the output, by the same launch where the kernels are ours."""
+    """It is stored next to the output, by the same launch if the kernel is ours."""
     from tunable_ops.triton_kernels.choose_algorithm import Choice
 
     from tunable_ops.backends.triton.tunable_conv2d import forward, forward_saving
@@ -137,7 +137,7 @@ def test_the_value_before_the_activation(case: Case, alpha: str, algorithm: str)
 
 
 def test_integers_are_exact() -> None:
-    """Small integers are exact in every dtype, so that an index that is off by one cannot hide in rounding."""
+    """Small integers are exact in every dtype, so off-by-one errors cannot hide in rounding."""
     for case, alpha in ((SMALL, "shared"), (CASES[5], "sample"), (SMALL_DEPTHWISE, "sample"), (SMALL, "map")):
         tensors = [None if t is None else torch.randint(-2, 3, t.shape).half() for t in case.tensors(alpha)]
         grad = torch.randint(-2, 3, (case.batch, case.outputs, *case.grid)).half()
@@ -148,7 +148,7 @@ def test_integers_are_exact() -> None:
 
 
 def test_the_gradient_in_parts_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partial sums over the pixels, and a batch whose gradients do not fit into the workspace at once."""
+    """Pixels are summed in parts, and the gradients of the batch do not fit into the workspace at once."""
     from tunable_ops.backends.torch import per_sample
     from tunable_ops.backends.triton import tunable_conv2d
 

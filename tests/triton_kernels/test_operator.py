@@ -1,4 +1,4 @@
-"""backend="triton" through the operator, in the interpreter: wiring, layouts, edges, transforms."""
+"""backend="triton" through the operator, in the interpreter: wiring, layouts, edge cases, transforms."""
 
 from typing import Any
 
@@ -136,7 +136,7 @@ def _parameter(stack: torch.Tensor, alpha: torch.Tensor, backend: str) -> list[t
 
 
 def test_a_network_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stacks of several dtypes, sizes and layouts; what cannot be blended together is left to the caller."""
+    """Stacks have several dtypes, sizes and layouts; those that cannot be blended together are blended one by one."""
     from tunable_ops import backends
 
     monkeypatch.setattr(backends, "select", lambda op, name, *tensors: "torch" if name else "triton")

@@ -1,4 +1,4 @@
-"""The input gradient of a strided convolution, phase by phase: small stride-1 convolutions that multiply no zeros."""
+"""The input gradient of a strided convolution as phases: small stride-1 convolutions without products with zeros."""
 
 import itertools
 
@@ -12,7 +12,7 @@ AXES = list(itertools.product((1, 4, 7), (1, 2, 3, 5), (1, 2, 3, 4), (0, 1, 2), 
 
 
 def test_every_product_once_and_none_with_a_zero() -> None:
-    """Along an axis: (pixel, tap, row of grad_output) of the phases are those of the convolution."""
+    """Along an axis, the phases have the same (pixel, tap, row of grad_output) as the convolution."""
     for size, taps, stride, padding, dilation in AXES:
         rows = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
         wanted = {

@@ -1,4 +1,4 @@
-"""The blends of many stacks in Triton's interpreter: values, gradients and tensors that are there, over the tails."""
+"""Blends of many stacks in Triton's interpreter: values, gradients, and existing outputs, at the tails of blocks."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
 
 
 def make_stacks(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Sizes about the block's, aligned and not; kernels in channels_last, far apart, and with gaps."""
+    """Return stacks of about one block, aligned and not; with kernels in channels_last, far apart, and not dense."""
     shapes = [(2, 1023), (3, 1024), (1, 2049), (2, 2048), (2, 3, 5), (4, 8, 8), (3, 1)]
     stacks = [torch.randn(shape).to(dtype) for shape in shapes]
     last = torch.randn(3 * 4, 5, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
     return [*stacks, last.unflatten(0, (3, 4)), torch.randn(2, 1030).to(dtype)[:, 3:1027]]
 
 
-STARTS = [0, 2, 0, 1, 3, 1, 0, 2, 3]  # values are shared, one is used by nobody
+STARTS = [0, 2, 0, 1, 3, 1, 0, 2, 3]  # values are shared, one is not used
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -28,7 +28,7 @@ def test_values(dtype: torch.dtype, out: torch.dtype | None) -> None:
     from tunable_ops.backends.triton import tunable_parameters as backend
 
     stacks, alpha = make_stacks(dtype), torch.rand(6)
-    for _ in range(2):  # the second time from the plan that is remembered
+    for _ in range(2):  # the second time from the cached plan
         blends = backend.forward(stacks, alpha, STARTS, out)
         for stack, blend, expected in zip(
             stacks, blends, reference.tunable_parameters(stacks, alpha, STARTS, out), strict=True

@@ -1,7 +1,7 @@
-"""Which backend serves a call: with triton_kernels, the only package that knows of compiled code and of triton.
+"""Choice of the backend for a call. Only this package and triton_kernels know about compiled code and Triton.
 
-`torch` is the fastest algorithm made of PyTorch's own operators; it runs wherever PyTorch does, and the default takes
-it where no kernel of the project beats it. A backend asked for by name is used or raises; only the default chooses.
+The backend "torch" is made of PyTorch's own operators. It runs wherever PyTorch does and is the default where no kernel
+of this project is faster. A backend requested by name is used or raises; only the default (None) chooses.
 """
 
 import importlib
@@ -12,25 +12,25 @@ from torch import Tensor
 from tunable_ops.backends import cpp, cuda, triton
 
 NAMES = ("torch", "reference", "cpp", "triton", "cuda")
-# Those whose kernels are Python functions; the others' are in compiled libraries.
+# Backends whose kernels are Python functions; the kernels of the others are in compiled libraries.
 IN_PYTHON = ("torch", "triton")
 _KERNELS: dict[str, Any] = {"cpp": cpp, "triton": triton, "cuda": cuda}
-# What the default tries, in this order, by the type of the device.
+# Backends that the default tries, in this order, by device type.
 _CANDIDATES: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}
 
 
 def select(op: str, name: str | None, input: Tensor | None = None, *others: Tensor) -> str:
-    """Return the name of the backend that serves `op`: the one asked for, or the fastest that can.
+    """Return the name of the backend that serves `op`: the requested one, or the fastest that can.
 
     Args:
-        op: The operator.
-        name: What the caller asked for.
-        input: The operator's first tensor; None where the choice does not depend on tensors.
-        others: Its other tensors that the choice depends on: weight and alpha.
+        op: Name of the operator.
+        name: Requested backend, or None for the default.
+        input: First tensor of the call; None if the choice does not depend on tensors.
+        others: Other tensors that the choice depends on: weight and alpha.
 
     Raises:
-        ValueError: An unknown name.
-        RuntimeError: A backend that cannot run here, or cannot serve these tensors.
+        ValueError: The name is unknown.
+        RuntimeError: The backend cannot run here, or cannot serve these tensors.
     """
     if name is None:
         for candidate in _CANDIDATES.get(input.device.type, ()) if input is not None else ():
@@ -54,7 +54,7 @@ def select(op: str, name: str | None, input: Tensor | None = None, *others: Tens
 
 
 def unavailable_reason(op: str, name: str) -> str | None:
-    """Say why a backend cannot serve `op` here, or return None if it can."""
+    """Return why a backend cannot serve `op` here, or None if it can."""
     if name in ("torch", "reference"):
         return None
     if name in _KERNELS:
@@ -64,5 +64,5 @@ def unavailable_reason(op: str, name: str) -> str | None:
 
 
 def implementation(name: str, op: str) -> Any:
-    """Return the module of a backend in Python that has `forward` and `backward` of an operator."""
+    """Return the module with `forward` and `backward` of an operator, for a backend in `IN_PYTHON`."""
     return importlib.import_module(f"tunable_ops.backends.{name}.{op}")

@@ -1,4 +1,4 @@
-"""The C++ operators: loading them, and which calls they can serve and are fastest at."""
+"""The C++ operators: how they are loaded, and the calls that they can serve or serve fastest."""
 
 import importlib
 import importlib.util
@@ -10,14 +10,14 @@ from torch import Tensor
 from tunable_ops import checks
 from tunable_ops.backends.torch.layout import is_channels_last
 
-# The operators that the library implements, or that map onto one of those.
+# Operators that the compiled library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter", "tunable_parameters"})
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKAGE = Path(__file__).parents[1]
 
 
 def _left_out(reason: str) -> str:
-    """As setup.py says it."""
+    """Return the message that setup.py also writes."""
     return f"the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
 
 
@@ -27,9 +27,9 @@ _emulates_half = False
 
 
 def load() -> None:
-    """Loads the library if this build has it; the schemas must be defined by then."""
+    """Load the compiled library if this build has it. The schemas must be defined first."""
     global _missing, _build, _emulates_half
-    note = _PACKAGE / "_left_out.txt"  # of setup.py
+    note = _PACKAGE / "_left_out.txt"  # written by setup.py
     if importlib.util.find_spec("tunable_ops._C") is None:
         if note.exists():
             _missing = note.read_text().strip()
@@ -40,34 +40,34 @@ def load() -> None:
         build = importlib.import_module("tunable_ops._C")
         names = ("compiler", "flags", "torch", "stable_abi", "library")
         facts = {name: str(getattr(build, name)) for name in names}
-        version = int(facts["stable_abi"], 16) >> 48  # a byte each: major, minor
+        version = int(facts["stable_abi"], 16) >> 48  # one byte each for major and minor
         facts["stable_abi"] = f"torch {version >> 8}.{version & 255} and later"
         libraries = sorted(_PACKAGE.glob(f"{facts['library']}.*"))
         if not libraries:
             raise FileNotFoundError(f"no {facts['library']} in {_PACKAGE}")
         torch.ops.load_library(libraries[0])
-    except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:  # damaged, or another's
-        cause = error.__cause__ or error  # torch names the file alone
+    except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:  # damaged or foreign files
+        cause = error.__cause__ or error  # torch's own message only names the file
         _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
         return
-    # Each x86 that multiplies float16 multiplies bfloat16 too.
+    # Every x86 processor with float16 arithmetic has bfloat16 arithmetic too.
     is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     _emulates_half = is_x86 and not torch.cpu._is_avx512_bf16_supported()
     _missing, _build = None, facts | {"library": str(libraries[0])}
 
 
 def build_information() -> dict[str, str] | None:
-    """Return compiler, flags, torch and stable ABI of the build, and the library's file; None without the operators."""
+    """Return compiler, flags, torch, stable ABI and file of the compiled library; None if it is not loaded."""
     return _build
 
 
 def unavailable_reason(op: str) -> str | None:
-    """Say why `op` has no C++ operator here, or return None if it has."""
+    """Return why `op` has no C++ operator here, or None if it has one."""
     return _missing if _missing or op in OPS else f"this version has no cpp kernel for {op}"
 
 
 def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
-    """Say why the operators cannot serve these tensors (alpha the last), which have passed the operator's checks."""
+    """Return why the operator cannot serve these tensors (alpha last), which have passed its checks; None if it can."""
     if input.device.type != "cpu":
         return f"it serves tensors on the CPU, and these are on {input.device}"
     if op == "tunable_parameters":
@@ -82,10 +82,10 @@ def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
-    """Return True where the default takes the C++ operators: many blends; convolutions in channels_last.
+    """Return True if the default takes the C++ operators: for many blends, and for convolutions in channels_last.
 
-    A map only where 16 outputs fill a vector; bfloat16 and float16 only where torch would emulate them, which it does
-    so slowly for float16 that any layout will do.
+    A map needs 16 outputs to fill a vector. bfloat16 and float16 are served only where PyTorch emulates them, float16
+    in any layout because its emulation is so slow.
     """
     if _missing is not None:
         return False
@@ -103,7 +103,7 @@ def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
 
 
 def serves_blend(parameter: Tensor, alpha: Tensor) -> bool:
-    """Return True where the operator for one blend serves a call: in inference, alpha [P]."""
+    """Return True if the C++ blend serves a call: inference with alpha [P]."""
     if _missing is not None or torch.compiler.is_compiling() or parameter.dim() < 2:
         return False
     if torch.is_grad_enabled() and (parameter.requires_grad or alpha.requires_grad):
@@ -114,14 +114,14 @@ def serves_blend(parameter: Tensor, alpha: Tensor) -> bool:
 def serves_transposed(
     input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, call: checks.TransposedConvolution
 ) -> bool:
-    """Return True where the operator for transposed convolutions serves a call: in inference, every pixel with a tap.
+    """Return True if the C++ transposed convolution serves a call: inference, every output pixel reached by a tap.
 
     Args:
         input: [B, C, H, W].
         weight: [P, C, O/groups, kh, kw].
         bias: [P, O] or None.
         alpha: [P], [B, P] or a map.
-        call: Its options.
+        call: Options of the call.
     """
     if _missing is not None or input.device.type != "cpu" or not checks.is_plain_eager() or alpha.dim() > 2:
         return False

@@ -1,4 +1,4 @@
-"""The CUDA operators: loading them, and which calls they can serve and are fastest at."""
+"""The CUDA operators: how they are loaded, and the calls that they can serve or serve fastest."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tunable_ops.backends.torch.layout import is_channels_last
 
-# The operators that the library implements, or that map onto one of those.
+# Operators that the compiled library implements, or that map onto one of those.
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d"})
 MAX_KERNELS = 16
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def _left_out(reason: str) -> str:
-    """As setup.py says it."""
+    """Return the message that setup.py also writes."""
     return f"the CUDA operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
 
 
@@ -23,38 +23,38 @@ _missing: str | None = _left_out("this build has none")
 
 
 def libraries() -> list[Path]:
-    """Return the library beside the package, if this build has it."""
+    """Return the file of the compiled library in a list, which is empty if this build has none."""
     return sorted(_PACKAGE.glob("_ops_cuda.*"))
 
 
 def load() -> None:
-    """Load the library if this build has it and torch has CUDA; the schemas must be defined by then."""
+    """Load the compiled library if this build has it and torch has CUDA. The schemas must be defined first."""
     global _missing
     if torch.version.cuda is None:
         _missing = "this torch has no CUDA"
         return
     found = libraries()
     if not found:
-        note = _PACKAGE / "_cuda_left_out.txt"  # of setup.py
+        note = _PACKAGE / "_cuda_left_out.txt"  # written by setup.py
         _missing = note.read_text().strip() if note.exists() else _left_out("this build has none")
         return
     try:
         torch.ops.load_library(found[0])
         _missing = None
     except (OSError, RuntimeError) as error:  # built for another torch, or damaged
-        cause = error.__cause__ or error  # torch names the file alone
+        cause = error.__cause__ or error  # torch's own message only names the file
         _missing = _left_out(f"they do not load here ({type(cause).__name__}: {' '.join(str(cause).split())})")
 
 
 def unavailable_reason(op: str) -> str | None:
-    """Say why `op` has no CUDA operator here, or return None if it has."""
+    """Return why `op` has no CUDA operator here, or None if it has one."""
     if op not in OPS:
         return f"this version has no cuda kernel for {op}"
     return _missing or (None if torch.cuda.is_available() else "no CUDA device is there")
 
 
 def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
-    """Say why the operators cannot serve these tensors (weight and alpha follow), which have passed the checks."""
+    """Return why the operators cannot serve these tensors (input, weight, alpha), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
     if any(t.dtype not in _DTYPES for t in (input, *others)):
@@ -68,9 +68,9 @@ def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
-    """Return True where the default takes the CUDA operators: no layout has to change, and the tensor cores serve.
+    """Return True if the default takes the CUDA operators: 16-bit tensors in channels_last.
 
-    A rule from arithmetic, not from measurements: 16 bits in channels_last.
+    Then no layout has to change and the tensor cores apply. Derived from arithmetic, not from measurements.
     """
     return (
         _missing is None

@@ -1,1 +1,1 @@
-"""The operators: wrapper, checks, registration. Users import them from `tunable_ops` or `tunable_ops.functional`."""
+"""The operators: their wrappers and registration. Users import them from `tunable_ops` or `tunable_ops.functional`."""

@@ -1,7 +1,7 @@
 """FLOP formulas for torch.utils.flop_counter.FlopCounterMode: convolution plus blend, 2 per multiply-add.
 
-Importing torch.utils.flop_counter costs little and needs no device. The operators that premix are counted through
-the library's convolutions and the formula of the blend.
+Operators that blend first and then call PyTorch's (see premix.py) need no formula of their own: the counter sees both
+steps. Importing torch.utils.flop_counter is cheap and needs no device.
 """
 
 import math
@@ -18,19 +18,19 @@ Shape = Sequence[int]
 
 
 def _register(name: str) -> Callable[..., Any]:
-    """Register a formula for the operators ``<name>`` of all backends; "{}" stands for the backend."""
+    """Register a formula for all backends; "{}" in `name` stands for the backend."""
     ops = [getattr(_OPS, name.format(backend), None) for backend in ("torch", "cpp", "triton", "cuda")]
     return register_flop_formula([op for op in ops if op is not None])
 
 
 def _blend(weight: Shape, bias: Shape | None, alpha: Shape) -> int:
-    """Count the blend: P times the elements, once or per sample."""
+    """Count a blend: P multiply-adds per element, once or per sample."""
     elements = math.prod(weight) + (math.prod(bias) if bias is not None else 0)
     return 2 * elements * (alpha[0] if len(alpha) == 2 else 1)
 
 
 def _convolution(weight: Shape, output: Shape) -> int:
-    """Count one convolution: every output value takes C/groups * kh * kw multiply-adds."""
+    """Count a convolution: C/groups * kh * kw multiply-adds per output value."""
     return 2 * math.prod(output) * math.prod(weight[2:])
 
 

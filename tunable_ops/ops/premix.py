@@ -1,4 +1,4 @@
-"""What the operators share that blend first and leave the rest to the library's convolution."""
+"""Premix: blend the kernels first, then call PyTorch's own operator, where this project has no fused kernel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +27,9 @@ def premix(
     activation: str | None,
     backend: str,
 ) -> Tensor:
-    """Blend with the operator `tunable_parameter` ("reference": its definition), then call `conv`.
+    """Blend, then call `conv(input, weight, bias)`: once for alpha [P], per sample for [B, P], per kernel for a map.
 
-    One convolution for a shared alpha, one per sample for [B, P], one per kernel for a map.
+    Backend "reference" blends with the definition of `tunable_parameter`, every other one with the operator.
     """
     blend = reference_parameter if backend == "reference" else _blend
 
@@ -37,7 +37,7 @@ def premix(
         return blend_and_convolve(conv, x, w, b, a, activation, blend)
 
     output = registration.run_composite(run, (input, weight, bias, alpha), 3)
-    # A matrix product has no memory format, and vmap cannot tell one.
+    # A matrix product has no memory format, and vmap does not support asking for one.
     if weight.dim() < 5 or checks.is_transformed():
         return output
     return output.contiguous(memory_format=output_format(input, weight))

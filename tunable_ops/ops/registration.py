@@ -1,13 +1,13 @@
-"""How every registered operator is made: a schema, and what stands at each dispatch key.
+"""Registration of operators: a schema, and an implementation at each dispatch key.
 
-An operator exists once per backend (``tunable_ops::tunable_conv2d_cpp``, ...): the Python wrapper chooses, and no
-kernel ever hands a call on. Python owns the schemas (a C++ `def` after them would abort the process); C++ libraries
-add kernels only.
+Each backend has its own operator (``tunable_ops::tunable_conv2d_cpp``, ...). The Python wrapper chooses one; no kernel
+calls the operator of another backend. Python owns the schemas (a second `def` in C++ would abort the process), so the
+compiled libraries only add kernels.
 
-Autocast        casts the tensors named by the operator to the active dtype; alpha is never cast
-Autograd        an autograd.Function, or straight through where no gradient is asked for
+Autocast        casts the tensors that the operator names to the active dtype, never alpha
+Autograd        an autograd.Function if a gradient is needed, else the kernel
 Meta, fake      dtype, shape and strides of the real result
-CompositeExplicitAutograd   the kernel, for backends written in Python; C++ kernels are at the CPU and CUDA keys
+CompositeExplicitAutograd   kernels of backends in Python; C++ kernels are at the CPU and CUDA keys
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ class Operator:
 
     Attributes:
         op: The overload in torch.ops.
-        kernel: Its kernel where that is a Python function, else None.
-        differentiable: What stands at the Autograd key for calls that want gradients.
+        kernel: Its kernel if that is a Python function, else None.
+        differentiable: The function that the Autograd key calls if a gradient is needed.
     """
 
     __slots__ = ("differentiable", "kernel", "name", "op")
@@ -37,7 +37,7 @@ class Operator:
     def __init__(
         self, name: str, arguments: str, result: str, kernel: Callable[..., Any] | None, fake: Callable[..., Any]
     ) -> None:
-        """Define ``tunable_ops::<name>`` with its kernel (None: a C++ library adds it) and its fake kernel."""
+        """Define ``tunable_ops::<name>`` with its kernel (None: a compiled library adds it) and its fake kernel."""
         _LIBRARY.define(f"{name}({arguments}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
         if kernel is not None:
             _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
@@ -47,7 +47,7 @@ class Operator:
         self.differentiable: Callable[..., Any] | None = None
 
     def register_autograd(self, differentiable: Callable[..., Any], tensors: int) -> None:
-        """Stand `differentiable` at the Autograd key, for calls that want a gradient of one of the first `tensors`."""
+        """Register `differentiable` for calls that need a gradient of one of the first `tensors` arguments."""
         self.differentiable = differentiable
 
         def autograd(*args: Any) -> Any:
@@ -56,12 +56,12 @@ class Operator:
         _LIBRARY.impl(self.name, autograd, "Autograd")
 
     def register_autocast(self, cast: Sequence[int] = ()) -> None:
-        """Cast the arguments at the positions `cast` to the dtype that is active when the operator is called."""
+        """Under autocast, cast the arguments at the positions `cast` to the dtype that is active in the call."""
         for device_type, key in _AUTOCAST_KEYS.items():
             _LIBRARY.impl(self.name, _autocast_kernel(self.op, device_type, key, frozenset(cast)), key)
 
     def __call__(self, tensors: tuple[Any, ...], *options: Any) -> Any:
-        """Call the operator, past the dispatcher's stops where they have nothing to do: each is a Python function."""
+        """Call the operator, bypassing dispatch keys that would do nothing: each costs a call into Python."""
         if (
             torch.compiler.is_compiling()
             or torch._C._is_any_autocast_enabled()
@@ -74,13 +74,13 @@ class Operator:
         return self.run(*tensors, *options)
 
     def run(self, *args: Any) -> Any:
-        """Run the kernel without recording."""
-        # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a
-        # Function whose output it takes for a view.
+        """Run the kernel without recording gradients."""
+        # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU on the output
+        # of a Function if it takes that output for a view.
         with torch._C._AutoDispatchBelowADInplaceOrView():
             if self.kernel is None or torch._C._len_torch_dispatch_stack() or _is_batched(args[0]):
                 return self.op(*args)
-            return self.kernel(*args)  # from Python to Python: the way through the dispatcher takes 30 us
+            return self.kernel(*args)  # the dispatcher would take 30 us
 
 
 def _is_batched(first: Any) -> bool:
@@ -100,14 +100,14 @@ def _autocast_kernel(op: Any, device_type: str, key: str, cast: frozenset[int]) 
 
 
 def to_autocast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast a tensor as torch's own autocast does: floating point only, and never fp64."""
+    """Cast a tensor as torch's autocast does: floating point only, and never fp64."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
 
 
 def wants_gradient(tensors: Sequence[Any]) -> bool:
-    """Return True where a gradient of one of these is recorded: tensors, lists of them or None."""
+    """Return True if autograd records a gradient of any of these: tensors, lists of tensors or None."""
     if not torch.is_grad_enabled():
         return False
     for value in tensors:
@@ -120,7 +120,7 @@ def wants_gradient(tensors: Sequence[Any]) -> bool:
 
 
 def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | None], cast: int, *args: Any) -> Tensor:
-    """Run a definition as PyTorch operators, under autocast with the first `cast` tensors cast as operators do it."""
+    """Run a definition as PyTorch operators; under autocast, cast the first `cast` tensors as the operators do."""
     device_type = next(t for t in tensors if t is not None).device.type
     if not autocast_is_on(device_type):
         return function(*tensors, *args)
@@ -132,13 +132,13 @@ def run_composite(function: Callable[..., Tensor], tensors: Sequence[Tensor | No
 def composite_gradients(
     function: Callable[..., Any], grad_output: Any, tensors: Sequence[Tensor | None], mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Return the gradients as differentiable PyTorch operators: what a second derivative differentiates.
+    """Return gradients made of differentiable PyTorch operators, so that they can be differentiated again.
 
     Args:
         function: The definition, a function of `tensors`.
-        grad_output: Gradient of its result, or a list of them where it returns a list.
+        grad_output: Gradient of its result; a list if it returns a list.
         tensors: Its arguments.
-        mask: Which gradients are asked for; the others come back empty.
+        mask: True for each gradient to compute; the others are returned empty.
     """
     with torch.enable_grad():
         aliases = [

@@ -1,4 +1,4 @@
-"""tunable_conv1d: tunable_conv2d on a picture one pixel high."""
+"""tunable_conv1d: tunable_conv2d on an image one pixel high."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def tunable_conv1d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blend P kernels and convolves in one dimension.
+    """Blend P kernels and convolve in one dimension.
 
     Formula: ``y[b] = act(conv1d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -36,13 +36,13 @@ def tunable_conv1d(
         padding: Samples, "same" or "valid".
         dilation: Samples.
         groups: Blocked connections from inputs to outputs.
-        activation: As `tunable_conv2d`.
-        backend: As `tunable_conv2d`.
+        activation: As in `tunable_conv2d`.
+        backend: As in `tunable_conv2d`.
 
     Returns:
         [B, O, OL] or [O, OL].
 
-    dtypes, autocast, gradients and errors: as `tunable_conv2d`.
+    Dtypes, autocast, gradients and errors are those of `tunable_conv2d`.
     """
     call = checks.check_convolution(NAME, 1, input, weight, bias, alpha, stride, padding, dilation, groups, activation)
     flat = call._replace(

@@ -34,8 +34,8 @@ def tunable_conv2d(
 
     Formula: ``y[b] = act(conv2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``. With a map the blend
     differs from pixel to pixel: ``y[b] = act(sum_p alpha[b,p] * (conv2d(x[b], weight[p]) + bias[p]))``. The blend
-    accumulates in fp32 and rounds once to the compute dtype; so does the convolution. Gradients of input, weight,
-    bias and alpha, to any order in eager mode (first order under torch.compile).
+    accumulates in fp32 and rounds once to the compute dtype; so does the convolution. Differentiable in input, weight,
+    bias and alpha, to any order in eager mode and once under torch.compile.
 
     Args:
         input: [B, C, H, W] (contiguous or channels_last; the output keeps the format), or [C, H, W] with alpha [P].
@@ -52,13 +52,13 @@ def tunable_conv2d(
     Returns:
         [B, O, OH, OW] or [O, OH, OW], of the input's dtype.
 
-    dtypes: float32, float16, bfloat16, float64; input, weight and bias share one, alpha has it or float32. Under
-    autocast input, weight and bias are cast to its dtype; alpha never is.
+    Dtypes: float32, float16, bfloat16 or float64, the same for input, weight and bias; alpha may also be float32.
+    Autocast casts input, weight and bias, but never alpha.
 
     Raises:
-        TypeError: Not tensors, or dtypes other than these.
-        ValueError: Ranks, sizes, devices or options that do not fit; an unknown backend.
-        RuntimeError: A backend that cannot run here.
+        TypeError: An argument is not a tensor or has another dtype.
+        ValueError: Ranks, sizes, devices or options do not fit, or the backend is unknown.
+        RuntimeError: The backend cannot run here.
 
     Source: Maggioni et al., "Tunable Convolutions with Parametric Multi-Loss Optimization", CVPR 2023.
 
@@ -81,7 +81,7 @@ def run_checked(
     groups: int,
     backend: str | None,
 ) -> Tensor:
-    """Choose the backend of a call of `op` that has passed `checks.check_convolution`, and run it."""
+    """Choose a backend for a call of `op` that has passed `checks.check_convolution`, and run it."""
     stride, padding, end_padding, dilation, activation, batched = call
     if not batched:
         input = input[None]
@@ -100,23 +100,23 @@ def run_checked(
 
 
 def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
-    """Return True if a layer with one alpha is fastest as torch's own, its kernel blended with its whole network's.
+    """Return True if blending the whole network first, then PyTorch's convolution, beats the fused kernel.
 
     Args:
         weight: [any, O, C/groups, kh, kw].
-        kernels: P.
-        dtype: What the layer computes in.
+        kernels: P; alpha is shared by the batch.
+        dtype: Compute dtype of the layer.
         stride: Pixels.
-        groups: Of the convolution.
+        groups: As in `tunable_conv2d`.
     """
-    if backends.select(NAME, None, weight) != "triton":  # measured on a CPU: docs/network_blend.md
+    if backends.select(NAME, None, weight) != "triton":  # measured on CPUs: docs/network_blend.md
         return True
     chosen: bool = backends.implementation("triton", NAME).blends_first(weight, kernels, dtype, stride, groups)
     return chosen
 
 
 def _unpack(options: Sequence[Any]) -> tuple[Any, ...]:
-    """Return stride, padding, dilation, groups and the activation's name, as the Python backends take them."""
+    """Return stride, padding, dilation, groups and the activation's name: the arguments of the Python backends."""
     *sizes, groups, activation = options
     return (*zip(sizes[::2], sizes[1::2], strict=True), groups, TABLE[activation].name)
 
@@ -167,7 +167,7 @@ def _backward_fake(
 
 
 class _TunableConv2d(torch.autograd.Function):
-    """First order runs the backward operator; under create_graph that operator differentiates the definition."""
+    """The backward pass calls the backward operator, whose own gradient (create_graph) is that of the definition."""
 
     @staticmethod
     def forward(
@@ -196,7 +196,7 @@ class _TunableConv2d(torch.autograd.Function):
         input, weight, bias, alpha, saved = ctx.saved_tensors
         _, *needed, _ = ctx.needs_input_grad
         op = ctx.ops.backward
-        call = op.op if torch.is_grad_enabled() else op.run  # with create_graph the Autograd key records
+        call = op.op if torch.is_grad_enabled() else op.run  # create_graph: the Autograd key has to record
         grads = call(grad_output, saved, input, weight, bias, alpha, *ctx.options, needed)
         return (None, *(g if n else None for g, n in zip(grads, needed, strict=True)), None)
 
@@ -211,7 +211,7 @@ def _differentiable_backward(grad_output: Tensor, saved: Tensor | None, *args: A
 
 
 class _Operators(NamedTuple):
-    """The operators of a backend."""
+    """Operators of one backend."""
 
     forward: registration.Operator
     saving: registration.Operator | None  # also returns the value before the activation
@@ -257,9 +257,9 @@ def _define(backend: str) -> _Operators:
     return ops
 
 
-# "wgmma" is the CUDA library's kernel for Hopper, which no call chooses before it has been measured: bench/on_gpu.sh.
+# "wgmma" is the CUDA backend's kernel for Hopper. No call chooses it until it has been measured: bench/on_gpu.sh.
 _OPERATORS = {backend: _define(backend) for backend in ("torch", "cpp", "triton", "cuda", "wgmma")}
-# The CUDA operators ask at every fp32 call: compiled and exported programs follow the setting of the day too.
+# The CUDA operators ask in every fp32 call, so that compiled and exported programs follow the current setting too.
 registration.Operator(
     f"{NAME}_tf32",
     "Tensor input",

@@ -1,4 +1,4 @@
-"""tunable_conv3d: premix, then the library's convolution."""
+"""tunable_conv3d: blend first, then PyTorch's convolution."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def tunable_conv3d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blend P kernels and convolves in three dimensions.
+    """Blend P kernels and convolve in three dimensions.
 
     Formula: ``y[b] = act(conv3d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -38,13 +38,13 @@ def tunable_conv3d(
         padding: Voxels, "same" or "valid".
         dilation: Voxels.
         groups: Blocked connections from inputs to outputs.
-        activation: As `tunable_conv2d`.
+        activation: As in `tunable_conv2d`.
         backend: None, "torch" or "reference".
 
     Returns:
         [B, O, OD, OH, OW] or [O, OD, OH, OW].
 
-    dtypes, autocast, gradients and errors: as `tunable_conv2d`.
+    Dtypes, autocast, gradients and errors are those of `tunable_conv2d`.
     """
     chosen = backends.select(NAME, backend)
     call = checks.check_convolution(NAME, 3, input, weight, bias, alpha, stride, padding, dilation, groups, activation)

@@ -1,7 +1,7 @@
-"""tunable_conv_transpose2d: the C++ operator where it serves the call, else premix and the library's convolution.
+"""tunable_conv_transpose2d: the C++ operator if it can serve the call, else blend first, then PyTorch's convolution.
 
-Kernels that do not overlap (as large as their stride: the usual upsampling layer) are a 1x1 convolution whose outputs
-are laid out as blocks of pixels: with an alpha per sample that is `tunable_conv2d`, not a convolution per sample.
+A kernel as large as its stride (the usual upsampling layer) is a 1x1 convolution whose outputs are arranged as blocks
+of pixels. With an alpha per sample that is one call of `tunable_conv2d` instead of one convolution per sample.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def tunable_conv_transpose2d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blend P kernels and applies the transposed convolution (torch's argument order).
+    """Blend P kernels and apply a transposed convolution (torch's argument order).
 
     Formula: ``y[b] = act(conv_transpose2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
@@ -46,17 +46,17 @@ def tunable_conv_transpose2d(
         bias: [P, O] or None.
         alpha: [P], [B, P] or a map [B, P, OH, OW].
         stride: Pixels.
-        padding: Pixels taken off each side.
+        padding: Pixels removed from each side.
         output_padding: Pixels added at the bottom and right; smaller than stride or dilation.
         groups: Blocked connections from inputs to outputs.
         dilation: Pixels.
-        activation: As `tunable_conv2d`.
+        activation: As in `tunable_conv2d`.
         backend: None, "torch" or "reference".
 
     Returns:
         [B, O, OH, OW] or [O, OH, OW], OH = (H - 1) stride - 2 padding + dilation (kh - 1) + output_padding + 1.
 
-    dtypes, autocast, gradients and errors: as `tunable_conv2d`.
+    Dtypes, autocast, gradients and errors are those of `tunable_conv2d`.
     """
     chosen = backends.select(NAME, backend)
     call = checks.check_transposed(
@@ -81,7 +81,7 @@ def tunable_conv_transpose2d(
 
 
 def _as_blocks(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str | None) -> Tensor:
-    """Turn each input pixel into a block of kh x kw output pixels: a 1x1 convolution to kh*kw*O channels."""
+    """Turn each input pixel into a block of kh x kw output pixels by a 1x1 convolution to kh*kw*O channels."""
     kernels, channels, outputs, kh, kw = weight.shape
     flat = weight.permute(0, 3, 4, 2, 1).reshape(kernels, kh * kw * outputs, channels, 1, 1)
     shift = None if bias is None else bias.repeat(1, kh * kw)
@@ -102,7 +102,7 @@ def _inference_fake(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: T
     return output.to(memory_format=torch.channels_last)
 
 
-# Without gradients and dilation, channels_last: `cpp.serves_transposed`.
+# Inference only, channels_last, no dilation: see `cpp.serves_transposed`.
 _inference = registration.Operator(
     f"{NAME}_cpp",
     "Tensor input, Tensor weight, Tensor? bias, Tensor alpha, int stride_h, int stride_w, int padding_h, "

@@ -1,4 +1,4 @@
-"""tunable_linear: premix, then one matrix product (a batched one for a per-sample alpha)."""
+"""tunable_linear: blend first, then one matrix product (a batched one for a per-sample alpha)."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def tunable_linear(
         input: [*, C] with a shared alpha; [B, *, C] with one per sample.
         weight: [P, O, C].
         bias: [P, O] or None.
-        alpha: [P] or [B, P]. No map: there is no grid.
-        activation: As `tunable_conv2d`.
+        alpha: [P] or [B, P]; not a map, which would need a spatial grid.
+        activation: As in `tunable_conv2d`.
         backend: None, "torch" or "reference".
 
     Returns:
         [*, O] or [B, *, O].
 
-    dtypes, autocast, gradients and errors: as `tunable_conv2d`.
+    Dtypes, autocast, gradients and errors are those of `tunable_conv2d`.
     """
     chosen = backends.select(NAME, backend)
     checks.check_tensors(NAME, input, weight, bias, alpha)

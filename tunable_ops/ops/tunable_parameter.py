@@ -1,4 +1,4 @@
-"""tunable_parameter: the blend as an operator of its own, and the first half of the operators that premix."""
+"""tunable_parameter: the blend as an operator of its own, also used by the operators that blend first (premix.py)."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ NAME = "tunable_parameter"
 
 
 def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None = None) -> Tensor:
-    """Blend P copies of any tensor: residual scales, position tables.
+    """Blend P copies of any tensor, such as residual scales or position tables.
 
     Formula: ``y = sum_p alpha[p] * parameter[p]``, or ``y[b] = sum_p alpha[b,p] * parameter[p]``; accumulated in fp32
     (fp64 for fp64) and rounded once. Differentiable to any order in eager mode.
@@ -28,9 +28,9 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
         [*shape] or [B, *shape], of the parameter's dtype (autocast casts neither).
 
     Raises:
-        TypeError: Not tensors, or dtypes other than these.
-        ValueError: Ranks, sizes or devices that do not fit, or an unknown backend.
-        RuntimeError: A backend that cannot run here.
+        TypeError: An argument is not a tensor or has another dtype.
+        ValueError: Ranks, sizes or devices do not fit, or the backend is unknown.
+        RuntimeError: The backend cannot run here.
 
     Example:
         >>> scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -47,11 +47,8 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
 
 
 def _check(parameter: Tensor, alpha: Tensor) -> None:
-    for name, tensor in (("parameter", parameter), ("alpha", alpha)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a Tensor; got {type(tensor).__name__}")
-        if tensor.dtype not in checks.FLOATS:
-            raise TypeError(f"{NAME}: {name} must be float32, float16, bfloat16 or float64; got {tensor.dtype}")
+    checks.check_float(NAME, "parameter", parameter)
+    checks.check_float(NAME, "alpha", alpha)
     if alpha.device != parameter.device:
         raise ValueError(f"{NAME}: alpha must be on the parameter's device, {parameter.device}; got {alpha.device}")
     if alpha.dtype not in (parameter.dtype, torch.float32):
@@ -108,7 +105,7 @@ def _differentiable_backward(
 
 
 class _Operators(NamedTuple):
-    """The operators of a backend."""
+    """Operators of one backend."""
 
     forward: registration.Operator
     backward: registration.Operator
@@ -117,7 +114,7 @@ class _Operators(NamedTuple):
 def _define(backend: str) -> _Operators:
     name = f"{NAME}_{backend}"
     kernel = partial(_forward_kernel, backend) if backend in backends.IN_PYTHON else None
-    # The C++ kernel serves inference; its gradients are PyTorch's.
+    # The C++ kernel is for inference; its gradients are those of the torch backend.
     backward_kernel = partial(_backward_kernel, "torch" if backend == "cpp" else backend)
     grads = "Tensor grad_output, Tensor parameter, Tensor alpha, bool[2] mask"
     ops = _Operators(

@@ -1,4 +1,4 @@
-"""tunable_parameters: the blends of many stacks for one alpha, such as all kernels of a network, in one call."""
+"""tunable_parameters: blend many stacks, such as all kernels of a network, in one call."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,23 +27,24 @@ def tunable_parameters(
     """Blend many stacks at once, each with its own part of one alpha.
 
     Formula: ``y[i] = sum_p alpha[starts[i] + p] * parameters[i][p]``; accumulated in fp32 (fp64 for fp64) and rounded
-    once to the dtype of the result. Differentiable to any order in eager mode; a result that nobody used gives its
-    stack the gradient None.
+    once to the dtype of the result. Differentiable to any order in eager mode; the gradient of a stack whose result
+    is not used is None.
 
     Args:
         parameters: [P_i, *shape_i] each: float32, float16, bfloat16 or float64, on one device.
         alpha: [A], float32 or of every parameter's dtype.
-        starts: Where each stack's P_i values begin in alpha; stacks may share values. By default one after the other.
-        dtype: Of the results; default each stack's own, and under autocast its dtype unless a stack is float64.
+        starts: Index in alpha of each stack's first value; stacks may share values. By default one after the other.
+        dtype: Dtype of the results. By default that of each stack; under autocast that of autocast, unless a stack is
+            float64.
         backend: None for the fastest that can serve the call, or "torch", "reference", "cpp", "triton".
 
     Returns:
         [*shape_i] each, with the layout of the stack's kernels.
 
     Raises:
-        TypeError: Not tensors, or dtypes other than these.
-        ValueError: Ranks, sizes or devices that do not fit, or an unknown backend.
-        RuntimeError: A backend that cannot run here.
+        TypeError: An argument is not a tensor or has another dtype.
+        ValueError: Ranks, sizes or devices do not fit, or the backend is unknown.
+        RuntimeError: The backend cannot run here.
 
     Example:
         >>> weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0], [8.0]])
@@ -70,13 +71,13 @@ def tunable_parameters(
 
 
 def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], outputs: Sequence[Tensor]) -> None:
-    """Write what `tunable_parameters` returns into tensors that are there, at their addresses, without gradients.
+    """Write what `tunable_parameters` returns into existing tensors, without gradients.
 
     Args:
         parameters: [P_i, *shape_i].
         alpha: [A].
-        starts: Where each stack's values begin in alpha.
-        outputs: [*shape_i] each; those of the stack's dtype and of its kernels' layout are written by one call.
+        starts: Index in alpha of each stack's first value.
+        outputs: [*shape_i] each; one launch writes all that have the dtype and kernel layout of their stack.
     """
     _check(parameters, alpha, starts, None)
     with torch.no_grad():
@@ -93,7 +94,7 @@ def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int
 
 
 def _all_alike(parameters: Sequence[Tensor], alpha: Tensor) -> bool:
-    """Return True for tensors of one allowed dtype, alpha's too: the quick test that most calls pass."""
+    """Return True for tensors of one allowed dtype on one device: a quick test that most calls pass."""
     if not all(isinstance(parameter, Tensor) for parameter in parameters):
         return False
     dtypes = {parameter.dtype for parameter in parameters} | {alpha.dtype}
@@ -102,10 +103,7 @@ def _all_alike(parameters: Sequence[Tensor], alpha: Tensor) -> bool:
 
 
 def _check(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], dtype: torch.dtype | None) -> None:
-    if not isinstance(alpha, Tensor):
-        raise TypeError(f"{NAME}: alpha must be a Tensor; got {type(alpha).__name__}")
-    if alpha.dtype not in checks.FLOATS:
-        raise TypeError(f"{NAME}: alpha must be float32, float16, bfloat16 or float64; got {alpha.dtype}")
+    checks.check_float(NAME, "alpha", alpha)
     if dtype is not None and dtype not in checks.FLOATS:
         raise TypeError(f"{NAME}: dtype must be float32, float16, bfloat16 or float64; got {dtype}")
     if alpha.dim() != 1:
@@ -138,28 +136,14 @@ def _check(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], d
             )
 
 
-def _forward_kernel(
-    backend: str, parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any
-) -> list[Tensor]:
-    results: list[Tensor] = backends.implementation(backend, NAME).forward(parameters, alpha, starts, dtype)
-    return results
-
-
-def _into_kernel(
-    backend: str, parameters: list[Tensor], alpha: Tensor, starts: list[int], outputs: list[Tensor]
-) -> None:
-    backends.implementation(backend, NAME).blend_into(parameters, alpha, starts, outputs)
+def _kernel(backend: str, function: str, *args: Any) -> Any:
+    return getattr(backends.implementation(backend, NAME), function)(*args)
 
 
 def _forward_fake(parameters: list[Tensor], alpha: Tensor, starts: list[int], dtype: Any) -> list[Tensor]:
     return [
         layout.from_matrix(p.new_empty(p.shape[1:].numel(), dtype=dtype or p.dtype), p).detach() for p in parameters
     ]
-
-
-def _backward_kernel(backend: str, *args: Any) -> list[Tensor]:
-    results: list[Tensor] = backends.implementation(backend, NAME).backward(*args)
-    return results
 
 
 def _backward_fake(
@@ -185,10 +169,9 @@ class _Blends(torch.autograd.Function):
         used = [i for i, g in enumerate(grad_outputs) if g is not None and (need_alpha or need[i])]
         if not used:
             return (None, None, None, None, *grads)
-        arguments = ([x[i] for i in used] for x in (grad_outputs, parameters, ctx.starts))
-        g, p, starts = arguments
+        g, p, starts = ([x[i] for i in used] for x in (grad_outputs, parameters, ctx.starts))
         mask = [*(need[i] for i in used), need_alpha]
-        # torch has no batching rule for operators that take lists.
+        # PyTorch has no batching rule for operators that take lists.
         batched = any(torch._C._functorch.is_legacy_batchedtensor(each) for each in g)
         if batched:
             *found, grad_alpha = _batched_backward(g, p, alpha, starts, mask)
@@ -206,7 +189,7 @@ def _batched_backward(
     starts: list[int],
     mask: list[bool],
 ) -> list[Tensor]:
-    """Return what the backward operator does from operators that torch can batch, for is_grads_batched."""
+    """Compute what the backward operator does with operators that PyTorch can batch (for is_grads_batched)."""
     grads, shares = [], []
     for g, stack, start in zip(grad_outputs, parameters, starts, strict=True):
         kernels, gradient = stack.shape[0], g.to(alpha.dtype)
@@ -236,7 +219,7 @@ def _differentiable_backward(
 
 
 class _Operators(NamedTuple):
-    """The operators of a backend."""
+    """Operators of one backend."""
 
     forward: registration.Operator
     into: registration.Operator
@@ -244,21 +227,20 @@ class _Operators(NamedTuple):
 
 
 _TENSORS = "Tensor[] parameters, Tensor alpha, SymInt[] starts"
-# `mask`: which gradients are asked for, of each parameter and of alpha. The last result is alpha's.
+# `mask`: the gradients to compute, of each parameter and, last, of alpha; the results have the same order.
 _GRADIENTS = f"Tensor[] grad_outputs, {_TENSORS}, bool[] mask"
 
 
 def _define(backend: str) -> _Operators:
     name = f"{NAME}_{backend}"
-    kernels: Any = (None, None, None)
-    if backend in backends.IN_PYTHON:
-        kernels = [partial(kernel, backend) for kernel in (_forward_kernel, _into_kernel, _backward_kernel)]
+    in_python = backend in backends.IN_PYTHON
+    forward, into, backward = (
+        partial(_kernel, backend, function) if in_python else None for function in ("forward", "blend_into", "backward")
+    )
     ops = _Operators(
-        registration.Operator(name, f"{_TENSORS}, ScalarType? dtype", "Tensor[]", kernels[0], _forward_fake),
-        registration.Operator(
-            f"{name}_into", f"{_TENSORS}, Tensor(a!)[] outputs", "()", kernels[1], lambda *arguments: None
-        ),
-        registration.Operator(f"{name}_backward", _GRADIENTS, "Tensor[]", kernels[2], _backward_fake),
+        registration.Operator(name, f"{_TENSORS}, ScalarType? dtype", "Tensor[]", forward, _forward_fake),
+        registration.Operator(f"{name}_into", f"{_TENSORS}, Tensor(a!)[] outputs", "()", into, lambda *args: None),
+        registration.Operator(f"{name}_backward", _GRADIENTS, "Tensor[]", backward, _backward_fake),
     )
 
     def differentiable(parameters: list[Tensor], alpha: Tensor, *options: Any) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The definitions: each operator in a few lines of plain PyTorch, any dtype, twice differentiable.
 
-Every backend is checked against these. They loop over kernels or samples and are not meant to be fast.
+Every backend is tested against these. They loop over kernels or samples; speed does not matter here.
 """
 
 from tunable_ops.reference.activation import apply_activation

@@ -1,4 +1,4 @@
-"""The epilogue activations: one table for the reference, the operators' schemas and every Python backend.
+"""Activations that follow a blend: one table for the reference, the operators' schemas and the Python backends.
 
 csrc/activation.h has the same codes; a test compares the two.
 """
@@ -18,10 +18,10 @@ class Activation(NamedTuple):
     """An activation and its derivative.
 
     Attributes:
-        name: What callers pass; None in their calls is "none" here.
+        name: Name that callers pass; their None is "none" here.
         forward: The function.
-        backward: The gradient before the activation, from the gradient after it and the saved value.
-        saves_output: True where the saved value is the output, False where it is the input.
+        backward: Gradient of its input, from the gradient of its output and the saved value.
+        saves_output: True if the saved value is the output, False if it is the input.
     """
 
     name: str
@@ -48,10 +48,10 @@ _BY_NAME = {row.name: row for row in TABLE}
 
 
 def apply_activation(value: Tensor, activation: str | None) -> Tensor:
-    """Apply the activation of that name; None and "none" return the value itself."""
+    """Apply the activation of that name; None and "none" return `value` itself."""
     return _BY_NAME[activation or "none"].forward(value)
 
 
 def activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
-    """Return the gradient before the activation, from the output or the input that was saved."""
+    """Return the gradient of the activation's input, from its saved output or input."""
     return _BY_NAME[activation].backward(grad_output, saved)

@@ -17,9 +17,9 @@ def tunable_conv1d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Definition: ``y[b] = act(conv1d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
+    """Compute ``y[b] = act(conv1d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
-    Input [B, C, L], weight [P, O, C/groups, k], alpha [P], [B, P] or [B, P, OL].
+    Input [B, C, L], weight [P, O, C/groups, k], bias [P, O], alpha [P], [B, P] or [B, P, OL].
     """
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""tunable_conv2d and the loops that all convolutions of the family share."""
+"""tunable_conv2d, and the loops that all convolutions of the family share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def tunable_conv2d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Definition: ``y[b] = act(conv2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
+    """Compute ``y[b] = act(conv2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
     With a map: ``y[b] = act(sum_p alpha[b,p] * (conv2d(x[b], weight[p]) + bias[p]))``, per output pixel.
 
@@ -56,7 +56,7 @@ def blend_and_convolve(
     activation: str | None,
     blend: Callable[[Tensor, Tensor], Tensor] = tunable_parameter,
 ) -> Tensor:
-    """Applies the definition above to any convolution `conv(input, weight, bias)` and implementation of `blend`."""
+    """Apply the definition above with any convolution `conv(input, weight, bias)` and implementation of the blend."""
     if alpha.dim() > 2:
         accumulate = torch.promote_types(input.dtype, torch.float32)
         outputs = [conv(input, weight[p], None if bias is None else bias[p]) for p in range(weight.shape[0])]
@@ -68,7 +68,7 @@ def blend_and_convolve(
     blended_bias = None if bias is None else blend(bias, alpha)
     if alpha.dim() == 1:
         return apply_activation(conv(input, blended_weight, blended_bias), activation)
-    if input.shape[0] == 0:  # no sample to loop over: the empty sum is a kernel of the right shape
+    if input.shape[0] == 0:  # no samples to loop over: an empty sum gives a kernel of the right shape
         output = conv(input, blended_weight.sum(0), None if blended_bias is None else blended_bias.sum(0))
         return apply_activation(output, activation)
     samples = [

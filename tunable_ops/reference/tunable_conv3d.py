@@ -17,9 +17,9 @@ def tunable_conv3d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Definition: ``y[b] = act(conv3d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
+    """Compute ``y[b] = act(conv3d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
-    Input [B, C, D, H, W], weight [P, O, C/groups, kd, kh, kw], alpha [P], [B, P] or [B, P, OD, OH, OW].
+    Input [B, C, D, H, W], weight [P, O, C/groups, kd, kh, kw], bias [P, O], alpha [P], [B, P] or [B, P, OD, OH, OW].
     """
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

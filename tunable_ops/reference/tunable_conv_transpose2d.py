@@ -1,4 +1,4 @@
-"""tunable_conv_transpose2d: torch's argument order, output_padding before groups and dilation."""
+"""tunable_conv_transpose2d: arguments in torch's order, with output_padding before groups and dilation."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +18,7 @@ def tunable_conv_transpose2d(
     dilation: int | tuple[int, int] = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Definition: ``y[b] = act(conv_transpose2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
+    """Compute ``y[b] = act(conv_transpose2d(x[b], sum_p alpha[b,p] weight[p], sum_p alpha[b,p] bias[p]))``.
 
     Input [B, C, H, W], weight [P, C, O/groups, kh, kw], bias [P, O], alpha [P], [B, P] or [B, P, OH, OW].
     """

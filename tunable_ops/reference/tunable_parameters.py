@@ -11,13 +11,13 @@ from tunable_ops.reference.tunable_parameter import tunable_parameter
 def tunable_parameters(
     parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Blends every stack with its own part of alpha: ``y[i] = sum_p alpha[starts[i] + p] * parameters[i][p]``.
+    """Blend every stack with its own part of alpha: ``y[i] = sum_p alpha[starts[i] + p] * parameters[i][p]``.
 
     Args:
         parameters: [P_i, *shape_i] each.
         alpha: [A].
-        starts: Where each stack's P_i values begin in alpha.
-        dtype: Of the results; default each stack's own. Rounded once.
+        starts: Index in alpha of each stack's first value.
+        dtype: Dtype of the results; by default that of each stack.
 
     Returns:
         [*shape_i] each.

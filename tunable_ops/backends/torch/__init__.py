@@ -1,1 +1,1 @@
-"""The backend made of PyTorch's own operators: blend once, then the library's convolution."""
+"""The backend made of PyTorch's own operators: blend first, then PyTorch's convolution."""

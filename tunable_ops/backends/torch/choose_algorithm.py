@@ -1,9 +1,9 @@
-"""The rule that picks the algorithm for a per-sample alpha; `python -m bench --suite per-sample` measures it.
+"""Choice of the algorithm for a per-sample alpha; `python -m bench --suite per-sample` measures the candidates.
 
-Measured on two CPU cores (docs/per_sample.md), fp32, P = 2. "bmm" wins wherever it serves. Contiguous tensors:
-"grouped", a batch laid out as channels being a view. channels_last: "grouped" has to change the layout and back,
-"loop" has a fixed cost per sample, so a sample has to be large enough to be worth that.
-Nothing here was measured on a GPU: "loop" there, because grouped convolutions are known to be slow on GPUs.
+Measured on two CPU cores (docs/per_sample.md), fp32, P = 2: "bmm" wins wherever it applies. For contiguous tensors
+"grouped" wins, since viewing the batch as channels is free. In channels_last "grouped" converts the layout twice, and
+"loop" has a fixed cost per sample that only large samples are worth.
+Nothing here has been measured on a GPU; "loop" is used there because grouped convolutions are known to be slow.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tunable_ops.backends.torch.layout import output_format
 
-# A sample of this many multiply-adds (elements, if depthwise) is worth a convolution of its own in channels_last.
+# In channels_last, a sample of this many multiply-adds (elements, if depthwise) is worth a convolution of its own.
 LOOP_MACS = 1 << 24
 LOOP_DEPTHWISE = 1 << 16
 
 
 def choose_algorithm(input: Tensor, weight: Tensor, geometry: Any, groups: int) -> str:
-    """Names the fastest of the algorithms in `per_sample` for a call, forward and backward alike."""
+    """Return the fastest algorithm in `per_sample` for a call, forward and backward."""
     stride, padding, _ = geometry
     if tuple(weight.shape[3:]) == (1, 1) and groups == 1 and tuple(stride) == (1, 1) and tuple(padding) == (0, 0):
         return "bmm"

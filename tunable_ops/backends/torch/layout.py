@@ -1,4 +1,4 @@
-"""Memory formats: what an output has, and kernels as rows of a matrix without a copy."""
+"""Memory formats: that of an output, and views of kernels as rows of a matrix."""
 
 import math
 
@@ -10,21 +10,21 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Return True where [B, C, H, W] is dense in channels_last."""
+    """Return True if [B, C, H, W] is dense in channels_last."""
     return input.is_contiguous(memory_format=torch.channels_last)
 
 
 def kernels_are_channels_last(stack: Tensor) -> bool:
-    """True where each kernel of [P, O, C, *k] lies as [O, *k, C]."""
+    """Return True if each kernel of [P, O, C, *k] is stored as [O, *k, C]."""
     if stack.dim() not in (5, 6) or stack.is_contiguous():
         return False
     return _channels_to_end(stack).is_contiguous()
 
 
 def output_format(input: Tensor, weight: Tensor) -> torch.memory_format:
-    """The memory format of the output: the input's.
+    """Return the memory format of a convolution's output: that of the input.
 
-    Where the input's strides fit both formats (one channel, say), the kernels' format decides.
+    If the input's strides fit both formats (one channel, for example), the kernels' format decides.
     """
     channels_last = _CHANNELS_LAST.get(input.dim())
     if channels_last is None:
@@ -38,14 +38,14 @@ def output_format(input: Tensor, weight: Tensor) -> torch.memory_format:
 
 
 def as_matrix(stack: Tensor, like: Tensor | None = None) -> Tensor:
-    """[P, *shape] as [P, N], each row in the order in which the kernels of `like` (default `stack`) lie in memory."""
+    """Return [P, *shape] as [P, N], with rows in the memory order of the kernels of `like` (by default `stack`)."""
     if kernels_are_channels_last(stack if like is None else like):
         stack = _channels_to_end(stack)
     return stack.reshape(stack.shape[0], math.prod(stack.shape[1:]))
 
 
 def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
-    """[*rows, N] as [*rows, *shape] with the kernels' layout of `like` [P, *shape]: a view."""
+    """Return a view of [*rows, N] as [*rows, *shape] with the kernel layout of `like` [P, *shape]."""
     shape = like.shape[1:]
     rows = matrix.shape[:-1]
     if not kernels_are_channels_last(like):
@@ -58,12 +58,12 @@ def from_matrix(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def empty_stack_like(stack: Tensor) -> Tensor:
-    """An uninitialised stack of the shape and kernels' layout of `stack`: what every gradient of a stack looks like."""
+    """Return an uninitialised tensor with the shape and kernel layout of `stack`, as all its gradients have."""
     return from_matrix(stack.new_empty(stack.shape[0], math.prod(stack.shape[1:])), stack)
 
 
 def lie_alike(stack: Tensor, kernel: Tensor) -> bool:
-    """Whether `kernel` has the dtype and shape of one kernel of the stack, and both lie without gaps in one order."""
+    """Return True if `kernel` has the dtype, shape and dense layout of the kernels in `stack`."""
     if stack.dtype != kernel.dtype or stack.shape[1:] != kernel.shape:
         return False
     if stack.is_contiguous():

@@ -1,8 +1,8 @@
-"""The ways to convolve every sample with a kernel of its own, forward and backward, out of library convolutions.
+"""Algorithms that convolve every sample with its own kernel, forward and backward, by PyTorch's convolution.
 
-grouped  B convolutions as one with B*groups groups, over the batch laid out as channels (contiguous only)
+grouped  one convolution with B*groups groups; the batch is viewed as channels (free only for contiguous tensors)
 loop     one convolution per sample
-bmm      1x1 kernels as one batched matrix product
+bmm      one batched matrix product, for 1x1 kernels
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tunable_ops.backends.torch import tunable_parameter as blend
 
-# Weight gradients of single samples kept at a time, in bytes of fp32; more are contracted chunk by chunk.
+# Size of the per-sample weight gradients in fp32 that are kept at a time; larger batches are contracted in chunks.
 CHUNK_BYTES = 64 << 20
 Geometry = Any  # (stride, padding, dilation), each a pair
-# torch.conv2d(input, kernel, bias, *geometry, groups), without the overloads of its stub.
+# torch.conv2d(input, kernel, bias, *geometry, groups), without the overloads in its type stub.
 conv2d: Callable[..., Tensor] = torch.conv2d
 Pieces = Iterator[tuple[Tensor, Tensor | None, Tensor | None]]
 
@@ -24,7 +24,7 @@ Pieces = Iterator[tuple[Tensor, Tensor | None, Tensor | None]]
 def conv_backward(
     grad_output: Tensor, input: Tensor, kernel: Tensor, geometry: Geometry, groups: int, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, kernel and bias of one library convolution, None where not `wanted`."""
+    """Return the gradients of input, kernel and bias of PyTorch's convolution, None for those not `wanted`."""
     gradients = torch.ops.aten.convolution_backward(
         grad_output, input, kernel, [kernel.shape[0]], *geometry, False, [0, 0], groups, wanted
     )
@@ -75,7 +75,8 @@ def _bmm(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geom
 FORWARD: dict[str, Callable[..., Tensor]] = {"grouped": _grouped, "loop": _loop, "bmm": _bmm}
 
 
-def _chunks(weight: Tensor, batch: int) -> Iterator[slice]:
+def chunks(weight: Tensor, batch: int) -> Iterator[slice]:
+    """Split the batch into runs of samples whose kernels in fp32 take at most `CHUNK_BYTES`."""
     size = max(1, CHUNK_BYTES // (4 * max(1, weight[0].numel())))
     return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
@@ -90,7 +91,7 @@ def _grouped_backward(
     wanted: list[bool],
     grad_input: Tensor | None,
 ) -> Pieces:
-    for rows in _chunks(weight, input.shape[0]):
+    for rows in chunks(weight, input.shape[0]):
         part, grad, x = alpha[rows], grad_output[rows], input[rows]
         kernel = blend.forward(weight, part)
         count = part.shape[0]
@@ -121,7 +122,7 @@ def _loop_backward(
     wanted: list[bool],
     grad_input: Tensor | None,
 ) -> Pieces:
-    for rows in _chunks(weight, input.shape[0]):
+    for rows in chunks(weight, input.shape[0]):
         kernel = blend.forward(weight, alpha[rows])
         gradients, sums = [], []
         for n, b in enumerate(range(rows.start, rows.stop)):
@@ -149,7 +150,7 @@ def _bmm_backward(
     wanted: list[bool],
     grad_input: Tensor | None,
 ) -> Pieces:
-    for rows in _chunks(weight, input.shape[0]):
+    for rows in chunks(weight, input.shape[0]):
         part, grad, x = alpha[rows], grad_output[rows].flatten(2), input[rows].flatten(2)  # [n, O, HW], [n, C, HW]
         if grad_input is not None:
             matrix = blend.forward(weight, part).reshape(part.shape[0], *weight.shape[1:3])

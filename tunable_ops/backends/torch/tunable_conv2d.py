@@ -1,8 +1,9 @@
-"""tunable_conv2d out of PyTorch's own operators: the blend first, then as few library convolutions as the case allows.
+"""tunable_conv2d made of PyTorch's own operators: blend first, then as few convolutions as possible.
 
-Shared alpha: one blend, one convolution. Per-sample alpha: the algorithm that `choose_algorithm` names. A map: one
-convolution with P*O outputs, then the sum. The backward forms one weight gradient G per sample (one in all for a
-shared alpha) and contracts it: grad_weight[p] = sum_b alpha[b,p] G[b], grad_alpha[b,p] = <G[b], weight[p]> + bias term.
+Shared alpha: one blend, one convolution. Per-sample alpha: the algorithm that `choose_algorithm` returns. Map: one
+convolution with P*O outputs, then a weighted sum. The backward pass computes one weight gradient G per sample (or a
+single one for a shared alpha) and contracts it:
+grad_weight[p] = sum_b alpha[b,p] G[b], grad_alpha[b,p] = <G[b], weight[p]> + bias term.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ def forward(
     activation: str,
     algorithm: str | None = None,
 ) -> Tensor:
-    """The operator of the schema; `algorithm` overrides the choice for a per-sample alpha (for measurements)."""
+    """Run the operator; for measurements, `algorithm` overrides the choice for a per-sample alpha."""
     geometry: Any = (stride, padding, dilation)
     if alpha.dim() == 4:
         products = _map_products(input, weight, bias, geometry, groups)
@@ -68,7 +69,7 @@ def backward(
     mask: Sequence[bool],
     algorithm: str | None = None,
 ) -> Gradients:
-    """Gradients of input, weight, bias and alpha, each only where `mask` asks for it."""
+    """Return the gradients of input, weight, bias and alpha; None where `mask` is False."""
     geometry: Any = (stride, padding, dilation)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
@@ -101,38 +102,32 @@ def _contract(
     alpha: Tensor,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Contracts (alpha [n, P], G [n, O, C/g, kh, kw], grad of the bias [n, O]) chunk by chunk, in a fixed order."""
+    """Contract (alpha [n, P], G [n, O, C/g, kh, kw], bias gradient [n, O]) of all chunks in a fixed order."""
     accumulate = torch.promote_types(weight.dtype, torch.float32)
-    grad_weight: Tensor | None = None
-    grad_bias: Tensor | None = None
+    sums: list[Tensor | None] = [None, None]  # of the gradients of weight and bias
     grad_alpha: list[Tensor] = []
-    for part, gradient, grad_sum in pieces:
+    for part, *gradients in pieces:
         row = torch.zeros_like(part, dtype=accumulate)
-        for stack, grad, is_weight in ((weight, gradient, True), (bias, grad_sum, False)):
-            if stack is None or grad is None:
+        for i, (stack, gradient) in enumerate(zip((weight, bias), gradients, strict=True)):
+            if stack is None or gradient is None:
                 continue
-            need_stack = mask[1] if is_weight else mask[2]
-            grad_stack, grad_part = blend.contract(grad, stack, part, need_stack, mask[3])
+            grad_stack, grad_part = blend.contract(gradient, stack, part, mask[1 + i], mask[3])
             row = row if grad_part is None else row + grad_part
-            if is_weight and grad_stack is not None:
-                grad_weight = grad_stack if grad_weight is None else grad_weight.add_(grad_stack)
-            elif grad_stack is not None:
-                grad_bias = grad_stack if grad_bias is None else grad_bias.add_(grad_stack)
+            total = sums[i]
+            sums[i] = grad_stack if total is None or grad_stack is None else total.add_(grad_stack)
         grad_alpha.append(row)
     if not grad_alpha:  # an empty batch
         grad_alpha = [torch.zeros_like(alpha, dtype=accumulate)]
-        grad_weight = empty_stack_like(weight).zero_()
-        grad_bias = None if bias is None else empty_stack_like(bias).zero_()
-    alphas = torch.cat(grad_alpha).reshape(alpha.shape).to(alpha.dtype) if mask[3] else None
-    return (
-        grad_weight.to(weight.dtype) if grad_weight is not None and mask[1] else None,
-        grad_bias.to(weight.dtype) if grad_bias is not None and mask[2] else None,
-        alphas,
+        sums = [None if stack is None else empty_stack_like(stack).zero_() for stack in (weight, bias)]
+    grad_weight, grad_bias = (
+        g.to(weight.dtype) if g is not None and m else None for g, m in zip(sums, mask[1:3], strict=True)
     )
+    alphas = torch.cat(grad_alpha).reshape(alpha.shape).to(alpha.dtype) if mask[3] else None
+    return grad_weight, grad_bias, alphas
 
 
 def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, groups: int) -> Tensor:
-    """conv_p(x) + bias_p of all kernels, [B, P, O, OH, OW], from one convolution."""
+    """Return conv_p(x) + bias_p for all kernels, [B, P, O, OH, OW], by one convolution."""
     kernels, outputs = weight.shape[:2]
     merged_bias = None if bias is None else _merge_groups(bias, groups)
     products = per_sample.conv2d(input, _merge_groups(weight, groups), merged_bias, *geometry, groups)
@@ -140,14 +135,14 @@ def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
 
 
 def _merge_groups(stack: Tensor, groups: int) -> Tensor:
-    """[P, O, *] as [P*O, *], with the outputs of a group side by side."""
+    """Return [P, O, *] as [P*O, *], with all outputs of a group next to each other."""
     kernels, outputs, *rest = stack.shape
     grouped = stack.reshape(kernels, groups, outputs // groups, *rest).transpose(0, 1)
     return grouped.reshape(kernels * outputs, *rest)
 
 
 def _split_groups(products: Tensor, kernels: int, outputs: int, groups: int) -> Tensor:
-    """[B, P*O, OH, OW] as [B, P, O, OH, OW], undoing `_merge_groups`."""
+    """Return [B, P*O, OH, OW] as [B, P, O, OH, OW], undoing `_merge_groups`."""
     batch, _, *size = products.shape
     split = products.reshape(batch, groups, kernels, outputs // groups, *size).transpose(1, 2)
     return split.reshape(batch, kernels, outputs, *size)
@@ -163,7 +158,7 @@ def _map_backward(
     groups: int,
     mask: Sequence[bool],
 ) -> Gradients:
-    """A map cannot be blended beforehand: the gradients of the convolution with P*O outputs."""
+    """Return the gradients for a map, through the convolution with P*O outputs."""
     batch, outputs, *size = grad_output.shape
     kernels = weight.shape[0]
     accumulate = torch.promote_types(input.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The blend and its contraction: one small matrix product each, accumulated in fp32 (fp64 for fp64)."""
+"""The blend and its gradients: one small matrix product each, accumulated in fp32 (fp64 for fp64)."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from tunable_ops.backends.torch.layout import as_matrix, from_matrix
 
 
 def forward(parameter: Tensor, alpha: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """sum_p alpha[..., p] parameter[p]: [*shape] or [B, *shape], with the kernels' layout of `parameter`."""
+    """Return sum_p alpha[..., p] parameter[p], [*shape] or [B, *shape], with the kernel layout of `parameter`."""
     matrix = as_matrix(parameter)
     accumulate = torch.promote_types(parameter.dtype, torch.float32)
     blended = exact_matmul(alpha.to(accumulate), matrix.to(accumulate))
@@ -18,7 +18,7 @@ def forward(parameter: Tensor, alpha: Tensor, dtype: torch.dtype | None = None) 
 def backward(
     grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of parameter and alpha, each only where `mask` asks for it."""
+    """Return the gradients of parameter and alpha; None where `mask` is False."""
     shared = alpha.dim() == 1
     gradient, weights = (grad_output[None], alpha[None]) if shared else (grad_output, alpha)
     grad_parameter, grad_alpha = contract(gradient, parameter, weights, *mask)
@@ -32,7 +32,7 @@ def backward(
 def contract(
     gradient: Tensor, parameter: Tensor, alpha: Tensor, need_parameter: bool, need_alpha: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """sum_b alpha[b, p] G[b] and <G[b], parameter[p]> for G [B, *shape], both left in the dtype of accumulation."""
+    """Return sum_b alpha[b, p] G[b] and <G[b], parameter[p]> for G [B, *shape], in the accumulation dtype."""
     accumulate = torch.promote_types(parameter.dtype, torch.float32)
     rows = as_matrix(gradient, like=parameter).to(accumulate)
     grad_parameter = grad_alpha = None

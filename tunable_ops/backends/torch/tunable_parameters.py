@@ -1,4 +1,4 @@
-"""The blends of many stacks, one by one."""
+"""Blends of many stacks, one after the other."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from tunable_ops.backends.torch import tunable_parameter as single
 def forward(
     parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], dtype: torch.dtype | None
 ) -> list[Tensor]:
-    """sum_p alpha[starts[i] + p] parameters[i][p], each with the layout of the stack's kernels."""
+    """Return sum_p alpha[starts[i] + p] parameters[i][p] for each stack, with the layout of its kernels."""
     return [
         single.forward(parameter, alpha[start : start + parameter.shape[0]], dtype)
         for parameter, start in zip(parameters, starts, strict=True)
@@ -19,7 +19,7 @@ def forward(
 
 
 def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], outputs: Sequence[Tensor]) -> None:
-    """The same, into tensors that are there."""
+    """Write what `forward` returns into existing tensors."""
     for parameter, start, output in zip(parameters, starts, outputs, strict=True):
         output.copy_(single.forward(parameter, alpha[start : start + parameter.shape[0]], output.dtype))
 
@@ -31,7 +31,7 @@ def backward(
     starts: Sequence[int],
     mask: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the parameters and, last, of alpha; each only where `mask` asks for it, empty elsewhere."""
+    """Return the gradients of the parameters and, last, of alpha; empty where `mask` is False."""
     grads = []
     grad_alpha = torch.zeros_like(alpha) if mask[-1] else alpha.new_empty(0)
     for grad_output, parameter, start, wanted in zip(grad_outputs, parameters, starts, mask[:-1], strict=True):

@@ -1,4 +1,4 @@
-"""The Triton kernels: where they run, and what they serve. The modules beside this one call them."""
+"""The Triton kernels: where they run, and the calls that they can serve. The modules of this package launch them."""
 
 import importlib
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 OPS = frozenset({"tunable_conv1d", "tunable_conv2d", "tunable_parameter", "tunable_parameters"})
 _kernels = importlib.import_module("tunable_ops.triton_kernels")
-# Asked once: looking for a distribution takes time, and torch.compile cannot trace it.
+# Determined once: looking up a distribution takes time, and torch.compile cannot trace it.
 _missing: str | None = _kernels.unavailable_reason()
 _interpreted: bool = _kernels.INTERPRETED
 
 
 def unavailable_reason(op: str) -> str | None:
-    """Says why `op` has no Triton kernel here, or returns None if it has."""
+    """Return why `op` has no Triton kernel here, or None if it has one."""
     reason = _lacks(op)
     if reason is None and not _interpreted and not torch.cuda.is_available():
         return "no CUDA device is there (the interpreter takes CPU tensors, with TRITON_INTERPRET=1 before the import)"
@@ -21,12 +21,12 @@ def unavailable_reason(op: str) -> str | None:
 
 
 def _lacks(op: str) -> str | None:
-    """The same without a look at the devices: traced tensors may be fake."""
+    """Return the same without querying devices: tensors that are traced may be fake."""
     return _missing if _missing or op in OPS else f"this version has no triton kernel for {op}"
 
 
 def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
-    """Says why the kernels cannot serve these tensors, which have passed the operator's checks."""
+    """Return why the kernels cannot serve these tensors, which have passed the operator's checks; None if they can."""
     if input.device.type != "cuda" and not (_interpreted and input.device.type == "cpu"):
         return (
             f"it takes CUDA tensors (CPU ones only where TRITON_INTERPRET=1 was set before the import), "
@@ -36,7 +36,7 @@ def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
         return f"it computes in float32, float16 and bfloat16, got {input.dtype}"
     if torch.version.hip is not None:
         return "its kernels are made for NVIDIA GPUs"
-    # Not while tracing: the tensors may be fake, and Inductor needs a GPU that Triton supports anyway.
+    # Not while tracing: tensors may be fake, and Inductor needs a GPU that Triton supports anyway.
     if input.device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(input.device)
         if major < 8:
@@ -45,5 +45,5 @@ def unfit(op: str, input: Tensor, *others: Tensor | None) -> str | None:
 
 
 def is_fastest(op: str, input: Tensor, *others: Tensor | None) -> bool:
-    """True where the default takes the Triton kernels: on every GPU that they run on."""
+    """Return True if the default takes the Triton kernels: on every GPU that can run them."""
     return input.device.type == "cuda" and _lacks(op) is None and unfit(op, input) is None

@@ -1,4 +1,9 @@
-"""tunable_conv2d on the Triton kernels: what a call needs of them, and the library where `choose_algorithm` says so."""
+"""tunable_conv2d on the Triton kernels, by one of three algorithms for each call and gradient.
+
+fused    one kernel blends and convolves
+premix   blend first, then PyTorch's convolution (shared alpha) or the same kernel without a blend (per-sample alpha)
+library  the torch backend
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,9 +13,11 @@ from torch import Tensor
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
-from tunable_ops.backends.triton.problem import choose, chunks, forward_kind, input_kind, make_problem, weight_kind
+from tunable_ops.backends.torch.per_sample import chunks
+from tunable_ops.backends.triton.problem import choose, forward_kind, input_kind, make_problem, weight_kind
 from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
+from tunable_ops.geometry import output_size
 from tunable_ops.reference.activation import activation_backward, apply_activation
 from tunable_ops.triton_kernels import choose_algorithm as rule
 from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_splits, dtype_name
@@ -41,10 +48,10 @@ def forward(
     choice: Choice | None = None,
     pre: Tensor | None = None,
 ) -> Tensor:
-    """The operator of the schema.
+    """Run the operator.
 
-    `choice` overrides the rule (for measurements and tests); `pre`, laid out as the output, takes the value before the
-    activation.
+    For measurements and tests, `choice` overrides the rule. `pre`, with the layout of the output, receives the value
+    before the activation.
     """
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     memory_format = output_format(input, weight)
@@ -91,22 +98,14 @@ def forward_saving(
     activation: str,
     choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(output, value before the activation), both from one kernel's epilogue; arguments as `forward` has them."""
+    """Return the output and the value before the activation; the arguments are those of `forward`."""
     pre = _empty_output(input, weight, (stride, padding, dilation))
     return forward(input, weight, bias, alpha, stride, padding, dilation, groups, activation, choice, pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(input.shape[2:], weight.shape[3:], *geometry, strict=True)
-    ]
-    return torch.empty(
-        (input.shape[0], weight.shape[1], *size),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=output_format(input, weight),
-    )
+    shape = (input.shape[0], weight.shape[1], *output_size(input.shape[2:], weight.shape[3:], *geometry))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=output_format(input, weight))
 
 
 def backward(
@@ -124,23 +123,15 @@ def backward(
     mask: Sequence[bool],
     choices: tuple[Choice, Choice] | None = None,
 ) -> Gradients:
-    """Gradients of input, weight, bias and alpha, each only where `mask` asks for it.
+    """Return the gradients of input, weight, bias and alpha; None where `mask` is False.
 
-    `choices` overrides the rule, for the input's gradient and for that of the kernels.
+    `choices` overrides the rule, for the gradients of the input and of the kernels.
     """
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+    kinds = input_kind(weight, geometry, groups, input, grad_output), weight_kind(weight, groups)
     on_input, on_weight = choices or (
-        choose(
-            "input",
-            input_kind(weight, geometry, groups, input, grad_output),
-            grad_output,
-            weight,
-            alpha,
-            geometry,
-            groups,
-            input,
-        ),
-        choose("weight", weight_kind(weight, groups), input, weight, alpha, geometry, groups, grad_output),
+        choose("input", kinds[0], grad_output, weight, alpha, geometry, groups, input),
+        choose("weight", kinds[1], input, weight, alpha, geometry, groups, grad_output),
     )
     if grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
         options = (stride, padding, dilation, groups, activation, mask)
@@ -152,7 +143,7 @@ def backward(
         return map_backward(grad_output, input, weight, bias, alpha.contiguous(), geometry, groups, mask, configs)
     wants_kernels = mask[1] or mask[3]
     grad_input = gradient = None
-    if alpha.dim() == 1:  # what the library computes, in one call
+    if alpha.dim() == 1:  # one call of PyTorch's backward for both gradients, where they are premixed
         wanted = [mask[0] and on_input.algorithm == "premix", wants_kernels and on_weight.algorithm == "premix", False]
         if any(wanted):
             grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
@@ -176,7 +167,7 @@ def _input_gradient(
     groups: int,
     choice: Choice,
 ) -> None:
-    """Writes grad_input: the forward operator on grad_output, its kernel flipped and transposed."""
+    """Write grad_input: the forward operator on grad_output with the kernel flipped and transposed."""
     kind = input_kind(weight, geometry, groups, grad_input, grad_output)
 
     def run(grad: Tensor, kernels: Tensor, weights: Tensor | None, result: Tensor) -> None:
@@ -200,7 +191,7 @@ def _partial_sums(
     choice: Choice,
     gradient: Tensor | None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(samples, G of each as the sum of parts [n, splits, N]) in fp32, or of a shared alpha the library's one G."""
+    """Yield samples and their G in fp32 as parts [n, splits, N] to be summed; `gradient` is G if already computed."""
     if gradient is not None:
         yield slice(0, 1), as_matrix(gradient[None], like=weight)[:, None]
         return
@@ -213,14 +204,11 @@ def _partial_sums(
         parts = torch.empty(sums, splits, size, dtype=torch.float32, device=input.device)
         laid = from_matrix(parts, weight)
         samples = slice(None) if alpha.dim() == 1 else rows
+        operands = (grad_output[samples], input[samples], laid, geometry)
         if kind == "depthwise":
-            plan_tunable_conv2d_depthwise_weight(
-                grad_output[samples], input[samples], laid, geometry, choice.config
-            ).run()
+            plan_tunable_conv2d_depthwise_weight(*operands, choice.config).run()
         else:
-            plan_tunable_conv2d_weight(
-                grad_output[samples], input[samples], laid, geometry, groups, choice.config
-            ).run()
+            plan_tunable_conv2d_weight(*operands, groups, choice.config).run()
         yield rows, parts
 
 
@@ -232,13 +220,13 @@ def _contract(
     partials: Iterator[tuple[slice, Tensor]] | None,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of weight, bias and alpha from G and the bias's own sums, chunk by chunk in a fixed order."""
+    """Return the gradients of weight, bias and alpha from G and the sums of grad_output, in a fixed order."""
     rows = alpha if alpha.dim() == 2 else alpha[None]
     count = len(list(chunks(weight, rows.shape[0])))
     on_weight = Contraction(weight, mask[1], count)
     on_bias = None if bias is None else Contraction(bias, mask[2], 1)
     blocks = on_weight.blocks + (0 if on_bias is None else on_bias.blocks)
-    # Blocks of <G, weight[p]> of the kernels, then of the biases; added up at the end, in this order.
+    # Blocks of <G, weight[p]> of the kernels, then of the biases, summed at the end in this order.
     shares = torch.empty(blocks, *rows.shape, dtype=torch.float32, device=weight.device) if mask[3] else None
     for samples, parts in partials or ():
         part = None
@@ -279,7 +267,7 @@ def _plan(
 
 
 def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple[int, int], groups: int) -> bool:
-    """Whether a layer is faster with a kernel from the blend of its whole network than with one of these kernels."""
+    """Return True if a layer is faster with the whole network blended first than with one of these kernels."""
     _, outputs, inputs, kh, kw = weight.shape
     kind = "dense"
     if inputs == 1 and groups > 1:

@@ -1,9 +1,9 @@
-"""The gradients of tunable_conv2d where alpha is a map, without the P*O channels of a convolution with all kernels.
+"""Gradients of tunable_conv2d with a map as alpha, without materialising P*O channels.
 
-grad_input      = sum_p conv_p backwards of (alpha_p * grad_output)        one launch per phase
-grad_weight[p]  = weight gradient of (alpha_p * grad_output)               one launch for all p, in partial sums
-grad_bias[p]    = sum over samples and pixels of alpha_p * grad_output     the same, of an input of ones
-grad_alpha[b,p] = <grad_output, conv_p(x) + bias_p> over the outputs       one launch, in parts of the outputs
+grad_input      = sum_p input gradient of conv_p for alpha_p * grad_output  one launch per phase
+grad_weight[p]  = weight gradient for alpha_p * grad_output                 one launch for all p, in partial sums
+grad_bias[p]    = sum over samples and pixels of alpha_p * grad_output      the same kernel on an input of ones
+grad_alpha[b,p] = <grad_output, conv_p(x) + bias_p> over the outputs        one launch, in partial sums over outputs
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def map_backward(
     mask: Sequence[bool],
     configs: Sequence[Config] | None = None,
 ) -> Gradients:
-    """Gradients of input, weight, bias and alpha [B, P, OH, OW] (contiguous), each only where `mask` asks for it.
+    """Return the gradients of input, weight, bias and alpha [B, P, OH, OW] (contiguous); None where `mask` is False.
 
     `configs` overrides the rule, for the gradients of input, kernels and alpha.
     """
@@ -86,7 +86,7 @@ def _weight_gradient(
     groups: int,
     config: Config | None,
 ) -> Tensor:
-    """[P, O, C/groups, kh, kw] as `weight` lies; of that only the shape is used besides."""
+    """Return [P, O, C/groups, kh, kw]; of `weight` only shape, dtype and layout matter."""
     kind, kernels, size = weight_kind(weight, groups), weight.shape[0], weight[0].numel()
     problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
     if config is None:

@@ -1,4 +1,4 @@
-"""The blend of a layer and its contraction on the Triton kernels."""
+"""The blend of a layer and its gradients on the Triton kernels."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from tunable_ops.triton_kernels.tunable_parameter import (
     plan_tunable_parameter_forward,
 )
 
-# More kernels than this are left to a matrix product.
+# Stacks of more kernels are blended by a matrix product.
 MAX_KERNELS = 16
 
 
 def forward(parameter: Tensor, alpha: Tensor) -> Tensor:
-    """sum_p alpha[..., p] parameter[p]: [*shape] or [B, *shape], with the kernels' layout of `parameter`."""
+    """Return sum_p alpha[..., p] parameter[p], [*shape] or [B, *shape], with the kernel layout of `parameter`."""
     if parameter.shape[0] > MAX_KERNELS:
         return torch_backend.forward(parameter, alpha)
     return blend(parameter, None, alpha)[0]
@@ -26,7 +26,7 @@ def forward(parameter: Tensor, alpha: Tensor) -> Tensor:
 def backward(
     grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of parameter and alpha, each only where `mask` asks for it."""
+    """Return the gradients of parameter and alpha; None where `mask` is False."""
     if parameter.shape[0] > MAX_KERNELS or grad_output.numel() == 0 or not any(mask):
         return torch_backend.backward(grad_output, parameter, alpha, mask)
     rows = alpha if alpha.dim() == 2 else alpha[None]
@@ -38,7 +38,7 @@ def backward(
 
 
 def blend(weight: Tensor, bias: Tensor | None, alpha: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Blends kernels and biases of a layer in one launch, with the kernels' layout of `weight`.
+    """Blend kernels and biases of a layer in one launch.
 
     Args:
         weight: [P, *shape].
@@ -46,7 +46,7 @@ def blend(weight: Tensor, bias: Tensor | None, alpha: Tensor) -> tuple[Tensor, T
         alpha: [P] or [B, P].
 
     Returns:
-        [*shape] and [O] or None, with the batch in front for [B, P].
+        [*shape] with the kernel layout of `weight`, and [O] or None; for alpha [B, P] both with a leading batch.
     """
     matrix = _rows(weight)
     rows = alpha if alpha.dim() == 2 else alpha[None]
@@ -61,12 +61,12 @@ def blend(weight: Tensor, bias: Tensor | None, alpha: Tensor) -> tuple[Tensor, T
 
 
 class Contraction:
-    """grad_weight[p] = sum_b alpha[b,p] G[b] and grad_alpha[b,p] = <G[b], weight[p]>, chunk of samples by chunk.
+    """The sums grad_weight[p] = sum_b alpha[b,p] G[b] and grad_alpha[b,p] = <G[b], weight[p]>, in chunks of samples.
 
     Args:
         stack: [P, *shape].
-        need_stack: Whether the gradient of the stack is asked for.
-        chunks: How many times `add` will be called; from two on, the sum is kept in fp32.
+        need_stack: True to compute the gradient of the stack.
+        chunks: Number of calls of `add`; for more than one, the sum is kept in fp32.
     """
 
     def __init__(self, stack: Tensor, need_stack: bool, chunks: int) -> None:
@@ -78,16 +78,16 @@ class Contraction:
         self.started = False
 
     def add(self, gradient: Tensor, alpha: Tensor, rows: Tensor | None) -> None:
-        """Adds G of some samples, as the sum of `gradient` [n, splits, N]; writes rows [blocks, n, P] where given."""
+        """Add G of n samples, the sum over `gradient` [n, splits, N]; write `rows` [blocks, n, P] if given."""
         plan_tunable_parameter_backward(gradient, self.matrix, alpha, self.gradient, rows, self.started).run()
         self.started = True
 
     def result(self) -> Tensor | None:
-        """The gradient of the stack."""
+        """Return the gradient of the stack, None if not needed."""
         return None if self.gradient is None else from_matrix(self.gradient.to(self.stack.dtype), self.stack)
 
 
 def _rows(stack: Tensor) -> Tensor:
-    """[P, *shape] as [P, N], each row without gaps; the rows themselves may be anywhere."""
+    """Return [P, *shape] as [P, N] with dense rows at any distance."""
     matrix = as_matrix(stack)
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()

@@ -1,9 +1,9 @@
-"""The blends of many stacks on the Triton kernels: one launch, and two for the gradients.
+"""Blends of many stacks on the Triton kernels: one launch, and two for the gradients.
 
-The tables that the launches read depend on the addresses of the stacks alone, which stay: blends and gradients lie
-side by side in workspaces. Gradients come at addresses that change from step to step, so they are first copied into
-one (some launches of `_foreach_copy_`): a table of addresses made at every step would be a copy from the host, which
-cannot be captured in a CUDA graph.
+The launches read tables that depend only on the addresses of the stacks, which do not change: the blends, and the
+gradients of the stacks, are placed in one workspace each. The gradients of the blends arrive at new addresses in every
+step. They are first copied into a workspace (a few launches of `_foreach_copy_`), because a table of new addresses
+would be a copy from the host, which a CUDA graph cannot capture.
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Plan(NamedTuple):
-    """What depends on the stacks alone."""
+    """Everything that depends only on the stacks."""
 
     tables: Tables
     shapes: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # of each blend: shape, strides, first element
-    elements: int  # of a workspace of all blends
-    grad_shapes: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # the same of the stacks' gradients
+    elements: int  # size of the workspace of all blends
+    grad_shapes: list[tuple[tuple[int, ...], tuple[int, ...], int]]  # the same for the stacks' gradients
     grad_elements: int
-    sums: Tensor  # [A, most]: which shares, counted in [stacks * width] and one zero, each gradient of alpha adds up
+    sums: Tensor  # [A, most], see `_sums`
 
 
-# By everything that a plan depends on; the last few.
+# The most recent plans, by everything that they depend on.
 _PLANS: dict[tuple[object, ...], _Plan] = {}
 _MAX_PLANS = 64
 
@@ -47,7 +47,7 @@ _MAX_PLANS = 64
 def forward(
     parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], dtype: torch.dtype | None
 ) -> list[Tensor]:
-    """sum_p alpha[starts[i] + p] parameters[i][p], each with the layout of the stack's kernels."""
+    """Return sum_p alpha[starts[i] + p] parameters[i][p] for each stack, with the layout of its kernels."""
     results: list[Tensor] = [alpha] * len(parameters)
     for kind, members in _by_kind(parameters, dtype).items():
         stacks, firsts = _pick(parameters, members), _pick(starts, members)
@@ -65,7 +65,7 @@ def forward(
 
 
 def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int], outputs: Sequence[Tensor]) -> None:
-    """The same, into tensors that lie as one kernel of their stack, at their addresses."""
+    """Write what `forward` returns into existing tensors, each with the layout of its stack's kernels."""
     for kind, members in _by_kind(parameters, None).items():
         stacks, firsts, targets = _pick(parameters, members), _pick(starts, members), _pick(outputs, members)
         tables = None if kind is None else _tables_into(stacks, firsts, targets)
@@ -82,7 +82,7 @@ def backward(
     starts: Sequence[int],
     mask: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the parameters and, last, of alpha; each only where `mask` asks for it, empty elsewhere."""
+    """Return the gradients of the parameters and, last, of alpha; empty where `mask` is False."""
     results: list[Tensor] = [p.new_empty(0) for p in parameters]
     grad_alpha = torch.zeros_like(alpha) if mask[-1] else alpha.new_empty(0)
     for kind, members in _by_kind(parameters, grad_outputs[0].dtype if grad_outputs else None).items():
@@ -130,7 +130,7 @@ def _pick(values: Sequence[_T], members: Sequence[int]) -> list[_T]:
 def _by_kind(
     parameters: Sequence[Tensor], dtype: torch.dtype | None
 ) -> dict[tuple[torch.dtype, torch.dtype] | None, list[int]]:
-    """Indices by the dtypes of stack and blend, which a launch has one of; None: what the kernels do not serve."""
+    """Group indices by the dtypes of stack and blend, one pair per launch; None: not served by the kernels."""
     groups: dict[tuple[torch.dtype, torch.dtype] | None, list[int]] = {}
     for i, parameter in enumerate(parameters):
         kind = (parameter.dtype, dtype or parameter.dtype)
@@ -140,7 +140,7 @@ def _by_kind(
 
 
 def _plan(stacks: list[Tensor], starts: list[int], wanted: list[bool], length: int) -> _Plan | None:
-    """The plan for these stacks; None if they have gaps, or if it would have to be copied while a graph is captured."""
+    """Return the plan for these stacks; None if they are not dense, or if a new one is needed during graph capture."""
     key = (_identity(stacks), tuple(starts), tuple(wanted), length)
     if key in _PLANS:
         return _PLANS[key]
@@ -164,7 +164,7 @@ def _plan(stacks: list[Tensor], starts: list[int], wanted: list[bool], length: i
 
 
 def _tables_into(stacks: list[Tensor], starts: list[int], outputs: list[Tensor]) -> Tables | None:
-    """As `_plan`, for blends that are there."""
+    """Return the tables for blends into existing tensors; None as in `_plan`."""
     key = (_identity(stacks), tuple(starts), tuple(output.data_ptr() for output in outputs))
     if key in _PLANS:
         return _PLANS[key].tables
@@ -180,7 +180,7 @@ def _identity(stacks: list[Tensor]) -> tuple[object, ...]:
 
 
 def _matrices(stacks: list[Tensor]) -> list[Tensor] | None:
-    """The stacks as [P, N], rows without gaps; None if one would have to be copied for that."""
+    """Return the stacks as [P, N] with dense rows; None if that would copy one of them."""
     matrices = [as_matrix(stack) for stack in stacks]
     whole = all(
         matrix.data_ptr() == stack.data_ptr() and (matrix.stride(1) == 1 or matrix.shape[1] == 1)
@@ -190,7 +190,10 @@ def _matrices(stacks: list[Tensor]) -> list[Tensor] | None:
 
 
 def _sums(stacks: list[Tensor], starts: list[int], width: int, length: int) -> Tensor:
-    """[A, most]: the shares [stacks, width] that each value's gradient is the sum of; the rest names the zero."""
+    """Return [A, most]: for each value of alpha, the indices of its shares in [stacks * width + 1].
+
+    Shorter rows are padded with the last index, at which there is a zero.
+    """
     lists: list[list[int]] = [[] for _ in range(length)]
     for i, (stack, start) in enumerate(zip(stacks, starts, strict=True)):
         for p in range(stack.shape[0]):
