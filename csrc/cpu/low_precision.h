@@ -9,15 +9,15 @@
 
 namespace tunable_ops {
 
-inline bool is_half(const Tensor& t) {
+inline bool is_low_precision(const Tensor& t) {
   return t.scalar_type() == ScalarType::BFloat16 || t.scalar_type() == ScalarType::Half;
 }
 
-// As `forward` and `gradients`: input, weight and bias of one of the two types, alpha of it or float32.
-Tensor forward_half(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+// Like `forward` and `gradients`. Input, weight and bias share one of the two types; alpha has that type or float32.
+Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                     const Options& options);
 
-Gradients gradients_half(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+Gradients gradients_low_precision(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                          const Options& options, const std::vector<bool>& mask);
 
