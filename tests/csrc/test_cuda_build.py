@@ -160,8 +160,8 @@ if torch.version.cuda is None:
 torch.version.cuda = None  # the package must not load a library of its own
 import tunable_ops
 torch.ops.load_library({str(library)!r})
-for name in ("tunable_conv2d", "tunable_conv2d_backward"):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::{{name}}", "CUDA"), name
+for name in ("cuda", "cuda_backward", "wgmma", "wgmma_backward"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::tunable_conv2d_{{name}}", "CUDA"), name
 print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
