@@ -5,13 +5,14 @@
 #include <torch/csrc/stable/library.h>
 
 #define TENSORS "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
-#define OPTIONS                                                                                                    \
+#define OPTIONS                                                                                                  \
   "SymInt stride_h, SymInt stride_w, SymInt padding_h, SymInt padding_w, SymInt dilation_h, SymInt dilation_w, " \
   "SymInt groups, int activation"
 #define FORWARD "(" TENSORS ", " OPTIONS ") -> Tensor"
-#define BACKWARD                                                                                  \
-  "(Tensor grad_output, Tensor? saved, " TENSORS ", " OPTIONS ", bool[4] mask) -> (Tensor, Tensor, " \
-  "Tensor, Tensor)"
+#define BACKWARD                                              \
+  "(Tensor grad_output, Tensor? saved, " TENSORS ", " OPTIONS \
+  ", bool[4] mask) "                                          \
+  "-> (Tensor, Tensor, Tensor, Tensor)"
 
 STABLE_TORCH_LIBRARY(tunable_ops, m) {
   m.def("tunable_conv2d_cpp" FORWARD);

@@ -30,9 +30,9 @@ Tensor flat_kernels(const Tensor& stack, int64_t first, int64_t count) {
 // conv(x, kernel) + shift, [B, count * O, OH, OW] in channels_last.
 Tensor convolve_kernels(const Tensor& x, const Tensor& kernel, const Tensor& shift, const Options& o) {
   AtenTensorHandle shift_handle = shift.get(), result;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
-      x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride, 2, o.padding, 2,
-      o.dilation, 2, 0, kNone, 2, o.groups, &result));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_convolution(x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride, 2,
+                                 o.padding, 2, o.dilation, 2, 0, kNone, 2, o.groups, &result));
   return in_channels_last(Tensor(result));
 }
 
@@ -62,14 +62,14 @@ void add_into(const Tensor& sum, const Tensor& term) {
 void copy_into(Tensor place, const Tensor& value) { torch::stable::copy_(place, value); }
 
 // The gradients of x, kernel and shift, given that of the result; undefined where not wanted.
-std::array<Tensor, 3> convolve_kernels_backward(const Tensor& grad, const Tensor& x, const Tensor& kernel, const Options& o,
-                                        const std::array<int32_t, 3>& wanted) {
+std::array<Tensor, 3> convolve_kernels_backward(const Tensor& grad, const Tensor& x, const Tensor& kernel,
+                                                const Options& o, const std::array<int32_t, 3>& wanted) {
   const int64_t outputs[] = {kernel.size(0)};
   const int64_t* sizes = outputs;
   AtenTensorHandle handles[3];
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      grad.get(), x.get(), kernel.get(), &sizes, 1, o.stride, 2, o.padding, 2, o.dilation, 2, 0,
-      kNone, 2, o.groups, wanted.data(), 3, &handles[0], &handles[1], &handles[2]));
+      grad.get(), x.get(), kernel.get(), &sizes, 1, o.stride, 2, o.padding, 2, o.dilation, 2, 0, kNone, 2, o.groups,
+      wanted.data(), 3, &handles[0], &handles[1], &handles[2]));
   return {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
 }
 
@@ -78,8 +78,12 @@ void alpha_gradients(const Tensor& grad, const Tensor& term, int64_t first, cons
   const int64_t outputs = grad.size(1), columns = term.size(1);
   const Map map = map_of(grad_alpha, outputs);
   for (int64_t i = 0; i < columns / outputs; ++i) {
-    const PixelDots dots{map,     grad.const_data_ptr<float>(), term.const_data_ptr<float>() + i * outputs, outputs,
-                         columns, grad_alpha.mutable_data_ptr<float>() + (first + i) * map.pixels};
+    const PixelDots dots{map,
+                         grad.const_data_ptr<float>(),
+                         term.const_data_ptr<float>() + i * outputs,
+                         outputs,
+                         columns,
+                         grad_alpha.mutable_data_ptr<float>() + (first + i) * map.pixels};
     for_each_pixel(grad_alpha, outputs,
                    [&](int64_t begin, int64_t end) { best_kernels().pixel_dots(dots, begin, end); });
   }
@@ -91,13 +95,13 @@ Tensor scale_by_alpha(const Tensor& grad, const Tensor& alpha, int64_t first, in
   const Tensor scaled = empty({grad.size(0), columns, grad.size(2), grad.size(3)}, MemoryFormat::ChannelsLast);
   for (int64_t i = 0; i < count; ++i) {
     const ScalePixels args{map_of(alpha, outputs),
-                      grad.const_data_ptr<float>(),
-                      scaled.mutable_data_ptr<float>() + i * outputs,
-                      outputs,
-                      columns,
-                      plane(alpha, first + i),
-                      false,
-                      Activation::kNone};
+                           grad.const_data_ptr<float>(),
+                           scaled.mutable_data_ptr<float>() + i * outputs,
+                           outputs,
+                           columns,
+                           plane(alpha, first + i),
+                           false,
+                           Activation::kNone};
     for_each_pixel(alpha, outputs, [&](int64_t begin, int64_t end) { best_kernels().scale_pixels(args, begin, end); });
   }
   return scaled;
@@ -118,25 +122,27 @@ Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optiona
     const int64_t first = p / step * step, count = std::min(step, kernels - first);
     if (p == first) {
       term = undefined();  // frees the previous one first
-      term = convolve_kernels(x, flat_kernels(weight, first, count), bias ? flat_kernels(*bias, first, count) : undefined(), o);
+      term = convolve_kernels(x, flat_kernels(weight, first, count),
+                              bias ? flat_kernels(*bias, first, count) : undefined(), o);
     }
     if (p == 0) output = count == 1 ? term : empty({x.size(0), outputs, alpha.size(2), alpha.size(3)}, last);
     const ScalePixels args{map_of(weights, outputs),
-                      term.const_data_ptr<float>() + (p - first) * outputs,
-                      output.mutable_data_ptr<float>(),
-                      count * outputs,
-                      outputs,
-                      plane(weights, p),
-                      p > 0,
-                      p == kernels - 1 ? fused_activation(o.activation) : Activation::kNone};
-    for_each_pixel(weights, outputs, [&](int64_t begin, int64_t end) { best_kernels().scale_pixels(args, begin, end); });
+                           term.const_data_ptr<float>() + (p - first) * outputs,
+                           output.mutable_data_ptr<float>(),
+                           count * outputs,
+                           outputs,
+                           plane(weights, p),
+                           p > 0,
+                           p == kernels - 1 ? fused_activation(o.activation) : Activation::kNone};
+    for_each_pixel(weights, outputs,
+                   [&](int64_t begin, int64_t end) { best_kernels().scale_pixels(args, begin, end); });
   }
   return in_format(apply_unfused_activation(output, o.activation), format);
 }
 
 Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                        const Options& o, const std::vector<bool>& mask) {
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
+                        const std::vector<bool>& mask) {
   const int64_t kernels = weight.size(0), outputs = weight.size(1);
   const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
   const Tensor weights = torch::stable::contiguous(alpha);

@@ -56,8 +56,15 @@ std::vector<double> contract(const Call& call, const Tensor& gradient, const Ten
   const int64_t count = weight.size(0), size = elements(weight);
   const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
   const NumberType type = number_type(weight.scalar_type());
-  const FlatContract contract{weight.const_data_ptr(),   type, count,       weight.stride(0), alpha.data(),
-                              gradient.const_data_ptr(), type, grad_weight, size};
+  const FlatContract contract{weight.const_data_ptr(),
+                              type,
+                              count,
+                              weight.stride(0),
+                              alpha.data(),
+                              gradient.const_data_ptr(),
+                              type,
+                              grad_weight,
+                              size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
     best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
@@ -67,8 +74,7 @@ std::vector<double> contract(const Call& call, const Tensor& gradient, const Ten
 }
 
 Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
-  const MemoryFormat format =
-      kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const MemoryFormat format = kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   return torch::stable::contiguous(gradient, format);
 }
 
@@ -77,10 +83,8 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended) {
   const std::vector<double> factors(alpha, alpha + stack.size(0));
   const NumberType type = number_type(stack.scalar_type());
-  const FlatBlend blend{stack.const_data_ptr(), type,
-                        stack.size(0),          stack.stride(0),
-                        factors.data(),         blended.mutable_data_ptr(),
-                        type};
+  const FlatBlend blend{stack.const_data_ptr(),     type, stack.size(0), stack.stride(0), factors.data(),
+                        blended.mutable_data_ptr(), type};
   for_each_block(elements(stack),
                  [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
 }
@@ -92,8 +96,7 @@ bool prefers_aten(const Call& call, const Tensor& weight) {
   return !patches;
 }
 
-Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight,
-                           const std::vector<float>& bias) {
+Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {
   const Conv& v = call.conv;
   std::optional<Tensor> shift;
   if (!bias.empty()) {
@@ -114,8 +117,7 @@ Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& w
 }
 
 Gradients gradients_with_aten(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const Tensor& alpha,
-                               const std::vector<bool>& mask) {
+                              const std::optional<Tensor>& bias, const Tensor& alpha, const std::vector<bool>& mask) {
   const Conv& v = call.conv;
   const int32_t wanted[] = {mask[0], mask[1] || mask[3], bias && (mask[2] || mask[3])};
   const Tensor kernel = blended_kernel(call, weight);

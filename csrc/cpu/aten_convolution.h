@@ -21,7 +21,6 @@ Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& w
 // Input and kernels share a type; bias, alpha and their gradients are float32. Gradients of the blended kernel and bias
 // are contracted into those of the stacks and alpha.
 Gradients gradients_with_aten(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const Tensor& alpha,
-                               const std::vector<bool>& mask);
+                              const std::optional<Tensor>& bias, const Tensor& alpha, const std::vector<bool>& mask);
 
 }  // namespace tunable_ops

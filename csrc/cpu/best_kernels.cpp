@@ -31,7 +31,7 @@ bool multiplies_natively(NumberType type) {
   unsigned a, b, c, d;
   if (&best_kernels() != &avx512_kernels()) return false;
   if (type == NumberType::kHalf) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);  // AVX512_FP16
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                   // AVX512_BF16
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                  // AVX512_BF16
 #else
   return false;
 #endif

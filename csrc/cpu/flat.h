@@ -80,7 +80,8 @@ inline void write(const Sum* from, NumberType type, int64_t begin, int64_t count
 // Points at the numbers themselves if they already have type Sum, else at a converted copy.
 template <typename Sum>
 inline const Sum* view(const void* source, NumberType type, int64_t begin, int64_t count, Sum* copy) {
-  if (type == (sizeof(Sum) == 8 ? NumberType::kDouble : NumberType::kFloat)) return static_cast<const Sum*>(source) + begin;
+  if (type == (sizeof(Sum) == 8 ? NumberType::kDouble : NumberType::kFloat))
+    return static_cast<const Sum*>(source) + begin;
   read(source, type, begin, count, copy);
   return copy;
 }

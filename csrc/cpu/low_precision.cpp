@@ -32,8 +32,8 @@ bool aten_is_fastest(const Call& call, const Tensor& weight, MemoryFormat format
 
 }  // namespace
 
-Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                    const Options& o) {
+Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                             const Tensor& alpha, const Options& o) {
   check_rank(alpha);
   const MemoryFormat format = output_format(input, weight);
   const Tensor row = to_type(alpha, ScalarType::Float);
@@ -49,8 +49,8 @@ Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const st
 }
 
 Gradients gradients_low_precision(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                         const Options& o, const std::vector<bool>& mask) {
+                                  const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
+                                  const Options& o, const std::vector<bool>& mask) {
   check_rank(alpha);
   const MemoryFormat format = output_format(input, weight);
   const Tensor row = to_type(alpha, ScalarType::Float);

@@ -50,8 +50,7 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output);
 
 // As a transposed convolution it also applies the call's activation and `bias` [rows, groups * channels]; then every
 // pixel must have a tap.
-void input_gradient(const Call& call, const float* grad_output, float* grad_input,
-                    const std::vector<float>& bias = {});
+void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias = {});
 
 // The destinations of the kernels' gradients; null if not requested.
 struct KernelGradients {

@@ -173,7 +173,7 @@ void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>
 }
 
 Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                               const Tensor& alpha, const std::vector<bool>& mask) {
+                                const Tensor& alpha, const std::vector<bool>& mask) {
   const auto zeros = [](const Tensor& t) {
     std::fill_n(t.mutable_data_ptr<float>(), t.numel(), 0.0f);
     return t;
@@ -189,11 +189,9 @@ Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const
 Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                     const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
                     const std::vector<bool>& mask) {
-  if (is_low_precision(input))
-    return gradients_low_precision(grad_output, saved, input, weight, bias, alpha, o, mask);
+  if (is_low_precision(input)) return gradients_low_precision(grad_output, saved, input, weight, bias, alpha, o, mask);
   if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
-  if (alpha.dim() == 4)
-    return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
+  if (alpha.dim() == 4) return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
   Call c = call_of(input, weight, alpha, o);
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);

@@ -17,8 +17,7 @@ Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional
               input.dim() == 4 && weight.dim() == 5 && is_channels_last(input) && input.numel() && weight.numel() &&
               groups > 0 && weight.size(1) == input.size(1) && input.size(1) % groups == 0;
   const int64_t rank = alpha.dim();
-  fits = fits && (rank == 1 || (rank == 2 && alpha.size(0) == input.size(0))) &&
-         alpha.size(rank - 1) == weight.size(0);
+  fits = fits && (rank == 1 || (rank == 2 && alpha.size(0) == input.size(0))) && alpha.size(rank - 1) == weight.size(0);
   if (bias)
     fits = fits && bias->dim() == 2 && bias->size(0) == weight.size(0) && bias->size(1) == weight.size(2) * groups;
   const int64_t output_padding[] = {output_padding_h, output_padding_w};
@@ -26,8 +25,8 @@ Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional
   for (int d = 0; d < 2 && fits; ++d) {
     const int64_t taps = weight.size(3 + d);
     size.push_back((input.size(2 + d) - 1) * o.stride[d] - 2 * o.padding[d] + taps + output_padding[d]);
-    fits = o.stride[d] > 0 && o.padding[d] >= 0 && taps >= o.stride[d] && output_padding[d] >= 0 && output_padding[d] < o.stride[d] &&
-           size[d] > 0;
+    fits = o.stride[d] > 0 && o.padding[d] >= 0 && taps >= o.stride[d] && output_padding[d] >= 0 &&
+           output_padding[d] < o.stride[d] && size[d] > 0;
   }
   STD_TORCH_CHECK(fits, "tunable_conv_transpose2d: input, weight, bias, alpha and the options must fit each other");
   const Tensor output = empty({input.size(0), weight.size(2) * groups, size[0], size[1]}, MemoryFormat::ChannelsLast);

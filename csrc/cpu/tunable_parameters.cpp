@@ -128,8 +128,9 @@ void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, co
   std::vector<Flat> stacks;
   for (const Tensor& parameter : parameters) stacks.push_back(flat(parameter));
   for (size_t i = 0; i < stacks.size(); ++i) {
-    STD_TORCH_CHECK(lies_in(outputs[i], 0, stacks[i].order),
-                    "tunable_parameters: outputs must have the memory layout of their stack's kernels for backend 'cpp'");
+    STD_TORCH_CHECK(
+        lies_in(outputs[i], 0, stacks[i].order),
+        "tunable_parameters: outputs must have the memory layout of their stack's kernels for backend 'cpp'");
   }
   blend(stacks, alpha, starts, outputs);
 }

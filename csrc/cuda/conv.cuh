@@ -168,7 +168,8 @@ template <class Tile>
 struct ConvMemory {
   static constexpr int kPixelBytes = Tile::kRows * kRowBytes, kKernelBytes = Tile::kColumns * kRowBytes;
   static constexpr int kRowOfSums = Tile::kColumns + 4;
-  static_assert(Tile::kRows * kRowOfSums * 4 <= kConvStages * (kPixelBytes + kKernelBytes), "the sums must fit into the stages");
+  static_assert(Tile::kRows * kRowOfSums * 4 <= kConvStages * (kPixelBytes + kKernelBytes),
+                "the sums must fit into the stages");
   int32_t stage_bytes, blended, bias, alpha, bytes;
 
   TO_HD constexpr explicit ConvMemory(const ConvRun& run)

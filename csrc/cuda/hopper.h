@@ -10,8 +10,8 @@ namespace tunable_ops::cuda {
 constexpr int32_t kHopperPixels = 64;  // pixels of a row: the M of one wgmma
 constexpr int32_t kHopperGroups = 2;   // warpgroups that multiply; one more warp issues the copies
 constexpr int32_t kHopperThreads = kHopperGroups * 128 + 32;
-constexpr int32_t kHopperMaxTaps = 7;                        // per dimension
-constexpr int32_t kHopperSharedBytes = 227 << 10;            // limit per block on compute capability 9.0
+constexpr int32_t kHopperMaxTaps = 7;              // per dimension
+constexpr int32_t kHopperSharedBytes = 227 << 10;  // limit per block on compute capability 9.0
 constexpr int32_t kHopperMaxSlots = 4;
 constexpr int32_t kHopperColumns = 32;  // outputs that the epilogue exchanges at a time
 
@@ -43,7 +43,7 @@ constexpr uint64_t kDescriptorStep = 2;  // 16 elements of 2 bytes along K
 
 // The shared memory of a block.
 struct HopperMemory {
-  int32_t slot, panel, exchange, bias, barriers, bytes;  // bytes per slot; offsets (slots are at 0); total bytes
+  int32_t slot, panel, exchange, bias, barriers, bytes;        // bytes per slot; offsets (slots are at 0); total bytes
   static constexpr int32_t kExchangeRow = kHopperColumns + 4;  // floats
   static constexpr int32_t kExchange = 16 * kExchangeRow * 4;  // bytes per warp
 

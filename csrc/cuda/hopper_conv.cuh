@@ -36,7 +36,8 @@ struct HopperTile {
   static constexpr int32_t kRowBytes_ = shape.row_bytes(), kRows = shape.rows, kSums = shape.outputs / 2;
   static constexpr int32_t kImageRow = kHopperPixels * kRowBytes_;  // bytes of 64 pixels
   static constexpr int32_t kVectors = shape.channels / kVector<T>;
-  static_assert(kImageRow % 1024 == 0 && shape.outputs * kRowBytes_ % 1024 == 0, "tiles must be aligned to the swizzle pattern");
+  static_assert(kImageRow % 1024 == 0 && shape.outputs * kRowBytes_ % 1024 == 0,
+                "tiles must be aligned to the swizzle pattern");
 };
 
 // A ring of slots: the slot of the next step, and the parity of the barrier phase it waits for.
@@ -161,7 +162,8 @@ TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, cons
     for (int half = 0; half < 2; ++half) {
       const AlignedArray<float, 2> pair{{sums[j * 4 + half * 2], sums[j * 4 + half * 2 + 1]}};
       const int32_t row = lane / 4 + half * 8;
-      *reinterpret_cast<AlignedArray<float, 2>*>(exchange + row * HopperMemory::kExchangeRow + j * 8 + lane % 4 * 2) = pair;
+      *reinterpret_cast<AlignedArray<float, 2>*>(exchange + row * HopperMemory::kExchangeRow + j * 8 + lane % 4 * 2) =
+          pair;
     }
   }
   warp_sync();

@@ -67,9 +67,7 @@ TO_DEVICE void load_box(void* target, const TensorMap& map, uint64_t* barrier, i
       : "memory");
 }
 
-TO_DEVICE void prefetch_map(const TensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
+TO_DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // Makes this thread's writes to shared memory visible to products.
 TO_DEVICE void products_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -93,29 +91,28 @@ TO_DEVICE void products_pin(float (&sums)[n]) {
 #define TO_EIGHT(c, i) TO_FOUR(c, i), TO_FOUR(c, i + 4)
 #define TO_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define TO_NAMES_32 TO_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define TO_NAMES_64                                                                                        \
-  TO_NAMES_32                                                                                              \
+#define TO_NAMES_64                                                                                       \
+  TO_NAMES_32                                                                                             \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
   "%57,%58,%59,%60,%61,%62,%63"
-#define TO_PRODUCT(shape, type, names, a, b, add, ...)                                          \
-  asm volatile(                                                                                 \
-      "{\n.reg .pred add;\nsetp.ne.b32 add, " add                                               \
-      ", 0;\n"                                                                                  \
-      "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" names "}, " a ", " b \
-      ", add, 1, 1, 0, 0;\n}"                                                                   \
-      : __VA_ARGS__                                                                             \
-      : "l"(a_matrix), "l"(b_matrix), "r"(static_cast<int32_t>(accumulate)))
-#define TO_PRODUCTS(name, type)                                                                                        \
-  TO_DEVICE void name(float (&c)[16], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n32", type, TO_NAMES_16, "%16", "%17", "%18", TO_EIGHT(c, 0), TO_EIGHT(c, 8));                      \
-  }                                                                                                                    \
-  TO_DEVICE void name(float (&c)[32], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n64", type, TO_NAMES_32, "%32", "%33", "%34", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),      \
-               TO_EIGHT(c, 24));                                                                                       \
-  }                                                                                                                    \
-  TO_DEVICE void name(float (&c)[64], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n128", type, TO_NAMES_64, "%64", "%65", "%66", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),     \
-               TO_EIGHT(c, 24), TO_EIGHT(c, 32), TO_EIGHT(c, 40), TO_EIGHT(c, 48), TO_EIGHT(c, 56));                   \
+#define TO_PRODUCT(shape, type, names, a, b, add, ...)                                                  \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add                                              \
+               ", 0;\n"                                                                                 \
+               "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" names "}, " a ", " b \
+               ", add, 1, 1, 0, 0;\n}"                                                                  \
+               : __VA_ARGS__                                                                            \
+               : "l"(a_matrix), "l"(b_matrix), "r"(static_cast<int32_t>(accumulate)))
+#define TO_PRODUCTS(name, type)                                                                                    \
+  TO_DEVICE void name(float (&c)[16], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n32", type, TO_NAMES_16, "%16", "%17", "%18", TO_EIGHT(c, 0), TO_EIGHT(c, 8));                  \
+  }                                                                                                                \
+  TO_DEVICE void name(float (&c)[32], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n64", type, TO_NAMES_32, "%32", "%33", "%34", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),  \
+               TO_EIGHT(c, 24));                                                                                   \
+  }                                                                                                                \
+  TO_DEVICE void name(float (&c)[64], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n128", type, TO_NAMES_64, "%64", "%65", "%66", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16), \
+               TO_EIGHT(c, 24), TO_EIGHT(c, 32), TO_EIGHT(c, 40), TO_EIGHT(c, 48), TO_EIGHT(c, 56));               \
   }
 
 // c += a * b^T, or c = a * b^T unless `accumulate`, with 64 rows of a, two rows of b per register of c, and 16 elements

@@ -87,8 +87,8 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
           const int32_t x = p.x * run.x.stride - run.x.pad + (first_x + s) * run.x.dilation;
           const bool valid = first_x + s < run.x.taps && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in;
           if (!valid) continue;
-          const auto value =
-              *reinterpret_cast<const AlignedArray<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
+          const auto value = *reinterpret_cast<const AlignedArray<T, kVector_>*>(
+              from_input + (y * run.source.row + x * run.source.pixel));
 #pragma unroll
           for (int e = 0; e < kVector_; ++e)
             sums[r][s][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[r][s][e]);

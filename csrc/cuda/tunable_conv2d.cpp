@@ -42,9 +42,12 @@ bool wants_tf32(const Tensor& input) {
 Extent extent_of(const Tensor& input, const Tensor& weight, int d, const Options& o) {
   const int64_t in = input.size(2 + d), taps = weight.size(3 + d);
   check_size("a padded size", std::max(in + 2 * o.padding[d], o.dilation[d] * (taps - 1) + o.padding[d]));
-  return {static_cast<int32_t>(in),          static_cast<int32_t>(output_size(in, taps, d, o)),
-          static_cast<int32_t>(taps),        static_cast<int32_t>(o.stride[d]),
-          static_cast<int32_t>(o.dilation[d]), static_cast<int32_t>(o.padding[d])};
+  return {static_cast<int32_t>(in),
+          static_cast<int32_t>(output_size(in, taps, d, o)),
+          static_cast<int32_t>(taps),
+          static_cast<int32_t>(o.stride[d]),
+          static_cast<int32_t>(o.dilation[d]),
+          static_cast<int32_t>(o.padding[d])};
 }
 
 void convolve_depthwise(const Call& c, const Tensor& source, const std::optional<Tensor>& bias, const Tensor& target,

@@ -13,15 +13,15 @@ constexpr int64_t kTargetBlocks = 512;
 constexpr int64_t kMinPixels = 256;  // per segment
 
 // The gradient with respect to the activation's argument, in the kernels' format.
-Tensor activation_backward(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
-                          Activation activation, void* stream) {
+Tensor activation_backward(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved, Activation activation,
+                           void* stream) {
   const Tensor dense = in_format(grad, c.kernel_format);
   if (!saved || activation == Activation::kNone) return dense;
   const Tensor value = in_format(*saved, c.kernel_format);
   const Tensor result =
       empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
-  const ActivationRun run{dense.const_data_ptr(), value.const_data_ptr(),    result.mutable_data_ptr(),
-                          result.numel(),         activation, c.type};
+  const ActivationRun run{
+      dense.const_data_ptr(), value.const_data_ptr(), result.mutable_data_ptr(), result.numel(), activation, c.type};
   check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
   return result;
 }
@@ -144,7 +144,7 @@ Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
 }
 
 Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                               const Tensor& alpha, const std::vector<bool>& mask) {
+                                const Tensor& alpha, const std::vector<bool>& mask) {
   const auto zeros = [](Tensor t) { return torch::stable::zero_(t); };
   const ScalarType type = input.scalar_type();
   return {mask[0] ? empty(input, {0, input.size(1), input.size(2), input.size(3)}, type, output_format(input, weight))
@@ -155,8 +155,8 @@ Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const
 }
 
 Gradients run_gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                        const Options& o, const std::vector<bool>& mask, bool hopper) {
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
+                        const std::vector<bool>& mask, bool hopper) {
   if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
   const Call c = call_of(input, weight, alpha, o, hopper);
   const OnDevice device(input);

@@ -11,7 +11,7 @@ void* OnDevice::stream() const { return nullptr; }
 int64_t chunk_bytes() { return 16 << 10; }  // small, so that some test cases need several chunks
 
 STABLE_TORCH_LIBRARY(tunable_ops_emulated, m) {
-#define OPTIONS                                                                                                    \
+#define OPTIONS                                                                                                   \
   "Tensor input, Tensor weight, Tensor? bias, Tensor alpha, SymInt stride_h, SymInt stride_w, SymInt padding_h, " \
   "SymInt padding_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, int activation"
 #define BACKWARD "(Tensor grad_output, Tensor? saved, " OPTIONS ", bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"

@@ -51,7 +51,7 @@ struct Fiber {
   ucontext_t start;
   jmp_buf at;
   bool fresh = false, done = false;
-  std::vector<std::vector<Copy>> copies;                   // groups; the last one is not yet committed
+  std::vector<std::vector<Copy>> copies;                     // groups; the last one is not yet committed
   std::vector<std::vector<std::function<void()>>> products;  // as above
 };
 

@@ -110,7 +110,8 @@ template <int n, class Decode>
 void multiply_async(float (&c)[n], uint64_t a, uint64_t b, bool accumulate, Decode decode) {
   collective<Matrices, int>({a, b}, [](const Matrices* given, int* results) {
     for (int i = 0; i < 32; ++i) {
-      if (given[i].a != given[0].a || given[i].b != given[0].b) fail("the lanes of a warp pass different operands to a product");
+      if (given[i].a != given[0].a || given[i].b != given[0].b)
+        fail("the lanes of a warp pass different operands to a product");
       results[i] = 0;
     }
   });

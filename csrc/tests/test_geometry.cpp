@@ -58,8 +58,8 @@ static void test_axes() {
             collect(forward_axis(e), false, forward, outputs);
             for (int phase = 0; phase < stride; ++phase) {
               const Axis axis = gradient_axis(e, phase);
-              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase is larger than the first", in,
-                     phase);
+              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase is larger than the first",
+                     in, phase);
               collect(axis, true, gradient, inputs);
             }
             expect(forward == expected, "forward taps", in, taps, stride * 100 + dilation * 10 + pad);
@@ -165,15 +165,18 @@ static void test_hopper_plans() {
         const HopperShape shape = kHopperShapes[plan.shape];
         const HopperMemory m(shape, taps, taps, plan.chunks, plan.slots);
         expect(plan.slots >= 2 && m.bytes <= kHopperSharedBytes, "the block does not fit", channels, outputs, taps);
-        expect(plan.chunks * shape.channels >= channels, "the chunks do not hold all channels", channels, outputs, taps);
-        expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "tiles are not aligned to the swizzle pattern", channels, outputs, taps);
+        expect(plan.chunks * shape.channels >= channels, "the chunks do not hold all channels", channels, outputs,
+               taps);
+        expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "tiles are not aligned to the swizzle pattern", channels,
+               outputs, taps);
         expect(m.exchange % 16 == 0 && m.bias % 16 == 0 && m.barriers % 8 == 0, "alignment", channels, outputs, taps);
         expect(shape.tile_rows() + taps - 1 <= 256, "a box has more than 256 rows", channels, outputs, taps);
       }
     }
   }
   const HopperShape usual = kHopperShapes[hopper_plan(64, 64, 3, 3).shape];
-  expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3, "64 channels do not use the shape 64 x 64 with three rows");
+  expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3,
+         "64 channels do not use the shape 64 x 64 with three rows");
   expect(hopper_plan(16, 16, 3, 3).slots == kHopperMaxSlots, "few channels do not get every slot");
   expect(hopper_plan(512, 8, 3, 3).slots == 0, "a panel that does not fit is accepted");
 }

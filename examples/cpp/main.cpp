@@ -17,7 +17,8 @@ namespace {
 int64_t header_number(std::istream& file, const std::string& path) {
   while (file >> std::ws && file.peek() == '#') file.ignore(1 << 20, '\n');
   int64_t value = 0;
-  if (!(file >> value) || value <= 0) throw std::runtime_error(path + ": the header must hold width, height and maximum");
+  if (!(file >> value) || value <= 0)
+    throw std::runtime_error(path + ": the header must hold width, height and maximum");
   return value;
 }
 
@@ -38,8 +39,7 @@ at::Tensor read_ppm(const std::string& path) {
 }
 
 void write_ppm(const std::string& path, const at::Tensor& picture) {
-  const at::Tensor bytes =
-      picture[0].permute({1, 2, 0}).clamp(0, 1).mul(255).round().to(at::kByte).contiguous();
+  const at::Tensor bytes = picture[0].permute({1, 2, 0}).clamp(0, 1).mul(255).round().to(at::kByte).contiguous();
   std::ofstream file(path, std::ios::binary);
   file << "P6\n" << bytes.size(1) << ' ' << bytes.size(0) << "\n255\n";
   file.write(reinterpret_cast<const char*>(bytes.const_data_ptr<uint8_t>()), bytes.numel());
