@@ -1,5 +1,5 @@
-// The activations of the operators' epilogues. The codes are the schemas': tunable_ops/reference/activation.py has the
-// same table, and tests/csrc/test_schema.py compares the two. No Torch here.
+// Activations that the operators apply to their result. The codes are part of the schemas and must match
+// tunable_ops/reference/activation.py (tests/csrc/test_schema.py compares them). Does not depend on Torch.
 #pragma once
 
 #include <cstdint>

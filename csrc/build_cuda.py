@@ -1,10 +1,10 @@
-"""Build the CUDA operators by calling nvcc: torch's own CUDAExtension refuses a torch that has no CUDA.
+"""Build the CUDA operators by calling nvcc: torch's own CUDAExtension does not work with CPU builds of torch.
 
-The sources use Torch's stable ABI alone and link no CUDA library (the runtime is static), so a library built with a
-CPU wheel of torch also serves a CUDA wheel.
+The sources use only Torch's stable ABI and link no CUDA library (the runtime is static), so a library built against a
+CPU build of torch also works with a CUDA build.
 
-TUNABLE_OPS_CUDA=1 builds them where the default would not, =0 never; TUNABLE_OPS_CUDA_ARCHS ("80;90a") restricts the
-architectures.
+TUNABLE_OPS_CUDA=1 builds the operators even if torch has no CUDA, and =0 never builds them; TUNABLE_OPS_CUDA_ARCHS
+("80;90a") restricts the architectures.
 """
 
 import os
@@ -22,7 +22,7 @@ FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility
 
 
 def find_nvcc() -> str | None:
-    """Return the nvcc that CUDA_HOME or PATH names, or the one in CUDA's usual place."""
+    """Return the path of nvcc: from CUDA_HOME or CUDA_PATH, PATH, or the default location."""
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
         if home and (Path(home) / "bin" / "nvcc").exists():
             return str(Path(home) / "bin" / "nvcc")
@@ -31,10 +31,10 @@ def find_nvcc() -> str | None:
 
 
 def left_out(torch_cuda: str | None) -> str | None:
-    """Return why the operators are not built, or None if they are.
+    """Return the reason why the operators are not built, or None if they are.
 
     Args:
-        torch_cuda: ``torch.version.cuda`` of the torch that the package is built beside.
+        torch_cuda: ``torch.version.cuda`` of the torch that the package is built for.
     """
     wish = os.environ.get("TUNABLE_OPS_CUDA")
     if wish == "0":
@@ -56,14 +56,14 @@ def left_out(torch_cuda: str | None) -> str | None:
 
 
 def architectures(nvcc: str) -> list[str]:
-    """Return the architectures that were asked for and that nvcc knows."""
+    """Return the requested architectures that nvcc supports."""
     asked = [a for a in re.split(r"[;, ]+", os.environ.get("TUNABLE_OPS_CUDA_ARCHS", "")) if a] or ARCHITECTURES
-    known = _output(nvcc, "--list-gpu-code").split()  # without the variants for one chip, such as 90a
+    known = _output(nvcc, "--list-gpu-code").split()  # does not list specific variants such as 90a
     return [a for a in asked if f"sm_{a.rstrip('af')}" in known]
 
 
 def gencode(archs: list[str]) -> list[str]:
-    """Return nvcc's flags: machine code for each architecture, and PTX of the newest portable one for later GPUs."""
+    """Return nvcc flags: machine code for each architecture, and PTX of the newest portable one for later GPUs."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     portable = [a for a in archs if a.isdigit()]
     if portable:
@@ -73,26 +73,26 @@ def gencode(archs: list[str]) -> list[str]:
 
 
 def architectures_of(source: Path, archs: list[str]) -> list[str]:
-    """Return the architectures to compile a file for: the kernels of hopper_*.cu exist on sm_90a only."""
+    """Return the architectures to compile a file for: hopper_*.cu needs sm_90a."""
     return ["90a"] if source.name.startswith("hopper") and "90a" in archs else archs
 
 
 def compile_kernel(source: Path, target: Path, archs: list[str], *extra: str) -> str:
-    """Compile a .cu file to an object; return what nvcc printed."""
+    """Compile a .cu file to an object file; return the output of nvcc."""
     nvcc = find_nvcc()
-    assert nvcc is not None, "left_out comes first"
+    assert nvcc is not None, "call left_out first"
     flags = [*FLAGS, *gencode(architectures_of(source, archs)), "-t", "0", *extra]
     return _output(nvcc, *flags, "-c", str(source), "-o", str(target))
 
 
 def compile_host(source: Path, target: Path, torch_folder: Path, stable_abi: str) -> None:
-    """Compile a .cpp file to an object."""
+    """Compile a .cpp file to an object file."""
     flags = host_flags(torch_folder, stable_abi)
     _output(os.environ.get("CXX", "g++"), *flags, "-c", str(source), "-o", str(target))
 
 
 def host_flags(torch_folder: Path, stable_abi: str) -> list[str]:
-    """Return the C++ compiler's flags for the sources that use Torch."""
+    """Return the C++ compiler flags for the sources that use Torch."""
     macros = [f"-DTORCH_TARGET_VERSION={stable_abi}", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
     return [
         "-std=c++17",
@@ -107,9 +107,9 @@ def host_flags(torch_folder: Path, stable_abi: str) -> list[str]:
 
 
 def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
-    """Build the library at `output`, a file per core at a time."""
+    """Build the library at `output`, compiling one file per core in parallel."""
     nvcc = find_nvcc()
-    assert nvcc is not None, "left_out comes first"
+    assert nvcc is not None, "call left_out first"
     archs = architectures(nvcc)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -122,16 +122,16 @@ def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
             for job in jobs:
                 job.result()
         except Exception:
-            pool.shutdown(cancel_futures=True)  # one error is enough: the other files take minutes
+            pool.shutdown(cancel_futures=True)  # report the first error now: the other files take minutes
             raise
         link([str(o) for o in sorted(folder.glob("*.o"))], output, torch_folder)
 
 
 def link(objects: list[str], output: Path, torch_folder: Path) -> None:
-    """Link the objects into the library at `output`."""
+    """Link the object files into the library at `output`."""
     nvcc = find_nvcc()
-    assert nvcc is not None, "left_out comes first"
-    # libtorch brings in libtorch_cuda where there is one; its symbols are resolved when the library is loaded.
+    assert nvcc is not None, "call left_out first"
+    # libtorch pulls in libtorch_cuda if it exists; its symbols are resolved when the library is loaded.
     torch = ["-Xlinker", "--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
     _output(nvcc, "-shared", "-cudart", "static", *torch, *objects, "-o", str(output))
 
@@ -139,7 +139,7 @@ def link(objects: list[str], output: Path, torch_folder: Path) -> None:
 def _release(nvcc: str) -> str:
     match = re.search(r"release (\d+\.\d+)", _output(nvcc, "--version"))
     if match is None:
-        raise ValueError("it does not tell its version")
+        raise ValueError("it does not report its version")
     return match[1]
 
 

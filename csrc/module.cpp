@@ -1,4 +1,4 @@
-// tunable_ops._C: what this build is. The operators themselves are in a library of their own beside it, free of Python.
+// tunable_ops._C: build information. The operators are in a separate library that does not depend on Python.
 #include <pybind11/pybind11.h>
 
 #define TO_TEXT_(a) #a

@@ -1,5 +1,5 @@
-// From the schemas of tunable_conv2d to the functions that a device implements. Exported programs call the operators
-// without Python, so what reaches a kernel is checked here, once for every device.
+// Adapts each device's implementation to the schemas of tunable_conv2d. Exported programs call the operators without
+// Python, so all arguments are validated here, once for every device.
 #pragma once
 
 #include "options.h"
@@ -11,11 +11,11 @@ inline void check_call(const Tensor& input, const Tensor& weight, const std::opt
                        const Tensor& alpha, const Options& o) {
   const ScalarType type = input.scalar_type(), alpha_type = alpha.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-                  "tunable_conv2d: input must be float32, bfloat16 or float16 for compiled operators");
+                  "tunable_conv2d: input must be float32, bfloat16 or float16 for the compiled operators");
   const bool narrow = alpha_type == ScalarType::Half || alpha_type == ScalarType::BFloat16;
   STD_TORCH_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
                       (alpha_type == ScalarType::Float || (narrow && type != ScalarType::Float)),
-                  "tunable_conv2d: weight and bias must have the input's dtype, and alpha that or float32");
+                  "tunable_conv2d: weight and bias must have the input's dtype, and alpha the same or float32");
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight ",
                   "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
   bool fits = o.groups > 0 && weight.numel() > 0 && weight.size(2) * o.groups == input.size(1) &&
@@ -45,7 +45,7 @@ inline Options options_of(int64_t stride_h, int64_t stride_w, int64_t padding_h,
 
 using Forward = Tensor (*)(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                            const Tensor& alpha, const Options& options);
-// Returns undefined tensors where `mask` asks for nothing.
+// Returns undefined tensors for the gradients that `mask` does not request.
 using Backward = Gradients (*)(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                                const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                                const Options& options, const std::vector<bool>& mask);

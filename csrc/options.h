@@ -1,4 +1,4 @@
-// The options of a call of tunable_conv2d, and the size of its result. No Torch here.
+// The options of a tunable_conv2d call, and its output size. Does not depend on Torch.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Options {
   Activation activation;
 };
 
-// In dimension d; below 1 where the input is smaller than the dilated kernel.
+// Output size along dimension d; 0 if the padded input is smaller than the dilated kernel.
 inline int64_t output_size(int64_t input, int64_t taps, int d, const Options& o) {
   const int64_t room = input + 2 * o.padding[d] - o.dilation[d] * (taps - 1) - 1;
   return room < 0 ? 0 : room / o.stride[d] + 1;

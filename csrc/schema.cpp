@@ -1,17 +1,18 @@
-// The schemas of the operators that exported graphs call, for programs without Python (the blend of a whole network,
-// tunable_parameters, is for eager mode: graphs have the operators of the layers). Any process that imports
-// tunable_ops has them from Python and must not load this library: a second definition ends the process. A test compares
-// the strings with Python's (tests/csrc/test_schema.py).
+// Schemas of the operators in exported graphs, for programs without Python. A process that imports tunable_ops gets
+// them from Python and must not load this library: defining them twice aborts the process. tests/csrc/test_schema.py
+// compares the two. tunable_parameters is missing because it runs in eager mode only: graphs contain the operators of
+// the layers.
 #include <torch/csrc/stable/library.h>
 
 #define TENSORS "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
-#define OPTIONS                                                                                                    \
+#define OPTIONS                                                                                                  \
   "SymInt stride_h, SymInt stride_w, SymInt padding_h, SymInt padding_w, SymInt dilation_h, SymInt dilation_w, " \
   "SymInt groups, int activation"
 #define FORWARD "(" TENSORS ", " OPTIONS ") -> Tensor"
-#define BACKWARD                                                                                  \
-  "(Tensor grad_output, Tensor? saved, " TENSORS ", " OPTIONS ", bool[4] mask) -> (Tensor, Tensor, " \
-  "Tensor, Tensor)"
+#define BACKWARD                                              \
+  "(Tensor grad_output, Tensor? saved, " TENSORS ", " OPTIONS \
+  ", bool[4] mask) "                                          \
+  "-> (Tensor, Tensor, Tensor, Tensor)"
 
 STABLE_TORCH_LIBRARY(tunable_ops, m) {
   m.def("tunable_conv2d_cpp" FORWARD);

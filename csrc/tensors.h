@@ -1,4 +1,4 @@
-// What the operators' host code shares: calls of other operators, allocation, memory formats. Stable ABI alone.
+// Shared by the operators' host code: dispatcher calls, allocation, memory formats. Uses only Torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,7 +15,7 @@
 #include <tuple>
 #include <vector>
 
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before torch 2.13
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // the name changed in torch 2.13
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
@@ -33,25 +33,25 @@ inline void parallel_for(int64_t count, int64_t grain, const std::function<void(
 }
 
 template <size_t n>
-void call(const char* name, const char* overload, std::array<StableIValue, n>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+void call(const char* name, std::array<StableIValue, n>& stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
 }
 
-// What stands for a gradient that was not asked for.
+// Stands for a gradient that was not requested.
 inline Tensor undefined() {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&handle));
   return Tensor(handle);
 }
 
-// [*sizes] in float32 on the CPU. The functions of the C interface take 2 us, the operators called by name 4.
+// A float32 CPU tensor. Allocates through the C interface: 2 us, against 4 us through the dispatcher.
 inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Contiguous) {
   Ints strides(sizes.size());
   int64_t step = 1;
-  const auto lay = [&](size_t d) { strides[d] = step, step *= sizes[d] > 1 ? sizes[d] : 1; };
-  if (format == MemoryFormat::ChannelsLast) lay(1);
+  const auto append = [&](size_t d) { strides[d] = step, step *= sizes[d] > 1 ? sizes[d] : 1; };
+  if (format == MemoryFormat::ChannelsLast) append(1);
   for (size_t d = sizes.size(); d-- > 0;) {
-    if (d != 1 || format != MemoryFormat::ChannelsLast) lay(d);
+    if (d != 1 || format != MemoryFormat::ChannelsLast) append(d);
   }
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
@@ -75,13 +75,13 @@ inline Tensor empty_strided(const Tensor& like, ScalarType type, const Ints& siz
   return Tensor(handle);
 }
 
-// The tensor itself where it has the type already (and is dense in the format, if one is named); undefined stays so.
+// Converts to the type, and to the format if one is given. Returns the tensor itself if it is undefined or matches.
 inline Tensor to_type(const Tensor& t, ScalarType type, std::optional<MemoryFormat> format = std::nullopt) {
   if (!t.defined() || (t.scalar_type() == type && !format)) return t;
   return torch::stable::to(t, type, std::nullopt, std::nullopt, std::nullopt, false, false, format);
 }
 
-// f(T()) with the C++ type of float32, bfloat16 or float16 values.
+// Calls f(T()) with T the C++ type of the dtype.
 template <class F>
 void with_type(ScalarType type, F f) {
   if (type == ScalarType::Float) return f(float());
@@ -90,7 +90,7 @@ void with_type(ScalarType type, F f) {
   STD_TORCH_CHECK(false, "tunable_conv2d: dtype must be float32, bfloat16 or float16 for backend 'cpp'");
 }
 
-// Contiguous, with the shape, dtype and device of `alpha`.
+// A contiguous tensor with the shape, dtype and device of `alpha`.
 inline Tensor empty_like_alpha(const Tensor& alpha) {
   Ints sizes, strides(alpha.dim());
   for (int64_t d = 0; d < alpha.dim(); ++d) sizes.push_back(alpha.size(d));
@@ -99,7 +99,7 @@ inline Tensor empty_like_alpha(const Tensor& alpha) {
   return empty_strided(alpha, alpha.scalar_type(), sizes, strides);
 }
 
-// True where the strides of the dimensions named are those of a dense tensor with the dimensions in this order.
+// True if the given dimensions, ordered from outermost to innermost, are densely packed.
 template <size_t n>
 bool is_dense(const Tensor& t, const std::array<int, n>& order) {
   int64_t expected = 1;
@@ -118,7 +118,7 @@ inline bool kernels_are_channels_last(const Tensor& weight) {
   return !weight.is_contiguous() && is_dense<5>(weight, {0, 1, 3, 4, 2});
 }
 
-// torch's own guess for tensors that are dense in neither format.
+// Torch's heuristic for tensors that are dense in neither format.
 inline bool strides_look_channels_last(const Tensor& t) {
   int64_t least = 0;
   if (t.stride(1) == 0) return false;
@@ -131,7 +131,7 @@ inline bool strides_look_channels_last(const Tensor& t) {
   return true;
 }
 
-// As `output_format` of the Python side: the input's format, the kernels' where the input fits both.
+// Mirrors `output_format` in Python: the input's format, or the kernels' if the input matches both.
 inline MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
   const bool first = is_dense<4>(input, {0, 1, 2, 3}), last = is_channels_last(input);
   if (first && !last) return MemoryFormat::Contiguous;
@@ -139,7 +139,7 @@ inline MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
   return strides_look_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// The tensor itself where it is dense in the format already.
+// Returns the tensor itself if it is already dense in the format.
 inline Tensor in_format(const Tensor& t, MemoryFormat format) {
   const bool fits = format == MemoryFormat::ChannelsLast ? is_channels_last(t) : is_dense<4>(t, {0, 1, 2, 3});
   return fits ? t : torch::stable::contiguous(t, format);
@@ -147,7 +147,7 @@ inline Tensor in_format(const Tensor& t, MemoryFormat format) {
 
 inline Tensor in_channels_last(const Tensor& t) { return in_format(t, MemoryFormat::ChannelsLast); }
 
-// An uninitialised stack with the shape and the kernels' layout of `weight`.
+// An uninitialised stack with the shape of `weight` and the memory layout of its kernels.
 inline Tensor empty_stack_like(const Tensor& weight) {
   Ints sizes, strides(5);
   for (int d = 0; d < 5; ++d) sizes.push_back(weight.size(d));

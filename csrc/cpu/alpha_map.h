@@ -1,5 +1,5 @@
-// tunable_conv2d with an alpha for every pixel: a convolution per kernel (of few outputs: for several kernels at once),
-// weighed into the output as soon as it is there, so that the products of all kernels never stand side by side.
+// tunable_conv2d with one alpha per pixel. Convolves with one kernel at a time (several if they have few outputs) and
+// accumulates each result into the output, so that the results of all kernels are never in memory together.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@
 
 namespace tunable_ops {
 
-// As `forward` and `gradients`: float32, alpha [B, P, OH, OW].
+// Like `forward` and `gradients`, for float32 and alpha [B, P, OH, OW].
 Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                    const Options& options);
 

@@ -1,6 +1,4 @@
-// Picks the kernels for the machine that runs, once per process.
-#include <cstdlib>
-
+// Selects the kernels for this machine, once per process.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -27,13 +25,13 @@ const Kernels& best_kernels() {
   return kernels;
 }
 
-bool multiplies(Number number) {
-  if (number == Number::kFloat) return true;
+bool multiplies_natively(NumberType type) {
+  if (type == NumberType::kFloat) return true;
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   if (&best_kernels() != &avx512_kernels()) return false;
-  if (number == Number::kHalf) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);  // AVX512_FP16
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                   // AVX512_BF16
+  if (type == NumberType::kHalf) return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);  // AVX512_FP16
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                                  // AVX512_BF16
 #else
   return false;
 #endif

@@ -1,7 +1,7 @@
-// Between the caller's kernels and the panels: the blend on the way in, its contraction on the way out.
+// Blends the caller's kernels into panels, and contracts gradients of panels into gradients of kernels and alpha.
 namespace tunable_ops::TO_ISA {
 
-// Where a slice lies in the panels, and which outputs and tap of the stack it holds.
+// A slice: its offset in the panels and in a kernel of the stack, and the outputs it holds.
 struct Slice {
   int64_t offset, size, outputs, width, position;
 };
@@ -12,13 +12,13 @@ inline Slice locate(const Panels& p, const Stack& stack, int64_t index) {
   s.width = p.panel_vectors(panel) * p.lanes;
   s.size = p.channels * s.width;
   s.offset = p.offset(group, panel) + tap * s.size;
-  s.outputs = least(s.width, p.outputs - panel * p.width * p.lanes);
+  s.outputs = min(s.width, p.outputs - panel * p.width * p.lanes);
   s.position = group * stack.stride_group + panel * p.width * p.lanes * stack.stride_output +
                tap / p.taps_w * stack.stride_tap_h + tap % p.taps_w * stack.stride_tap_w;
   return s;
 }
 
-// [channels][width] from one kernel of the stack, with zeros behind the outputs.
+// Reads [channels][width] from one kernel of the stack, zero-padded after the outputs.
 inline void gather(const Stack& stack, const Slice& s, int64_t channels, const float* source, float* slice) {
   for (int64_t c = 0; c < channels; ++c, slice += s.width) {
     const float* from = source + c * stack.stride_channel;
@@ -27,7 +27,7 @@ inline void gather(const Stack& stack, const Slice& s, int64_t channels, const f
   }
 }
 
-// Slices are whole vectors.
+// The size of a slice is a multiple of kLanes.
 inline void scale_add(float* target, const float* source, float factor, int64_t size, bool first) {
   const Vec f = broadcast(factor);
   if (first) {
@@ -52,7 +52,7 @@ inline float dot(const T* a, const T* b, int64_t size) {
 void blend(const Blend& args, int64_t begin, int64_t end) {
   const Panels& panels = args.panels;
   const int64_t kernels = args.stack.kernels;
-  const int64_t largest = panels.channels * most(panels.width * panels.lanes, 0);
+  const int64_t largest = panels.channels * max(panels.width * panels.lanes, 0);
   float* slices = new float[kernels * largest];
   for (int64_t item = begin; item < end; ++item) {
     const Slice s = locate(panels, args.stack, item);
@@ -70,7 +70,7 @@ void blend(const Blend& args, int64_t begin, int64_t end) {
   delete[] slices;
 }
 
-// Writes [channels][width] back to where `gather` would read it.
+// Writes [channels][width] to where `gather` would read it.
 inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const float* slice, float* target, bool add) {
   for (int64_t o = 0; o < s.outputs; ++o) {
     float* to = target + o * stack.stride_output;

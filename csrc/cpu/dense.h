@@ -1,23 +1,23 @@
-// Dense (and grouped) convolutions: tiles of output pixels by one panel of outputs, accumulated in registers. Each
-// chunk of taps and channels has a sum of its own, which keeps fp32 accurate.
+// Dense and grouped convolutions: tiles of output pixels by one panel of outputs, accumulated in registers. Every chunk
+// of taps and channels is summed separately, which limits the fp32 rounding error.
 namespace tunable_ops::TO_ISA {
 
-// One tile: pixels of one output row, one panel. The taps that fall on the picture are `rows` x `columns`.
+// Pixels of one output row by one panel. `rows` x `columns` taps fall inside the image.
 struct Tile {
   const float* input;
-  int64_t in_pixel, in_row, in_column;  // steps from pixel to pixel, from kernel row to kernel row, from tap to tap
-  int64_t rows, columns, run;           // `run` channels lie side by side at every tap
+  int64_t in_pixel, in_row, in_column;  // strides between output pixels, kernel rows, and taps of a row
+  int64_t rows, columns, run;           // `run` contiguous channels at every tap
   const float* panel;
   const float* bias;
   float* output;
   int64_t out_pixel;
   int64_t lanes;     // of the last vector
-  bool first, last;  // to the first sum the bias is added, to others the output; after the last is the activation
+  bool first, last;  // the first chunk adds the bias, later ones the output; the last applies the activation
   Activation activation;
 };
 
-// Adds the products of kSteps channels. One base address serves five pixels: with step, 2 step, 3 step and 4 step the
-// rest is in the addressing mode.
+// Adds the products of kSteps channels. One base register serves five pixels: addressing modes provide the offsets
+// step, 2 step and 4 step, and one more register 3 step.
 template <int kPixels, int kVectors, int kSteps>
 inline __attribute__((always_inline)) void dense_steps(Vec (&sums)[kPixels][kVectors], const float* const* base,
                                                        int64_t step, const float* w) {
@@ -34,7 +34,7 @@ inline __attribute__((always_inline)) void dense_steps(Vec (&sums)[kPixels][kVec
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sums[m][v] += x * weights[v];
     }
-    asm volatile("" ::: "memory");  // no load of the next step before this one's sums: registers are full
+    asm volatile("" ::: "memory");  // do not hoist loads of the next step: all registers are in use
   }
 }
 
@@ -43,7 +43,7 @@ inline __attribute__((always_inline)) void advance(const float* (&base)[kBases],
 #pragma GCC unroll 8
   for (int i = 0; i < kBases; ++i) {
     base[i] += steps;
-    asm("" : "+r"(base[i]));  // keeps the compiler from one induction variable per pixel
+    asm("" : "+r"(base[i]));  // prevents one induction variable per pixel
   }
 }
 
@@ -118,14 +118,14 @@ inline TileFunction tile_function<2>(int64_t pixels) {
   return TileTable<2, TO_COUNT(TO_ROWS_2)>::functions[pixels];
 }
 
-// The part of a range of taps that falls on the picture: i * dilation + start in [0, size).
+// The range of taps i that fall inside the image: i * dilation + start in [0, size).
 struct Range {
   int64_t begin, end;
 };
 inline Range valid_taps(int64_t start, int64_t size, int64_t taps, int64_t dilation) {
   const int64_t begin = start >= 0 ? 0 : ceil_div(-start, dilation);
-  const int64_t end = start >= size ? 0 : least(taps, (size - 1 - start) / dilation + 1);
-  return {begin, most(begin, end)};
+  const int64_t end = start >= size ? 0 : min(taps, (size - 1 - start) / dilation + 1);
+  return {begin, max(begin, end)};
 }
 
 inline void copy(float* to, const float* from, int64_t count) {
@@ -138,10 +138,10 @@ inline void clear(float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = 0;
 }
 
-// Copies the window of a tile that reaches over the left or right border, with zeros there.
+// Copies the window of a tile that crosses the left or right border, with zeros outside the image.
 inline void copy_window(const float* row, int64_t pixel, int64_t start, int64_t width, int64_t size, int64_t channels,
                         float* window) {
-  const int64_t begin = least(width, most(0, -start)), end = most(begin, least(width, size - start));
+  const int64_t begin = min(width, max(0, -start)), end = max(begin, min(width, size - start));
   clear(window, begin * channels);
   clear(window + end * channels, (width - end) * channels);
   const float* from = row + (start + begin) * pixel;
@@ -152,15 +152,15 @@ inline void copy_window(const float* row, int64_t pixel, int64_t start, int64_t 
   for (int64_t i = begin; i < end; ++i, from += pixel) copy(window + i * channels, from, channels);
 }
 
-// A share of the taps and channels whose weights stay in the first-level cache while a row of pixels goes by.
+// A block of taps and channels whose weights stay in the L1 cache while a row of pixels is processed.
 struct Chunk {
   int64_t row, rows, column, columns, channel, channels;
 };
 constexpr int64_t kChunkFloats = 48 * 1024 / 4;
 
-// Where a row of one panel begins: what is the same for all chunks and tiles.
+// Pointers to one row of one panel, shared by all chunks and tiles.
 struct Row {
-  const float* picture;  // the first valid kernel row
+  const float* image;  // at the first valid kernel row
   const float* panel;
   float* output;
   int64_t vectors;
@@ -171,18 +171,18 @@ inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile
   tile.rows = k.rows;
   const int64_t count = ceil_div(c.out_w, kRows[row.vectors]);
   const int64_t span = (k.columns - 1) * c.dilation_w + 1;
-  const float* picture = row.picture + k.row * c.dilation_h * c.in_row + k.channel;
+  const float* image = row.image + k.row * c.dilation_h * c.in_row + k.channel;
   for (int64_t i = 0, x = 0; i < count; ++i) {
     const int64_t pixels = c.out_w / count + (i < c.out_w % count);
     const int64_t start = x * c.stride_w - c.pad_w + k.column * c.dilation_w, width = (pixels - 1) * c.stride_w + span;
     int64_t pixel = c.in_pixel;
     if (start >= 0 && start + width <= c.in_w) {
-      tile.input = picture + start * c.in_pixel;
+      tile.input = image + start * c.in_pixel;
       tile.in_row = c.dilation_h * c.in_row;
     } else {
       pixel = k.channels;
       for (int64_t r = 0; r < tile.rows; ++r) {
-        copy_window(picture + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel,
+        copy_window(image + r * c.dilation_h * c.in_row, c.in_pixel, start, width, c.in_w, pixel,
                     window + r * width * pixel);
       }
       tile.input = window;
@@ -190,7 +190,7 @@ inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile
     }
     tile.in_pixel = pixel * c.stride_w;
     tile.in_column = pixel * c.dilation_w;
-    // Taps side by side make one long run.
+    // Adjacent taps form one long run.
     const bool joined = c.dilation_w == 1 && pixel == k.channels;
     tile.columns = joined ? 1 : k.columns;
     tile.run = joined ? k.columns * k.channels : k.channels;
@@ -208,7 +208,7 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
   const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h, count = rows.end - rows.begin;
   Row row;
   row.vectors = vectors;
-  row.picture = run.input + sample * c.in_sample + group * c.channels + top * c.in_row;
+  row.image = run.input + sample * c.in_sample + group * c.channels + top * c.in_row;
   row.panel = run.blended + sample * run.blended_sample + run.panels.offset(group, panel) +
               rows.begin * c.taps_w * c.channels * vectors * kLanes;
   row.output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
@@ -217,19 +217,19 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
                              (group * run.panels.vectors() + panel * run.panels.width) * kLanes
                        : nullptr;
   tile.out_pixel = c.out_pixel;
-  tile.lanes = least(kLanes, c.outputs - panel * block - (vectors - 1) * kLanes);
+  tile.lanes = min(kLanes, c.outputs - panel * block - (vectors - 1) * kLanes);
   tile.activation = c.activation;
-  // Whole kernel rows where they fit, else whole taps, else some of the channels.
+  // Whole kernel rows if they fit, else whole taps, else some of the channels.
   const int64_t width = vectors * kLanes, tap = c.channels * width;
-  const int64_t row_step = most(1, least(count, kChunkFloats / (tap * c.taps_w)));
-  const int64_t column_step = row_step > 1 || tap * c.taps_w <= kChunkFloats ? c.taps_w : most(1, kChunkFloats / tap);
-  const int64_t channel_step = column_step > 1 || tap <= kChunkFloats ? c.channels : most(1, kChunkFloats / width);
+  const int64_t row_step = max(1, min(count, kChunkFloats / (tap * c.taps_w)));
+  const int64_t column_step = row_step > 1 || tap * c.taps_w <= kChunkFloats ? c.taps_w : max(1, kChunkFloats / tap);
+  const int64_t channel_step = column_step > 1 || tap <= kChunkFloats ? c.channels : max(1, kChunkFloats / width);
   tile.first = true;
   for (int64_t r = 0; r < count || r == 0; r += row_step) {
     for (int64_t s = 0; s < c.taps_w; s += column_step) {
       for (int64_t k = 0; k < c.channels; k += channel_step) {
-        const Chunk chunk{r, least(row_step, count - r),         s, least(column_step, c.taps_w - s),
-                          k, least(channel_step, c.channels - k)};
+        const Chunk chunk{r, min(row_step, count - r),         s, min(column_step, c.taps_w - s),
+                          k, min(channel_step, c.channels - k)};
         tile.last = r + row_step >= count && s + column_step >= c.taps_w && k + channel_step >= c.channels;
         dense_chunk(c, row, chunk, tile, window);
         tile.first = false;
@@ -247,7 +247,7 @@ void dense(const ConvRun& run, int64_t begin, int64_t end) {
   float* window = new float[window_size(run.conv)];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t sample = item / blocks, first = item % blocks * run.rows;
-    const int64_t last = least(first + run.rows, run.conv.out_h);
+    const int64_t last = min(first + run.rows, run.conv.out_h);
     for (int64_t group = 0; group < run.conv.groups; ++group) {
       for (int64_t panel = 0; panel < run.panels.count(); ++panel) {
         for (int64_t y = first; y < last; ++y) dense_row(run, sample, y, group, panel, window);

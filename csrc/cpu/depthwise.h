@@ -1,4 +1,4 @@
-// Depthwise convolutions: vectors of channels; a tile of pixels shares every load of a tap's weights.
+// Depthwise convolutions, vectorised over channels. The pixels of a tile share each load of a tap's weights.
 namespace tunable_ops::TO_ISA {
 
 struct DepthwiseTile {
@@ -70,7 +70,7 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   const int64_t row_size = run.panels.vectors() * kLanes;
   const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
   const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h;
-  const float* picture = run.input + sample * c.in_sample + top * c.in_row;
+  const float* image = run.input + sample * c.in_sample + top * c.in_row;
   const float* weights = run.blended + sample * run.blended_sample + rows.begin * c.taps_w * row_size;
   DepthwiseTile tile;
   tile.in_pixel = c.in_pixel * c.stride_w;
@@ -84,15 +84,15 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   tile.channels = c.groups;
   tile.activation = c.activation;
   float* output = run.output + sample * c.out_sample + y * c.out_row;
-  // The pixels before this one keep all their taps off the right border.
+  // From `inner_end` on, pixels have taps beyond the right border.
   const int64_t room = c.in_w + c.pad_w - (c.taps_w - 1) * c.dilation_w - 1;
-  const int64_t inner_end = room < 0 ? 0 : least(x_end, room / c.stride_w + 1);
+  const int64_t inner_end = room < 0 ? 0 : min(x_end, room / c.stride_w + 1);
   while (x < x_end) {
     const int64_t start = x * c.stride_w - c.pad_w;
     tile.output = output + x * c.out_pixel;
     if (start >= 0 && x < inner_end) {
-      const int64_t pixels = least(kDepthwisePixels, inner_end - x);
-      tile.input = picture + start * c.in_pixel;
+      const int64_t pixels = min(kDepthwisePixels, inner_end - x);
+      tile.input = image + start * c.in_pixel;
       tile.weights = weights;
       tile.columns = c.taps_w;
       depthwise_tile_of(tile, pixels);
@@ -100,7 +100,7 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
       continue;
     }
     const Range columns = valid_taps(start, c.in_w, c.taps_w, c.dilation_w);
-    tile.input = picture + (start + columns.begin * c.dilation_w) * c.in_pixel;
+    tile.input = image + (start + columns.begin * c.dilation_w) * c.in_pixel;
     tile.weights = weights + columns.begin * row_size;
     tile.columns = columns.end - columns.begin;
     depthwise_tile<1>(tile);
@@ -108,20 +108,20 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   }
 }
 
-// Floats of the input rows that a strip keeps in the first-level cache from one output row to the next.
+// Floats of the input rows that a strip keeps in the L1 cache from one output row to the next.
 constexpr int64_t kStripFloats = 16 * 1024 / 4;
 
 void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;
   const int64_t blocks = ceil_div(c.out_h, run.rows);
-  const int64_t fits = kStripFloats / most(1, c.taps_h * c.in_pixel * c.stride_w);
-  const int64_t strip = most(1, fits / kDepthwisePixels) * kDepthwisePixels;
+  const int64_t fits = kStripFloats / max(1, c.taps_h * c.in_pixel * c.stride_w);
+  const int64_t strip = max(1, fits / kDepthwisePixels) * kDepthwisePixels;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t sample = item / blocks, first = item % blocks * run.rows;
-    const int64_t last = least(first + run.rows, c.out_h);
+    const int64_t last = min(first + run.rows, c.out_h);
     for (int64_t x = 0; x < c.out_w;) {
-      // The first strip takes one pixel more, so that the others begin where tiles are whole.
-      const int64_t x_end = least(c.out_w, x + strip + (x == 0));
+      // The first strip is one pixel wider, so that the others start at a whole tile.
+      const int64_t x_end = min(c.out_w, x + strip + (x == 0));
       for (int64_t y = first; y < last; ++y) depthwise_strip(run, sample, y, x, x_end);
       x = x_end;
     }

@@ -1,12 +1,12 @@
-// Blends of kernels that lie without gaps, of any number type: no panels, no layout. Sums are fp32 (fp64 for fp64).
+// Blends contiguous kernels of any number type, treating each as a flat array. Accumulates in fp32 (fp64 for fp64).
 namespace tunable_ops::TO_ISA {
 
-// Elements that stay in the first-level cache while the P kernels go by.
+// Elements that stay in the L1 cache while the P kernels are read.
 constexpr int64_t kFlat = 1024;
 
 template <typename To, typename From>
 inline To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  static_assert(sizeof(To) == sizeof(From), "sizes must match");
   To result;
   __builtin_memcpy(&result, &value, sizeof(To));
   return result;
@@ -20,7 +20,7 @@ inline uint16_t to_bfloat16(float value) {
   return static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
 }
 
-// The exponent is moved by a product, which also makes subnormals normal; infinity and NaN keep the largest one.
+// A multiplication rebiases the exponent and normalises subnormals; infinity and NaN get the largest exponent.
 inline float from_half(uint16_t bits) {
   const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fff) << 13;
   const uint32_t moved = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);
@@ -31,57 +31,58 @@ inline float from_half(uint16_t bits) {
 inline uint16_t to_half(float value) {
   const uint32_t bits = bits_as<uint32_t>(value), magnitude = bits & 0x7fffffff;
   const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
-  // 0.5 has the step of the smallest halves: the sum rounds to it.
+  // The spacing of floats at 0.5 is that of subnormal halves, so the addition rounds correctly.
   const uint32_t small = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - bits_as<uint32_t>(0.5f);
   const uint32_t finite = magnitude < 0x38800000 ? small : normal;
   const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
   return static_cast<uint16_t>((magnitude >= 0x477ff000 ? large : finite) | (bits >> 16 & 0x8000));
 }
 
-// `count` numbers from `begin` on, as Sum.
+// Converts `count` numbers from `begin` on to Sum.
 template <typename Sum>
-inline void read(const void* source, Number number, int64_t begin, int64_t count, Sum* to) {
-  switch (number) {
-    case Number::kFloat:
+inline void read(const void* source, NumberType type, int64_t begin, int64_t count, Sum* to) {
+  switch (type) {
+    case NumberType::kFloat:
       for (int64_t i = 0; i < count; ++i) to[i] = static_cast<const float*>(source)[begin + i];
       break;
-    case Number::kDouble:
+    case NumberType::kDouble:
       for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Sum>(static_cast<const double*>(source)[begin + i]);
       break;
-    case Number::kHalf:
+    case NumberType::kHalf:
       for (int64_t i = 0; i < count; ++i) to[i] = from_half(static_cast<const uint16_t*>(source)[begin + i]);
       break;
-    case Number::kBFloat16:
+    case NumberType::kBFloat16:
       for (int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(static_cast<const uint16_t*>(source)[begin + i]);
       break;
   }
 }
 
 template <typename Sum>
-inline void write(const Sum* from, Number number, int64_t begin, int64_t count, void* target) {
-  switch (number) {
-    case Number::kFloat:
+inline void write(const Sum* from, NumberType type, int64_t begin, int64_t count, void* target) {
+  switch (type) {
+    case NumberType::kFloat:
       for (int64_t i = 0; i < count; ++i) static_cast<float*>(target)[begin + i] = static_cast<float>(from[i]);
       break;
-    case Number::kDouble:
+    case NumberType::kDouble:
       for (int64_t i = 0; i < count; ++i) static_cast<double*>(target)[begin + i] = from[i];
       break;
-    case Number::kHalf:
+    case NumberType::kHalf:
       for (int64_t i = 0; i < count; ++i)
         static_cast<uint16_t*>(target)[begin + i] = to_half(static_cast<float>(from[i]));
       break;
-    case Number::kBFloat16:
+    case NumberType::kBFloat16:
       for (int64_t i = 0; i < count; ++i)
         static_cast<uint16_t*>(target)[begin + i] = to_bfloat16(static_cast<float>(from[i]));
       break;
   }
 }
 
-// The numbers themselves where they are of the type of the sums, else a copy of them.
+// Points at the numbers themselves if they already have type Sum, else at a converted copy.
 template <typename Sum>
-inline const Sum* view(const void* source, Number number, int64_t begin, int64_t count, Sum* copy) {
-  if (number == (sizeof(Sum) == 8 ? Number::kDouble : Number::kFloat)) return static_cast<const Sum*>(source) + begin;
-  read(source, number, begin, count, copy);
+inline const Sum* view(const void* source, NumberType type, int64_t begin, int64_t count, Sum* copy) {
+  if (type == (sizeof(Sum) == 8 ? NumberType::kDouble : NumberType::kFloat))
+    return static_cast<const Sum*>(source) + begin;
+  read(source, type, begin, count, copy);
   return copy;
 }
 
@@ -89,21 +90,21 @@ template <typename Sum>
 inline void flat_blend_as(const FlatBlend& b, int64_t begin, int64_t end) {
   Sum copy[kFlat], total[kFlat];
   for (int64_t start = begin; start < end; start += kFlat) {
-    const int64_t count = least(kFlat, end - start);
+    const int64_t count = min(kFlat, end - start);
     for (int64_t p = 0; p < b.kernels; ++p) {
       const Sum factor = static_cast<Sum>(b.alpha[p]);
-      const Sum* kernel = view(b.stack, b.number, p * b.stride + start, count, copy);
+      const Sum* kernel = view(b.stack, b.type, p * b.stride + start, count, copy);
       if (p == 0) {
         for (int64_t i = 0; i < count; ++i) total[i] = factor * kernel[i];
       } else {
         for (int64_t i = 0; i < count; ++i) total[i] += factor * kernel[i];
       }
     }
-    write(total, b.out_number, start, count, b.out);
+    write(total, b.out_type, start, count, b.out);
   }
 }
 
-// Floats need no tiles: two kernels at a time in long runs, which is what memory is read fastest in.
+// Floats need no conversion, hence no blocks: two kernels at a time in long runs, for memory bandwidth.
 inline void flat_blend_floats(const FlatBlend& b, int64_t begin, int64_t end) {
   float* out = static_cast<float*>(b.out);
   for (int64_t p = 0; p < b.kernels; p += 2) {
@@ -127,8 +128,8 @@ inline void flat_blend_floats(const FlatBlend& b, int64_t begin, int64_t end) {
 }
 
 void flat_blend(const FlatBlend& b, int64_t begin, int64_t end) {
-  if (b.number == Number::kFloat && b.out_number == Number::kFloat) return flat_blend_floats(b, begin, end);
-  (b.number == Number::kDouble ? flat_blend_as<double> : flat_blend_as<float>)(b, begin, end);
+  if (b.type == NumberType::kFloat && b.out_type == NumberType::kFloat) return flat_blend_floats(b, begin, end);
+  (b.type == NumberType::kDouble ? flat_blend_as<double> : flat_blend_as<float>)(b, begin, end);
 }
 
 template <typename Sum>
@@ -149,20 +150,20 @@ template <typename Sum>
 inline void flat_contract_as(const FlatContract& c, int64_t begin, int64_t end, double* products) {
   Sum copy[kFlat], grad_copy[kFlat], scaled[kFlat];
   for (int64_t start = begin; start < end; start += kFlat) {
-    const int64_t count = least(kFlat, end - start);
-    const Sum* gradient = view(c.gradient, c.gradient_number, start, count, grad_copy);
+    const int64_t count = min(kFlat, end - start);
+    const Sum* gradient = view(c.gradient, c.gradient_type, start, count, grad_copy);
     for (int64_t p = 0; p < c.kernels; ++p) {
-      if (products) products[p] += flat_dot(gradient, view(c.stack, c.number, p * c.stride + start, count, copy), count);
+      if (products) products[p] += flat_dot(gradient, view(c.stack, c.type, p * c.stride + start, count, copy), count);
       if (!c.grad) continue;
       const Sum factor = static_cast<Sum>(c.alpha[p]);
       for (int64_t i = 0; i < count; ++i) scaled[i] = factor * gradient[i];
-      write(scaled, c.number, p * c.grad_stride + start, count, c.grad);
+      write(scaled, c.type, p * c.grad_stride + start, count, c.grad);
     }
   }
 }
 
 void flat_contract(const FlatContract& c, int64_t begin, int64_t end, double* products) {
-  (c.number == Number::kDouble ? flat_contract_as<double> : flat_contract_as<float>)(c, begin, end, products);
+  (c.type == NumberType::kDouble ? flat_contract_as<double> : flat_contract_as<float>)(c, begin, end, products);
 }
 
 }  // namespace tunable_ops::TO_ISA

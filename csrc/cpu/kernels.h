@@ -1,14 +1,13 @@
-// What the CPU kernels compute and with which arguments: no Torch here, and no instruction set.
+// The interface of the CPU kernels: their arguments, independent of Torch and of the instruction set.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "../activation.h"
 
 namespace tunable_ops {
 
-// A convolution of channels_last pictures, forward or as the gradient of its input. Strides count floats.
+// A convolution of channels_last images, forward or as the gradient of its input. Strides count floats.
 struct Conv {
   int64_t batch, groups, channels, outputs;  // channels and outputs of one group
   int64_t in_h, in_w, out_h, out_w;
@@ -18,15 +17,15 @@ struct Conv {
   Activation activation;
 };
 
-// Kernels [P, O, C/groups, kh, kw] of any strides; a subset of the taps, or turned around, by `data` and the strides.
+// Kernels [P, O, C/groups, kh, kw] with any strides; `data` and the strides can select or flip taps.
 struct Stack {
   const float* data;
   int64_t kernels, stride_kernel, stride_group, stride_output, stride_channel, stride_tap_h, stride_tap_w;
 };
 
-// The layout that kernels compute with. Dense: the outputs of a group are cut into panels of `width` vectors (the last
-// may hold fewer), each [taps][channels][width * lanes], padded with zeros. Depthwise: one panel [taps][all channels].
-// A slice is one panel's share of one tap; slices lie one behind the other.
+// The layout of blended kernels. Dense: the outputs of a group are split into panels of `width` vectors (the last panel
+// may have fewer), each [taps][channels][width * lanes], zero-padded. Depthwise: one panel [taps][all channels].
+// A slice is one tap of one panel; slices are contiguous.
 struct Panels {
   int64_t groups, outputs, channels, taps_h, taps_w, lanes, width;
   int64_t vectors() const { return (outputs + lanes - 1) / lanes; }
@@ -43,7 +42,7 @@ struct Panels {
   }
 };
 
-// blended[b] = sum_p alpha[b, p] * stack[p], in panels. Items: slices.
+// blended[b] = sum_p alpha[b, p] * stack[p], in panels. Work items: slices.
 struct Blend {
   Panels panels;
   Stack stack;
@@ -52,21 +51,21 @@ struct Blend {
   float* blended;      // [batch, panels.size()]
 };
 
-// Items: (sample, block of `rows` output rows).
+// Work items: (sample, block of `rows` output rows).
 struct ConvRun {
   Conv conv;
   Panels panels;
   const float* input;
   float* output;
   const float* blended;
-  int64_t blended_sample;  // 0: one kernel for the batch
+  int64_t blended_sample;  // stride; 0 if one kernel serves the batch
   const float* bias;       // [batch, groups, vectors * lanes] or null
   int64_t bias_sample;
   int64_t rows;
 };
 
-// G[b, segment] = the gradient of the blended kernel from a segment of the output's rows, and the sums of grad_output.
-// Items: dense: (sample, segment, part of the tiles); depthwise: (sample, segment).
+// G[b, segment] = the gradient of the blended kernel from a segment of the output rows, and the sums of grad_output.
+// Work items: (sample, segment, part of the tiles) if dense, (sample, segment) if depthwise.
 struct WeightGradRun {
   Conv conv;
   Panels panels;
@@ -78,12 +77,12 @@ struct WeightGradRun {
   int64_t parts;
 };
 
-// grad_stack[p] += sum_b alpha[b, p] * G[b] and partial[slice, b, p] = <G[b], stack[p]>. Items: slices.
+// grad_stack[p] += sum_b alpha[b, p] * G[b] and partial[slice, b, p] = <G[b], stack[p]>. Work items: slices.
 struct Contract {
   Panels panels;
   Stack stack;
-  Stack grad_stack;  // data null: not asked for
-  float* grad_data;
+  Stack grad_stack;  // the layout of grad_data
+  float* grad_data;  // or null
   int64_t batch, segments;
   const float* alpha;     // [batch, kernels]
   const float* gradient;  // [batch, segments, panels.size()]
@@ -91,57 +90,56 @@ struct Contract {
   bool accumulate;
 };
 
-enum class Number : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+enum class NumberType : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
 
-// out[i] = sum_p alpha[p] * stack[p * stride + i]. Items: elements.
+// out[i] = sum_p alpha[p] * stack[p * stride + i]. Work items: elements.
 struct FlatBlend {
   const void* stack;
-  Number number;
+  NumberType type;
   int64_t kernels, stride;
   const double* alpha;  // [kernels]
   void* out;
-  Number out_number;
+  NumberType out_type;
 };
 
-// grad[p * grad_stride + i] = alpha[p] * gradient[i] and products[p] += <gradient, stack[p]>. Items: elements.
+// grad[p * grad_stride + i] = alpha[p] * gradient[i] and products[p] += <gradient, stack[p]>. Work items: elements.
 struct FlatContract {
   const void* stack;
-  Number number;  // of the stack and its gradient
+  NumberType type;  // of the stack and its gradient
   int64_t kernels, stride;
   const double* alpha;
   const void* gradient;
-  Number gradient_number;
-  void* grad;  // null: not asked for
+  NumberType gradient_type;
+  void* grad;  // or null
   int64_t grad_stride;
 };
 
-// A plane of a map [samples, kernels, pixels]: `step` from sample to sample.
+// One kernel's plane of a map [samples, kernels, pixels]; `step` is the stride between samples.
 struct Map {
   int64_t pixels, step, outputs;
 };
 
-// target[i, o] = alpha[i] * source[i, o] (+ target[i, o]) and the activation. Items: pixels of the batch.
-struct Weigh {
+// target[i, o] = alpha[i] * source[i, o] (+ target[i, o]) and the activation. Work items: pixels of the batch.
+struct ScalePixels {
   Map map;
   const float* source;
   float* target;
-  int64_t source_step, target_step;  // from pixel to pixel
+  int64_t source_step, target_step;  // between pixels
   const float* alpha;
   bool add;
   Activation activation;
 };
 
-// dots[i] = sum_o a[i, o] * b[i, o]. Items: pixels of the batch.
+// dots[i] = sum_o a[i, o] * b[i, o]. Work items: pixels of the batch.
 struct PixelDots {
   Map map;
   const float* a;
   const float* b;
-  int64_t a_step, b_step;  // from pixel to pixel
+  int64_t a_step, b_step;  // between pixels
   float* dots;
 };
 
 struct Kernels {
-  const char* name;
   int64_t lanes, width;
   void (*blend)(const Blend&, int64_t begin, int64_t end);
   void (*dense)(const ConvRun&, int64_t begin, int64_t end);
@@ -151,8 +149,8 @@ struct Kernels {
   void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*contract)(const Contract&, int64_t begin, int64_t end);
   void (*flat_blend)(const FlatBlend&, int64_t begin, int64_t end);
-  void (*flat_contract)(const FlatContract&, int64_t begin, int64_t end, double* products);  // products: or null
-  void (*weigh)(const Weigh&, int64_t begin, int64_t end);
+  void (*flat_contract)(const FlatContract&, int64_t begin, int64_t end, double* products);  // products may be null
+  void (*scale_pixels)(const ScalePixels&, int64_t begin, int64_t end);
   void (*pixel_dots)(const PixelDots&, int64_t begin, int64_t end);
 };
 
@@ -162,7 +160,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 const Kernels& best_kernels();
-// Whether this machine multiplies values of the type; where it does not, libraries emulate it.
-bool multiplies(Number number);
+// True if this machine has instructions that multiply values of the type. Otherwise libraries emulate them.
+bool multiplies_natively(NumberType type);
 
 }  // namespace tunable_ops

@@ -23,7 +23,7 @@
 #include "blend.h"
 #include "flat.h"
 #include "map_kernels.h"
-#include "table.h"
+#include "kernel_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,4 +1,4 @@
-// What every machine has: vectors of 4 floats (SSE2, NEON).
+// Available on every machine: vectors of 4 floats (SSE2, NEON).
 #include "kernels.h"
 
 #define TO_ISA portable
@@ -12,4 +12,4 @@
 #include "blend.h"
 #include "flat.h"
 #include "map_kernels.h"
-#include "table.h"
+#include "kernel_table.h"

@@ -1,16 +1,16 @@
-// What a map of alphas asks for at every pixel; few outputs are one partial vector.
+// Per-pixel operations for maps of alpha. If there are few outputs, they form one partial vector.
 namespace tunable_ops::TO_ISA {
 
-// alpha's or the dots' place for pixel `i` of the batch.
-inline int64_t place(const Map& map, int64_t i) { return i / map.pixels * map.step + i % map.pixels; }
+// The offset of pixel `i` of the batch in alpha or the dots.
+inline int64_t map_offset(const Map& map, int64_t i) { return i / map.pixels * map.step + i % map.pixels; }
 
-void weigh(const Weigh& args, int64_t begin, int64_t end) {
+void scale_pixels(const ScalePixels& args, int64_t begin, int64_t end) {
   const int64_t outputs = args.map.outputs;
   for (int64_t i = begin; i < end; ++i) {
     const float* source = args.source + i * args.source_step;
     float* target = args.target + i * args.target_step;
     const float* sums = args.add ? target : nullptr;
-    const Vec factor = broadcast(args.alpha[place(args.map, i)]);
+    const Vec factor = broadcast(args.alpha[map_offset(args.map, i)]);
     int64_t o = 0;
     for (; o + kLanes <= outputs; o += kLanes) {
       const Vec value = factor * load(source + o);
@@ -27,7 +27,7 @@ void weigh(const Weigh& args, int64_t begin, int64_t end) {
 void pixel_dots(const PixelDots& args, int64_t begin, int64_t end) {
   const int64_t outputs = args.map.outputs;
   for (int64_t i = begin; i < end; ++i)
-    args.dots[place(args.map, i)] = dot(args.a + i * args.a_step, args.b + i * args.b_step, outputs);
+    args.dots[map_offset(args.map, i)] = dot(args.a + i * args.a_step, args.b + i * args.b_step, outputs);
 }
 
 }  // namespace tunable_ops::TO_ISA

@@ -1,4 +1,4 @@
-// From torch's types to those of the CPU kernels.
+// Converts Torch's dtypes to those of the CPU kernels.
 #pragma once
 
 #include "../tensors.h"
@@ -6,16 +6,16 @@
 
 namespace tunable_ops {
 
-inline Number number_of(ScalarType type) {
+inline NumberType number_type(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
-      return Number::kFloat;
+      return NumberType::kFloat;
     case ScalarType::Double:
-      return Number::kDouble;
+      return NumberType::kDouble;
     case ScalarType::Half:
-      return Number::kHalf;
+      return NumberType::kHalf;
     case ScalarType::BFloat16:
-      return Number::kBFloat16;
+      return NumberType::kBFloat16;
     default:
       STD_TORCH_CHECK(false, "tunable_ops: tensors must be float32, float16, bfloat16 or float64");
   }

@@ -1,5 +1,5 @@
-// The passes of tunable_conv2d: how work is cut into items for the threads. What an output value is made of, and in
-// which order, depends on the shapes alone, so that results do not depend on the number of threads.
+// The passes of tunable_conv2d: splits the work into items for the threads. The terms of every sum and their order
+// depend only on the shapes, so results do not depend on the number of threads.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -9,13 +9,13 @@
 namespace tunable_ops {
 namespace {
 
-// Multiply-adds worth waking another thread for.
+// Multiply-adds that justify waking another thread.
 constexpr int64_t kGrainMacs = 1 << 18;
-// Input rows of one item, in bytes: half of a small second-level cache.
+// Input rows of one item, in bytes: half of a small L2 cache.
 constexpr int64_t kBlockBytes = 128 << 10;
-// Weight gradients of single samples kept at a time; more are contracted chunk by chunk.
+// Memory for per-sample weight gradients; larger batches are contracted in chunks.
 constexpr int64_t kChunkBytes = 64 << 20;
-// A depthwise multiply-add moves as many bytes as several dense ones.
+// A depthwise multiply-add moves as many bytes as this many dense ones.
 constexpr int64_t kDepthwiseCost = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -26,7 +26,7 @@ Panels panels_of(const Conv& c, bool depthwise) {
   return {1, c.groups, 1, c.taps_h, c.taps_w, k.lanes, ceil_div(c.groups, k.lanes)};
 }
 
-// A depthwise stack has its channels where outputs are.
+// Depthwise kernels have one channel per group: use the groups as outputs.
 Stack as_depthwise(Stack stack) {
   stack.stride_output = stack.stride_group;
   stack.stride_channel = 0;
@@ -79,7 +79,7 @@ void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, 
       [&](int64_t begin, int64_t end) { (call.depthwise ? kernels.depthwise : kernels.dense)(run, begin, end); });
 }
 
-// One dimension of the gradient of the input: the inputs phase, phase + stride, ... see every step-th tap.
+// One dimension of the input gradient: inputs phase, phase + stride, ... meet every step-th tap.
 struct Phase {
   int64_t taps, first, step, dilation, pad, count;
 };
@@ -101,7 +101,7 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output) {
   blend_and_convolve(call, call.conv, stack, bias, call.input, output);
 }
 
-// A convolution of grad_output with the kernels turned around; with a stride one convolution per phase of the input.
+// Convolves grad_output with the flipped kernels; with a stride, once per phase of the input.
 void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias) {
   const Conv& c = call.conv;
   bool covered = true;
@@ -152,14 +152,14 @@ void input_gradient(const Call& call, const float* grad_output, float* grad_inpu
 
 namespace {
 
-// Segments of the output's rows with a gradient of their own: enough items for many threads where tiles are few.
+// Segments of the output rows with separate gradients: provides enough items for many threads if there are few tiles.
 int64_t segments_of(const Conv& c, bool depthwise, int64_t tiles) {
   const int64_t wanted = ceil_div(64, std::max<int64_t>(1, c.batch * (depthwise ? 1 : tiles)));
   const int64_t most = std::max<int64_t>(1, c.out_h * c.out_w / 256);
   return std::clamp<int64_t>(wanted, 1, std::min(most, std::max<int64_t>(1, c.out_h)));
 }
 
-void add_sums(const WeightGradRun& run, int64_t first, bool depthwise, double* sums) {
+void add_sums(const WeightGradRun& run, int64_t first, double* sums) {
   const Panels& p = run.panels;
   const int64_t padded = p.vectors() * p.lanes;
   for (int64_t b = 0; b < run.conv.batch; ++b) {
@@ -207,7 +207,7 @@ void kernel_gradients(const Call& call, const float* grad_output, const KernelGr
         [&](int64_t begin, int64_t end) {
           (call.depthwise ? kernels.depthwise_weight_grad : kernels.dense_weight_grad)(run, begin, end);
         });
-    if (to.bias_sums) add_sums(run, first, call.depthwise, to.bias_sums);
+    if (to.bias_sums) add_sums(run, first, to.bias_sums);
     if (!weighted) continue;
     std::vector<float> alpha(batch * count);
     for (int64_t i = 0; i < batch * count; ++i) alpha[i] = call.alpha[call.rows > 1 ? first * count + i : i % count];

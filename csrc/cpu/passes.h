@@ -1,18 +1,19 @@
-// tunable_conv2d on the CPU, between the operator (tensors, checks) and the kernels (pointers, loops): the geometry of
-// a call, and the passes that forward and backward are made of. No Torch here.
+// The layer between the operator (tensors, checks) and the CPU kernels (pointers, loops): the geometry of a call, and
+// the passes of forward and backward. Does not depend on Torch.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "kernels.h"
 
 namespace tunable_ops {
 
-// Memory that kernels write before they read it, aligned to a cache line.
+// Uninitialised memory, aligned to a cache line.
 class Workspace {
  public:
   explicit Workspace(int64_t floats)
@@ -25,7 +26,7 @@ class Workspace {
   std::unique_ptr<float, decltype(&std::free)> data_;
 };
 
-// Runs f(begin, end) over [0, count) on the caller's threads, at least `grain` items on each.
+// Runs f(begin, end) over [0, count) on the caller's threads, with at least `grain` items on each.
 using ParallelFor = void (*)(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);
 
 struct Threads {
@@ -33,7 +34,7 @@ struct Threads {
   int64_t count;
 };
 
-// A call of the operator; tensors in channels_last, kernels of any strides.
+// A call of the operator: tensors in channels_last, kernels with any strides.
 struct Call {
   Conv conv;
   bool depthwise;
@@ -44,20 +45,19 @@ struct Call {
   Threads threads;
 };
 
-// `bias` is [rows, O], blended, or empty.
+// `bias` is [rows, O], already blended, or empty.
 void convolve(const Call& call, const std::vector<float>& bias, float* output);
 
-// As a transposed convolution it also takes the activation and `bias` [rows, groups * channels]; then every pixel
-// must have a tap.
-void input_gradient(const Call& call, const float* grad_output, float* grad_input,
-                    const std::vector<float>& bias = {});
+// As a transposed convolution it also applies the call's activation and `bias` [rows, groups * channels]; then every
+// pixel must have a tap.
+void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias = {});
 
-// Where the gradients of the kernels go; null where not asked for.
+// The destinations of the kernels' gradients; null if not requested.
 struct KernelGradients {
   Stack weight;        // the layout of grad_weight
-  float* grad_weight;  // like `weight`
-  double* grad_alpha;  // [rows, kernels], the weight's share
-  double* bias_sums;   // [batch, O], sums of grad_output over the pixels
+  float* grad_weight;  // in that layout
+  double* grad_alpha;  // [rows, kernels]: the weight's contribution
+  double* bias_sums;   // [batch, O], grad_output summed over the pixels
 };
 
 void kernel_gradients(const Call& call, const float* grad_output, const KernelGradients& to);

@@ -1,12 +1,12 @@
-// Vectors of floats for the instruction set that TO_ISA names; included by each kernels_<isa>.cpp behind its target
-// pragma. Everything lives in a namespace of its own per instruction set, and nothing here instantiates a template of
-// the standard library: the linker would otherwise be free to keep the copy with the newest instructions for all.
+// Vectors of floats for the instruction set TO_ISA; included by each kernels_<isa>.cpp after its target pragma. Each
+// instruction set has its own namespace, and these headers instantiate no standard library templates: the linker could
+// otherwise keep one copy with the newest instructions for all machines.
 namespace tunable_ops::TO_ISA {
 
 typedef float Vec __attribute__((vector_size(TO_LANES * 4), aligned(4), may_alias));
 
 constexpr int64_t kLanes = TO_LANES;
-// Vectors per panel, and the most rows of accumulators beside one or two of them: registers are what bounds both.
+// Vectors per panel, and the rows of accumulators for one or two of them that fit into the registers.
 constexpr int kWidth = 2;
 constexpr int kRows[kWidth + 1] = {0, TO_ROWS_1, TO_ROWS_2};
 
@@ -14,7 +14,7 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec broadcast(float v) { return v - Vec{}; }
 
-// The first n of a vector's lanes; memory behind them is neither read nor written.
+// These access only the first n lanes: memory after them is neither read nor written.
 inline Vec load_first(const float* p, int64_t n) {
 #if defined(TO_AVX512)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
@@ -39,8 +39,8 @@ inline float sum(Vec v) {
   return total;
 }
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline Vec activate(Vec v, Activation activation) {

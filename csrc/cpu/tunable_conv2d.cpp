@@ -1,5 +1,5 @@
-// tunable_conv2d and its backward at the CPU key: allocation, the choice between our kernels and the library's, and
-// registration. The schemas are Python's.
+// tunable_conv2d and its backward at the CPU key: allocation, the choice between our kernels and aten's convolution,
+// and registration. Python defines the schemas.
 #include "tunable_conv2d.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,8 +10,8 @@
 
 #include "../operator.h"
 #include "alpha_map.h"
-#include "half.h"
-#include "library.h"
+#include "low_precision.h"
+#include "aten_convolution.h"
 
 namespace tunable_ops {
 namespace {
@@ -80,37 +80,37 @@ std::vector<float> blended_bias(const Call& c, const std::optional<Tensor>& bias
   return blended;
 }
 
-Activation in_kernel(Activation activation) {
-  const bool bends = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
-  return bends ? activation : Activation::kNone;
+Activation fused_activation(Activation activation) {
+  const bool piecewise_linear = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
+  return piecewise_linear ? activation : Activation::kNone;
 }
 
-Tensor with_activation(const Tensor& value, Activation activation) {
+Tensor apply_unfused_activation(const Tensor& value, Activation activation) {
   if (activation == Activation::kGelu) {
     std::array<StableIValue, 2> stack{from(value), from(std::string("none"))};
-    call("aten::gelu", "", stack);
+    call("aten::gelu", stack);
     return to<Tensor>(stack[0]);
   }
   if (activation == Activation::kSilu) {
     std::array<StableIValue, 1> stack{from(value)};
-    call("aten::silu", "", stack);
+    call("aten::silu", stack);
     return to<Tensor>(stack[0]);
   }
   return value;
 }
 
-Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved, Activation activation) {
+Tensor activation_backward(const Tensor& grad, const std::optional<Tensor>& saved, Activation activation) {
   const Tensor dense = in_channels_last(grad);
   if (!saved || activation == Activation::kNone) return dense;
   const Tensor value = in_channels_last(*saved);
   if (activation == Activation::kGelu) {
     std::array<StableIValue, 3> stack{from(dense), from(value), from(std::string("none"))};
-    call("aten::gelu_backward", "", stack);
+    call("aten::gelu_backward", stack);
     return in_channels_last(to<Tensor>(stack[0]));
   }
   if (activation == Activation::kSilu) {
     std::array<StableIValue, 2> stack{from(dense), from(value)};
-    call("aten::silu_backward", "", stack);
+    call("aten::silu_backward", stack);
     return in_channels_last(to<Tensor>(stack[0]));
   }
   Ints sizes, strides;
@@ -124,7 +124,7 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
     parallel_for(result.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const float grad = g[i], before = y[i];
-        out[i] = relu ? (before <= 0 ? 0.0f : grad) : before > 0 ? grad : grad * kLeakySlope;  // NaN shows
+        out[i] = relu ? (before <= 0 ? 0.0f : grad) : before > 0 ? grad : grad * kLeakySlope;  // propagates NaN
       }
     });
   });
@@ -133,24 +133,24 @@ Tensor without_activation(const Tensor& grad, const std::optional<Tensor>& saved
 
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Options& o) {
-  if (is_half(input)) return forward_half(input, weight, bias, alpha, o);
+  if (is_low_precision(input)) return forward_low_precision(input, weight, bias, alpha, o);
   if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, o);
   Call c = call_of(input, weight, alpha, o);
-  c.conv.activation = in_kernel(o.activation);
+  c.conv.activation = fused_activation(o.activation);
   const MemoryFormat format = output_format(input, weight);
   const Tensor x = in_channels_last(input);
-  if (c.conv.batch && format == MemoryFormat::ChannelsLast && library_serves(c, weight))
-    return with_activation(convolve_by_library(c, x, weight, blended_bias(c, bias)), o.activation);
+  if (c.conv.batch && format == MemoryFormat::ChannelsLast && prefers_aten(c, weight))
+    return apply_unfused_activation(convolve_with_aten(c, x, weight, blended_bias(c, bias)), o.activation);
   c.input = x.const_data_ptr<float>();
   Tensor output = empty({c.conv.batch, weight.size(1), c.conv.out_h, c.conv.out_w}, MemoryFormat::ChannelsLast);
   if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
-  output = with_activation(output, o.activation);
+  output = apply_unfused_activation(output, o.activation);
   return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
 }
 
 namespace {
 
-// The bias's gradients from the sums of grad_output [batch, O]; its share of grad_alpha is added.
+// Computes grad_bias (unless null) from the sums of grad_output [batch, O], and adds its contribution to grad_alpha.
 void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>& sums, float* grad_bias,
                     std::vector<double>& grad_alpha) {
   const int64_t kernels = bias.size(0), outputs = bias.size(1);
@@ -172,9 +172,8 @@ void bias_gradients(const Call& c, const Tensor& bias, const std::vector<double>
   for (int64_t i = 0; grad_bias && i < kernels * outputs; ++i) grad_bias[i] = static_cast<float>(total[i]);
 }
 
-// An empty batch: zeros.
-Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                               const Tensor& alpha, const std::vector<bool>& mask) {
+Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const Tensor& alpha, const std::vector<bool>& mask) {
   const auto zeros = [](const Tensor& t) {
     std::fill_n(t.mutable_data_ptr<float>(), t.numel(), 0.0f);
     return t;
@@ -190,16 +189,14 @@ Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const 
 Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                     const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
                     const std::vector<bool>& mask) {
-  if (is_half(input))
-    return gradients_half(grad_output, saved, input, weight, bias, alpha, o, mask);
-  if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
-  if (alpha.dim() == 4)
-    return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
+  if (is_low_precision(input)) return gradients_low_precision(grad_output, saved, input, weight, bias, alpha, o, mask);
+  if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
+  if (alpha.dim() == 4) return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
   Call c = call_of(input, weight, alpha, o);
   const MemoryFormat format = output_format(input, weight);
-  const Tensor grad = without_activation(grad_output, saved, o.activation), x = in_channels_last(input);
-  if (format == MemoryFormat::ChannelsLast && library_serves(c, weight))
-    return gradients_by_library(c, grad, x, weight, bias, alpha, mask);
+  const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
+  if (format == MemoryFormat::ChannelsLast && prefers_aten(c, weight))
+    return gradients_with_aten(c, grad, x, weight, bias, alpha, mask);
   c.input = x.const_data_ptr<float>();
   Tensor grad_input = undefined(), grad_weight = undefined(), grad_bias = undefined(), grad_alpha = undefined();
   if (mask[0]) {

@@ -1,6 +1,6 @@
-// tunable_parameters and its backward at the CPU key: the blends of many stacks for one alpha, cut into blocks of
-// elements for the threads; and tunable_parameter, the blend of one. The schemas are Python's.
-// What is summed, and in which order, depends on the shapes alone.
+// tunable_parameters and its backward at the CPU key: blends many stacks in one call, split into blocks of elements for
+// the threads. Also tunable_parameter, which blends one. Python defines the schemas. The terms of every sum and their
+// order depend only on the shapes.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -12,11 +12,11 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-// Elements of an item, whatever the number of threads, and the items worth waking another thread for.
+// Elements of a work item, regardless of the number of threads, and the items that justify waking another thread.
 constexpr int64_t kBlock = 1 << 14;
 constexpr int64_t kGrainBlocks = 4;
 
-// The dimensions of one kernel from the outermost to the innermost in memory: as they come, or channels_last.
+// The dimensions of one kernel from outermost to innermost in memory: contiguous or channels_last.
 std::vector<int> order_of(int64_t dims, bool channels_last) {
   std::vector<int> order;
   for (int d = 0; d < dims; ++d) order.push_back(d);
@@ -24,7 +24,7 @@ std::vector<int> order_of(int64_t dims, bool channels_last) {
   return order;
 }
 
-// True where dimensions first, first + 1, ... of t lie without gaps in that order.
+// True if dimensions first, first + 1, ... of t are densely packed in that order.
 bool lies_in(const Tensor& t, int first, const std::vector<int>& order) {
   int64_t expected = 1;
   for (size_t i = order.size(); i-- > 0;) {
@@ -36,7 +36,7 @@ bool lies_in(const Tensor& t, int first, const std::vector<int>& order) {
   return true;
 }
 
-// A stack [P, *shape] whose kernels lie without gaps, and the order that they lie in: that of their blend.
+// A stack [P, *shape] of densely packed kernels, and the memory order of their dimensions, which the blend keeps.
 struct Flat {
   Tensor tensor;
   std::vector<int> order;
@@ -54,7 +54,7 @@ Flat flat(const Tensor& stack) {
   return {torch::stable::contiguous(stack), order, size};
 }
 
-// Uninitialised, [lead, *shape] (without lead: [*shape]) with the kernels' order.
+// An uninitialised tensor [lead, *shape], or [*shape] without lead, in the kernels' memory order.
 Tensor empty_like(const Flat& stack, ScalarType type, std::optional<int64_t> lead) {
   const int64_t dims = static_cast<int64_t>(stack.order.size());
   Ints sizes(dims), strides(dims);
@@ -106,8 +106,8 @@ void blend(const std::vector<Flat>& stacks, const Tensor& alpha, const Ints& sta
   std::vector<FlatBlend> blends;
   for (size_t i = 0; i < stacks.size(); ++i) {
     const Tensor& stack = stacks[i].tensor;
-    blends.push_back({stack.const_data_ptr(), number_of(stack.scalar_type()), stack.size(0), stack.stride(0),
-                      values.data() + starts[i], outputs[i].mutable_data_ptr(), number_of(outputs[i].scalar_type())});
+    blends.push_back({stack.const_data_ptr(), number_type(stack.scalar_type()), stack.size(0), stack.stride(0),
+                      values.data() + starts[i], outputs[i].mutable_data_ptr(), number_type(outputs[i].scalar_type())});
   }
   for_each(items_of(stacks),
            [&](size_t, const Item& item) { best_kernels().flat_blend(blends[item.stack], item.begin, item.end); });
@@ -128,8 +128,9 @@ void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, co
   std::vector<Flat> stacks;
   for (const Tensor& parameter : parameters) stacks.push_back(flat(parameter));
   for (size_t i = 0; i < stacks.size(); ++i) {
-    STD_TORCH_CHECK(lies_in(outputs[i], 0, stacks[i].order),
-                    "tunable_parameters: outputs must lie as one kernel of their stack for backend 'cpp'");
+    STD_TORCH_CHECK(
+        lies_in(outputs[i], 0, stacks[i].order),
+        "tunable_parameters: outputs must have the memory layout of their stack's kernels for backend 'cpp'");
   }
   blend(stacks, alpha, starts, outputs);
 }
@@ -151,9 +152,9 @@ Tensors backward(const Tensors& grad_outputs, const Tensors& parameters, const T
       torch::stable::copy_(gradients[i], grad_outputs[i]);
     }
     results.push_back(mask[i] ? empty_like(stack, type, stack.tensor.size(0)) : empty(stack.tensor, {0}, type));
-    contracts.push_back({stack.tensor.const_data_ptr(), number_of(type), stack.tensor.size(0), stack.tensor.stride(0),
+    contracts.push_back({stack.tensor.const_data_ptr(), number_type(type), stack.tensor.size(0), stack.tensor.stride(0),
                          values.data() + starts[i], gradients[i].const_data_ptr(),
-                         number_of(gradients[i].scalar_type()), mask[i] ? results[i].mutable_data_ptr() : nullptr,
+                         number_type(gradients[i].scalar_type()), mask[i] ? results[i].mutable_data_ptr() : nullptr,
                          stack.size});
   }
   const std::vector<Item> items = items_of(stacks);

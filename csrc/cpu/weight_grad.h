@@ -1,24 +1,24 @@
-// Gradient of the blended kernel: outer products of input channels and output gradients, summed over pixels.
-// A tile's sum over a block of rows starts at zero and is added to memory once: partial sums keep fp32 accurate, and
-// the order of the additions depends on the shape alone.
+// Gradient of the blended kernel: outer products of input channels and output gradients, summed over pixels. Each tile
+// sums a block of rows from zero and adds it to memory once: short partial sums limit the fp32 rounding error, and the
+// order of the additions depends only on the shape.
 namespace tunable_ops::TO_ISA {
 
-// The output positions [begin, end) at which a tap falls on the picture.
+// The output positions [begin, end) at which a tap falls inside the image.
 inline Range valid_outputs(int64_t tap, int64_t dilation, int64_t stride, int64_t pad, int64_t size, int64_t count) {
   const int64_t offset = tap * dilation - pad;
   const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride);
-  const int64_t end = offset >= size ? 0 : least(count, (size - 1 - offset) / stride + 1);
-  return {begin, most(begin, end)};
+  const int64_t end = offset >= size ? 0 : min(count, (size - 1 - offset) / stride + 1);
+  return {begin, max(begin, end)};
 }
 
 struct GradTile {
-  const float* input;  // at the tap of the first pixel, first channel of the tile
+  const float* input;  // at the tap of the first pixel and the tile's first channel
   const float* grad;
   int64_t rows, pixels;
   int64_t in_row, in_pixel, grad_row, grad_pixel;
   float* target;  // [channels][vectors * lanes]
   int64_t lanes;  // of the last vector
-  bool first;     // the target holds nothing yet
+  bool first;     // the target is uninitialised
 };
 
 template <bool kWhole, int kVectors>
@@ -87,14 +87,14 @@ inline int64_t channel_tiles(const Panels& p, int64_t panel) {
   return ceil_div(p.channels, kRows[p.panel_vectors(panel)]);
 }
 
-// Tiles of one sample: every tap of every panel by blocks of channels, and one for the sums of a panel's gradients.
+// Tiles of one sample: (panel, tap, block of channels), and one per panel for the sums of its gradients.
 int64_t dense_weight_grad_tiles(const Panels& p) {
   int64_t count = 0;
   for (int64_t panel = 0; panel < p.count(); ++panel) count += p.taps() * channel_tiles(p, panel) + 1;
   return count * p.groups;
 }
 
-// Where the work is: a sample, a block [y, y_end) of output rows, a panel.
+// The current position: a sample, a block [y, y_end) of output rows, a panel.
 struct GradPlace {
   const float* input;
   const float* grad;
@@ -109,9 +109,9 @@ inline void tap_gradient(const WeightGradRun& run, const GradPlace& at, int64_t 
   const int64_t r = tap / c.taps_w, s = tap % c.taps_w;
   const Range rows = valid_outputs(r, c.dilation_h, c.stride_h, c.pad_h, c.in_h, c.out_h);
   const Range columns = valid_outputs(s, c.dilation_w, c.stride_w, c.pad_w, c.in_w, c.out_w);
-  const int64_t y = most(at.y, rows.begin);
+  const int64_t y = max(at.y, rows.begin);
   GradTile tile;
-  tile.rows = most(0, least(at.y_end, rows.end) - y);
+  tile.rows = max(0, min(at.y_end, rows.end) - y);
   tile.pixels = columns.end - columns.begin;
   tile.in_row = c.stride_h * c.in_row;
   tile.in_pixel = c.stride_w * c.in_pixel;
@@ -142,7 +142,7 @@ inline void tap_gradient(const WeightGradRun& run, const GradPlace& at, int64_t 
   }
 }
 
-// Sums of a panel's output gradients over the block.
+// Sums a panel's output gradients over the block of rows.
 inline void sum_gradients(const WeightGradRun& run, const GradPlace& at) {
   const Conv& c = run.conv;
   if (!at.sums) return;
@@ -161,7 +161,7 @@ inline void sum_gradients(const WeightGradRun& run, const GradPlace& at) {
   }
 }
 
-// The tiles [begin, end) of one sample over one block of rows.
+// Computes tiles [begin, end) of one sample over one block of rows.
 inline void block_gradient(const WeightGradRun& run, GradPlace at, int64_t begin, int64_t end) {
   const Panels& p = run.panels;
   const GradPlace start = at;
@@ -170,13 +170,13 @@ inline void block_gradient(const WeightGradRun& run, GradPlace at, int64_t begin
     for (at.panel = 0; at.panel < p.count(); ++at.panel) {
       const int64_t tiles = channel_tiles(p, at.panel), outputs = at.panel * p.width * kLanes;
       at.vectors = p.panel_vectors(at.panel);
-      at.lanes = least(kLanes, p.outputs - outputs - (at.vectors - 1) * kLanes);
+      at.lanes = min(kLanes, p.outputs - outputs - (at.vectors - 1) * kLanes);
       at.input = start.input + at.group * p.channels;
       at.grad = start.grad + at.group * p.outputs + outputs;
       at.gradient = start.gradient + p.offset(at.group, at.panel);
       at.sums = start.sums ? start.sums + at.group * p.vectors() * kLanes + outputs : nullptr;
       for (int64_t tap = 0; tap < p.taps(); ++tap, index += tiles) {
-        const int64_t from = most(0, begin - index), to = least(tiles, end - index);
+        const int64_t from = max(0, begin - index), to = min(tiles, end - index);
         if (from < to && start.gradient) tap_gradient(run, at, tap, from, to);
       }
       if (index >= begin && index < end) sum_gradients(run, at);
@@ -185,13 +185,13 @@ inline void block_gradient(const WeightGradRun& run, GradPlace at, int64_t begin
   }
 }
 
-// Enough pixels that loading and storing the accumulators costs little, few enough that a block stays in cache.
+// Enough pixels to amortise loading and storing the accumulators, few enough that a block stays in the cache.
 constexpr int64_t kGradPixels = 96;
 
 void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;
   const int64_t tiles = dense_weight_grad_tiles(run.panels);
-  const int64_t block = most(1, kGradPixels / most(1, c.out_w)), sums_size = c.groups * run.panels.vectors() * kLanes;
+  const int64_t block = max(1, kGradPixels / max(1, c.out_w)), sums_size = c.groups * run.panels.vectors() * kLanes;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t part = item % run.parts, index = item / run.parts;  // index: sample and segment
     const int64_t segment = index % run.segments, sample = index / run.segments;
@@ -203,14 +203,14 @@ void dense_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
     at.sums = run.sums ? run.sums + index * sums_size : nullptr;
     for (int64_t y = y_begin; y < y_end; y += block) {
       at.y = y;
-      at.y_end = least(y + block, y_end);
+      at.y_end = min(y + block, y_end);
       at.first = y == y_begin;
       block_gradient(run, at, tiles * part / run.parts, tiles * (part + 1) / run.parts);
     }
   }
 }
 
-// One tap of one row for a vector of channels; two chains of additions.
+// One tap of one row for a vector of channels; two accumulators shorten the dependency chain.
 template <bool kWhole>
 inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t grad_pixel,
                          int64_t lanes) {
@@ -228,7 +228,7 @@ inline Vec depthwise_dot(const float* x, const float* g, int64_t count, int64_t 
   return even + odd;
 }
 
-// Three neighbouring taps share every load of the gradient.
+// Three adjacent taps share each load of the gradient.
 inline void depthwise_dot3(const float* x, const float* g, int64_t count, int64_t in_pixel, int64_t column,
                            int64_t grad_pixel, Vec* sums) {
   Vec even[3] = {}, odd[3] = {};
@@ -247,8 +247,8 @@ inline void depthwise_dot3(const float* x, const float* g, int64_t count, int64_
   }
 }
 
-// The taps of one kernel row over one output row, added to target [taps_w][all channels]; columns: the output columns
-// at which each tap falls on the picture.
+// Adds the taps of one kernel row over one output row to target [taps_w][all channels]. `columns` holds the output
+// columns at which each tap falls inside the image.
 inline void depthwise_row_gradient(const Conv& c, const Range* columns, const float* input, const float* grad,
                                    int64_t channel, int64_t lanes, float* target, int64_t row_size) {
   const int64_t in_pixel = c.stride_w * c.in_pixel, column = c.dilation_w * c.in_pixel;
@@ -261,7 +261,7 @@ inline void depthwise_row_gradient(const Conv& c, const Range* columns, const fl
       if (begin < end) {
         Vec sums[3] = {};
         depthwise_dot3(x + begin * in_pixel, g + begin * c.out_pixel, end - begin, in_pixel, column, c.out_pixel, sums);
-        for (int64_t i = 0; i < 3; ++i) {  // and what is left at the borders
+        for (int64_t i = 0; i < 3; ++i) {  // and the remaining columns at the borders
           for (int64_t o = columns[s + i].begin; o < begin; ++o) {
             sums[i] += load(x + o * in_pixel + i * column) * load(g + o * c.out_pixel);
           }
@@ -304,7 +304,7 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
       const float* grad = run.grad_output + sample * c.out_sample + y * c.out_row;
       const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
       for (int64_t channel = 0; channel < c.groups; channel += kLanes) {
-        const int64_t lanes = least(kLanes, c.groups - channel);
+        const int64_t lanes = min(kLanes, c.groups - channel);
         for (int64_t r = rows.begin; run.gradient && r < rows.end; ++r) {
           const float* input =
               run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;

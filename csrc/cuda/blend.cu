@@ -1,4 +1,4 @@
-// The blend in a pass of its own: any strides, any number of kernels; also what transposes them for the gradient.
+// The blend as a separate pass, for any strides and number of kernels. Also transposes kernels for the input gradient.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class T, int kMost>
+template <class T, int kMaxP>
 TO_KERNEL(kThreads, 1)
 blend_kernel(TO_RUN BlendRun run) {
   const Stack& s = run.stack;
@@ -20,15 +20,15 @@ blend_kernel(TO_RUN BlendRun run) {
   const int32_t output = group * outputs + (run.transposed ? at_inner : at_outer);
   const int32_t channel = run.transposed ? at_outer : at_inner;
   const int64_t from = output * s.output + channel * s.channel + tap / s.taps_w * s.tap_h + tap % s.taps_w * s.tap_w;
-  float values[kMost];
+  float values[kMaxP];
 #pragma unroll
-  for (int p = 0; p < kMost; ++p) {
+  for (int p = 0; p < kMaxP; ++p) {
     values[p] = p < s.kernels ? to_float(static_cast<const T*>(s.data)[p * s.kernel + from]) : 0.0f;
   }
   for (int32_t row = 0; row < run.rows; ++row) {
     float total = 0;
 #pragma unroll
-    for (int p = 0; p < kMost; ++p) {
+    for (int p = 0; p < kMaxP; ++p) {
       if (p < s.kernels) total = fmaf(alpha_of(run.alpha, row, p), values[p], total);
     }
     static_cast<T*>(run.blended)[static_cast<int64_t>(row) * size + index] = from_float<T>(total);

@@ -1,5 +1,5 @@
-// The dense convolution as an implicit matrix product: rows are destination pixels, columns outputs, and the sum runs
-// over taps and channels. Pixels are gathered, and kernels blended, on their way into shared memory.
+// The dense convolution as an implicit matrix product: rows are destination pixels, columns are outputs, and the sum
+// runs over taps and channels. Pixels are gathered into shared memory; kernels are blended there.
 #pragma once
 
 #include "tile.cuh"
@@ -8,7 +8,7 @@ namespace tunable_ops::cuda {
 
 constexpr int kConvStages = 3;
 
-// A block's share of a ConvRun.
+// A block's part of a ConvRun.
 struct ConvBlock {
   Axis y, x;
   int32_t group, problem, first_sample, rows, row, column;
@@ -24,7 +24,7 @@ struct ConvBlock {
         column(place.tile_n * tile_columns) {}
 };
 
-// Where the sum stands: a tap and a block of channels.
+// The current position of the sum: a tap and a block of channels.
 struct Cursor {
   int32_t y = 0, x = 0, channel = 0;
 
@@ -38,7 +38,7 @@ struct Cursor {
   }
 };
 
-// Rows of pixels into shared memory, four 16-byte chunks each; a thread has the same chunk of several rows.
+// Loads rows of pixels into shared memory, four 16-byte chunks each. A thread loads the same chunk of several rows.
 template <class T, int kRows, int kThreads>
 struct PixelLoader {
   static constexpr int kOwn = kRows * 4 / kThreads, kApart = kThreads / 4;
@@ -51,7 +51,7 @@ struct PixelLoader {
       const int32_t row = block.row + static_cast<int32_t>(threadIdx.x) / 4 + i * kApart;
       const Pixel p = pixel_of(row < block.rows ? row : 0, block.y.count, block.x.count);
       sample[i] = (block.first_sample + p.sample) * run.source.sample + block.group * run.channels * run.source.channel;
-      y[i] = row < block.rows ? block.y.source(p.y) : INT32_MIN / 2;  // outside for every tap
+      y[i] = row < block.rows ? block.y.source(p.y) : INT32_MIN / 2;  // outside the image for every tap
       x[i] = block.x.source(p.x);
     }
   }
@@ -76,7 +76,7 @@ struct PixelLoader {
     }
   }
 
-  // Any strides and channels: the taps and channels are one dimension, so that few channels waste nothing.
+  // For any strides and channels: taps and channels form one dimension, so that few channels need no padding.
   TO_DEVICE void load_elements(unsigned char* tile, const ConvRun& run, const ConvBlock& block, int32_t first) const {
     const T* input = static_cast<const T*>(run.input);
     const int32_t chunk = static_cast<int32_t>(threadIdx.x) % 4;
@@ -95,11 +95,11 @@ struct PixelLoader {
   }
 };
 
-// Rows of kernels into shared memory: as they are, or one tile per kernel of the stack, to be blended there.
+// Loads rows of kernels into shared memory: blended ones, or one tile per kernel of the stack to be blended there.
 template <class T, int kColumns, int kThreads>
 struct KernelLoader {
   static constexpr int kOwn = kColumns * 4 / kThreads, kApart = kThreads / 4, kTileBytes = kColumns * kRowBytes;
-  static_assert(kOwn * kThreads == kColumns * 4, "every chunk has a thread");
+  static_assert(kOwn * kThreads == kColumns * 4, "every chunk needs a thread");
 
   TO_DEVICE static int32_t tap_of(const ConvRun& run, const ConvBlock& block, int32_t y, int32_t x) {
     return block.y.tap(y) * run.x.taps + block.x.tap(x);
@@ -143,7 +143,7 @@ struct KernelLoader {
     }
   }
 
-  // In fp32, rounded once.
+  // Accumulates in fp32 and rounds once.
   TO_DEVICE static void blend(unsigned char* blended, const unsigned char* tiles, const float* alpha, int32_t kernels) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -162,13 +162,14 @@ struct KernelLoader {
   }
 };
 
-// The shared memory of a block: stages of pixels and kernels, the blended kernels, bias and alpha. The sums take the
-// stages' place at the end.
+// The shared memory of a block: stages of pixels and kernels, blended kernels, bias and alpha. The sums reuse the
+// memory of the stages at the end.
 template <class Tile>
 struct ConvMemory {
   static constexpr int kPixelBytes = Tile::kRows * kRowBytes, kKernelBytes = Tile::kColumns * kRowBytes;
   static constexpr int kRowOfSums = Tile::kColumns + 4;
-  static_assert(Tile::kRows * kRowOfSums * 4 <= kConvStages * (kPixelBytes + kKernelBytes), "the sums fit the stages");
+  static_assert(Tile::kRows * kRowOfSums * 4 <= kConvStages * (kPixelBytes + kKernelBytes),
+                "the sums must fit into the stages");
   int32_t stage_bytes, blended, bias, alpha, bytes;
 
   TO_HD constexpr explicit ConvMemory(const ConvRun& run)
@@ -193,7 +194,7 @@ struct ConvGrid {
   }
 };
 
-// Bias, activation, one rounding; 16 bytes at a time where outputs allow it.
+// Adds the bias, applies the activation and rounds once. Stores 16 bytes at a time if possible.
 template <class Tile>
 TO_DEVICE void store_sums(const ConvRun& run, const ConvBlock& block, const float* sums, const float* bias) {
   using T = typename Tile::T;
@@ -232,7 +233,7 @@ conv_kernel(TO_RUN ConvRun run) {
   const ConvGrid<Tile> grid(run);
   const ConvBlock block(run, place_of(blockIdx.x, grid.tiles_n, grid.tiles_m, run.groups, run.problems), Tile::kRows,
                         Tile::kColumns);
-  if (block.row >= block.rows) return;  // a phase with fewer pixels than the first
+  if (block.row >= block.rows) return;  // this phase has fewer pixels than the first
   unsigned char* memory = shared_memory();
   const ConvMemory<Tile> layout(run);
   float* bias = reinterpret_cast<float*>(memory + layout.bias);
@@ -266,7 +267,7 @@ conv_kernel(TO_RUN ConvRun run) {
       }
       ++loaded;
     }
-    commit_copies();  // an empty group keeps the count
+    commit_copies();  // possibly an empty group, which keeps the count right
   };
 #pragma unroll
   for (int i = 0; i < kConvStages - 1; ++i) load(i);
@@ -275,7 +276,7 @@ conv_kernel(TO_RUN ConvRun run) {
   tile.clear();
   for (int32_t step = 0; step < steps; ++step) {
     wait_copies<kConvStages - 2>();
-    block_sync();  // this stage is there for all, and nobody reads the one before it any more
+    block_sync();  // this stage is visible to all threads, and the previous one is free
     load(stage == 0 ? kConvStages - 1 : stage - 1);
     const unsigned char* tile_a = memory + stage * layout.stage_bytes;
     const unsigned char* tile_b = tile_a + ConvMemory<Tile>::kPixelBytes;
@@ -291,8 +292,8 @@ conv_kernel(TO_RUN ConvRun run) {
   block_sync();
   float* sums = reinterpret_cast<float*>(memory);
   tile.each_pair([&](int32_t m, int32_t n, float v0, float v1) {
-    Few<float, 2> pair{{v0, v1}};
-    *reinterpret_cast<Few<float, 2>*>(sums + m * ConvMemory<Tile>::kRowOfSums + n) = pair;
+    AlignedArray<float, 2> pair{{v0, v1}};
+    *reinterpret_cast<AlignedArray<float, 2>*>(sums + m * ConvMemory<Tile>::kRowOfSums + n) = pair;
   });
   block_sync();
   store_sums<Tile>(run, block, sums, bias);
@@ -304,8 +305,8 @@ const char* launch_conv_tile(const ConvRun& run, void* stream) {
                 ConvMemory<Tile>(run).bytes, stream, run);
 }
 
-// A block of 128 x 64 reads least per product; smaller ones fill the device where there are few. By arithmetic, for
-// the 132 multiprocessors of an H200: two waves.
+// Tiles of 128 x 64 read the least memory per product; smaller ones occupy more multiprocessors. The threshold is an
+// estimate, not measured: two waves on the 132 multiprocessors of an H200.
 template <class Math>
 const char* launch_tensor_conv(const ConvRun& run, void* stream) {
   using Small = TensorTile<Math, 64, 64, 2, 2>;

@@ -1,14 +1,14 @@
-// Depthwise convolutions: a thread has a vector of channels (one in contiguous pictures); the block blends its
-// channels' kernels into shared memory and keeps them.
+// Depthwise convolutions: a thread computes a vector of channels (one channel in contiguous images). The block blends
+// its channels' kernels into shared memory once.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kGroupsPerThread = 4;  // of pixels
+constexpr int kGroupsPerThread = 4;  // groups of pixels
 
-// Tiles of a DepthwiseRun: channels, and groups of kPixels neighbours in a row of the destination.
+// Tiles of a DepthwiseRun: channels by groups of `pixels` neighbours in a destination row.
 struct DepthwiseGrid {
   int32_t tiles_n, tiles_m, phases, groups_per_block;
   TO_HD constexpr DepthwiseGrid(const DepthwiseRun& run, int32_t vector, int32_t pixels)
@@ -21,38 +21,38 @@ struct DepthwiseGrid {
   }
 };
 
-// A thread's place: its channels, and what is read and written there.
+// A thread's work: its channels, and their offsets in source and target.
 template <class T, int kVector_>
 struct DepthwiseThread {
   const DepthwiseRun& run;
   const Axis& y;
   const Axis& x;
-  const float* weights;  // [taps][width], at the thread's channels
+  const float* weights;  // [taps][width], from the thread's first channel on
   int32_t width;
   int64_t source, target;
   const float* bias;
 
-  TO_DEVICE Few<T, kVector_> load(int32_t at_y, int32_t at_x) const {
+  TO_DEVICE AlignedArray<T, kVector_> load(int32_t at_y, int32_t at_x) const {
     if (at_y < 0 || at_y >= y.src_size || at_x < 0 || at_x >= x.src_size) {
-      Few<T, kVector_> zeros;
+      AlignedArray<T, kVector_> zeros;
 #pragma unroll
       for (int e = 0; e < kVector_; ++e) zeros.data[e] = from_float<T>(0.0f);
       return zeros;
     }
     const T* from = static_cast<const T*>(run.input) + source + (at_y * run.source.row + at_x * run.source.pixel);
-    return *reinterpret_cast<const Few<T, kVector_>*>(from);
+    return *reinterpret_cast<const AlignedArray<T, kVector_>*>(from);
   }
 
   TO_DEVICE void store(int32_t i, int32_t j, const float (&sums)[kVector_]) const {
-    Few<T, kVector_> result;
+    AlignedArray<T, kVector_> result;
 #pragma unroll
     for (int e = 0; e < kVector_; ++e) result.data[e] = from_float<T>(activate(sums[e] + bias[e], run.activation));
     T* to = static_cast<T*>(run.output) + target +
             (y.destination(i) * run.target.row + x.destination(j) * run.target.pixel);
-    *reinterpret_cast<Few<T, kVector_>*>(to) = result;
+    *reinterpret_cast<AlignedArray<T, kVector_>*>(to) = result;
   }
 
-  // One pixel, any geometry.
+  // One pixel, for any geometry.
   TO_DEVICE void pixel(int32_t i, int32_t j) const {
     float sums[kVector_] = {};
     for (int32_t r = 0; r < y.taps; ++r) {
@@ -66,18 +66,19 @@ struct DepthwiseThread {
     store(i, j, sums);
   }
 
-  // Four neighbours under 3 x 3 dense taps: six columns serve them all, and a row of taps stays in registers.
+  // Four adjacent pixels of a 3x3 convolution with stride and dilation 1: they share six columns, and a row of taps
+  // stays in registers.
   TO_DEVICE void four_pixels(int32_t i, int32_t j) const {
     float sums[4][kVector_] = {};
 #pragma unroll
     for (int r = 0; r < 3; ++r) {
-      Few<T, kVector_> columns[6];
+      AlignedArray<T, kVector_> columns[6];
 #pragma unroll
       for (int s = 0; s < 6; ++s) columns[s] = load(y.source(i) + r, x.source(j) + s);
       float taps[3][kVector_];
 #pragma unroll
       for (int s = 0; s < 3; ++s) {
-        const auto row = *reinterpret_cast<const Few<float, kVector_>*>(weights + (r * 3 + s) * width);
+        const auto row = *reinterpret_cast<const AlignedArray<float, kVector_>*>(weights + (r * 3 + s) * width);
 #pragma unroll
         for (int e = 0; e < kVector_; ++e) taps[s][e] = row.data[e];
       }

@@ -1,3 +1,4 @@
+// Compiled by nvcc: the .cpp files are built without CUDA headers.
 #include <cuda_runtime.h>
 
 #include "params.h"

@@ -1,4 +1,4 @@
-// Index arithmetic of the CUDA kernels: plain C++, the same on host and device, and tested on the host against loops.
+// Index arithmetic of the CUDA kernels. Plain C++ for host and device, tested on the host against loops.
 #pragma once
 
 #include <cstdint>
@@ -25,14 +25,14 @@ TO_HD constexpr int32_t greatest_common_divisor(int32_t a, int32_t b) {
   return a;
 }
 
-// One spatial dimension of the convolution itself, whichever pass it serves.
+// One spatial dimension of the convolution, regardless of the pass.
 struct Extent {
   int32_t in, out, taps, stride, dilation, pad;
 };
 
-// One spatial dimension of a pass. Destination pixel i of `count` lies at dst_offset + i * dst_scale; tap t of `taps`
-// is tap tap_first + t * tap_step of the kernel and meets source pixel i * src_scale + src_offset + t * src_step, or
-// padding where that is outside [0, src_size).
+// One spatial dimension of a pass. Destination pixel i < count is at dst_offset + i * dst_scale. Tap t < taps is tap
+// tap_first + t * tap_step of the kernel and reads source pixel i * src_scale + src_offset + t * src_step, or padding
+// if that is outside [0, src_size).
 struct Axis {
   int32_t count, taps, tap_first, tap_step;
   int32_t src_scale, src_offset, src_step, src_size;
@@ -47,8 +47,8 @@ TO_HD constexpr Axis forward_axis(const Extent& e) {
   return {e.out, e.taps, 0, 1, e.stride, -e.pad, e.dilation, e.in, 0, 1};
 }
 
-// The gradient of the inputs phase, phase + stride, ...: every step-th tap reaches them, in descending order, so that
-// the source ascends. A phase that no tap reaches has none, and its gradient is zero.
+// The gradient of inputs phase, phase + stride, ...: every step-th tap contributes, in descending order so that source
+// positions ascend. A phase that no tap reaches has no taps, and its gradient is zero.
 TO_HD constexpr Axis gradient_axis(const Extent& e, int32_t phase) {
   const int32_t divisor = greatest_common_divisor(e.stride, e.dilation);
   const int32_t step = e.stride / divisor, src_step = e.dilation / divisor;
@@ -75,7 +75,7 @@ TO_HD constexpr Pixel pixel_of(int32_t index, int32_t height, int32_t width) {
   return {row / height, row % height, index - row * width};
 }
 
-// A block's place in a grid of one dimension; `tile_n` is the fastest, so that neighbours share pixels.
+// A block's coordinates in a one-dimensional grid; `tile_n` varies fastest, so that neighbouring blocks share pixels.
 struct Place {
   int32_t tile_n, tile_m, group, problem, phase;
 };
@@ -102,14 +102,14 @@ TO_HD constexpr Range part_of(int64_t count, int32_t parts, int32_t index) {
   return {count * index / parts, count * (index + 1) / parts};
 }
 
-// Shared memory: rows of 64 bytes; 16-byte chunks swapped so that eight rows of one chunk meet all 32 banks.
+// Shared memory with rows of 64 bytes. 16-byte chunks are swizzled so that eight rows of one chunk cover all 32 banks.
 constexpr int32_t kRowBytes = 64;
 TO_HD constexpr int32_t row_chunk_offset(int32_t row, int32_t chunk) {
   return row * kRowBytes + ((chunk ^ ((row >> 1) & 3)) << 4);
 }
 
-// Rows of 64 elements: 128 bytes in 16 bits (eight rows of one chunk meet all banks), 256 bytes in 32 bits (four rows
-// of two neighbouring chunks do).
+// Rows of 64 elements: 128 bytes for 16-bit types (eight rows of one chunk cover all banks), 256 bytes for fp32 (four
+// rows of two adjacent chunks do).
 template <int kElementBytes>
 TO_HD constexpr int32_t pixel_chunk_offset(int32_t row, int32_t chunk) {
   return kElementBytes == 2 ? row * 128 + ((chunk ^ (row & 7)) << 4) : row * 256 + ((chunk ^ ((row & 3) << 1)) << 4);

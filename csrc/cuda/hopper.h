@@ -1,4 +1,4 @@
-// Arithmetic of the wgmma kernel: tiles, shared memory, swizzles, descriptors. Plain C++, tested on the host.
+// Arithmetic of the wgmma kernel: tiles, shared memory layout, swizzles, descriptors. Plain C++, tested on the host.
 #pragma once
 
 #include <cstdint>
@@ -7,32 +7,33 @@
 
 namespace tunable_ops::cuda {
 
-constexpr int32_t kHopperPixels = 64;  // of a row: the M of one wgmma
-constexpr int32_t kHopperGroups = 2;   // warpgroups that multiply; one warp more starts the copies
+constexpr int32_t kHopperPixels = 64;  // pixels of a row: the M of one wgmma
+constexpr int32_t kHopperGroups = 2;   // warpgroups that multiply; one more warp issues the copies
 constexpr int32_t kHopperThreads = kHopperGroups * 128 + 32;
-constexpr int32_t kHopperMaxTaps = 7;                        // of a side
-constexpr int32_t kHopperSharedBytes = 227 << 10;            // that a block can have on compute capability 9.0
-constexpr int32_t kHopperMostSlots = 4, kHopperColumns = 32;  // that the epilogue exchanges at a time
+constexpr int32_t kHopperMaxTaps = 7;              // per dimension
+constexpr int32_t kHopperSharedBytes = 227 << 10;  // limit per block on compute capability 9.0
+constexpr int32_t kHopperMaxSlots = 4;
+constexpr int32_t kHopperColumns = 32;  // outputs that the epilogue exchanges at a time
 
-// The kernel's constants: channels of a step, outputs of a block, rows of pixels of a warpgroup.
+// Template constants of the kernel: channels per step, outputs per block, rows of pixels per warpgroup.
 struct HopperShape {
   int32_t channels, outputs, rows;
-  TO_HD constexpr int32_t row_bytes() const { return channels * 2; }  // of a pixel or an output: one swizzle span
+  TO_HD constexpr int32_t row_bytes() const { return channels * 2; }  // per pixel or output: one swizzle span
   TO_HD constexpr int32_t tile_rows() const { return rows * kHopperGroups; }
 };
 
-// Every one is instantiated; accumulators take rows * outputs / 2 registers of a thread.
+// All of them are instantiated. Accumulators take rows * outputs / 2 registers per thread.
 constexpr HopperShape kHopperShapes[] = {{16, 32, 4}, {32, 32, 4},  {32, 64, 3},
                                          {64, 64, 3}, {64, 128, 1}, {64, 128, 2}};
 
-// 16-byte chunks of a row of 32, 64 or 128 bytes change places by the bits of the address above the chunk's own, as in
-// the copies' and the products' swizzle modes. Rows start at multiples of their size.
+// Permutes the 16-byte chunks of a row of 32, 64 or 128 bytes like the swizzle modes of TMA and wgmma: XOR of the
+// chunk's index with address bits 7 and up. Rows start at multiples of their size.
 TO_HD constexpr int32_t swizzled(int32_t offset, int32_t row_bytes) {
   return offset ^ (((offset >> 7) & (row_bytes / 16 - 1)) << 4);
 }
 
-// A K-major operand of wgmma in shared memory, swizzled: rows of row_bytes, eight of them a group. The step along K
-// inside a row adds its bytes to the address.
+// Describes a swizzled K-major wgmma operand in shared memory: rows of row_bytes, in groups of eight. Steps along K
+// inside a row add their bytes to the address.
 TO_HD constexpr uint64_t matrix_descriptor(uint32_t address, int32_t row_bytes) {
   const uint64_t mode = row_bytes == 128 ? 1 : row_bytes == 64 ? 2 : 3;
   const uint64_t group = static_cast<uint64_t>(row_bytes) * 8;
@@ -42,9 +43,9 @@ constexpr uint64_t kDescriptorStep = 2;  // 16 elements of 2 bytes along K
 
 // The shared memory of a block.
 struct HopperMemory {
-  int32_t slot, panel, exchange, bias, barriers, bytes;  // a slot's bytes; then offsets, slots at 0
+  int32_t slot, panel, exchange, bias, barriers, bytes;        // bytes per slot; offsets (slots are at 0); total bytes
   static constexpr int32_t kExchangeRow = kHopperColumns + 4;  // floats
-  static constexpr int32_t kExchange = 16 * kExchangeRow * 4;  // bytes of a warp
+  static constexpr int32_t kExchange = 16 * kExchangeRow * 4;  // bytes per warp
 
   TO_HD constexpr HopperMemory(const HopperShape& shape, int32_t taps_h, int32_t taps_w, int32_t chunks, int32_t slots)
       : slot((shape.tile_rows() + taps_h - 1) * kHopperPixels * shape.row_bytes()),
@@ -55,14 +56,14 @@ struct HopperMemory {
         bytes(barriers + slots * 16) {}
 };
 
-// Which shape serves a layer, in how many chunks of channels and slots of pixels; slots is 0 where none fits.
+// The shape for a layer, the number of channel chunks, and the number of slots for pixels (0 if no shape fits).
 struct HopperPlan {
   int32_t shape, chunks, slots;
 };
 
-// The shape with the least time by arithmetic: products at 2048 per clock, pixels from the second-level cache at 24
-// bytes per clock, whichever takes longer; tails count in full. Of equals the one with fewer products, then the larger.
-// Two slots at least, so that copies run beside products.
+// Chooses the shape with the shortest estimated time, the maximum of 2048 products per clock and 24 bytes of pixels per
+// clock from the L2 cache; partial tiles count in full. Ties go to fewer products, then to the larger shape. Needs at
+// least two slots, so that copies overlap with products.
 constexpr HopperPlan hopper_plan(int32_t channels, int32_t outputs, int32_t taps_h, int32_t taps_w) {
   HopperPlan best{0, 0, 0};
   if (taps_h > kHopperMaxTaps || taps_w > kHopperMaxTaps || channels > 1024) return best;
@@ -70,13 +71,13 @@ constexpr HopperPlan hopper_plan(int32_t channels, int32_t outputs, int32_t taps
   for (int32_t i = 0; i < static_cast<int32_t>(sizeof(kHopperShapes) / sizeof(HopperShape)); ++i) {
     const HopperShape& s = kHopperShapes[i];
     const int32_t chunks = ceil_div(channels, s.channels);
-    int32_t slots = kHopperMostSlots;
+    int32_t slots = kHopperMaxSlots;
     while (slots > 1 && HopperMemory(s, taps_h, taps_w, chunks, slots).bytes > kHopperSharedBytes) --slots;
     if (slots < 2) continue;
     const int64_t padded = static_cast<int64_t>(chunks) * s.channels * ceil_div(outputs, s.outputs);
     const int64_t products = padded * s.outputs * taps_h * taps_w * s.tile_rows() * 24;
     const int64_t traffic = padded * taps_w * 2 * (s.tile_rows() + taps_h - 1) * 2048;
-    // Per row of pixels: 24 is a multiple of every shape's rows.
+    // Per row of pixels: 24 is a multiple of every shape's tile_rows().
     const int64_t scale = 24 / s.tile_rows(), time = (products > traffic ? products : traffic) * scale;
     if (best.slots > 0 && (time > least || (time == least && products * scale > fewest))) continue;
     best = {i, chunks, slots};
@@ -86,17 +87,18 @@ constexpr HopperPlan hopper_plan(int32_t channels, int32_t outputs, int32_t taps
   return best;
 }
 
-// Coordinates and sizes of a copy, in the hardware's format; the emulator has its own.
+// A CUtensorMap, or the emulator's equivalent.
 struct alignas(128) TensorMap {
   uint64_t words[16];
 };
 
-// `conv` without groups, strides, dilation, along these axes; tiles of tile_rows x kHopperPixels pixels, columns first.
+// `conv`, without groups, strides or dilation. Tiles have tile_rows x kHopperPixels pixels; their column index varies
+// fastest.
 struct HopperRun {
   ConvRun conv;
   Axis y, x;
   HopperPlan plan;
-  int32_t tiles_h, tiles_w, tiles_n, workers;  // workers: blocks that share the tiles of each tile of outputs
+  int32_t tiles_h, tiles_w, tiles_n, workers;  // workers: blocks per tile of outputs
   TensorMap pixels;
 };
 
@@ -108,7 +110,7 @@ TO_HD constexpr HopperPlace hopper_place(int32_t tile, const HopperRun& run, int
   return {row / run.tiles_h, row % run.tiles_h * tile_rows, (tile - row * run.tiles_w) * kHopperPixels};
 }
 
-// Each returns null, or what went wrong. `conv`, the axes and the plan are given; the launcher adds the rest.
+// Return null or an error message. The caller sets `conv`, the axes and the plan; the launcher sets the rest.
 const char* launch_hopper_conv_half(HopperRun& run, void* stream);
 const char* launch_hopper_conv_bfloat16(HopperRun& run, void* stream);
 

@@ -1,12 +1,12 @@
-// The dense convolution for compute capability 9.0, stride 1: a block blends its sample's kernels once into a panel in
-// shared memory and keeps it; only pixels are streamed.
+// The dense convolution for compute capability 9.0 and stride 1. A block blends its sample's kernels once into a panel
+// in shared memory, and then streams only pixels.
 //
-// - A tile is tile_rows() rows of 64 pixels, `outputs` outputs deep; every row is one wgmma accumulator. A block's
-//   tiles are consecutive, so that it stays with one sample as long as it can.
-// - A step is one column shift of one chunk of channels: a box of tile_rows() + kh - 1 rows, copied whole into a slot.
-//   Each of its rows serves kh kernel rows. What lies outside the picture arrives as zeros: that is the padding.
-// - One warp starts the copies, ahead by as many steps as there are slots; two warpgroups multiply, each for its rows.
-//   `full` barriers say that a slot's box is there, `empty` ones that the products that read it are done.
+// - A tile is tile_rows() rows of 64 pixels by `outputs` outputs; every row is one wgmma accumulator. A block's tiles
+//   are consecutive, so that it rarely changes sample.
+// - A step is one column shift of one chunk of channels: a box of tile_rows() + kh - 1 rows, copied into a slot. Each
+//   of its rows serves kh kernel rows. Pixels outside the image arrive as zeros, which implements padding.
+// - One warp issues the copies, ahead by as many steps as there are slots; two warpgroups multiply, each for its rows.
+//   `full` barriers signal that a slot's box has arrived, `empty` barriers that the products reading it are done.
 #pragma once
 
 #include "hopper_platform.cuh"
@@ -34,12 +34,13 @@ struct HopperTile {
   using T = typename Math::T;
   static constexpr HopperShape shape = kHopperShapes[kShape];
   static constexpr int32_t kRowBytes_ = shape.row_bytes(), kRows = shape.rows, kSums = shape.outputs / 2;
-  static constexpr int32_t kPictureRow = kHopperPixels * kRowBytes_;  // bytes of 64 pixels
+  static constexpr int32_t kImageRow = kHopperPixels * kRowBytes_;  // bytes of 64 pixels
   static constexpr int32_t kVectors = shape.channels / kVector<T>;
-  static_assert(kPictureRow % 1024 == 0 && shape.outputs * kRowBytes_ % 1024 == 0, "swizzles start anew in every tile");
+  static_assert(kImageRow % 1024 == 0 && shape.outputs * kRowBytes_ % 1024 == 0,
+                "tiles must be aligned to the swizzle pattern");
 };
 
-// A ring of slots: where the next step goes, and the parity of the phase it waits for.
+// A ring of slots: the slot of the next step, and the parity of the barrier phase it waits for.
 struct HopperRing {
   int32_t slots, slot = 0, parity = 0;
   TO_DEVICE explicit HopperRing(int32_t slots_) : slots(slots_) {}
@@ -50,7 +51,7 @@ struct HopperRing {
   }
 };
 
-// A block's part of the work, and its shared memory.
+// A block's tiles [begin, end), its first output `column`, and its shared memory.
 struct HopperBlock {
   HopperMemory layout;
   unsigned char* memory;
@@ -70,7 +71,7 @@ struct HopperBlock {
   }
 };
 
-// One thread: every step's box, as soon as its slot is free.
+// Runs on one thread: copies every step's box as soon as its slot is free.
 template <class Tile>
 TO_DEVICE void hopper_copies(const HopperRun& run, const HopperBlock& block) {
   prefetch_map(run.pixels);
@@ -79,7 +80,7 @@ TO_DEVICE void hopper_copies(const HopperRun& run, const HopperBlock& block) {
     const HopperPlace at = hopper_place(tile, run, Tile::shape.tile_rows());
     for (int32_t s = 0; s < run.x.taps; ++s) {
       for (int32_t chunk = 0; chunk < run.plan.chunks; ++chunk) {
-        barrier_wait(block.empty + ring.slot, ring.parity ^ 1);  // passes in the first round
+        barrier_wait(block.empty + ring.slot, ring.parity ^ 1);  // does not block in the first round
         barrier_arrive_expecting(block.full + ring.slot, block.layout.slot);
         load_box(block.memory + ring.slot * block.layout.slot, run.pixels, block.full + ring.slot,
                  chunk * Tile::shape.channels, run.x.source(at.column) + s, run.y.source(at.row), at.sample);
@@ -89,7 +90,8 @@ TO_DEVICE void hopper_copies(const HopperRun& run, const HopperBlock& block) {
   }
 }
 
-// The blended kernels of one row of alpha, rounded once, as [taps, chunks][outputs][channels]; and their bias.
+// Blends kernels and bias for one row of alpha. The kernels are rounded once and stored as
+// [taps, chunks][outputs][channels].
 template <class Tile>
 TO_DEVICE void hopper_blend(const HopperRun& run, const HopperBlock& block, int32_t row) {
   using T = typename Tile::T;
@@ -127,47 +129,48 @@ TO_DEVICE void hopper_blend(const HopperRun& run, const HopperBlock& block, int3
   }
 }
 
-// The products of one slot: kh kernel rows for each of the warpgroup's rows.
+// Multiplies one slot: kh kernel rows for each of the warpgroup's rows.
 template <class Tile>
 TO_DEVICE void hopper_multiply(float (&sums)[Tile::kRows][Tile::kSums], uint32_t pixels, uint32_t panel,
                                int32_t kernel_row, int32_t taps_h, bool first) {
 #pragma unroll 1
   for (int32_t r = 0; r < taps_h; ++r) {
     const uint64_t kernel = matrix_descriptor(panel + r * kernel_row, Tile::kRowBytes_);
-    const uint64_t row = matrix_descriptor(pixels + r * Tile::kPictureRow, Tile::kRowBytes_);
+    const uint64_t row = matrix_descriptor(pixels + r * Tile::kImageRow, Tile::kRowBytes_);
 #pragma unroll
     for (int k = 0; k < Tile::shape.channels / 16; ++k) {
 #pragma unroll
       for (int t = 0; t < Tile::kRows; ++t) {
-        Tile::Math::multiply(sums[t], row + k * kDescriptorStep + (t * Tile::kPictureRow >> 4),
+        Tile::Math::multiply(sums[t], row + k * kDescriptorStep + (t * Tile::kImageRow >> 4),
                              kernel + k * kDescriptorStep, !first || r > 0 || k > 0);
       }
     }
   }
 }
 
-// 16 pixels of one row, 32 outputs from `from` on: through the warp's own shared memory, so that stores are whole
-// vectors. Bias, activation, one rounding.
+// Stores 16 pixels of one row by 32 outputs from `from` on: adds the bias, applies the activation and rounds once. Goes
+// through the warp's own shared memory to store whole vectors.
 template <class Tile>
 TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, const float* sums, int32_t from,
                             const HopperPlace& at, float* exchange) {
   using T = typename Tile::T;
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  warp_sync();  // the last pieces were read
+  warp_sync();  // until the previous values have been read
 #pragma unroll
   for (int j = 0; j < kHopperColumns / 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Few<float, 2> pair{{sums[j * 4 + half * 2], sums[j * 4 + half * 2 + 1]}};
+      const AlignedArray<float, 2> pair{{sums[j * 4 + half * 2], sums[j * 4 + half * 2 + 1]}};
       const int32_t row = lane / 4 + half * 8;
-      *reinterpret_cast<Few<float, 2>*>(exchange + row * HopperMemory::kExchangeRow + j * 8 + lane % 4 * 2) = pair;
+      *reinterpret_cast<AlignedArray<float, 2>*>(exchange + row * HopperMemory::kExchangeRow + j * 8 + lane % 4 * 2) =
+          pair;
     }
   }
   warp_sync();
   const float* bias = reinterpret_cast<const float*>(block.memory + block.layout.bias) + from;
   const Activation activation = run.conv.activation;
   const bool costly = activation == Activation::kGelu || activation == Activation::kSilu;
-  if (costly) {  // in a loop of its own: the code stands here once per row of sums and 32 outputs
+  if (costly) {  // a separate loop, because this function is inlined once per row of sums and 32 outputs
 #pragma unroll 1
     for (int32_t row = 0; row < 16; ++row) {
       float& value = exchange[row * HopperMemory::kExchangeRow + lane];
@@ -176,7 +179,7 @@ TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, cons
     warp_sync();
   }
   const float below = activation == Activation::kRelu ? 0.0f : kLeakySlope;
-  const bool bends = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
+  const bool piecewise_linear = activation == Activation::kRelu || activation == Activation::kLeakyRelu;
   constexpr int32_t kParts = kHopperColumns / kVector<T>;
   const int32_t part = lane % kParts * kVector<T>, column = block.column + from + part;
   if (at.row >= run.y.count || column >= run.conv.outputs) return;
@@ -188,21 +191,21 @@ TO_DEVICE void hopper_store(const HopperRun& run, const HopperBlock& block, cons
 #pragma unroll
     for (int e = 0; e < kVector<T>; ++e) {
       float value = exchange[row * HopperMemory::kExchangeRow + part + e] + (costly ? 0.0f : bias[part + e]);
-      if (bends && value < 0) value = below == 0 ? 0.0f : value * below;  // as in `activate`
+      if (piecewise_linear && value < 0) value = below == 0 ? 0.0f : value * below;  // as in `activate`
       result.data[e] = from_float<T>(value);
     }
     *reinterpret_cast<Pack<T>*>(output + (at.column + row) * run.conv.target.pixel + column) = result;
   }
 }
 
-// The warpgroups that multiply.
+// Runs on the warpgroups that multiply.
 template <class Tile>
 TO_DEVICE void hopper_products(const HopperRun& run, const HopperBlock& block, int32_t warp) {
   const int32_t group = warp / 4, lane = static_cast<int32_t>(threadIdx.x) % 32;
   float* exchange = reinterpret_cast<float*>(block.memory + block.layout.exchange + warp * HopperMemory::kExchange);
-  const uint32_t slots = shared_address(block.memory) + group * Tile::kRows * Tile::kPictureRow;
+  const uint32_t slots = shared_address(block.memory) + group * Tile::kRows * Tile::kImageRow;
   const uint32_t panel = shared_address(block.memory) + block.layout.panel;
-  constexpr int32_t kKernel = Tile::shape.outputs * Tile::kRowBytes_;  // bytes of a tap's chunk
+  constexpr int32_t kKernel = Tile::shape.outputs * Tile::kRowBytes_;  // bytes of one chunk of a tap
   const int32_t steps = run.x.taps * run.plan.chunks;
   HopperRing ring(run.plan.slots);
   int32_t blended = -1;
@@ -210,7 +213,7 @@ TO_DEVICE void hopper_products(const HopperRun& run, const HopperBlock& block, i
     HopperPlace at = hopper_place(tile, run, Tile::shape.tile_rows());
     const int32_t row = run.conv.problems == 1 ? 0 : at.sample;
     if (row != blended) {
-      named_sync(1, kHopperGroups * 128);  // nobody reads the panel any more
+      named_sync(1, kHopperGroups * 128);  // until the old panel is no longer read
       hopper_blend<Tile>(run, block, row);
       products_fence();
       named_sync(1, kHopperGroups * 128);
@@ -229,7 +232,7 @@ TO_DEVICE void hopper_products(const HopperRun& run, const HopperBlock& block, i
                             run.y.taps, step == 0);
       products_commit();
       products_wait<1>();
-      if (step > 0 && lane == 0) barrier_arrive(block.empty + last);  // the step before is done
+      if (step > 0 && lane == 0) barrier_arrive(block.empty + last);  // the previous step is done
       last = ring.slot;
       ring.advance();
     }
@@ -259,7 +262,7 @@ hopper_conv_kernel(TO_RUN HopperRun run) {
   if (threadIdx.x == 0) {
     for (int32_t i = 0; i < run.plan.slots; ++i) {
       barrier_init(block.full + i, 1);
-      barrier_init(block.empty + i, kHopperGroups * 4);  // a lane of every warp
+      barrier_init(block.empty + i, kHopperGroups * 4);  // one lane of every warp
     }
     barrier_init_fence();
   }
@@ -303,7 +306,7 @@ const char* launch_hopper(HopperRun& run, void* stream) {
     if (run.plan.shape == kShape) return launch_hopper_tile<HopperTile<Math, kShape>>(run, stream);
     return launch_hopper<Math, kShape + 1>(run, stream);
   }
-  return "no tile of its serves the layer";
+  return "no tile shape supports the layer";
 }
 
 }  // namespace tunable_ops::cuda

@@ -1,5 +1,5 @@
-// What the wgmma kernel uses of CUDA beyond platform.cuh: barriers, tensor copies, products of warpgroups. The same
-// names stand in the emulator.
+// The CUDA features that the wgmma kernel uses beyond platform.cuh: barriers, tensor copies, warpgroup products. The
+// emulator implements the same functions.
 #pragma once
 
 #include "hopper.h"
@@ -9,7 +9,7 @@
 
 #include <cuda.h>
 
-// Code for compute capability 9.0 alone; elsewhere the kernels are empty and the launcher refuses.
+// Only compute capability 9.0 has this code; for others the kernels are empty and the launcher returns an error.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TO_HOPPER 1
 #else
@@ -18,11 +18,11 @@
 
 namespace tunable_ops::cuda {
 
-// The same value for the whole warp, and known as such to the compiler.
+// Broadcasts the value of lane 0, so that the compiler knows it to be uniform in the warp.
 TO_DEVICE int32_t warp_uniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
 TO_DEVICE void warp_sync() { __syncwarp(); }
 
-// A barrier of `threads` threads, beside block_sync (which is number 0).
+// A barrier for `threads` threads; block_sync is barrier 0.
 TO_DEVICE void named_sync(int32_t number, int32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
@@ -31,7 +31,7 @@ TO_DEVICE void barrier_init(uint64_t* barrier, int32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-// Makes initialised barriers known to the copies.
+// Makes initialised barriers visible to the copies.
 TO_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 TO_DEVICE void barrier_arrive(uint64_t* barrier) {
@@ -43,7 +43,7 @@ TO_DEVICE void barrier_arrive_expecting(uint64_t* barrier, int32_t bytes) {
                : "memory");
 }
 
-// Waits for the end of the phase with this parity.
+// Waits until the phase with this parity completes.
 TO_DEVICE void barrier_wait(uint64_t* barrier, int32_t parity) {
   asm volatile(
       "{\n"
@@ -56,7 +56,8 @@ TO_DEVICE void barrier_wait(uint64_t* barrier, int32_t parity) {
       : "memory");
 }
 
-// A box of pixels [rows, columns, channels] into shared memory, zeros outside the picture; `barrier` gets its bytes.
+// Copies a box of pixels [rows, columns, channels] into shared memory, with zeros outside the image, and reports its
+// bytes to `barrier`.
 TO_DEVICE void load_box(void* target, const TensorMap& map, uint64_t* barrier, int32_t channel, int32_t column,
                         int32_t row, int32_t sample) {
   asm volatile(
@@ -66,14 +67,12 @@ TO_DEVICE void load_box(void* target, const TensorMap& map, uint64_t* barrier, i
       : "memory");
 }
 
-TO_DEVICE void prefetch_map(const TensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
+TO_DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
-// This thread's writes to shared memory become visible to products.
+// Makes this thread's writes to shared memory visible to products.
 TO_DEVICE void products_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Before products, once the sums' registers were touched.
+// Needed before products if the registers of the sums were accessed.
 TO_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 TO_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kPending>
@@ -81,7 +80,7 @@ TO_DEVICE void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps the compiler from moving uses of the sums across.
+// Prevents the compiler from moving accesses to the sums across.
 template <int n>
 TO_DEVICE void products_pin(float (&sums)[n]) {
 #pragma unroll
@@ -92,33 +91,32 @@ TO_DEVICE void products_pin(float (&sums)[n]) {
 #define TO_EIGHT(c, i) TO_FOUR(c, i), TO_FOUR(c, i + 4)
 #define TO_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define TO_NAMES_32 TO_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define TO_NAMES_64                                                                                        \
-  TO_NAMES_32                                                                                              \
+#define TO_NAMES_64                                                                                       \
+  TO_NAMES_32                                                                                             \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
   "%57,%58,%59,%60,%61,%62,%63"
-#define TO_PRODUCT(shape, type, names, a, b, add, ...)                                          \
-  asm volatile(                                                                                 \
-      "{\n.reg .pred add;\nsetp.ne.b32 add, " add                                               \
-      ", 0;\n"                                                                                  \
-      "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" names "}, " a ", " b \
-      ", add, 1, 1, 0, 0;\n}"                                                                   \
-      : __VA_ARGS__                                                                             \
-      : "l"(a_matrix), "l"(b_matrix), "r"(static_cast<int32_t>(accumulate)))
-#define TO_PRODUCTS(name, type)                                                                                        \
-  TO_DEVICE void name(float (&c)[16], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n32", type, TO_NAMES_16, "%16", "%17", "%18", TO_EIGHT(c, 0), TO_EIGHT(c, 8));                      \
-  }                                                                                                                    \
-  TO_DEVICE void name(float (&c)[32], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n64", type, TO_NAMES_32, "%32", "%33", "%34", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),      \
-               TO_EIGHT(c, 24));                                                                                       \
-  }                                                                                                                    \
-  TO_DEVICE void name(float (&c)[64], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                         \
-    TO_PRODUCT("m64n128", type, TO_NAMES_64, "%64", "%65", "%66", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),     \
-               TO_EIGHT(c, 24), TO_EIGHT(c, 32), TO_EIGHT(c, 40), TO_EIGHT(c, 48), TO_EIGHT(c, 56));                   \
+#define TO_PRODUCT(shape, type, names, a, b, add, ...)                                                  \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add                                              \
+               ", 0;\n"                                                                                 \
+               "wgmma.mma_async.sync.aligned." shape "k16.f32." type "." type " {" names "}, " a ", " b \
+               ", add, 1, 1, 0, 0;\n}"                                                                  \
+               : __VA_ARGS__                                                                            \
+               : "l"(a_matrix), "l"(b_matrix), "r"(static_cast<int32_t>(accumulate)))
+#define TO_PRODUCTS(name, type)                                                                                    \
+  TO_DEVICE void name(float (&c)[16], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n32", type, TO_NAMES_16, "%16", "%17", "%18", TO_EIGHT(c, 0), TO_EIGHT(c, 8));                  \
+  }                                                                                                                \
+  TO_DEVICE void name(float (&c)[32], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n64", type, TO_NAMES_32, "%32", "%33", "%34", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16),  \
+               TO_EIGHT(c, 24));                                                                                   \
+  }                                                                                                                \
+  TO_DEVICE void name(float (&c)[64], uint64_t a_matrix, uint64_t b_matrix, bool accumulate) {                     \
+    TO_PRODUCT("m64n128", type, TO_NAMES_64, "%64", "%65", "%66", TO_EIGHT(c, 0), TO_EIGHT(c, 8), TO_EIGHT(c, 16), \
+               TO_EIGHT(c, 24), TO_EIGHT(c, 32), TO_EIGHT(c, 40), TO_EIGHT(c, 48), TO_EIGHT(c, 56));               \
   }
 
-// c += a * b^T: 64 rows of a, twice as many rows of b as c has registers, 16 elements along K of each; without
-// `accumulate` c = a * b^T. Lane l of warp w has rows w * 16 + l / 4 (+ 8) and columns l % 4 * 2 (+ 1), + 8, ...
+// c += a * b^T, or c = a * b^T unless `accumulate`, with 64 rows of a, two rows of b per register of c, and 16 elements
+// along K. Lane l of warp w holds rows w * 16 + l / 4 (+ 8) and columns l % 4 * 2 (+ 1), + 8, ...
 TO_PRODUCTS(multiply_async_half, "f16")
 TO_PRODUCTS(multiply_async_bfloat16, "bf16")
 #undef TO_PRODUCTS
@@ -129,7 +127,7 @@ TO_PRODUCTS(multiply_async_bfloat16, "bf16")
 #undef TO_EIGHT
 #undef TO_FOUR
 
-// What the launcher asks of the device: null, or why it cannot run the kernel.
+// Queries the device. Returns null, or why it cannot run the kernel.
 inline const char* hopper_device(const void* kernel, int32_t& multiprocessors) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -147,7 +145,8 @@ inline const char* hopper_device(const void* kernel, int32_t& multiprocessors) {
   return attributes.binaryVersion == 90 ? nullptr : "this build has no code for sm_90a";
 }
 
-// The tensor map of a channels_last picture [samples, height, width, channels], for boxes of box_rows x kHopperPixels.
+// Creates the tensor map of a channels_last image [samples, height, width, channels], for boxes of box_rows x
+// kHopperPixels.
 inline const char* make_map(TensorMap& map, const void* data, Type type, const int32_t (&sizes)[4],
                             const int64_t (&strides)[3], const HopperShape& shape, int32_t box_rows) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
@@ -165,7 +164,7 @@ inline const char* make_map(TensorMap& map, const void* data, Type type, const i
     const bool ok = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
     return ok ? reinterpret_cast<Encode>(address) : nullptr;
   }();
-  if (encode == nullptr) return "this driver has no tensor maps";
+  if (encode == nullptr) return "this driver does not support tensor maps";
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
   const cuuint64_t extents[4] = {static_cast<cuuint64_t>(sizes[3]), static_cast<cuuint64_t>(sizes[2]),
                                  static_cast<cuuint64_t>(sizes[1]), static_cast<cuuint64_t>(sizes[0])};
@@ -182,7 +181,7 @@ inline const char* make_map(TensorMap& map, const void* data, Type type, const i
              type == Type::kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
              const_cast<void*>(data), extents, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? nullptr : "the driver refuses the tensor map";
+  return result == CUDA_SUCCESS ? nullptr : "the driver rejected the tensor map";
 }
 
 }  // namespace tunable_ops::cuda

@@ -1,4 +1,4 @@
-// Storage types and their conversions: arithmetic is in fp32, and each conversion back rounds once, to nearest even.
+// Storage types and their conversions. Arithmetic is in fp32; conversions back round once, to nearest even.
 #pragma once
 
 #include "params.h"
@@ -35,15 +35,15 @@ TO_DEVICE BFloat16 from_float<BFloat16>(float v) {
   return {float_to_bfloat16(v)};
 }
 
-// kVector elements that travel as 16 bytes.
+// kVector elements, loaded and stored as 16 bytes.
 template <class T>
 struct alignas(16) Pack {
   T data[kVector<T>];
 };
 
-// n elements of T, n * sizeof(T) aligned.
+// n elements of T, aligned to their total size for vector loads and stores.
 template <class T, int n>
-struct alignas(n * sizeof(T)) Few {
+struct alignas(n * sizeof(T)) AlignedArray {
   T data[n];
 };
 
@@ -63,7 +63,7 @@ TO_DEVICE float alpha_of(const Alpha& alpha, int64_t row, int32_t p) {
   return load_scalar(alpha.data, alpha.type, row * alpha.row_step + p * alpha.step);
 }
 
-// The blended bias of an output, not rounded: it joins an fp32 sum.
+// The blended bias of an output; not rounded, because it is added to an fp32 sum.
 TO_DEVICE float blended_bias(const void* bias, Type type, int64_t kernel, int64_t index, const Alpha& alpha,
                              int64_t row) {
   float total = 0;
@@ -72,18 +72,19 @@ TO_DEVICE float blended_bias(const void* bias, Type type, int64_t kernel, int64_
   return total;
 }
 
-// A sum of many terms in fp32 whose error does not grow with their number (Neumaier's compensation).
-struct LongSum {
+// Neumaier's compensated sum: an fp32 sum whose error does not grow with the number of terms.
+struct CompensatedSum {
   float total = 0, rest = 0;
   TO_DEVICE void add(float v) {
     const float next = total + v;
     rest += fabsf(total) < fabsf(v) ? (v - next) + total : (total - next) + v;
     total = next;
   }
-  TO_DEVICE float value() const { return total - total == 0 ? total + rest : total; }  // the rest of an infinity is NaN
+  // An infinite total has a NaN rest.
+  TO_DEVICE float value() const { return total - total == 0 ? total + rest : total; }
 };
 
-// NaN passes through each of them, as in PyTorch.
+// Every activation propagates NaN, as in PyTorch.
 TO_DEVICE float activate(float v, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
@@ -99,7 +100,7 @@ TO_DEVICE float activate(float v, Activation activation) {
   }
 }
 
-// The derivative at the saved value: the output, or for gelu and silu the argument.
+// The derivative at the saved value: the output, or the argument for gelu and silu.
 TO_DEVICE float derivative(float v, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
@@ -117,7 +118,7 @@ TO_DEVICE float derivative(float v, Activation activation) {
   }
 }
 
-// Calls f with a value of the storage type.
+// Calls f with a value-initialised object of the storage type.
 template <class F>
 const char* for_type(Type type, F f) {
   if (type == Type::kFloat) return f(float{});

@@ -1,5 +1,5 @@
-// What the CUDA kernels compute and with which arguments, shared by the operator (.cpp) and the kernels (.cu): no Torch
-// and no CUDA here. Strides and distances count elements. Offsets inside a sample are 32-bit, those of samples 64-bit.
+// The interface between the operator (.cpp) and the CUDA kernels (.cu): arguments and launchers, without Torch or CUDA
+// headers. Strides count elements. Offsets inside a sample are 32-bit, offsets of samples 64-bit.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@ enum class Type : int32_t { kFloat, kHalf, kBFloat16 };
 constexpr int64_t size_of(Type type) { return type == Type::kFloat ? 4 : 2; }
 
 constexpr int32_t kMaxKernels = 16;
-// Stacks of more kernels are blended in a pass of their own: their tiles would not leave room for two blocks.
+// Larger stacks are blended in a separate pass: their tiles would not leave shared memory for two blocks.
 constexpr int32_t kMaxFusedKernels = 4;
 
-// alpha [P] (row_step 0) or [B, P], in a dtype of its own.
+// alpha [P] (row_step 0) or [B, P]; its dtype may differ from the input's.
 struct Alpha {
   const void* data;
   int64_t row_step, step;
@@ -24,21 +24,21 @@ struct Alpha {
   Type type;
 };
 
-// A tensor of pixels, dense in channels_last or contiguous.
-struct Picture {
+// The strides of an image batch, dense in channels_last or contiguous.
+struct ImageStrides {
   int64_t sample;
   int32_t row, pixel, channel;
 };
 
-// Kernels [P, O, C/groups, kh, kw] of any strides; `outputs` and `channels` of all groups and of one.
+// Kernels [P, O, C/groups, kh, kw] with any strides. `outputs` counts all groups, `channels` one.
 struct Stack {
   const void* data;
   int64_t kernel, output, channel, tap_h, tap_w;
   int32_t kernels, outputs, channels, taps_h, taps_w;
 };
 
-// blended[row] = round(sum_p alpha[row, p] * stack[p]), laid out as [groups, outer, taps, inner]; outer and inner are a
-// group's outputs and channels, or with `transposed` its channels and outputs.
+// blended[row] = round(sum_p alpha[row, p] * stack[p]) as [groups, outer, taps, inner], where outer and inner are a
+// group's outputs and channels, or its channels and outputs if `transposed`.
 struct BlendRun {
   Stack stack;
   Alpha alpha;
@@ -48,33 +48,33 @@ struct BlendRun {
   Type type;
 };
 
-// A convolution forward, or as the gradient of its input (channels and outputs then change places: `channels` is what
-// is summed over, of one group). Problem q covers the samples [q, q + 1) * samples / problems.
+// A convolution, or the gradient of its input. `channels` is the dimension of one group that is summed over, so the
+// gradient swaps channels and outputs. Problem q covers samples [q, q + 1) * samples / problems.
 struct ConvRun {
   Extent y, x;
   bool gradient;
   int32_t groups, channels, outputs, samples, problems;
-  Picture source, target;
+  ImageStrides source, target;
   const void* input;
   void* output;
-  const void* weight;      // [kernels or rows][groups, outputs, taps, channels], the taps of the whole kernel
-  int64_t weight_kernel;   // fused: from kernel to kernel; else 0
-  int64_t weight_problem;  // blended: from problem to problem; else 0
+  const void* weight;      // [kernels or rows][groups, outputs, taps, channels], all taps of the kernel
+  int64_t weight_kernel;   // stride between kernels if fused, else 0
+  int64_t weight_problem;  // stride between problems if blended beforehand, else 0
   bool fused;
   Alpha alpha;
   const void* bias;  // [P, groups * outputs] or null
   int64_t bias_kernel, bias_output;
   Activation activation;
   Type type;
-  bool tf32, vectors, vector_stores;  // 16 bytes at a time: reading, writing
+  bool tf32, vectors, vector_stores;  // 16-byte loads; 16-byte stores
 };
 
-// Every channel its own kernel. lanes: vectors of channels side by side in a block.
+// A depthwise convolution. `lanes` is the number of adjacent vectors of channels in a block.
 struct DepthwiseRun {
   Extent y, x;
   bool gradient;
   int32_t channels, samples, problems;
-  Picture source, target;
+  ImageStrides source, target;
   const void* input;
   void* output;
   Stack stack;
@@ -87,11 +87,11 @@ struct DepthwiseRun {
   bool vectors;
 };
 
-// gradient[problem, segment] = [outputs of all groups, taps, channels] from a share of the problem's pixels, in fp32.
+// gradient[problem, segment] = [outputs of all groups, taps, channels] from a segment of the problem's pixels, in fp32.
 struct WeightGradRun {
   Extent y, x;
   int32_t groups, channels, outputs, samples, problems, segments;
-  Picture source, target;
+  ImageStrides source, target;
   const void* input;
   const void* grad_output;
   float* gradient;
@@ -110,7 +110,7 @@ struct ActivationRun {
   Type type;
 };
 
-// sums[problem, segment, output]: grad_output summed over a share of the problem's pixels.
+// sums[problem, segment, output]: grad_output summed over a segment of the problem's pixels.
 struct SumRun {
   int32_t outputs, samples, pixels, problems, segments, lanes;
   int64_t sample;
@@ -120,8 +120,8 @@ struct SumRun {
   Type type;
 };
 
-// One pass over a chunk of G = sum over segments: total[p] += sum_b alpha[b, p] G[b], and
-// partial[b, p, warp] = the warp's share of <G[b], stack[p]>. The last chunk is rounded to grad_weight.
+// Processes a chunk of G = sum over segments: total[p] += sum_b alpha[b, p] G[b], and
+// partial[b, p, warp] = the warp's part of <G[b], stack[p]>. The last chunk rounds the totals to grad_weight.
 struct ContractRun {
   Stack stack;
   Alpha alpha;
@@ -129,10 +129,10 @@ struct ContractRun {
   int32_t problems, first_problem, segments;
   bool first, last;
   float* total;       // [P, outputs, taps, channels] between chunks; null for a single chunk
-  void* grad_weight;  // null: not asked for
-  Stack grad_stack;   // its layout
-  float* partial;     // null: not asked for
-  int32_t partials;   // warps of the grid
+  void* grad_weight;  // or null
+  Stack grad_stack;   // the layout of grad_weight
+  float* partial;     // or null
+  int32_t partials;   // warps in the grid
   Type type;
 };
 
@@ -151,15 +151,18 @@ struct FinishRun {
 };
 
 constexpr int32_t kContractThreads = 256;
-constexpr int32_t kContractElements = 4;  // of a thread, one behind the other
+constexpr int32_t kContractElements = 4;  // per thread
 constexpr int32_t contract_warps(int64_t size) {
   return static_cast<int32_t>(ceil_div<int64_t>(size, kContractThreads * kContractElements)) * (kContractThreads / 32);
 }
 
-// Blocks of one problem of the weight gradient, without segments.
+// The blocks for one problem and one segment of the weight gradient.
 int64_t weight_grad_tiles(const WeightGradRun& run);
 
-// Each returns null, or what went wrong. `stream` is a cudaStream_t of the current device.
+// Makes the device current for the CUDA runtime of this library. Returns null or an error message.
+const char* use_device(int32_t index);
+
+// Launchers return null or an error message. `stream` is a cudaStream_t of the current device.
 const char* launch_blend(const BlendRun& run, void* stream);
 const char* launch_conv_half(const ConvRun& run, void* stream);
 const char* launch_conv_bfloat16(const ConvRun& run, void* stream);

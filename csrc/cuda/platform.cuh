@@ -1,5 +1,5 @@
-// The machine: what kernels use of CUDA beyond C++. Without nvcc the emulator of csrc/tests/ stands in, so that the
-// kernels' own source runs on the host.
+// Everything that the kernels use of CUDA beyond C++. Other compilers get the emulator of csrc/tests/ instead, which
+// runs the same kernel sources on the host.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,7 @@ TO_DEVICE uint16_t float_to_bfloat16(float v) {
   return bits;
 }
 
-// To TF32, to nearest with ties away from zero: the tensor cores would truncate.
+// Rounds to TF32, to nearest with ties away from zero: the tensor cores would truncate.
 TO_DEVICE uint32_t to_tf32(uint32_t bits) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
@@ -54,7 +54,7 @@ TO_DEVICE void block_sync() { __syncthreads(); }
 
 TO_DEVICE float shuffle_xor(float v, int32_t lane) { return __shfl_xor_sync(0xffffffffu, v, lane); }
 
-// 16 bytes into shared memory, or zeros; `source` must be an address that can be read either way.
+// Copies 16 bytes into shared memory, or writes zeros unless `valid`; `source` must be readable in either case.
 TO_DEVICE void copy_async(void* target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source),
                "r"(valid ? 16 : 0)
@@ -68,7 +68,7 @@ TO_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Four 8x8 matrices of 16 bits; lane l names row l % 8 of matrix l / 8.
+// Loads four 8x8 matrices of 16-bit elements; lane l provides the address of row l % 8 of matrix l / 8.
 TO_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -107,7 +107,7 @@ TO_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Launches `blocks` blocks and returns null, or the name of the error.
+// Launches a one-dimensional grid. Returns null or an error message.
 template <class Run>
 const char* launch(void (*kernel)(Run), int64_t blocks, int32_t threads, int32_t shared_bytes, void* stream,
                    const Run& run) {

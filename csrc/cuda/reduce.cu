@@ -1,5 +1,5 @@
-// The reductions of the backward pass, and the gradient before the activation. Every sum has one order that depends on
-// the shapes alone.
+// The reductions of the backward pass, and the gradient of the activation. The order of every sum depends only on the
+// shapes.
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Adds `value` of the threads whose number is the same modulo `lanes`; thread `lane` < lanes gets the sum.
+// Sums `value` over the threads with the same index modulo `lanes`; thread `lane` < lanes gets the sum.
 TO_DEVICE float sum_over_lanes(float* memory, float value, int32_t lanes) {
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   memory[thread] = value;
@@ -56,7 +56,7 @@ sum_kernel(TO_RUN SumRun run) {
   }
 }
 
-// kTapsY x kTapsX taps of one block: 3 x 3, or a piece of one row of any kernel.
+// A block computes kTapsY x kTapsX taps: 3 x 3, or a piece of a kernel row of any length.
 template <class T, int kVector_, int kTapsY, int kTapsX>
 TO_KERNEL(kThreads, 2)
 depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
@@ -78,7 +78,7 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
                            (p.y * run.target.row + p.x * run.target.pixel + channel * run.target.channel);
       const T* from_input =
           static_cast<const T*>(run.input) + sample * run.source.sample + channel * run.source.channel;
-      const auto grad = *reinterpret_cast<const Few<T, kVector_>*>(from_grad);
+      const auto grad = *reinterpret_cast<const AlignedArray<T, kVector_>*>(from_grad);
 #pragma unroll
       for (int r = 0; r < kTapsY; ++r) {
         const int32_t y = p.y * run.y.stride - run.y.pad + (first_y + r) * run.y.dilation;
@@ -87,8 +87,8 @@ depthwise_weight_grad_kernel(TO_RUN WeightGradRun run) {
           const int32_t x = p.x * run.x.stride - run.x.pad + (first_x + s) * run.x.dilation;
           const bool valid = first_x + s < run.x.taps && y >= 0 && y < run.y.in && x >= 0 && x < run.x.in;
           if (!valid) continue;
-          const auto value =
-              *reinterpret_cast<const Few<T, kVector_>*>(from_input + (y * run.source.row + x * run.source.pixel));
+          const auto value = *reinterpret_cast<const AlignedArray<T, kVector_>*>(
+              from_input + (y * run.source.row + x * run.source.pixel));
 #pragma unroll
           for (int e = 0; e < kVector_; ++e)
             sums[r][s][e] = fmaf(to_float(grad.data[e]), to_float(value.data[e]), sums[r][s][e]);
@@ -119,14 +119,14 @@ TO_DEVICE float sum_over_warp(float value) {
   return value;
 }
 
-template <class T, int kMost>
+template <class T, int kMaxP>
 TO_KERNEL(kContractThreads, 1)
 contract_kernel(TO_RUN ContractRun run) {
   const Stack& s = run.stack;
   const int32_t taps = s.taps_h * s.taps_w;
   const int64_t size = static_cast<int64_t>(s.outputs) * taps * s.channels;
   int64_t index[kContractElements], to[kContractElements];
-  float values[kContractElements][kMost], totals[kContractElements][kMost];
+  float values[kContractElements][kMaxP], totals[kContractElements][kMaxP];
 #pragma unroll
   for (int e = 0; e < kContractElements; ++e) {
     index[e] = (static_cast<int64_t>(blockIdx.x) * kContractElements + e) * kContractThreads + threadIdx.x;
@@ -136,7 +136,7 @@ contract_kernel(TO_RUN ContractRun run) {
     to[e] = output * run.grad_stack.output + channel * run.grad_stack.channel + tap / s.taps_w * run.grad_stack.tap_h +
             tap % s.taps_w * run.grad_stack.tap_w;
 #pragma unroll
-    for (int p = 0; p < kMost; ++p) {
+    for (int p = 0; p < kMaxP; ++p) {
       const bool valid = p < s.kernels && index[e] < size;
       values[e][p] = valid && run.partial ? to_float(static_cast<const T*>(s.data)[p * s.kernel + from]) : 0.0f;
       totals[e][p] = valid && !run.first ? run.total[p * size + index[e]] : 0.0f;
@@ -147,7 +147,7 @@ contract_kernel(TO_RUN ContractRun run) {
     float gradient[kContractElements];
 #pragma unroll
     for (int e = 0; e < kContractElements; ++e) {
-      LongSum total;
+      CompensatedSum total;
       for (int32_t i = 0; i < run.segments && index[e] < size; ++i) {
         total.add(run.gradient[(static_cast<int64_t>(b) * run.segments + i) * size + index[e]]);
       }
@@ -155,7 +155,7 @@ contract_kernel(TO_RUN ContractRun run) {
     }
     const int64_t row = run.first_problem + b;
 #pragma unroll
-    for (int p = 0; p < kMost; ++p) {
+    for (int p = 0; p < kMaxP; ++p) {
       if (p >= s.kernels) break;
       const float alpha = alpha_of(run.alpha, row, p);
       float product = 0;
@@ -174,7 +174,7 @@ contract_kernel(TO_RUN ContractRun run) {
 #pragma unroll
   for (int e = 0; e < kContractElements; ++e) {
 #pragma unroll
-    for (int p = 0; p < kMost; ++p) {
+    for (int p = 0; p < kMaxP; ++p) {
       if (p >= s.kernels || index[e] >= size) continue;
       if (run.last) {
         static_cast<T*>(run.grad_weight)[p * run.grad_stack.kernel + to[e]] = from_float<T>(totals[e][p]);
@@ -186,7 +186,7 @@ contract_kernel(TO_RUN ContractRun run) {
 }
 
 TO_DEVICE float sum_of_output(const FinishRun& run, int64_t problem, int32_t output) {
-  LongSum total;
+  CompensatedSum total;
   for (int32_t i = 0; i < run.segments; ++i) total.add(run.sums[(problem * run.segments + i) * run.outputs + output]);
   return total.value();
 }
@@ -198,7 +198,7 @@ finish_kernel(TO_RUN FinishRun run) {
   if (blockIdx.x < alphas) {
     const int64_t problem = blockIdx.x / kernels;
     const int32_t p = static_cast<int32_t>(blockIdx.x % kernels);
-    LongSum sum;
+    CompensatedSum sum;
     for (int32_t i = thread; run.partial && i < run.partials; i += kThreads) {
       sum.add(run.partial[(problem * kernels + p) * run.partials + i]);
     }
@@ -248,7 +248,7 @@ const char* launch_depthwise_weight_grad(const WeightGradRun& run, void* stream)
   return for_type(run.type, [&](auto zero) {
     using T = decltype(zero);
     if (!run.vectors) return launch_depthwise_weight_grad_taps<T, 1, 1, 7>(run, stream);
-    // Nine taps of four channels; those of eight would not fit the registers of two blocks.
+    // Nine taps of four channels: with eight channels, two blocks would not fit into the registers.
     return three ? launch_depthwise_weight_grad_taps<T, 4, 3, 3>(run, stream)
                  : launch_depthwise_weight_grad_taps<T, kVector<T>, 1, 7>(run, stream);
   });

@@ -1,5 +1,5 @@
-// tunable_conv2d and its backward at the CUDA key, on the device and the stream that are current in torch. The schemas
-// are Python's.
+// tunable_conv2d and its backward at the CUDA key, on Torch's current stream of the input's device. Python defines the
+// schemas.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 

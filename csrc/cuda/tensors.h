@@ -1,4 +1,4 @@
-// What the CUDA operators ask of tensors beyond csrc/tensors.h.
+// Tensor properties that only the CUDA operators need.
 #pragma once
 
 #include "../tensors.h"
@@ -6,7 +6,7 @@
 
 namespace tunable_ops::cuda {
 
-// Each kernel lies as [O, kh, kw, C].
+// True if each kernel is dense in memory as [O, kh, kw, C].
 inline bool kernels_are_packed(const Tensor& weight) { return is_dense<4>(weight, {1, 3, 4, 2}); }
 
 inline Type type_of(const Tensor& t) {

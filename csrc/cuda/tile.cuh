@@ -1,11 +1,12 @@
-// A block's product of two shared-memory tiles, rows of 64 bytes along the summed dimension: sums[m, n] += a[m] . b[n].
+// Block-level products of two shared-memory tiles, with rows of 64 bytes along the summed dimension:
+// sums[m, n] += a[m] . b[n].
 #pragma once
 
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {
 
-// How elements meet on the tensor cores: 32 bytes of a row at a time.
+// Tensor core instructions for each type; they consume 32 bytes of a row at a time.
 struct HalfMath {
   using T = Half;
   TO_DEVICE static void prepare(uint32_t&) {}
@@ -28,17 +29,17 @@ struct Tf32Math {
   }
 };
 
-// kRows x kColumns sums in the layout of the tensor cores, kWarpsM x kWarpsN warps.
+// kRows x kColumns sums in the layout of the tensor cores, distributed over kWarpsM x kWarpsN warps.
 template <class Math_, int kRows_, int kColumns_, int kWarpsM, int kWarpsN>
 struct TensorTile {
   using Math = Math_;
   using T = typename Math::T;
   static constexpr int kRows = kRows_, kColumns = kColumns_, kThreads = 32 * kWarpsM * kWarpsN;
-  static constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;  // of a multiprocessor, at least
+  static constexpr int kBlocks = sizeof(T) == 2 ? 3 : 2;  // minimum per multiprocessor
   static constexpr int kWarpRows = kRows / kWarpsM, kWarpColumns = kColumns / kWarpsN;
   static constexpr int kM = kWarpRows / 16, kN = kWarpColumns / 8;
   static_assert(kM * 16 == kWarpRows && kN * 8 == kWarpColumns && kN % 2 == 0,
-                "whole fragments, two columns at a time");
+                "must consist of whole fragments, in pairs of columns");
 
   float sums[kM][kN][4];
 
@@ -92,7 +93,7 @@ struct TensorTile {
     }
   }
 
-  // f(m, n, sum at n, sum at n + 1)
+  // Calls f(m, n, sum at n, sum at n + 1).
   template <class F>
   TO_DEVICE void each_pair(F f) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, row = first_row() + lane / 4,
@@ -108,7 +109,7 @@ struct TensorTile {
   }
 };
 
-// The same in IEEE fp32 without tensor cores: 64 x 64 sums, 8 x 4 of a thread.
+// The same in IEEE fp32 without tensor cores: 64 x 64 sums, 8 x 4 per thread.
 struct FloatTile {
   using T = float;
   static constexpr int kRows = 64, kColumns = 64, kThreads = 128, kBlocks = 2;

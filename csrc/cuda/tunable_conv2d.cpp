@@ -1,4 +1,4 @@
-// tunable_conv2d on CUDA: checks, allocation, launches.
+// tunable_conv2d on CUDA: limits, allocation, launches.
 #include "tunable_conv2d.h"
 
 #include <algorithm>
@@ -7,10 +7,10 @@
 namespace tunable_ops::cuda {
 namespace {
 
-// Below so many multiply-adds a launch of its own for the blend costs more than blending in every tile. By arithmetic
-// from the share of blending in a tile's time, about a fifth at P = 2, and a few microseconds per launch.
+// Up to this many multiply-adds, blending in every tile costs less than a separate launch for the blend. An estimate,
+// not measured: blending is about a fifth of a tile's time at P = 2, and a launch takes a few microseconds.
 constexpr int64_t kFusedMacs = int64_t{1} << 31;
-// Shared memory that every device grants without being asked.
+// Shared memory available on every device without opting in.
 constexpr int32_t kSharedBytes = 48 << 10;
 
 void check(const Tensor& weight, const Tensor& alpha) {
@@ -24,7 +24,7 @@ void check_size(const char* what, int64_t size) {
                   " must be less than 2^30 for backend 'cuda'; got ", size);
 }
 
-// What torch's settings say about fp32 convolutions; IEEE where nobody answers (a program without Python).
+// Torch's setting for fp32 convolutions. Programs without Python do not have this operator and get IEEE fp32.
 bool wants_tf32(const Tensor& input) {
   if (input.scalar_type() != ScalarType::Float) return false;
   std::array<StableIValue, 1> stack{from(input)};
@@ -34,17 +34,20 @@ bool wants_tf32(const Tensor& input) {
   }();
   if (!defined) return false;
   stack = {from(input)};
-  call("tunable_ops::tunable_conv2d_tf32", "", stack);
+  call("tunable_ops::tunable_conv2d_tf32", stack);
   return to<bool>(stack[0]);
 }
 
-// In dimension d.
+// Dimension d of the convolution.
 Extent extent_of(const Tensor& input, const Tensor& weight, int d, const Options& o) {
   const int64_t in = input.size(2 + d), taps = weight.size(3 + d);
   check_size("a padded size", std::max(in + 2 * o.padding[d], o.dilation[d] * (taps - 1) + o.padding[d]));
-  return {static_cast<int32_t>(in),          static_cast<int32_t>(output_size(in, taps, d, o)),
-          static_cast<int32_t>(taps),        static_cast<int32_t>(o.stride[d]),
-          static_cast<int32_t>(o.dilation[d]), static_cast<int32_t>(o.padding[d])};
+  return {static_cast<int32_t>(in),
+          static_cast<int32_t>(output_size(in, taps, d, o)),
+          static_cast<int32_t>(taps),
+          static_cast<int32_t>(o.stride[d]),
+          static_cast<int32_t>(o.dilation[d]),
+          static_cast<int32_t>(o.padding[d])};
 }
 
 void convolve_depthwise(const Call& c, const Tensor& source, const std::optional<Tensor>& bias, const Tensor& target,
@@ -55,8 +58,8 @@ void convolve_depthwise(const Call& c, const Tensor& source, const std::optional
   run.channels = c.groups;
   run.samples = c.batch;
   run.problems = c.problems;
-  const Picture in = picture_of(c.groups, c.y.in, c.x.in, c.kernel_format);
-  const Picture out = picture_of(c.groups, c.y.out, c.x.out, c.kernel_format);
+  const ImageStrides in = image_strides(c.groups, c.y.in, c.x.in, c.kernel_format);
+  const ImageStrides out = image_strides(c.groups, c.y.out, c.x.out, c.kernel_format);
   run.source = gradient ? out : in;
   run.target = gradient ? in : out;
   run.input = source.const_data_ptr();
@@ -119,7 +122,7 @@ Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, con
   return c;
 }
 
-Picture picture_of(int32_t channels, int32_t height, int32_t width, MemoryFormat format) {
+ImageStrides image_strides(int32_t channels, int32_t height, int32_t width, MemoryFormat format) {
   const int64_t sample = static_cast<int64_t>(channels) * height * width;
   if (format == MemoryFormat::ChannelsLast) return {sample, width * channels, channels, 1};
   return {sample, width, 1, height * width};
@@ -147,8 +150,8 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
   run.outputs = gradient ? c.channels : c.outputs;
   run.samples = c.batch;
   run.problems = c.problems;
-  const Picture in = picture_of(c.groups * c.channels, c.y.in, c.x.in, c.kernel_format);
-  const Picture out = picture_of(c.groups * c.outputs, c.y.out, c.x.out, c.kernel_format);
+  const ImageStrides in = image_strides(c.groups * c.channels, c.y.in, c.x.in, c.kernel_format);
+  const ImageStrides out = image_strides(c.groups * c.outputs, c.y.out, c.x.out, c.kernel_format);
   run.source = gradient ? out : in;
   run.target = gradient ? in : out;
   run.input = source.const_data_ptr();
@@ -161,9 +164,9 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
   run.vectors = run.channels % vector == 0 && is_aligned(source);
   run.vector_stores = run.outputs % vector == 0 && is_aligned(target);
   const int64_t macs = c.batch * c.pixels() * c.kernel_size();
-  const char* unfit = c.hopper ? hopper_unfit(run) : nullptr;
-  STD_TORCH_CHECK(unfit == nullptr, "tunable_conv2d: the wgmma kernel must be given ", unfit);
-  // The wgmma kernel blends once per block, any number of kernels: nothing is gained by doing it beforehand.
+  const char* unsupported = c.hopper ? hopper_unsupported(run) : nullptr;
+  STD_TORCH_CHECK(unsupported == nullptr, "tunable_conv2d: the wgmma kernel must be given ", unsupported);
+  // The wgmma kernel blends any number of kernels once per block, so blending beforehand gains nothing.
   run.fused = !gradient && run.vectors && (c.hopper || (c.stack.kernels <= kMaxFusedKernels && macs <= kFusedMacs)) &&
               kernels_are_packed(weight) && is_aligned(weight) && weight.stride(0) % vector == 0;
   std::optional<Tensor> blended;
@@ -176,8 +179,7 @@ void convolve(const Call& c, const Tensor& source, const Tensor& weight, const s
     check_launch("blend_kernel", launch_blend(blend, stream));
     run.weight = blended->const_data_ptr();
     run.weight_problem = c.problems > 1 ? c.kernel_size() : 0;
-    // The rows of later samples start at addresses that are not aligned unless a kernel is whole vectors; it is, since
-    // the channels are.
+    // Vector loads need every sample's kernel to be aligned: it is, since its channels are a multiple of the vector.
   }
   if (c.hopper) return launch_hopper_conv(run, stream);
   check_launch("conv_kernel", launch_dense(run, stream));

@@ -1,4 +1,4 @@
-// tunable_conv2d and its backward on CUDA: the operator's side, and what its device must offer.
+// tunable_conv2d and its backward on CUDA, and the device functions that registration.cpp or the emulator provides.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace tunable_ops::cuda {
 
-// Makes a tensor's device the current one for as long as it lives.
+// Makes a tensor's device the current one during its lifetime.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor);
@@ -20,21 +20,18 @@ class OnDevice {
   std::unique_ptr<State> state_;
 };
 
-// Makes the device current in the kernels' own CUDA runtime; null, or what went wrong.
-const char* use_device(int32_t index);
-
-// Gradients of blended kernels kept at a time; more are contracted chunk by chunk.
+// Memory for gradients of blended kernels; if they need more, they are contracted in chunks.
 int64_t chunk_bytes();
 
 void check_launch(const char* kernel, const char* error);
 
-// The operators of the schema. The wgmma kernel of hopper.h has operators of its own, which raise where it cannot serve;
-// nothing about it has been measured, so no call chooses it.
+// The operators. The wgmma kernel has separate ones, which raise if it does not support a call; it has not been
+// measured, so no call selects it by default.
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Options& options);
 Tensor forward_wgmma(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                      const Options& options);
-// Undefined where `mask` asks for nothing.
+// Return undefined tensors for gradients that `mask` does not request.
 Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                     const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                     const Options& options, const std::vector<bool>& mask);
@@ -42,7 +39,7 @@ Gradients gradients_wgmma(const Tensor& grad_output, const std::optional<Tensor>
                           const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                           const Options& options, const std::vector<bool>& mask);
 
-// A call in the kernels' terms.
+// The geometry and data of a call.
 struct Call {
   Extent y, x;
   int32_t batch, groups, channels, outputs;  // of one group
@@ -51,27 +48,28 @@ struct Call {
   Type type;
   Stack stack;
   Alpha alpha;
-  MemoryFormat format, kernel_format;  // of the result; of what the kernels read and write
+  MemoryFormat format, kernel_format;  // of the result; of the tensors that the kernels access
   int64_t kernel_size() const { return static_cast<int64_t>(stack.outputs) * channels * y.taps * x.taps; }
   int64_t pixels() const { return static_cast<int64_t>(y.out) * x.out; }
 };
 
 Call call_of(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& options, bool hopper);
-Picture picture_of(int32_t channels, int32_t height, int32_t width, MemoryFormat format);
+ImageStrides image_strides(int32_t channels, int32_t height, int32_t width, MemoryFormat format);
 
-// How depthwise kernels read pictures: vectors of channels, and how many lie side by side in a block.
+// How depthwise kernels access channels: the adjacent lanes of a block, and whether each is a vector of channels.
 struct Lanes {
   int32_t count;
   bool vectors;
 };
 Lanes depthwise_lanes(const Call& c, bool aligned, bool keeps_kernels);
 
-// The convolution, or with `gradient` the gradient of its input, into `target`; all in the kernels' format.
+// Computes the convolution, or the gradient of its input if `gradient`, into `target`. Tensors have the kernels'
+// format.
 void convolve(const Call& c, const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
               const Tensor& target, Activation activation, bool gradient, void* stream);
 
-// Null, or what the wgmma kernel asks for that this run has not.
-const char* hopper_unfit(const ConvRun& run);
+// Returns null, or the requirement of the wgmma kernel that this run does not meet.
+const char* hopper_unsupported(const ConvRun& run);
 void launch_hopper_conv(const ConvRun& run, void* stream);
 
 }  // namespace tunable_ops::cuda

@@ -1,4 +1,5 @@
-// The gradients of tunable_conv2d on CUDA: G[b], the gradient of a sample's blended kernel, and its contraction.
+// The gradients of tunable_conv2d on CUDA: computes G[b], the gradient of a sample's blended kernel, and contracts it
+// into the gradients of kernels and alpha.
 #include <algorithm>
 
 #include "tunable_conv2d.h"
@@ -6,28 +7,28 @@
 namespace tunable_ops::cuda {
 namespace {
 
-// Blocks that a pass is cut into where its pixels allow: a few per multiprocessor of the largest devices. Not read off
-// the device: the order of the sums must not depend on it.
-constexpr int64_t kWantedBlocks = 512;
-constexpr int64_t kLeastPixels = 256;  // of a segment
+// The target number of blocks of a pass, a few per multiprocessor of the largest devices. A constant, because the order
+// of the sums must not depend on the device.
+constexpr int64_t kTargetBlocks = 512;
+constexpr int64_t kMinPixels = 256;  // per segment
 
-// The gradient before the activation, in the kernels' format.
-Tensor without_activation(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved,
-                          Activation activation, void* stream) {
+// The gradient with respect to the activation's argument, in the kernels' format.
+Tensor activation_backward(const Call& c, const Tensor& grad, const std::optional<Tensor>& saved, Activation activation,
+                           void* stream) {
   const Tensor dense = in_format(grad, c.kernel_format);
   if (!saved || activation == Activation::kNone) return dense;
   const Tensor value = in_format(*saved, c.kernel_format);
   const Tensor result =
       empty(dense, {dense.size(0), dense.size(1), dense.size(2), dense.size(3)}, dense.scalar_type(), c.kernel_format);
-  const ActivationRun run{dense.const_data_ptr(), value.const_data_ptr(),    result.mutable_data_ptr(),
-                          result.numel(),         activation, c.type};
+  const ActivationRun run{
+      dense.const_data_ptr(), value.const_data_ptr(), result.mutable_data_ptr(), result.numel(), activation, c.type};
   check_launch("activation_grad_kernel", launch_activation_grad(run, stream));
   return result;
 }
 
 int32_t segments_of(int64_t blocks, int64_t pixels) {
-  const int64_t most = std::max<int64_t>(1, pixels / kLeastPixels);
-  return static_cast<int32_t>(std::clamp<int64_t>(ceil_div<int64_t>(kWantedBlocks, blocks), 1, most));
+  const int64_t most = std::max<int64_t>(1, pixels / kMinPixels);
+  return static_cast<int32_t>(std::clamp<int64_t>(ceil_div<int64_t>(kTargetBlocks, blocks), 1, most));
 }
 
 WeightGradRun weight_grad_run(const Call& c, const Tensor& input, const Tensor& grad) {
@@ -38,8 +39,8 @@ WeightGradRun weight_grad_run(const Call& c, const Tensor& input, const Tensor& 
   run.outputs = c.outputs;
   run.samples = c.batch;
   run.problems = c.problems;
-  run.source = picture_of(c.groups * c.channels, c.y.in, c.x.in, c.kernel_format);
-  run.target = picture_of(c.groups * c.outputs, c.y.out, c.x.out, c.kernel_format);
+  run.source = image_strides(c.groups * c.channels, c.y.in, c.x.in, c.kernel_format);
+  run.target = image_strides(c.groups * c.outputs, c.y.out, c.x.out, c.kernel_format);
   run.input = input.const_data_ptr();
   run.grad_output = grad.const_data_ptr();
   run.type = c.type;
@@ -61,7 +62,8 @@ int64_t blocks_of(const Call& c, const WeightGradRun& run) {
   return ceil_div<int64_t>(c.groups, run.lanes * (run.vectors ? 16 / size_of(c.type) : 1));
 }
 
-// grad_weight where it is given; the weight's share of grad_alpha, [problems, P, partials], where that is asked for.
+// Computes grad_weight if given, and returns the weight's contribution to grad_alpha, [problems, P, partials], if
+// needed.
 std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const Tensor& grad,
                                        const std::optional<Tensor>& grad_weight, bool need_alpha, void* stream) {
   WeightGradRun run = weight_grad_run(c, input, grad);
@@ -118,10 +120,10 @@ std::optional<Tensor> kernel_gradients(const Call& c, const Tensor& input, const
   return partial;
 }
 
-// [problems, segments, O]
+// grad_output summed over pixels: [problems, segments, O].
 Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
   SumRun run{};
-  const Picture p = picture_of(c.stack.outputs, c.y.out, c.x.out, c.kernel_format);
+  const ImageStrides p = image_strides(c.stack.outputs, c.y.out, c.x.out, c.kernel_format);
   run.outputs = c.stack.outputs;
   run.samples = c.batch;
   run.pixels = static_cast<int32_t>(c.pixels());
@@ -141,9 +143,8 @@ Tensor output_sums(const Call& c, const Tensor& grad, void* stream) {
   return sums;
 }
 
-// An empty batch: zeros.
-Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                               const Tensor& alpha, const std::vector<bool>& mask) {
+Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const Tensor& alpha, const std::vector<bool>& mask) {
   const auto zeros = [](Tensor t) { return torch::stable::zero_(t); };
   const ScalarType type = input.scalar_type();
   return {mask[0] ? empty(input, {0, input.size(1), input.size(2), input.size(3)}, type, output_format(input, weight))
@@ -154,13 +155,13 @@ Gradients gradients_of_nothing(const Tensor& input, const Tensor& weight, const 
 }
 
 Gradients run_gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                        const Options& o, const std::vector<bool>& mask, bool hopper) {
-  if (input.size(0) == 0) return gradients_of_nothing(input, weight, bias, alpha, mask);
+                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
+                        const std::vector<bool>& mask, bool hopper) {
+  if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
   const Call c = call_of(input, weight, alpha, o, hopper);
   const OnDevice device(input);
   void* stream = device.stream();
-  const Tensor grad = without_activation(c, grad_output, saved, o.activation, stream);
+  const Tensor grad = activation_backward(c, grad_output, saved, o.activation, stream);
   Tensor grad_input = undefined(), grad_bias = undefined(), grad_alpha = undefined();
   if (mask[0]) {
     grad_input = empty(input, {c.batch, input.size(1), c.y.in, c.x.in}, input.scalar_type(), c.kernel_format);

@@ -1,5 +1,5 @@
-// The gradient of a blended kernel as a matrix product: rows are outputs, columns taps and channels, and the sum runs
-// over a segment of the pixels of one problem. Segments are added up later, in order.
+// The gradient of a blended kernel as a matrix product: rows are outputs, columns are taps and channels, and the sum
+// runs over a segment of the pixels of one problem. A later pass adds the segments in order.
 #pragma once
 
 #include <type_traits>
@@ -9,12 +9,12 @@
 namespace tunable_ops::cuda {
 
 constexpr int kGradStages = 3, kGradThreads = 128, kGradTile = 64;
-constexpr int kGradTileBytes = 4096;  // of one operand: 64 elements of as many pixels as fit
+constexpr int kGradTileBytes = 4096;  // per operand: 64 elements of as many pixels as fit
 
 template <class T>
 constexpr int32_t kGradPixels = kGradTileBytes / (kGradTile * static_cast<int32_t>(sizeof(T)));
 
-// Operands lie as [pixels][64 elements], so that fragments are read transposed.
+// Operands are stored as [pixels][64 elements], so fragments are loaded transposed.
 template <class Math>
 struct TensorGradTile : TensorTile<Math, kGradTile, kGradTile, 2, 2> {
   using Base = TensorTile<Math, kGradTile, kGradTile, 2, 2>;
@@ -61,13 +61,13 @@ struct TensorGradTile : TensorTile<Math, kGradTile, kGradTile, 2, 2> {
   }
 };
 
-// In IEEE fp32 without tensor cores: 8 x 4 sums of a thread. Products are added to short sums, those to long ones: the
-// error of one plain sum grows with the square root of its pixels.
+// In IEEE fp32 without tensor cores: 8 x 4 sums per thread. Short sums of products are added to compensated sums: the
+// error of a plain sum would grow with the square root of the number of pixels.
 struct FloatGradTile {
   using T = float;
   static constexpr int32_t kShort = 8;  // steps
   float sums[8][4];
-  LongSum totals[8][4];
+  CompensatedSum totals[8][4];
 
   TO_DEVICE void clear() {
 #pragma unroll
@@ -125,7 +125,7 @@ struct GradGrid {
                          : ceil_div(run.y.taps * run.x.taps * run.channels, kGradTile)) {}
 };
 
-// A block's share: outputs from `output`, and columns from `column` of [taps, channels]; with vectors those of one tap.
+// A block's part: outputs from `output` on, and columns from `column` on of [taps, channels]; of one tap with vectors.
 struct GradBlock {
   int32_t group, problem, segment, output, column, columns, tap_y, tap_x, channel, begin, end;
 };
@@ -157,7 +157,7 @@ TO_DEVICE GradBlock grad_block(const WeightGradRun& run) {
   return b;
 }
 
-// A step's pixels of both operands into shared memory.
+// Loads a step's pixels of both operands into shared memory.
 template <class T, bool kVectors>
 TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const GradBlock& block, int32_t first_pixel) {
   constexpr int32_t kChunks = kGradTile / kVector<T>, kOwn = kGradPixels<T> * kChunks / kGradThreads;
@@ -202,7 +202,7 @@ TO_DEVICE void load_step(unsigned char* tile, const WeightGradRun& run, const Gr
 }
 
 template <class Tile>
-constexpr int kGradBlocks = std::is_same_v<Tile, FloatGradTile> ? 2 : 3;  // of a multiprocessor: registers for the sums
+constexpr int kGradBlocks = std::is_same_v<Tile, FloatGradTile> ? 2 : 3;  // per multiprocessor: registers limit it
 
 template <class Tile, bool kVectors>
 TO_KERNEL(kGradThreads, kGradBlocks<Tile>)

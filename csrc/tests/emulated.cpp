@@ -1,4 +1,4 @@
-// The operators with their kernels run by the emulator, on CPU tensors, in a namespace of their own.
+// Registers the CUDA operators for CPU tensors, with the kernels run by the emulator, in a separate namespace.
 #include "../cuda/tunable_conv2d.h"
 #include "../operator.h"
 
@@ -8,11 +8,10 @@ struct OnDevice::State {};
 OnDevice::OnDevice(const Tensor&) {}
 OnDevice::~OnDevice() = default;
 void* OnDevice::stream() const { return nullptr; }
-const char* use_device(int32_t) { return nullptr; }
-int64_t chunk_bytes() { return 16 << 10; }  // small enough that some of the tests' cases take several
+int64_t chunk_bytes() { return 16 << 10; }  // small, so that some test cases need several chunks
 
 STABLE_TORCH_LIBRARY(tunable_ops_emulated, m) {
-#define OPTIONS                                                                                                    \
+#define OPTIONS                                                                                                   \
   "Tensor input, Tensor weight, Tensor? bias, Tensor alpha, SymInt stride_h, SymInt stride_w, SymInt padding_h, " \
   "SymInt padding_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, int activation"
 #define BACKWARD "(Tensor grad_output, Tensor? saved, " OPTIONS ", bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"

@@ -1,6 +1,6 @@
-// Runs the CUDA kernels' own source on the host, a block at a time, every thread a fiber. Slow, exact about indices,
-// and pessimistic: shared memory starts as NaN, asynchronous copies arrive only when they are waited for, and threads
-// run in ascending and descending order in turn, so that a missing barrier shows as a wrong value.
+// Runs the CUDA kernels' own source on the host, one block at a time, with a fiber per thread. Slow, but exact about
+// indices and pessimistic: shared memory starts as NaN, asynchronous copies arrive only when waited for, and threads
+// run alternately in ascending and descending order, so that a missing barrier produces a wrong value.
 #pragma once
 
 #include <setjmp.h>
@@ -38,7 +38,7 @@ struct Copy {
   bool valid;
 };
 
-// A barrier in shared memory that counts arrivals and bytes; boxes: copies under way that it waits for.
+// A barrier in shared memory that counts arrivals and bytes. `boxes` holds the pending copies that it waits for.
 struct Counter {
   int expected = 0, arrivals = 0, parity = 0;
   int64_t bytes = 0;
@@ -51,8 +51,8 @@ struct Fiber {
   ucontext_t start;
   jmp_buf at;
   bool fresh = false, done = false;
-  std::vector<std::vector<Copy>> copies;                   // groups; the last one is open
-  std::vector<std::vector<std::function<void()>>> products;  // likewise
+  std::vector<std::vector<Copy>> copies;                     // groups; the last one is not yet committed
+  std::vector<std::vector<std::function<void()>>> products;  // as above
 };
 
 struct Warp {
@@ -67,11 +67,10 @@ struct Block {
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   int64_t shared_bytes = 0;
-  int count = 0, alive = 0, arrived = 0, generation = 0;
+  int alive = 0, arrived = 0, generation = 0;
   std::map<const void*, Counter> counters;
   int named_arrived[16] = {}, named_generation[16] = {};
   int64_t progress = 0;
-  ucontext_t scheduler_start;
   jmp_buf scheduler;
   std::function<void()> body;
 };
@@ -126,7 +125,7 @@ inline void run_block(int threads) {
   b.shared = b.memory.data() + kCanary;
   b.shared += (kAlignment - reinterpret_cast<uintptr_t>(b.shared) % kAlignment) % kAlignment;
   b.counters.clear();
-  b.count = b.alive = threads;
+  b.alive = threads;
   b.arrived = b.generation = 0;
   for (int i = 0; i < threads; ++i) {
     Fiber& f = b.fibers[i];
@@ -141,7 +140,7 @@ inline void run_block(int threads) {
   }
   for (volatile int64_t pass = b.block.x; b.alive > 0; ++pass) {
     const volatile int64_t before = b.progress;
-    // A warp runs until it can go no further alone: it overtakes the others wherever no barrier holds it.
+    // A warp runs until it is blocked: it overtakes the others wherever no barrier stops it.
     for (volatile int w = 0; w < static_cast<int>(b.warps.size()); ++w) {
       const int first = 32 * static_cast<int>(pass % 2 ? b.warps.size() - 1 - w : static_cast<size_t>(w));
       volatile int64_t last;
@@ -153,24 +152,24 @@ inline void run_block(int threads) {
         }
       } while (b.progress != last);
     }
-    if (b.progress == before) fail("no thread can go on: a barrier or a warp waits for threads that never come");
+    if (b.progress == before) fail("deadlock: a barrier or a warp waits for threads that never arrive");
   }
   for (int i = 0; i < kCanary; ++i) {
-    if (b.shared[b.shared_bytes + i] != 0xff) fail("a write behind the shared memory");
+    if (b.shared[b.shared_bytes + i] != 0xff) fail("a write past the end of shared memory");
   }
 }
 
 inline void check_shared(const void* pointer) {
   const Block& b = block();
   const auto* at = static_cast<const unsigned char*>(pointer);
-  if (at < b.shared || at + 16 > b.shared + b.shared_bytes) fail("an access outside the shared memory");
-  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) fail("an access to shared memory that is not aligned to 16 bytes");
+  if (at < b.shared || at + 16 > b.shared + b.shared_bytes) fail("an access outside shared memory");
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) fail("a shared memory access that is not aligned to 16 bytes");
 }
 
-// Each lane gives a value; the last one computes every lane's result from all of them.
+// Each lane provides a value; the last one to arrive computes the results of all lanes.
 template <class Given, class Result, class F>
 Result collective(const Given& given, F compute) {
-  static_assert(sizeof(Given) <= 64 && sizeof(Result) <= 64, "a lane's slot");
+  static_assert(sizeof(Given) <= 64 && sizeof(Result) <= 64, "must fit into a lane's slot");
   Block& b = block();
   Warp& w = b.warps[b.thread.x / 32];
   const int lane = b.thread.x % 32;
@@ -212,7 +211,7 @@ inline uint32_t float_to_bits(float v) {
   return bits;
 }
 
-// Every half's value: the conversion is a call on machines without an instruction for it.
+// A table of all half values: on machines without an instruction, each conversion is a slow function call.
 inline const std::vector<float> half_values = [] {
   std::vector<float> values(1 << 16);
   for (int i = 0; i < 1 << 16; ++i) {
@@ -321,7 +320,7 @@ struct Fragments {
   uint32_t a[4], b[2];
 };
 
-// kWide: values per 32 bits. Value k of a row lies in word (k / kWide % 4, k / kWide / 4).
+// kWide: values per 32-bit word. Value k of a row is in word k / kWide / 4 of thread k / kWide % 4.
 template <int kWide, class Decode>
 void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Decode decode) {
   Fragments given;

@@ -1,7 +1,6 @@
-// The emulator's twins of hopper_platform.cuh. Addresses, swizzles and descriptors are decoded as the hardware's manual
-// has them. Pessimistic in turn: in even blocks a box arrives at once and products run when they are waited for (a slot
-// that is filled too early shows), in odd ones boxes arrive when they are waited for and products run at once (one that
-// is read too early shows).
+// Emulates hopper_platform.cuh. Decodes addresses, swizzles and descriptors as the hardware manual specifies. In even
+// blocks, boxes arrive at once and products run when waited for, which exposes slots that are filled too early. In odd
+// blocks, boxes arrive when waited for and products run at once, which exposes slots that are read too early.
 #pragma once
 
 #include <algorithm>
@@ -19,14 +18,14 @@ struct Map {
   int32_t sizes[4], box_rows, channels, row_bytes;  // samples, rows, columns, channels
   int64_t strides[3];                               // bytes
 };
-static_assert(sizeof(Map) <= sizeof(TensorMap), "a map is passed as the hardware's");
+static_assert(sizeof(Map) <= sizeof(TensorMap), "must fit into a TensorMap");
 
 inline bool late_products() { return block().block.x % 2 == 0; }
 
 inline Counter& counter(const uint64_t* barrier) {
   Block& b = block();
   const auto found = b.counters.find(barrier);
-  if (found == b.counters.end()) fail("a barrier that was not initialised");
+  if (found == b.counters.end()) fail("a barrier was not initialised");
   return found->second;
 }
 
@@ -38,18 +37,18 @@ inline void advance(Counter& c) {
 }
 
 inline void arrive(Counter& c) {
-  if (--c.arrivals < 0) fail("a barrier gets more arrivals than it expects");
+  if (--c.arrivals < 0) fail("a barrier received more arrivals than expected");
   ++block().progress;
   advance(c);
 }
 
-// Writes the box, zeros for what lies outside; returns its bytes.
+// Writes the box, with zeros outside the image; returns its size in bytes.
 inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, int32_t column, int32_t row,
                         int32_t sample) {
   const int64_t offset = target - block().shared;
   if (offset % 1024 != 0) fail("a box at an address that is not aligned to 1024 bytes");
   const int64_t bytes = static_cast<int64_t>(map.box_rows) * kHopperPixels * map.row_bytes;
-  if (offset < 0 || offset + bytes > block().shared_bytes) fail("a box outside the shared memory");
+  if (offset < 0 || offset + bytes > block().shared_bytes) fail("a box outside shared memory");
   int64_t at = offset;
   for (int32_t r = row; r < row + map.box_rows; ++r) {
     for (int32_t x = column; x < column + kHopperPixels; ++x) {
@@ -58,7 +57,7 @@ inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, 
         const char* from = map.data + sample * map.strides[0] + r * map.strides[1] + x * map.strides[2] + c * 2;
         uint16_t value = 0;
         if (inside) std::memcpy(&value, from, 2);
-        // The chunk's number, by the bits of the address above the span of a row.
+        // XOR the chunk's index with the address bits from 7 up.
         const int64_t span = map.row_bytes / 16, chunk = at / 16 % span, swap = at / 128 % span;
         std::memcpy(block().shared + (at - at % map.row_bytes) + (chunk ^ swap) * 16 + at % 16, &value, 2);
       }
@@ -67,7 +66,7 @@ inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, 
   return bytes;
 }
 
-// 16 elements of a row of an operand whose rows run along K.
+// Reads 16 elements along K of one row of an operand.
 template <class Decode>
 void read_row(uint64_t matrix, int32_t row, Decode decode, float (&values)[16]) {
   const int64_t start = static_cast<int64_t>(matrix & 0x3fff) << 4;
@@ -78,7 +77,7 @@ void read_row(uint64_t matrix, int32_t row, Decode decode, float (&values)[16]) 
   for (int half = 0; half < 2; ++half) {
     int64_t at = start + row / 8 * group + row % 8 * span + half * 16;
     at ^= (at / 128 % (span / 16)) * 16;
-    if (at + 16 > block().shared_bytes) fail("an operand outside the shared memory");
+    if (at + 16 > block().shared_bytes) fail("an operand outside shared memory");
     uint16_t bits[8];
     std::memcpy(bits, block().shared + at, 16);
     for (int k = 0; k < 8; ++k) values[half * 8 + k] = decode(bits[k]);
@@ -111,7 +110,8 @@ template <int n, class Decode>
 void multiply_async(float (&c)[n], uint64_t a, uint64_t b, bool accumulate, Decode decode) {
   collective<Matrices, int>({a, b}, [](const Matrices* given, int* results) {
     for (int i = 0; i < 32; ++i) {
-      if (given[i].a != given[0].a || given[i].b != given[0].b) fail("a product whose lanes name other operands");
+      if (given[i].a != given[0].a || given[i].b != given[0].b)
+        fail("the lanes of a warp pass different operands to a product");
       results[i] = 0;
     }
   });
@@ -214,19 +214,19 @@ void multiply_async_bfloat16(float (&c)[n], uint64_t a, uint64_t b, bool accumul
 }
 
 inline const char* hopper_device(const void*, int32_t& multiprocessors) {
-  multiprocessors = 4;  // so few that a block has several tiles, and several samples
+  multiprocessors = 4;  // few, so that a block gets several tiles and samples
   return nullptr;
 }
 
 inline const char* make_map(TensorMap& map, const void* data, Type, const int32_t (&sizes)[4],
                             const int64_t (&strides)[3], const HopperShape& shape, int32_t box_rows) {
-  if (reinterpret_cast<uintptr_t>(data) % 16 != 0) return "a picture whose address is not aligned to 16 bytes";
-  if (box_rows > 256) return "a box of more than 256 rows";
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0) return "the image is not aligned to 16 bytes";
+  if (box_rows > 256) return "the box has more than 256 rows";
   emulator::Map own{static_cast<const char*>(data), {}, box_rows, shape.channels, shape.row_bytes(), {}};
   std::copy(sizes, sizes + 4, own.sizes);
   for (int i = 0; i < 3; ++i) {
     own.strides[i] = strides[i] * 2;
-    if (own.strides[i] % 16 != 0) return "a picture whose strides are not multiples of 16 bytes";
+    if (own.strides[i] % 16 != 0) return "the strides of the image are not multiples of 16 bytes";
   }
   std::memcpy(&map, &own, sizeof(own));
   return nullptr;

@@ -1,4 +1,4 @@
-// The emulator must not be kinder than the machine: kernels with a seeded fault have to show it.
+// The emulator must not be more lenient than the hardware: kernels with a seeded fault must fail.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,7 +12,7 @@ struct Run {
   bool barrier, wait, all, narrow;
 };
 
-// Thread i gives its number to its neighbours on both sides.
+// Every thread adds the indices of its two neighbours.
 TO_KERNEL(64, 1)
 neighbours_kernel(TO_RUN Run run) {
   float* memory = reinterpret_cast<float*>(shared_memory());
@@ -22,7 +22,7 @@ neighbours_kernel(TO_RUN Run run) {
   run.result[thread] = memory[(thread + 1) % 64] + memory[(thread + 63) % 64];
 }
 
-// A warp reads what the other one wrote, some warp instructions later.
+// Each warp reads what the other one wrote, a few warp instructions later.
 TO_KERNEL(64, 1)
 warps_kernel(TO_RUN Run run) {
   float* memory = reinterpret_cast<float*>(shared_memory());
@@ -91,27 +91,27 @@ int main() {
   launch(neighbours_kernel, 1, 64, 256, nullptr, Run{result, nullptr, true});
   expect(result[0] == 64 && result[5] == 10, "neighbours");
   launch(neighbours_kernel, 1, 64, 256, nullptr, Run{result, nullptr, false});
-  expect(result[5] != result[5], "a missing barrier goes unseen");
+  expect(result[5] != result[5], "a missing barrier goes unnoticed");
   launch(warps_kernel, 2, 64, 256, nullptr, Run{result, nullptr, true});
   expect(result[0] == 32 && result[40] == 8, "warps");
   launch(warps_kernel, 1, 64, 256, nullptr, Run{result, nullptr, false});
-  expect(result[0] != result[0], "a barrier missing between warps goes unseen, ascending");
+  expect(result[0] != result[0], "a missing barrier between warps goes unnoticed in ascending order");
   launch(warps_kernel, 2, 64, 256, nullptr, Run{result, nullptr, false});
-  expect(result[40] != result[40], "a barrier missing between warps goes unseen, descending");
+  expect(result[40] != result[40], "a missing barrier between warps goes unnoticed in descending order");
   launch(copy_kernel, 2, 64, 1024, nullptr, Run{result, source, false, true});
   expect(result[2] == 8 && result[3] == 0, "copies");
   launch(copy_kernel, 1, 64, 1024, nullptr, Run{result, source, false, false});
-  expect(result[2] != result[2], "a copy that nobody waits for arrives");
+  expect(result[2] != result[2], "a copy arrives without being waited for");
   launch(warp_kernel, 1, 64, 0, nullptr, Run{result, nullptr, false, false, true});
   expect(result[0] == 496 && result[63] == 496 + 32 * 32, "shuffles");
   expect(aborts(warp_kernel, 0, Run{result, nullptr, false, false, false}),
-         "a warp that waits for a thread for ever goes on");
+         "a warp does not wait for a thread that diverged");
   expect(aborts(bounds_kernel, 512, Run{result, source, false, false, false, true}),
-         "a copy behind the shared memory goes unseen");
+         "a copy past the end of shared memory goes unnoticed");
   expect(aborts(bounds_kernel, 1024, Run{result, source, false, false, false, false}),
-         "a write behind the shared memory goes unseen");
+         "a write past the end of shared memory goes unnoticed");
   expect(!aborts(bounds_kernel, 1024, Run{result, source, false, false, false, true}),
-         "a copy inside the shared memory aborts");
+         "a copy inside shared memory aborts");
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -1,5 +1,5 @@
-// Index arithmetic of the CUDA kernels against loops that say what it means. Prints what fails; exits with their
-// number.
+// Tests the index arithmetic of the CUDA kernels against loops that follow the definition. Prints failures; exits with
+// 1 if there are any.
 #include <cstdio>
 #include <set>
 #include <tuple>
@@ -32,7 +32,7 @@ static Pairs by_definition(const Extent& e) {
 static void collect(const Axis& axis, bool gradient, Pairs& pairs, std::vector<int>& seen) {
   for (int i = 0; i < axis.count; ++i) {
     const int target = axis.destination(i);
-    expect(target >= 0 && target < static_cast<int>(seen.size()), "a destination outside", i, target);
+    expect(target >= 0 && target < static_cast<int>(seen.size()), "a destination is out of range", i, target);
     ++seen[target];
     for (int t = 0; t < axis.taps; ++t) {
       const int source = axis.source(i) + t * axis.src_step;
@@ -58,14 +58,14 @@ static void test_axes() {
             collect(forward_axis(e), false, forward, outputs);
             for (int phase = 0; phase < stride; ++phase) {
               const Axis axis = gradient_axis(e, phase);
-              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase larger than the first", in,
-                     phase);
+              expect(axis.src_step >= 0 && axis.count <= gradient_axis(e, 0).count, "a phase is larger than the first",
+                     in, phase);
               collect(axis, true, gradient, inputs);
             }
             expect(forward == expected, "forward taps", in, taps, stride * 100 + dilation * 10 + pad);
             expect(gradient == expected, "gradient taps", in, taps, stride * 100 + dilation * 10 + pad);
-            for (int n : outputs) expect(n == 1, "an output that is not written once", in, taps, n);
-            for (int n : inputs) expect(n == 1, "an input that is not written once", in, taps, n);
+            for (int n : outputs) expect(n == 1, "an output is not written exactly once", in, taps, n);
+            for (int n : inputs) expect(n == 1, "an input is not written exactly once", in, taps, n);
           }
         }
       }
@@ -89,7 +89,7 @@ static void test_places() {
     }
   }
   const Place far = place_of((int64_t{1} << 33) + 7, 1 << 20, 1 << 10, 2, 4);
-  expect(far.tile_n == 7 && far.phase == 1, "a place behind 32 bits", far.tile_n, far.phase);
+  expect(far.tile_n == 7 && far.phase == 1, "a block index beyond 32 bits", far.tile_n, far.phase);
   int index = 0;
   for (int sample = 0; sample < 3; ++sample) {
     for (int y = 0; y < 5; ++y) {
@@ -111,7 +111,7 @@ static void test_parts() {
                static_cast<int>(count), parts, i);
         at = r.end;
       }
-      expect(at == count, "parts that do not add up", static_cast<int>(count), parts);
+      expect(at == count, "parts do not add up", static_cast<int>(count), parts);
     }
   }
   expect(ceil_div(0, 4) == 0 && ceil_div(1, 4) == 1 && ceil_div(8, 4) == 2, "ceil_div");
@@ -119,7 +119,7 @@ static void test_parts() {
   expect(contract_warps(1) == 8 && contract_warps(1024) == 8 && contract_warps(1025) == 16, "contract_warps");
 }
 
-// Every chunk has one place, and the accesses that a warp makes at once meet different banks.
+// Every chunk has a unique offset, and simultaneous accesses of a warp hit different banks.
 static void test_swizzles() {
   std::set<int> rows, halves, words;
   for (int row = 0; row < 128; ++row) {
@@ -164,18 +164,21 @@ static void test_hopper_plans() {
         if (plan.slots == 0) continue;
         const HopperShape shape = kHopperShapes[plan.shape];
         const HopperMemory m(shape, taps, taps, plan.chunks, plan.slots);
-        expect(plan.slots >= 2 && m.bytes <= kHopperSharedBytes, "the block fits", channels, outputs, taps);
-        expect(plan.chunks * shape.channels >= channels, "the chunks hold the channels", channels, outputs, taps);
-        expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "swizzles start at 1024 bytes", channels, outputs, taps);
+        expect(plan.slots >= 2 && m.bytes <= kHopperSharedBytes, "the block does not fit", channels, outputs, taps);
+        expect(plan.chunks * shape.channels >= channels, "the chunks do not hold all channels", channels, outputs,
+               taps);
+        expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "tiles are not aligned to the swizzle pattern", channels,
+               outputs, taps);
         expect(m.exchange % 16 == 0 && m.bias % 16 == 0 && m.barriers % 8 == 0, "alignment", channels, outputs, taps);
-        expect(shape.tile_rows() + taps - 1 <= 256, "a box has at most 256 rows", channels, outputs, taps);
+        expect(shape.tile_rows() + taps - 1 <= 256, "a box has more than 256 rows", channels, outputs, taps);
       }
     }
   }
   const HopperShape usual = kHopperShapes[hopper_plan(64, 64, 3, 3).shape];
-  expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3, "64 channels take rows of 64, three each");
-  expect(hopper_plan(16, 16, 3, 3).slots == kHopperMostSlots, "few channels leave room for every slot");
-  expect(hopper_plan(512, 8, 3, 3).slots == 0, "a panel that does not fit is refused");
+  expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3,
+         "64 channels do not use the shape 64 x 64 with three rows");
+  expect(hopper_plan(16, 16, 3, 3).slots == kHopperMaxSlots, "few channels do not get every slot");
+  expect(hopper_plan(512, 8, 3, 3).slots == 0, "a panel that does not fit is accepted");
 }
 
 static void test_hopper_tiles() {
@@ -188,13 +191,13 @@ static void test_hopper_tiles() {
     const Range range = part_of(count, run.workers, worker);
     for (int64_t tile = range.begin; tile < range.end; ++tile) {
       const HopperPlace at = hopper_place(static_cast<int32_t>(tile), run, rows);
-      expect(at.sample >= sample, "samples ascend", at.sample, sample);
+      expect(at.sample >= sample, "samples do not ascend", at.sample, sample);
       sample = at.sample;
-      expect(at.row % rows == 0 && at.column % kHopperPixels == 0, "tiles stand on a grid", at.row, at.column);
+      expect(at.row % rows == 0 && at.column % kHopperPixels == 0, "a tile is off the grid", at.row, at.column);
       seen.insert({at.sample, at.row / rows, at.column / kHopperPixels});
     }
   }
-  expect(static_cast<int>(seen.size()) == count, "every tile once", static_cast<int>(seen.size()), count);
+  expect(static_cast<int>(seen.size()) == count, "tiles are missing or repeated", static_cast<int>(seen.size()), count);
 }
 
 static void test_hopper_swizzles() {
@@ -202,17 +205,17 @@ static void test_hopper_swizzles() {
     std::set<int> seen;
     for (int offset = 0; offset < 4096; offset += 16) {
       const int to = swizzled(offset, row_bytes);
-      expect(to / row_bytes == offset / row_bytes, "a chunk stays in its row", row_bytes, offset, to);
+      expect(to / row_bytes == offset / row_bytes, "a chunk leaves its row", row_bytes, offset, to);
       seen.insert(to);
     }
-    expect(seen.size() == 256, "every chunk has a place", row_bytes);
-    for (int row = 0; row < 64; row += 8) {  // eight rows of one chunk meet all banks
+    expect(seen.size() == 256, "chunks collide", row_bytes);
+    for (int row = 0; row < 64; row += 8) {
       std::set<int> banks;
       for (int i = 0; i < 8; ++i) banks.insert(swizzled((row + i) * row_bytes, row_bytes) / 16 % 8);
-      expect(banks.size() == 8, "eight rows of one chunk meet all banks", row_bytes, row);
+      expect(banks.size() == 8, "eight rows of one chunk share banks in a swizzle mode", row_bytes, row);
     }
   }
-  // Bits 0-13 the address, 16-29 unused with a swizzle (1), 32-45 the step between eight rows, 62-63 the mode.
+  // Bits 0-13: address; 16-29: 1, unused with a swizzle; 32-45: stride between groups of eight rows; 62-63: mode.
   expect(matrix_descriptor(0x12400, 128) == (uint64_t{1} << 62 | uint64_t{64} << 32 | 1 << 16 | 0x1240), "128 bytes");
   expect(matrix_descriptor(0x400, 64) == (uint64_t{2} << 62 | uint64_t{32} << 32 | 1 << 16 | 0x40), "64 bytes");
   expect(matrix_descriptor(0x400, 32) == (uint64_t{3} << 62 | uint64_t{16} << 32 | 1 << 16 | 0x40), "32 bytes");

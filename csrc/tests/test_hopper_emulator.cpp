@@ -1,4 +1,5 @@
-// The emulated boxes, barriers and products must not be kinder than the machine: a kernel with a seeded fault shows it.
+// The emulated boxes, barriers and products must not be more lenient than the hardware: kernels with a seeded fault
+// must fail.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,7 +15,7 @@ constexpr int kSlot = kHopperPixels * 128, kPanel = 32 * 128, kSums = 64 * 32;
 struct alignas(128) Run {
   TensorMap map;
   float* result;
-  bool full, products, empty;  // what is waited for
+  bool full, products, empty;  // what the kernel waits for
 };
 
 // Two steps: 64 pixels of 64 channels times the first 32 columns of the identity, through one slot.
@@ -61,19 +62,19 @@ steps_kernel(TO_RUN Run run) {
   }
 }
 
-static std::vector<uint16_t> picture;  // 100 pixels of 40 channels
+static std::vector<uint16_t> image;  // 100 pixels of 40 channels
 
-// Whether both blocks, even and odd, have the first 32 channels of every pixel and zeros beyond the picture.
+// True if both blocks, even and odd, hold the first 32 channels of every pixel and zeros outside the image.
 static bool is_right(const std::vector<float>& result) {
   for (int i = 0; i < 4 * kSums; ++i) {
     const int pixel = i / 32 % 128, channel = i % 32;
-    const float expected = pixel < 100 ? half_to_float(picture[pixel * 40 + channel]) : 0.0f;
+    const float expected = pixel < 100 ? half_to_float(image[pixel * 40 + channel]) : 0.0f;
     if (result[i] != expected) return false;
   }
   return true;
 }
 
-// In a process of its own: a fault may stop the emulator, which counts as seen.
+// Runs in a separate process: a fault may abort the emulator, which counts as noticed.
 static bool passes(bool full, bool products, bool empty) {
   const pid_t child = fork();
   if (child == 0) {
@@ -82,7 +83,7 @@ static bool passes(bool full, bool products, bool empty) {
     Run run{{}, result.data(), full, products, empty};
     const int32_t sizes[4] = {1, 1, 100, 40};
     const int64_t strides[3] = {4000, 4000, 40};
-    if (make_map(run.map, picture.data(), Type::kHalf, sizes, strides, kShape, 1)) _exit(2);
+    if (make_map(run.map, image.data(), Type::kHalf, sizes, strides, kShape, 1)) _exit(2);
     launch(steps_kernel, 2, 160, kSlot + kPanel + 16, nullptr, run);
     _exit(is_right(result) ? 0 : 1);
   }
@@ -94,15 +95,15 @@ static bool passes(bool full, bool products, bool empty) {
 int main() {
   alignas(16) static uint16_t values[4000];
   for (int i = 0; i < 4000; ++i) values[i] = float_to_half(static_cast<float>(i % 1999));
-  picture.assign(values, values + 4000);
+  image.assign(values, values + 4000);
   int failures = 0;
   auto expect = [&](bool ok, const char* what) {
     if (!ok) std::printf("%s\n", what), ++failures;
   };
   expect(passes(true, true, true), "boxes, swizzles and products");
-  expect(!passes(false, true, true), "a box that nobody waits for goes unseen");
-  expect(!passes(true, false, true), "products that nobody waits for go unseen");
-  expect(!passes(true, true, false), "a slot that is filled too early goes unseen");
+  expect(!passes(false, true, true), "a missing wait for a box goes unnoticed");
+  expect(!passes(true, false, true), "a missing wait for products goes unnoticed");
+  expect(!passes(true, true, false), "a slot that is filled too early goes unnoticed");
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -1,7 +1,7 @@
-"""Export a tunable network as a package for a program without Python (main.cpp): lambda is an ordinary input.
+"""Export a tunable network as a package for a program without Python (main.cpp), with lambda as an ordinary input.
 
-python export.py network.pt2                                       a small fresh network
-python export.py network.pt2 --checkpoint runs/demo/model.safetensors
+python export.py network.pt2                                              # a small untrained network
+python export.py network.pt2 --checkpoint runs/demo/model.safetensors     # a trained one
 """
 
 import argparse
@@ -22,7 +22,7 @@ OP = torch.ops.tunable_ops.tunable_conv2d_cpp.default
 
 
 def fresh_network() -> tunable_ops.TunableModel:
-    """A DnCNN of seed 0 whose kernels differ, as after training: those of a fresh conversion are all alike."""
+    """Return a small DnCNN with perturbed kernels, because the kernels of a fresh conversion are all equal."""
     torch.manual_seed(0)
     net = tunable_ops.convert(DnCNN(features=16, depth=4, mean=0.5), num_params=2)
     with torch.no_grad():
@@ -34,11 +34,11 @@ def fresh_network() -> tunable_ops.TunableModel:
 def export(net: tunable_ops.TunableModel) -> ExportedProgram:
     """Return the graph of ``net(picture, lam)`` for one picture [1, 3, H, W] in channels_last and lam [p], float32.
 
-    The C++ operator computes the layers that it can serve. What else there is of this project is written out as
-    PyTorch's own operators, which the package compiles.
+    The C++ operator computes the layers that it supports. Other operators of tunable_ops are decomposed into PyTorch's
+    own, which the package compiles.
     """
     if (reason := unavailable_reason("tunable_conv2d", "cpp")) is not None:
-        raise RuntimeError(f"export: the backend 'cpp' must be there; got {reason}")
+        raise RuntimeError(f"export: the backend 'cpp' must be available; got {reason}")
     net = net.eval().to(memory_format=torch.channels_last)
     step = getattr(net.network, "downscale", 1)
     picture = torch.rand(1, 3, 32 * step, 48 * step).contiguous(memory_format=torch.channels_last)
@@ -53,21 +53,21 @@ def export(net: tunable_ops.TunableModel) -> ExportedProgram:
 
 
 def _definition(*arguments: Any) -> torch.Tensor:
-    """Return tunable_conv2d's definition, for the arguments of its operator."""
+    """Compute tunable_conv2d by its definition, given the arguments of the operator."""
     *tensors, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, activation = arguments
     geometry = ((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
     return reference.tunable_conv2d(*tensors, *geometry, activation=TABLE[activation].name)
 
 
 def operators(program: ExportedProgram) -> Counter[str]:
-    """How often the graph calls each operator."""
+    """Count the calls of each operator in the graph."""
     return Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
 
 
 def main() -> None:
-    """Read the command line; write the package."""
+    """Parse the command line and write the package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path, help="what to write, .pt2")
+    parser.add_argument("package", type=Path, help="the output file, .pt2")
     parser.add_argument("--checkpoint", type=Path, help="a tunable network, .safetensors")
     args = parser.parse_args()
     if args.checkpoint:
@@ -79,7 +79,7 @@ def main() -> None:
     program = export(net)
     count = operators(program)[str(OP)]
     if count == 0:
-        raise RuntimeError("export: the C++ operator must serve a layer of the network; got none that it can serve")
+        raise RuntimeError("export: the C++ operator must support at least one layer of the network; got none")
     print(f"{count} of {len(net.layers)} tunable layers run on the C++ operator, the others on PyTorch's")
     torch._inductor.aoti_compile_and_package(program, package_path=str(args.package))
     print(args.package)

@@ -1,4 +1,4 @@
-"""The CUDA operators compile without a GPU: resources and instructions of all kernels, dependencies of the library."""
+"""The CUDA operators compile without a GPU: resources of every kernel, its instructions, and what the library needs."""
 
 import hashlib
 import importlib.util
@@ -36,14 +36,14 @@ ENTRY = re.compile(
 
 
 def _state(source: Path) -> str:
-    """Return a hash of everything that a kernel's object file depends on."""
+    """A name for what a kernel's object depends on."""
     files = sorted(f for f in source.parent.glob("*.*h") if "hopper" in source.name or "hopper" not in f.name)
     content = b"".join(f.read_bytes() for f in [source, *files]) + repr(build_cuda.FLAGS).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def compiled(arch: str) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Return the object files and one row per kernel; objects are reused while their sources do not change."""
+    """The objects and a row per kernel; an object is kept for as long as its sources are the same."""
     folder = ROOT / "build" / f"kernels-{arch}"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -72,7 +72,7 @@ def compiled(arch: str) -> tuple[list[Path], list[dict[str, Any]]]:
 
 
 def check_resources(rows: list[dict[str, Any]]) -> None:
-    """Check for spills and stack use, and that two blocks fit a multiprocessor's registers unless one is intended."""
+    """No spills, no stack, and two blocks of every kernel fit a multiprocessor's registers but where one is meant."""
     lines = (f"{r['arch']:8} {r['registers']:>4} {r['shared'] or 0:>6} {r['spills']:>3} {r['name']}" for r in rows)
     print("\narch     registers, static shared memory, spills, kernel\n" + "\n".join(lines))
     assert len({r["name"] for r in rows}) == len(rows) > 60, len(rows)
@@ -126,7 +126,7 @@ def _tritons_cuobjdump() -> str | None:
 
 @needs_nvcc
 def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
-    """The library uses only the stable ABI, so it loads with any wheel: no CUDA library, no C++ symbols of torch."""
+    """No CUDA library and no C++ of Torch's: the stable ABI, from any wheel."""
     objects = [str(o) for o in compiled("90a")[0]]
     torch_folder = Path(torch.__file__).parent
     for source in sorted(build_cuda.SOURCES.glob("*.cpp")):
@@ -148,7 +148,7 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
 
 
 def check_registration(library: Path, folder: Path) -> None:
-    """Check that the library loads and registers its kernels; a stub has the one symbol that a CPU wheel lacks."""
+    """The library loads and stands at the CUDA key; the one symbol that a CPU wheel lacks comes from a stub."""
     stub = folder / "stub.so"
     source = folder / "stub.c"
     source.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
@@ -160,8 +160,8 @@ if torch.version.cuda is None:
 torch.version.cuda = None  # the package must not load a library of its own
 import tunable_ops
 torch.ops.load_library({str(library)!r})
-for name in [f"tunable_conv2d_{{kind}}{{end}}" for kind in ("cuda", "wgmma") for end in ("", "_backward")]:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::{{name}}", "CUDA"), name
+for name in ("cuda", "cuda_backward", "wgmma", "wgmma_backward"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::tunable_conv2d_{{name}}", "CUDA"), name
 print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

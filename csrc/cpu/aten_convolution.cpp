@@ -1,4 +1,4 @@
-#include "library.h"
+#include "aten_convolution.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
@@ -9,9 +9,9 @@
 namespace tunable_ops {
 namespace {
 
-// Values that one thread blends or multiplies at a time; partial sums are those of such blocks, whoever computes them.
+// Values that a thread processes at a time. Partial sums are per block, so they do not depend on the number of threads.
 constexpr int64_t kBlock = 1 << 12;
-// Blocks worth waking another thread for.
+// Blocks that justify waking another thread.
 constexpr int64_t kGrainBlocks = 16;
 
 int64_t elements(const Tensor& weight) { return weight.numel() / weight.size(0); }
@@ -22,7 +22,7 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
   });
 }
 
-// An uninitialised kernel [O, C/groups, kh, kw] with the strides of those in the stack.
+// An uninitialised kernel [O, C/groups, kh, kw] with the strides of the kernels in the stack.
 Tensor empty_kernel(const Tensor& weight) {
   Ints sizes, strides;
   for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
@@ -50,14 +50,21 @@ void activate(const Tensor& output, Activation activation) {
   });
 }
 
-// grad_weight[p] = alpha[p] G where asked for, and the dots <G, weight[p]> that grad_alpha is made of.
+// Computes grad_weight[p] = alpha[p] G unless null, and returns the products <G, weight[p]> for grad_alpha.
 std::vector<double> contract(const Call& call, const Tensor& gradient, const Tensor& weight, void* grad_weight,
                              bool need_alpha) {
   const int64_t count = weight.size(0), size = elements(weight);
   const std::vector<double> alpha(call.alpha.begin(), call.alpha.end());
-  const Number number = number_of(weight.scalar_type());
-  const FlatContract contract{weight.const_data_ptr(),   number, count,       weight.stride(0), alpha.data(),
-                              gradient.const_data_ptr(), number, grad_weight, size};
+  const NumberType type = number_type(weight.scalar_type());
+  const FlatContract contract{weight.const_data_ptr(),
+                              type,
+                              count,
+                              weight.stride(0),
+                              alpha.data(),
+                              gradient.const_data_ptr(),
+                              type,
+                              grad_weight,
+                              size};
   std::vector<double> partial((size + kBlock - 1) / kBlock * count), totals(count);
   for_each_block(size, [&](int64_t block, int64_t begin, int64_t end) {
     best_kernels().flat_contract(contract, begin, end, need_alpha ? partial.data() + block * count : nullptr);
@@ -67,8 +74,7 @@ std::vector<double> contract(const Call& call, const Tensor& gradient, const Ten
 }
 
 Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
-  const MemoryFormat format =
-      kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const MemoryFormat format = kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   return torch::stable::contiguous(gradient, format);
 }
 
@@ -76,24 +82,21 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
 
 void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended) {
   const std::vector<double> factors(alpha, alpha + stack.size(0));
-  const Number number = number_of(stack.scalar_type());
-  const FlatBlend blend{stack.const_data_ptr(), number,
-                        stack.size(0),          stack.stride(0),
-                        factors.data(),         blended.mutable_data_ptr(),
-                        number};
+  const NumberType type = number_type(stack.scalar_type());
+  const FlatBlend blend{stack.const_data_ptr(),     type, stack.size(0), stack.stride(0), factors.data(),
+                        blended.mutable_data_ptr(), type};
   for_each_block(elements(stack),
                  [&](int64_t, int64_t begin, int64_t end) { best_kernels().flat_blend(blend, begin, end); });
 }
 
-bool library_serves(const Call& call, const Tensor& weight) {
+bool prefers_aten(const Call& call, const Tensor& weight) {
   if (call.rows != 1 || !(weight.is_contiguous() || kernels_are_channels_last(weight))) return false;
   const Conv& v = call.conv;
   const bool patches = v.stride_h > 1 && v.stride_w > 1 && v.stride_h >= v.taps_h && v.stride_w >= v.taps_w;
   return !patches;
 }
 
-Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& weight,
-                           const std::vector<float>& bias) {
+Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {
   const Conv& v = call.conv;
   std::optional<Tensor> shift;
   if (!bias.empty()) {
@@ -113,9 +116,8 @@ Tensor convolve_by_library(const Call& call, const Tensor& input, const Tensor& 
   return output;
 }
 
-Gradients gradients_by_library(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const Tensor& alpha,
-                               const std::vector<bool>& mask) {
+Gradients gradients_with_aten(const Call& call, const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                              const std::optional<Tensor>& bias, const Tensor& alpha, const std::vector<bool>& mask) {
   const Conv& v = call.conv;
   const int32_t wanted[] = {mask[0], mask[1] || mask[3], bias && (mask[2] || mask[3])};
   const Tensor kernel = blended_kernel(call, weight);
