@@ -141,7 +141,7 @@ def test_autocast_casts_everything_but_alpha(alpha: str) -> None:
     seen = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is OPS.tunable_conv2d_torch.default:
                 seen.append([t.dtype for t in args[:4]])
             return func(*args, **(kwargs or {}))
