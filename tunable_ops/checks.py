@@ -210,6 +210,14 @@ def is_plain_eager() -> bool:
     return not (torch.compiler.is_compiling() or is_transformed())
 
 
+def can_read(value: Tensor) -> bool:
+    """Return True if reading values costs nothing: on the CPU, in plain eager mode.
+
+    On a GPU it would stop the stream and break graph capture.
+    """
+    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and is_plain_eager()
+
+
 def check_float(op: str, name: str, tensor: Tensor) -> None:
     """Check that an argument is a tensor of one of the dtypes in `FLOATS`."""
     if not isinstance(tensor, Tensor):

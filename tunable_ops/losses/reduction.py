@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tunable_ops.checks import can_read
+
 
 def check_image(loss: str, name: str, value: Tensor) -> None:
     """Check that a value is a real floating point tensor [B, ...] with at least one element per sample.
@@ -90,7 +92,7 @@ def check_pictures(loss: str, name: str, value: Tensor, min_size: int = 1, bound
             f"{loss}: {name} must be at least {min_size}x{min_size} pixels, so that the deepest layer has a value; "
             f"got {value.shape[2]}x{value.shape[3]}"
         )
-    if not (bounded and value.numel() and _is_cheap_to_read(value)):
+    if not (bounded and value.numel() and can_read(value)):
         return
     low, high = torch.aminmax(value.detach())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
@@ -108,12 +110,6 @@ def check_picture_pair(
     check_pictures(loss, "output", output, min_size, bounded)
     check_pictures(loss, "target", target, min_size)
     return output, target
-
-
-def _is_cheap_to_read(value: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
 
 
 def at_least_float32(value: Tensor) -> torch.dtype:

@@ -153,16 +153,12 @@ def read_lambda(op: str, lam: Any, num_params: int, like: Tensor | None = None) 
             f"{op}: lam must hold p = {num_params} values, [p], [B, p] or a map [B, p, H, W]; got shape "
             f"{list(lam.shape)}"
         )
-    if _can_look_at(lam) and not _is_finite(lam):
+    if checks.can_read(lam) and not _is_finite(lam):
         raise ValueError(f"{op}: lam must be finite; got {lam.tolist()}")
     if like is None:
         return lam
     narrow = lam.dtype == torch.float64 and not double
     return lam.to(like.device, torch.float32 if narrow else lam.dtype)
-
-
-def _can_look_at(lam: Tensor) -> bool:
-    return type(lam) in (Tensor, torch.nn.Parameter) and lam.device.type == "cpu" and checks.is_plain_eager()
 
 
 def _is_finite(lam: Tensor) -> bool:
