@@ -33,12 +33,14 @@ _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tu
 # import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
     "PIL",
+    "imagecodecs",
     "matplotlib",
     "numpy",
     "pydantic",
     "safetensors",
     "skimage",
     "tensorboard",
+    "tifffile",
     "tomli",
     "tqdm",
 }
