@@ -6,14 +6,17 @@ resolution. Values are those of the file: colour profiles and gamma curves are n
 more than 8 bits need imagecodecs and tifffile as well.
 """
 
+from tunable_ops.images.encode import KINDS
 from tunable_ops.images.files import EXTENSIONS, find_images, search
 from tunable_ops.images.picture import Frame, Metadata, Picture
 from tunable_ops.images.read import open_picture, read_image, read_images
 from tunable_ops.images.strips import strip
-from tunable_ops.images.write import check_size, kind_of, losses, write_image, write_picture
+from tunable_ops.images.write import SUFFIXES, check_size, kind_of, losses, write_image, write_picture
 
 __all__ = [
     "EXTENSIONS",
+    "KINDS",
+    "SUFFIXES",
     "Frame",
     "Metadata",
     "Picture",

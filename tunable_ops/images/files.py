@@ -19,10 +19,11 @@ EXTENSIONS = tuple(f".{name}" for name in _NAMES.split())
 
 @dataclass
 class Found:
-    """The pictures below a folder, and how many other files there are, by kind."""
+    """The pictures of a folder, how many other files there are, by kind, and how many subfolders."""
 
     paths: list[Path] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    folders: int = 0
 
 
 def find_images(path: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
@@ -52,17 +53,17 @@ def search(path: str | os.PathLike[str], recursive: bool = False) -> Found:
     if not root.is_dir():
         raise ValueError(f"images: path must be an existing file or folder; got {str(root)!r}, which does not exist")
     found = Found()
-    has_folders = _collect(root, recursive, found)
+    _collect(root, recursive, found)
     if not found.paths:
-        hint = "; subfolders are not searched unless recursive (--recursive)" if has_folders and not recursive else ""
+        hint = "; subfolders are not searched unless recursive (--recursive)" if found.folders and not recursive else ""
         raise ValueError(
             f"images: path must be a folder with pictures ({' '.join(EXTENSIONS)}); got {str(root)!r} without one{hint}"
         )
     return found
 
 
-def _collect(folder: Path, recursive: bool, found: Found) -> bool:
-    """Add the pictures of a folder; return True if it has subfolders."""
+def _collect(folder: Path, recursive: bool, found: Found) -> None:
+    """Add the pictures of a folder, and what else is there."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -83,7 +84,7 @@ def _collect(folder: Path, recursive: bool, found: Found) -> bool:
             found.paths.append(folder / entry.name)
         else:
             found.ignored[extension or "without extension"] += 1
+    found.folders += len(folders)
     if recursive:
         for entry in folders:
             _collect(folder / entry.name, recursive, found)
-    return bool(folders)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 __all__ = ["Frame", "Metadata", "Picture", "quantise"]
 
+_BAND = 1024  # rows
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -158,10 +160,14 @@ class Picture:
 def quantise(values: Tensor, bits: int) -> np.ndarray[Any, Any]:
     """Round [C, H, W], clamped to [0, 1], to unsigned integers [H, W, C] of 8 or 16 bits."""
     top, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
-    scaled = (values.detach().float().clamp(0, 1) * top).round().permute(1, 2, 0)
-    return np.ascontiguousarray(scaled.cpu().numpy().astype(dtype))
+    channels, height, width = values.shape
+    pixels = np.empty((height, width, channels), dtype)
+    for row in range(0, height, _BAND):  # large pictures need little memory besides themselves
+        part = values.detach()[:, row : row + _BAND].float().clamp(0, 1).mul(top).round().permute(1, 2, 0)
+        pixels[row : row + _BAND] = part.cpu().numpy()
+    return pixels
 
 
 def _to_tensor(pixels: np.ndarray[Any, Any]) -> Tensor:
-    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32))
-    return values if pixels.dtype == np.float32 else values / (255 if pixels.dtype == np.uint8 else 65535)
+    values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
+    return values if pixels.dtype == np.float32 else values.div_(255 if pixels.dtype == np.uint8 else 65535)

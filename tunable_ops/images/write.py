@@ -14,9 +14,9 @@ from torch import Tensor
 from tunable_ops.images.encode import KINDS, encode
 from tunable_ops.images.picture import Frame, Metadata, Picture, quantise
 
-__all__ = ["check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
+__all__ = ["SUFFIXES", "check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
 
-_SUFFIXES = {
+SUFFIXES = {
     ".png": "png",
     ".apng": "png",
     ".jpg": "jpg",
@@ -75,6 +75,7 @@ def write_picture(
     quality: int | None = None,
     loop: int | None = None,
     separate_first: bool = False,
+    warn: bool = True,
 ) -> Path:
     """Write frames with their alpha, bits and metadata.
 
@@ -87,6 +88,7 @@ def write_picture(
         quality: 1 to 100, for JPEG (default 95) and lossy WebP (default: lossless).
         loop: How often an animation plays, 0 for ever; None to leave it out.
         separate_first: True if the first frame is not part of the animation (APNG).
+        warn: Issue the warnings.
 
     Returns:
         The path of the file.
@@ -107,7 +109,7 @@ def write_picture(
         raise ValueError("images: frames must hold at least one; got none")
     for frame in kept:
         check_size(kind, *frame.size, count=len(kept))
-    for loss in _losses(kept, len(kept), kind):
+    for loss in _losses(kept, len(kept), kind) if warn else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
     try:
         content = encode(kind, [_fitting(frame, kind) for frame in kept], quality, loop, separate_first)
@@ -125,9 +127,9 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         ValueError: The extension is none of a format that can be written.
     """
     file = Path(path)
-    kind = _SUFFIXES.get(file.suffix.lower())
+    kind = SUFFIXES.get(file.suffix.lower())
     if kind is None:
-        raise ValueError(f"images: path must end in one of {' '.join(_SUFFIXES)}; got {file.name!r}")
+        raise ValueError(f"images: path must end in one of {' '.join(SUFFIXES)}; got {file.name!r}")
     return kind
 
 
@@ -144,17 +146,19 @@ def check_size(kind: str, height: int, width: int, count: int = 1) -> None:
         raise ValueError(f"images: {kind} holds one picture; got {count} frames: use tiff, png or webp")
 
 
-def losses(picture: Picture, kind: str, bits: int | None = None) -> list[str]:
+def losses(picture: Picture, kind: str, bits: int | None = None, colours: int | None = None) -> list[str]:
     """List what is lost if a picture is written as this kind of file, in a sentence each, with the way to keep it.
 
     Args:
         picture: What was read.
         kind: png, jpg, webp, tiff, gif, bmp or ppm.
-        bits: 8 or 16 if the loss of bits is meant.
+        bits: 8 or 16 if the number of bits is chosen; None for that of the picture.
+        colours: Channels without alpha that are written, 1 or 3; None for those of the picture.
     """
-    lost = _losses_of(
-        kind, picture.metadata, picture.bits if bits is None else 8, picture.alpha, picture.count, picture.animated
-    )
+    bits = picture.bits if bits is None else 8
+    lost = _losses_of(kind, picture.metadata, bits, picture.alpha, picture.count, picture.animated)
+    if colours == 3 and picture.metadata.icc is not None and picture.metadata.icc[16:20] == b"GRAY":
+        lost.append("the ICC profile is one for grey and does not fit the picture in colour: left out")
     return [*picture.notes, *lost]
 
 
