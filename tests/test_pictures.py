@@ -119,6 +119,26 @@ def test_16_bit_ppm(tmp_path, channels):
     assert np.array_equal(again.pixels, pixels)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_deep_jpeg_2000(tmp_path, channels, bits):
+    pixels = values(channels, np.uint16, 40, 50) >> (16 - bits)
+    flat = pixels[..., 0] if channels == 1 else pixels
+    content = imagecodecs.jpeg2k_encode(flat, level=0, reversible=True, bitspersample=bits)
+    (tmp_path / "a.jp2").write_bytes(content)
+    expected = torch.from_numpy(pixels.astype(np.float32) / ((1 << bits) - 1)).permute(2, 0, 1)
+    torch.testing.assert_close(images.read_image(tmp_path / "a.jp2"), expected.expand(3, -1, -1), rtol=0, atol=1e-5)
+    assert images.open_picture(tmp_path / "a.jp2").bits == 16
+
+
+def test_deep_avif_is_said_to_be_read_with_8_bits(tmp_path):
+    pixels = values(3, np.uint16, 16, 16) >> 6
+    (tmp_path / "a.avif").write_bytes(imagecodecs.avif_encode(pixels, bitspersample=10))
+    assert any("8 bits" in note for note in images.open_picture(tmp_path / "a.avif").notes)
+    Image.fromarray(values(3, np.uint8, 16, 16)).save(tmp_path / "b.avif")
+    assert images.open_picture(tmp_path / "b.avif").notes == ()
+
+
 def test_write_image_with_16_bits_and_quality(tmp_path):
     image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     for extension in ("png", "tif", "ppm"):

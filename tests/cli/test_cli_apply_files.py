@@ -71,13 +71,9 @@ def test_16_bits_and_alpha_in_and_out(apply, tmp_path, extension, channels):
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ("a.png", "a_X.png"),
-        ("a.bmp", "a_X.bmp"),
-        ("a.ppm", "a_X.ppm"),
-        ("a.jpg", "a.jpg_X.png"),
-        ("a.tga", "a.tga_X.png"),
-    ]
-    + [("a.gif", "a.gif_X.png"), ("a.jp2", "a.jp2_X.png")],
+        *[("a.png", "a_X.png"), ("a.bmp", "a_X.bmp"), ("a.ppm", "a_X.ppm"), ("a.jpg", "a.jpg_X.png")],
+        *[("a.tga", "a.tga_X.png"), ("a.gif", "a.gif_X.png"), ("a.jp2", "a.jp2_X.png")],
+    ],
 )
 def test_the_format_is_the_inputs_own_where_it_is_lossless(apply, tmp_path, source, target):
     Image.fromarray(colours()).save(tmp_path / source)

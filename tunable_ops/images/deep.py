@@ -10,7 +10,19 @@ import numpy as np
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-__all__ = ["Pixels", "is_deep_png", "is_deep_pnm", "is_deep_tiff", "read_png", "read_pnm", "read_tiff_page", "unit"]
+__all__ = [
+    "Pixels",
+    "is_deep_avif",
+    "is_deep_jpeg2000",
+    "is_deep_png",
+    "is_deep_pnm",
+    "is_deep_tiff",
+    "read_jpeg2000",
+    "read_png",
+    "read_pnm",
+    "read_tiff_page",
+    "unit",
+]
 
 Pixels = np.ndarray[Any, Any]
 _MINISWHITE, _MINISBLACK, _RGB, _CMYK = 0, 1, 2, 5
@@ -65,6 +77,38 @@ def _pnm_header(content: bytes) -> tuple[int, int, int, int] | None:
             numbers.append(int(content[at:end]))
             at = end
     return numbers[0], numbers[1], numbers[2], at + 1
+
+
+def is_deep_jpeg2000(start: bytes) -> bool:
+    """Return True for the first 256 bytes of a JPEG 2000 file of more than 8 bits, unsigned."""
+    return 8 < _jpeg2000_bits(start) <= 16
+
+
+def read_jpeg2000(path: Path) -> Pixels:
+    """Read a JPEG 2000 file of 9 to 16 bits as uint16 [H, W, C]."""
+    import imagecodecs
+
+    content = path.read_bytes()
+    pixels = imagecodecs.jpeg2k_decode(content)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return _scaled(pixels, (1 << _jpeg2000_bits(content)) - 1)
+
+
+def _jpeg2000_bits(content: bytes) -> int:
+    """Return the bits per channel: those of the first one in the SIZ marker; 0 for another file, or signed values."""
+    at = content.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(content) < at + 43 or not content.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")):
+        return 0
+    precision = content[at + 42]
+    return 0 if precision & 0x80 else precision + 1
+
+
+def is_deep_avif(path: Path) -> bool:
+    """Return True for an AVIF file of more than 8 bits, as its decoder configuration says."""
+    with open(path, "rb") as stream:
+        start = stream.read(1 << 16)
+    at = start.find(b"av1C")
+    return 0 <= at < len(start) - 6 and bool(start[at + 6] & 0x40)
 
 
 def is_deep_tiff(page: TiffPage) -> bool:

@@ -103,8 +103,10 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) ->
             name, count, info = opened.format, getattr(opened, "n_frames", 1), opened.info
     animated = count > 1 and name in _ANIMATIONS
     if count > 1 and not animated and name != "TIFF":
-        notes.append(f"only the first of {count} pictures is read, as {name} files are")
+        notes.append(f"only the first of its {count} pictures is read")
         count = 1
+    if name == "AVIF" and deep.is_deep_avif(file):
+        notes.append("AVIF of 10 or 12 bits is read with 8 bits")
     if animated and deep.is_deep_png(kind):
         notes.append("animations of 16 bits are read with 8 bits")
         first = first.with_bits(8)
@@ -207,6 +209,8 @@ def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool
                 pixels = deep.read_png(file)
             elif deep.is_deep_pnm(start):
                 pixels = deep.read_pnm(file)
+            elif deep.is_deep_jpeg2000(start):
+                pixels = deep.read_jpeg2000(file)
             else:
                 pixels = _pixels(opened, notes)
             duration = opened.info.get("duration")
