@@ -229,7 +229,7 @@ def test_metadata_goes_from_every_format_to_every_other(tmp_path, kinds, orienta
         assert part[ExifTags.Base.ExposureTime] == IFDRational(1, 250)
         assert part[ExifTags.Base.MakerNote] == b"secret settings"
         assert block.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
-        if "webp" not in kinds:  # which has no place for it
+        if "webp" not in kinds:  # whose only place for it is EXIF, and that of this picture has none
             expected = (300, 150) if orientation == 1 else (150, 300)
             assert tuple(map(float, back.info["dpi"])) == pytest.approx(expected, abs=0.5)
 
@@ -295,12 +295,48 @@ def test_cmyk_becomes_srgb_and_loses_its_profile(tmp_path):
     assert red[0] > 0.9 and red[1:].max() < 0.1
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff"])
+def test_resolution_goes_through_webp(tmp_path, kind):
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{kind}", dpi=(300, 150))
+    copy(tmp_path / f"a.{kind}", tmp_path / "b.webp")
+    with Image.open(copy(tmp_path / "b.webp", tmp_path / f"c.{kind}")) as back:
+        assert tuple(map(float, back.info["dpi"])) == pytest.approx((300, 150), abs=0.5)
+
+
+def test_comments(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", comment="a word")
+    with Image.open(copy(tmp_path / "a.jpg", tmp_path / "b.png")) as back:
+        assert back.info["Comment"] == "a word"
+    with pytest.warns(UserWarning, match="tiff does not hold this picture's comment"):
+        copy(tmp_path / "a.jpg", tmp_path / "b.tif")
+
+
 def test_damaged_exif_does_not_matter(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.new("RGB", (4, 4)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\xff\xff\0")
-        assert images.open_picture(tmp_path / "a.png").metadata.exif is None
+        picture = images.open_picture(tmp_path / "a.png")
+        assert picture.metadata.exif is None and picture.notes == ("its EXIF block is damaged and left out",)
         copy(tmp_path / "a.png", tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_tiff_gives_a_value_error_or_a_picture(tmp_path, seed, caplog):
+    random = np.random.default_rng(seed)
+    tifffile.imwrite(tmp_path / "a.tif", values(3, np.uint16), photometric="rgb", iccprofile=WIDE)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for _ in range(3):
+        content[random.integers(8, 300)] = random.integers(256)
+    (tmp_path / "b.tif").write_bytes(content)
+    try:
+        picture = images.open_picture(tmp_path / "b.tif", max_pixels=10**6)
+        frames = list(picture.frames())
+    except ValueError as error:
+        assert "images: path must be a readable image" in str(error)
+    else:
+        images.write_picture(frames, tmp_path / "c.tif", warn=False)
+    assert not caplog.records
 
 
 # -- frames and pages -------------------------------------------------------------------------------------------------
@@ -374,6 +410,18 @@ def test_pages_of_different_sizes_depths_and_profiles(tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="frames of an animation must have one size; got 3x3, 6x5, 4x9: use tiff"):
             copy(tmp_path / "a.tif", tmp_path / "b.png")
+
+
+def test_channels_beside_alpha_are_said_and_kinds_of_pages_kept(tmp_path):
+    pixels = values(6, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(pixels, photometric="rgb", planarconfig="contig", extrasamples=[2, 0, 0], metadata=None)
+        writer.write(pixels[::2, ::2, :3], photometric="rgb", metadata=None, subfiletype=1)
+    picture = images.open_picture(tmp_path / "a.tif")
+    assert picture.notes == ("channels beside colour and alpha are left out",)
+    first, second = images.open_picture(copy(tmp_path / "a.tif", tmp_path / "b.tif")).frames()
+    assert np.array_equal(first.pixels, pixels[..., :4]) and np.array_equal(second.pixels, pixels[::2, ::2, :3])
+    assert (first.metadata.subfile, second.metadata.subfile) == (0, 1)
 
 
 def test_an_animation_as_jpg_is_refused(tmp_path):

@@ -70,6 +70,7 @@ class Batch:
                     except (ValueError, OSError):
                         unreadable += 1
                         raise
+                    progress.begin()
                     for line in self.one(picture, source, progress):
                         progress.write(line)
                     done += 1

@@ -52,10 +52,17 @@ class Progress:
         """Begin the next picture, of so many steps."""
         self.number += 1
         self.name = f"{printable(name)} ({self.number} of {self.pictures})" if self.pictures > 1 else printable(name)
-        self.steps, self.done, self.began = max(steps, 1e-9), 0.0, time.monotonic()
-        self.said = self.began
+        self.steps, self.done = max(steps, 1e-9), 0.0
+        self.said = time.monotonic()
         if self.terminal:
             self._bar = self._tqdm(steps, self.name, 0)
+        self.begin()
+
+    def begin(self) -> None:
+        """The picture has been read: the estimate counts from here."""
+        self.began = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset()
 
     def advance(self, steps: float) -> None:
         """Some steps of the picture are done."""

@@ -116,8 +116,8 @@ def is_deep_tiff(page: TiffPage) -> bool:
     return page.bitspersample > 8
 
 
-def read_tiff_page(page: TiffPage, notes: list[str]) -> Pixels:
-    """Read a page as uint16 or float32 [H, W, C], as it is stored.
+def read_tiff_page(page: TiffPage) -> Pixels:
+    """Read a page as uint8, uint16 or float32 [H, W, C], as it is stored.
 
     Raises:
         ValueError: Neither grey, RGB nor CMYK, or values that no picture has.
@@ -132,15 +132,15 @@ def read_tiff_page(page: TiffPage, notes: list[str]) -> Pixels:
     elif int(page.planarconfig) == 2:
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = _scaled(pixels, (1 << page.bitspersample) - 1) if pixels.dtype.kind == "u" else _floats(pixels)
-    extra = [int(kind) for kind in page.extrasamples]
+    if pixels.ndim != 3 or pixels.shape[2] < base or 0 in pixels.shape:
+        raise ValueError(f"its tags contradict each other: {list(pixels.shape)} values for {base} channels")
+    extra = [int(kind) for kind in page.extrasamples][: pixels.shape[2] - base]
     colour, alpha = pixels[..., :base], None
     if 1 in extra or 2 in extra:
         kind = 1 if 1 in extra else 2
         alpha = pixels[..., base + extra.index(kind)][..., None]
         if kind == 1:
             colour = _divided(colour, alpha)
-    if len(extra) > (alpha is not None):
-        notes.append("channels beside colour and alpha are left out")
     if photometric == _CMYK:
         inks = unit(colour)
         colour = _like((1 - inks[..., :3]) * (1 - inks[..., 3:]), colour)
@@ -170,9 +170,9 @@ def _divided(colour: Pixels, alpha: Pixels) -> Pixels:
 
 
 def _scaled(values: Pixels, top: int) -> Pixels:
-    """Scale unsigned integers up to `top` to uint16."""
-    if top == 65535:
-        return values.astype(np.uint16)
+    """Scale unsigned integers up to `top` to uint16, unless they fit 8 bits exactly."""
+    if top in (255, 65535):
+        return values.astype(np.uint8 if top == 255 else np.uint16)
     return (values.astype(np.float64) * (65535 / top)).round().clip(0, 65535).astype(np.uint16)
 
 

@@ -127,7 +127,7 @@ def _options(kind: str, frame: Frame, quality: int | None) -> dict[str, Any]:
     if kind in ("png", "jpg", "webp"):
         if (profile := _profile(metadata, frame)) is not None:
             options["icc_profile"] = profile
-        if (exif := _exif(metadata, frame)) is not None:
+        if (exif := _exif(metadata, frame, kind)) is not None:
             options["exif"] = b"Exif\0\0" + exif
         if metadata.xmp is not None and kind != "png":
             options["xmp"] = metadata.xmp
@@ -146,15 +146,24 @@ def _profile(metadata: Metadata, frame: Frame) -> bytes | None:
     return metadata.icc if space == (b"GRAY" if frame.colours == 1 else b"RGB ") else None
 
 
-def _exif(metadata: Metadata, frame: Frame) -> bytes | None:
-    return None if metadata.exif is None else patched(metadata.exif, frame.size)
+def _exif(metadata: Metadata, frame: Frame, kind: str = "") -> bytes | None:
+    if metadata.exif is not None:
+        return patched(metadata.exif, frame.size)
+    if kind != "webp" or metadata.dpi is None:
+        return None
+    resolution = Image.Exif()  # WebP has no other place for it
+    resolution[282], resolution[283], resolution[296] = *metadata.dpi, 2
+    return resolution.tobytes().removeprefix(b"Exif\0\0")
 
 
 def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     for name, content in metadata.chunks:
         info.add(name, content)
-    for key, text in metadata.texts.items():
+    texts = dict(metadata.texts)
+    if metadata.comment:
+        texts.setdefault("Comment", metadata.comment.decode("utf-8", "replace"))
+    for key, text in texts.items():
         info.add_text(key, text)
     if metadata.xmp is not None:
         info.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
@@ -222,6 +231,7 @@ def _tiff(frames: Sequence[Frame]) -> bytes:
                 software=False,
                 extratags=_tags(metadata, frame),
                 contiguous=False,
+                subfiletype=metadata.subfile,
                 **options,
             )
     return _with_directories(stream.getvalue(), frames)

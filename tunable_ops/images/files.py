@@ -85,6 +85,8 @@ def _collect(folder: Path, recursive: bool, found: Found) -> None:
         else:
             found.ignored[extension or "without extension"] += 1
     found.folders += len(folders)
-    if recursive:
-        for entry in folders:
+    for entry in folders if recursive else ():
+        try:
             _collect(folder / entry.name, recursive, found)
+        except ValueError:
+            found.ignored["unreadable folder"] += 1

@@ -72,7 +72,7 @@ def collect(opened: Image.Image, chunks: tuple[tuple[bytes, bytes], ...] = ()) -
         icc=info.get("icc_profile") or None,
         exif=_exif_of(opened),
         xmp=_upright_xmp(xmp),
-        dpi=_resolution(info.get("dpi"), orientation_of(opened)),
+        dpi=_resolution(info.get("dpi") or _exif_resolution(opened), orientation_of(opened)),
         texts=texts,
         comment=comment.encode() if isinstance(comment, str) else comment,
         chunks=chunks,
@@ -81,15 +81,13 @@ def collect(opened: Image.Image, chunks: tuple[tuple[bytes, bytes], ...] = ()) -
 
 def from_ifd(directory: Image.Exif) -> Metadata:
     """Collect the metadata of a page from its TIFF directory."""
-    unit = {2: 1.0, 3: 2.54}.get(directory.get(296, 2))
-    x, y = directory.get(282), directory.get(283)
-    dpi = (float(x) * unit, float(y) * unit) if unit and x and y else None
     icc, xmp = directory.get(_ICC), directory.get(_XMP)
     return Metadata(
         icc=bytes(icc) if icc else None,
         exif=describing_tags(directory),
         xmp=_upright_xmp(bytes(xmp) if isinstance(xmp, (bytes, tuple)) else xmp),
-        dpi=_resolution(dpi, directory.get(ORIENTATION, 1)),
+        dpi=_resolution(_inches(directory), directory.get(ORIENTATION, 1)),
+        subfile=int(directory.get(254, 0)) & 7,
     )
 
 
@@ -105,6 +103,13 @@ def describing_tags(directory: Image.Exif) -> bytes | None:
             exif.get_ifd(tag).update(part)
     block = exif.tobytes().removeprefix(b"Exif\0\0")
     return block if len(block) > 14 else None
+
+
+def _inches(directory: Image.Exif) -> tuple[float, float] | None:
+    """Return the resolution of a directory in pixels per inch."""
+    unit = {2: 1.0, 3: 2.54}.get(directory.get(296, 2))
+    x, y = directory.get(282), directory.get(283)
+    return (float(x) * unit, float(y) * unit) if unit and x and y else None
 
 
 def entries(exif: Image.Exif, tag: int) -> dict[int, Any]:
@@ -129,7 +134,7 @@ def patched(exif: bytes, size: tuple[int, int] | None = None) -> bytes | None:
     """
     block = bytearray(exif)
     try:
-        order = {b"II": "<", b"MM": ">"}[bytes(block[:2])]
+        order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(block[:4])]
         (start,) = struct.unpack_from(order + "I", block, 4)
         end = _patch_directory(block, order, start, size)
         if end + 4 <= len(block):
@@ -167,6 +172,14 @@ def png_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
         else:
             file.seek(length + 4, 1)
     return tuple(found)
+
+
+def _exif_resolution(opened: Image.Image) -> tuple[float, float] | None:
+    """Return the resolution that EXIF has, for formats without a place of their own."""
+    try:
+        return _inches(opened.getexif()) if opened.format in ("WEBP", "AVIF") else None
+    except Exception:  # damaged
+        return None
 
 
 def _exif_of(opened: Image.Image) -> bytes | None:

@@ -28,6 +28,7 @@ class Metadata:
         texts: Text by keyword, as in PNG.
         comment: Comment, as in JPEG and GIF.
         chunks: (name, content) of PNG chunks that describe colour or date.
+        subfile: What a page of a TIFF is (NewSubfileType), such as 1 for a smaller version of another.
     """
 
     icc: bytes | None = None
@@ -37,6 +38,7 @@ class Metadata:
     texts: dict[str, str] = field(default_factory=dict)
     comment: bytes | None = None
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+    subfile: int = 0
 
 
 @dataclass(frozen=True)

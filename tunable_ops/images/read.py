@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 import warnings
@@ -203,8 +204,12 @@ def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool
             opened.seek(index)
             opened.load()
             metadata = collect(opened, chunks)
+            if opened.info.get("exif") and metadata.exif is None:
+                notes.append("its EXIF block is damaged and left out")
+            if 0x0404 in (opened.info.get("photoshop") or {}):
+                notes.append("its IPTC block is left out; XMP and EXIF are kept")
             if opened.mode in ("CMYK", "LAB"):
-                metadata = _without_profile(metadata)
+                metadata = replace(metadata, icc=None)  # of the inks; the pixels are sRGB now
             if count == 1 and deep.is_deep_png(start):
                 pixels = deep.read_png(file)
             elif deep.is_deep_pnm(start):
@@ -221,7 +226,7 @@ def _pages(file: Path, max_pixels: int | None, first: bool, notes: list[str]) ->
     """Read the pages of a TIFF file: with tifffile those of more than 8 bits, with Pillow the others."""
     import tifffile
 
-    with tifffile.TiffFile(file) as tiff, open(file, "rb") as stream, ExitStack() as stack:
+    with _quiet(), tifffile.TiffFile(file) as tiff, open(file, "rb") as stream, ExitStack() as stack:
         opened: Image.Image | None = None
         for index, page in enumerate(tiff.pages):
             if first and index:
@@ -229,26 +234,47 @@ def _pages(file: Path, max_pixels: int | None, first: bool, notes: list[str]) ->
             assert isinstance(page, tifffile.TiffPage)
             _check_pixels((page.imagewidth, page.imagelength), max_pixels)
             metadata, orientation = _page_metadata(stream, page.offset, tiff.byteorder, tiff.is_bigtiff)
-            if deep.is_deep_tiff(page):
-                pixels = deep.read_tiff_page(page, notes)
+            opened = None if deep.is_deep_tiff(page) else opened or _opened_page(file, stack)
+            if opened is None:
+                pixels = deep.read_tiff_page(page)
                 if int(page.photometric) == 5:
                     notes.append(_CMYK_NOTE)
-                    metadata = _without_profile(metadata)
+                    metadata = replace(metadata, icc=None)
             else:
-                if opened is None:
-                    opened = stack.enter_context(_opened(file))
                 opened.seek(index)
                 opened.load()
                 if opened.mode in ("CMYK", "LAB"):
-                    metadata = _without_profile(metadata)
+                    metadata = replace(metadata, icc=None)
                 pixels, orientation = _pixels(opened, notes), orientation_of(opened)  # Pillow may have turned it
+            if len(page.extrasamples) > (pixels.shape[2] in (2, 4)):
+                notes.append("channels beside colour and alpha are left out")
             yield Frame(_upright(pixels, orientation), None, metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tifffile from logging what it finds damaged: what matters is raised."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _opened_page(file: Path, stack: ExitStack) -> Image.Image | None:
+    """Open a TIFF file with Pillow; None if it does not know this layout."""
+    try:
+        return stack.enter_context(_opened(file))
+    except Image.UnidentifiedImageError:
+        return None
 
 
 def _page_count(file: Path) -> int:
     import tifffile
 
-    with tifffile.TiffFile(file) as tiff:
+    with _quiet(), tifffile.TiffFile(file) as tiff:
         return len(tiff.pages)
 
 
@@ -306,11 +332,6 @@ def _converted(picture: Image.Image, source: Any, target: Any) -> Image.Image:
     converted = ImageCms.profileToProfile(picture, source, target, intent, "RGB", flags=flags)
     assert converted is not None
     return converted
-
-
-def _without_profile(metadata: Metadata) -> Metadata:
-    """Drop a profile that described inks: the pixels are sRGB now."""
-    return replace(metadata, icc=None)
 
 
 def _deep_grey(picture: Image.Image) -> Pixels:

@@ -188,6 +188,8 @@ def _losses_of(kind: str, metadata: Metadata, bits: int, alpha: bool, count: int
     ]
     if metadata.texts and "text" not in can.metadata:
         missing.append("text")
+    if metadata.comment and kind not in ("png", "jpg", "gif"):
+        missing.append("comment")
     if any(name != b"tIME" for name, _ in metadata.chunks) and metadata.icc is None and kind != "png":
         missing.append("colour space (gAMA, cHRM, sRGB)")
     if missing:
