@@ -456,6 +456,25 @@ def test_no_limit_of_pixels_but_the_one_asked_for(tmp_path, monkeypatch):
         images.open_picture(tmp_path / "a.tif", max_pixels=62)
 
 
+def test_16_bit_png_keeps_its_metadata(tmp_path):
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png", exif=exif().tobytes(), icc_profile=WIDE, dpi=(300, 150))
+    metadata = images.open_picture(tmp_path / "a.png").metadata
+    pixels = values(3, np.uint16)
+    images.write_picture([images.Frame(pixels, metadata=metadata)], tmp_path / "b.png")
+    assert np.array_equal(imagecodecs.png_decode((tmp_path / "b.png").read_bytes()), pixels)
+    with Image.open(tmp_path / "b.png") as back:
+        assert back.info["icc_profile"] == WIDE and back.info["dpi"] == pytest.approx((300, 150), abs=0.5)
+        assert back.getexif()[ExifTags.Base.Make] == "A maker"
+
+
+def test_exif_that_is_too_long_for_jpeg(tmp_path):
+    block = exif()
+    block.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(70000)
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png", exif=block.tobytes())
+    with pytest.warns(UserWarning, match="jpg does not hold this picture's EXIF; png does"):
+        copy(tmp_path / "a.png", tmp_path / "b.jpg")
+
+
 def test_sides_that_webp_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="images: a side must be at most 16383 pixels in webp; got 16384x1: use png"):
         images.write_image(torch.zeros(1, 1, 16384), tmp_path / "a.webp")

@@ -190,7 +190,7 @@ def test_a_file_cannot_hold_several_images(apply, run, same, photo, tmp_path):
     assert "--out must be a folder for a sweep; got" in run(*words)[2]
     before = photo.read_bytes()
     code, _, err = apply(photo, out=photo)
-    assert code == 2 and "--out must not replace a picture" in err and photo.read_bytes() == before
+    assert code == 2 and "--out must not replace another picture; got" in err and photo.read_bytes() == before
 
 
 # -- batches go on ----------------------------------------------------------------------------------------------------

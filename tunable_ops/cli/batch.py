@@ -74,7 +74,9 @@ class Batch:
                     for line in self.one(picture, source, progress):
                         progress.write(line)
                     done += 1
-                except (ValueError, RuntimeError, OSError, MemoryError) as error:  # too small for the network, ...
+                except (AssertionError, ImportError):
+                    raise
+                except Exception as error:  # too small for the network, too large for memory, damaged, ...
                     full = isinstance(error, OSError) and error.errno in _FULL
                     what = "error" if full else f"skipped {source.path}"
                     progress.write(f"{what}: {one_line(error)}", sys.stderr)
@@ -176,7 +178,8 @@ class Batch:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
             owner = self._owners.setdefault(path.resolve(), source.path)
             if owner != source.path or path.resolve() == source.path.resolve():
-                raise ValueError(f"--out must not replace a picture; got {str(path)!r}, from {str(owner)!r}")
+                what = "is an input" if owner.resolve() == path.resolve() else f"belongs to {str(owner)!r}"
+                raise ValueError(f"--out must not replace another picture; got {str(path)!r}, which {what}")
         return rows
 
     def forward(self, image: Tensor, advance: Callable[[float], Any]) -> Tensor:

@@ -13,9 +13,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from tunable_ops.images.metadata import EXIF_IFD, GPS_IFD, entries, patched
 from tunable_ops.images.picture import Frame, Metadata
 
-__all__ = ["KINDS", "Kind", "encode"]
+__all__ = ["KINDS", "Kind", "encode", "fits"]
 
 _NAMES = {EXIF_IFD: "ExifTag", GPS_IFD: "GPSTag"}
+_SEGMENT = 65000  # bytes of metadata that a segment of a JPEG file holds, besides its header
 _ALL = frozenset({"ICC profile", "EXIF", "XMP"})
 
 
@@ -127,9 +128,9 @@ def _options(kind: str, frame: Frame, quality: int | None) -> dict[str, Any]:
     if kind in ("png", "jpg", "webp"):
         if (profile := _profile(metadata, frame)) is not None:
             options["icc_profile"] = profile
-        if (exif := _exif(metadata, frame, kind)) is not None:
+        if (exif := _exif(metadata, frame, kind)) is not None and fits(kind, exif):
             options["exif"] = b"Exif\0\0" + exif
-        if metadata.xmp is not None and kind != "png":
+        if metadata.xmp is not None and kind != "png" and fits(kind, metadata.xmp):
             options["xmp"] = metadata.xmp
     if metadata.dpi is not None and kind in ("png", "jpg", "bmp"):
         options["dpi"] = metadata.dpi
@@ -138,6 +139,11 @@ def _options(kind: str, frame: Frame, quality: int | None) -> dict[str, Any]:
     if kind == "png":
         options["pnginfo"] = _png_info(metadata)
     return options
+
+
+def fits(kind: str, block: bytes) -> bool:
+    """Return True if a kind of file has room for an EXIF or XMP block of this length."""
+    return kind != "jpg" or len(block) <= _SEGMENT
 
 
 def _profile(metadata: Metadata, frame: Frame) -> bytes | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunable_ops.images.encode import KINDS, encode
+from tunable_ops.images.encode import KINDS, encode, fits
 from tunable_ops.images.picture import Frame, Metadata, Picture, quantise
 
 __all__ = ["SUFFIXES", "check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
@@ -184,7 +184,7 @@ def _losses_of(kind: str, metadata: Metadata, bits: int, alpha: bool, count: int
     missing = [
         name
         for name, value in (("ICC profile", metadata.icc), ("EXIF", metadata.exif), ("XMP", metadata.xmp))
-        if value and name not in can.metadata
+        if value and not (name in can.metadata and (name == "ICC profile" or fits(kind, value)))
     ]
     if metadata.texts and "text" not in can.metadata:
         missing.append("text")
