@@ -210,7 +210,8 @@ def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool
                 notes.append("its IPTC block is left out; XMP and EXIF are kept")
             if opened.mode in ("CMYK", "LAB"):
                 metadata = replace(metadata, icc=None)  # of the inks; the pixels are sRGB now
-            if count == 1 and deep.is_deep_png(start):
+            whole = opened.mode.startswith("I") and "transparency" not in opened.info  # Pillow keeps 16 bits of grey
+            if count == 1 and deep.is_deep_png(start) and not whole:
                 pixels = deep.read_png(file)
             elif deep.is_deep_pnm(start):
                 pixels = deep.read_pnm(file)
