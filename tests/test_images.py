@@ -171,7 +171,7 @@ def test_find_images_errors(tmp_path):
         images.find_images(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ValueError, match=r"must be a folder with pictures \(\.bmp .*\.webp\); got .*empty' without one$"
+        ValueError, match=r"must be a folder with pictures \(\.apng .*\.xpm\); got .*empty' without one$"
     ):
         images.find_images(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"without one; subfolders are not searched"):

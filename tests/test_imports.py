@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.triton_kernels",
     },
     "tunable_ops.triton_kernels": set(),
+    "tunable_ops.__main__": {"tunable_ops.cli"},
     "tunable_ops": {
         "tunable_ops.functional",
         "tunable_ops.losses",

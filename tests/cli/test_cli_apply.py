@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tunable_ops import images
-from tunable_ops.cli.apply import _stems
+from tunable_ops.cli.sources import output_base
 from tunable_ops.serialization import load
 
 
@@ -59,7 +59,7 @@ def test_sweep_of_a_folder_writes_images_and_strips(run, model, photo, tmp_path)
     assert code == 0, err
     positions = ["0.00-1.00", "0.50-0.50", "1.00-0.00"]
     assert names(tmp_path / "out") == sorted(
-        [f"{stem}_lam{text}.png" for stem in "ab" for text in positions] + ["a_sweep.png", "b_sweep.png"]
+        [f"{base}_lam{text}.png" for base in ("a", "b.jpg") for text in positions] + ["a_sweep.png", "b.jpg_sweep.png"]
     )
     close_to_file(tmp_path / "out" / "a_lam1.00-0.00.png", through(model, folder / "a.png", (1.0, 0.0)))
     close_to_file(tmp_path / "out" / "a_lam0.00-1.00.png", through(model, folder / "a.png", (0.0, 1.0)))
@@ -197,13 +197,11 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, model, photo, tmp_p
     close_to_file(tmp_path / "out" / "photo-2_lam1.00-0.00.png", through(model, other / "photo.png", (1.0, 0.0)))
 
 
-def test_stems_never_repeat():
-    from pathlib import Path
-
-    paths = [Path(name) for name in ("a.png", "a.jpg", "a-2.png", "b/a.png", "c/a-2.png")]
-    stems = _stems(paths)
-    assert stems[0] == "a" and stems[2] == "a-2"
-    assert len(set(stems)) == len(paths)
+def test_outputs_of_different_inputs_have_different_names():
+    names = ["a.png", "a.jpg", "a.PNG", "a.jpg.png", "a.png.png", "a.b.png", "a.b", "b.png"]
+    bases = [output_base(name, ".png") for name in names]
+    assert bases == ["a", "a.jpg", "a.PNG", "a.jpg.png", "a.png.png", "a.b", "a.b", "b"][:5] + bases[5:]
+    assert len(set(bases[:6])) == 6
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,55 @@ def test_values_are_those_of_measure(run, clean, model, tmp_path):
     picture = images.read_image(clean / "p0.png")
     assert score["psnr"] == pytest.approx(-10 * math.log10(float((1 - picture).square().mean())), abs=1e-4)
     assert score["ssim"] == pytest.approx(Measure()(torch.ones(3, 26, 31), picture).ssim)
+
+
+def degraded(tmp_path, *names):
+    folder = tmp_path / "degraded"
+    folder.mkdir()
+    for name in names:
+        images.write_image(torch.rand(3, 26, 31), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cleans", "names", "text"),
+    [
+        (["a.png", "a.bmp"], ["a.png"], "a picture of its own for each clean one; got 'a.png' for 'a.bmp' and 'a.png'"),
+        (["a.png", "a.bmp"], ["a.tif"], "a picture of its own for each clean one; got 'a.tif' for 'a.bmp' and 'a.png'"),
+        (["a.png"], ["a.tif", "a.bmp"], "one picture for each clean one; got 'a.bmp', 'a.tif' for 'a.png'"),
+        (["a.png"], ["a.bmp", "ax1.png"], "one picture for each clean one; got 'a.bmp', 'ax1.png' for 'a.png'"),
+        (["a.png", "ax1.png"], ["ax1.png"], "its own for each clean one; got 'ax1.png' for 'a.png' and 'ax1.png'"),
+        (["a.png"], ["b.png"], "a picture for each clean one; got none for 'a'"),
+    ],
+)
+def test_ambiguous_pairs_are_refused(run, model, tmp_path, cleans, names, text):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in cleans:
+        images.write_image(torch.rand(3, 26, 31), folder / name)
+    code, out, err = run("eval", folder, "--model", model, "--input", degraded(tmp_path, *names), "--quiet")
+    assert (code, out) == (2, "") and "--input must have " in err and text in err
+
+
+def test_equal_stems_are_pairs_by_their_full_names(run, model, tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in ("a.png", "a.bmp"):
+        images.write_image(torch.rand(3, 26, 31), folder / name)
+    words = ("--input", degraded(tmp_path, "a.png", "a.bmp", "a.tif"), "--lam", "1,0", "--json", tmp_path / "r.json")
+    code, _, err = run("eval", folder, "--model", model, *words, "--quiet")
+    assert code == 0, err
+    scores = json.loads((tmp_path / "r.json").read_text())["scores"]
+    assert {score["picture"] for score in scores} == {"a.png", "a.bmp"}
+
+
+def test_pictures_too_small_for_a_metric_are_named_and_skipped(run, model, clean):
+    whole = run("eval", clean, "--model", model, "--noise", 5, "--quiet", "--lam", "1,0")
+    images.write_image(torch.rand(3, 9, 40), clean / "z.png")
+    (clean / "zz.png").write_text("no picture")
+    (clean / "notes.txt").write_text("no picture")
+    code, out, err = run("eval", clean, "--model", model, "--noise", 5, "--quiet", "--lam", "1,0")
+    assert code == 1 and out == whole[1]
+    assert "tunable-ops eval: skipped z: measure: pictures must be at least 11 x 11 pixels" in err
+    assert f"tunable-ops eval: skipped {clean / 'zz.png'}: images: path must be a readable image" in err
+    assert f"tunable-ops eval: {clean}: ignored 1 .txt" in err

@@ -96,10 +96,14 @@ def test_errors_of_a_command_give_one_line_and_2(capsys, command, error, text):
     assert capsys.readouterr().err == f"tunable-ops info: error: {text}\n"
 
 
-def test_debug_shows_the_traceback(command):
+@pytest.mark.parametrize("words", [["--debug", "info"], ["info", "--debug"], ["info", "--", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(capsys, command, words):
     command(raiser(ValueError("here")))
+    if "--" in words:  # an argument of the command, which takes none
+        assert cli.main(words) == 2
+        return
     with pytest.raises(ValueError, match="here"):
-        cli.main(["--debug", "info"])
+        cli.main(words)
 
 
 @pytest.mark.parametrize("error", [AssertionError("ours"), ModuleNotFoundError("No module named 'x'", name="x")])
@@ -142,10 +146,11 @@ def test_without_pillow():
     )
 
 
-def test_as_a_module(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["tunable_ops.cli", "--version"])
+@pytest.mark.parametrize("module", ["tunable_ops", "tunable_ops.cli"])
+def test_as_a_module(capsys, monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", [module, "--version"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_module("tunable_ops.cli", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("tunable-ops ")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -33,12 +34,14 @@ _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tu
 # import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
     "PIL",
+    "imagecodecs",
     "matplotlib",
     "numpy",
     "pydantic",
     "safetensors",
     "skimage",
     "tensorboard",
+    "tifffile",
     "tomli",
     "tqdm",
 }
@@ -53,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Wrong input gives one line on stderr and 2, not a traceback, except with `--debug`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
+    _print_anything()
     name = next((word for word in words if not word.startswith("-")), "")
     prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
     try:
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module is None:
             parser.print_help()
             return 0
-        with nullcontext() if args.debug else _plain_warnings(prog):
+        with nullcontext() if debug else _plain_warnings(prog):
             code = int(module.run(args))
         sys.stdout.flush()  # raises here, not at exit, if the reader has closed the pipe
         return code
@@ -77,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise flushing at exit fails again
         return 1
     except ModuleNotFoundError as error:
-        if "--debug" in words or (error.name or "").split(".")[0] not in _EXTRA:
+        if debug or (error.name or "").split(".")[0] not in _EXTRA:
             raise
         message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[train]'"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        if "--debug" in words:
+        if debug:
             raise
         message = one_line(error)
     print(f"{prog}: error: {message}", file=sys.stderr)
@@ -96,6 +100,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def _without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Take --debug out of the arguments, up to a `--`."""
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != "--debug"]
+    return kept + words[end:], len(kept) < end
+
+
+def _print_anything() -> None:
+    """Escape what the terminal cannot show, such as file names of another encoding, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
     """Build the parser with the arguments of subcommand `name` only, without importing the other modules."""
     parser = _Parser(
@@ -104,7 +123,8 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
         epilog="`tunable-ops COMMAND --help` shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"tunable-ops {_version()}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    # taken out beforehand, wherever it stands
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; may stand anywhere")
     subparsers = parser.add_subparsers(metavar="COMMAND")
     module = None
     for command, text in _COMMANDS.items():

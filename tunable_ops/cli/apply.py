@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tunable_ops.modules import LambdaSpec
+from types import SimpleNamespace
+from typing import Any
 
 __all__ = ["add_parser", "run"]
 
 _MULTIPLE = 16  # tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16
-_STRIP_HEIGHT = 512
+_FORMATS = ("png", "jpg", "webp", "tiff")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,14 +21,20 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "apply",
         help="run a trained network on images at one or more slider positions",
-        description="Run a tunable network on images. Writes NAME_lam0.30-0.70.png for each image and position and, "
-        "for a sweep, the labelled strip NAME_sweep.png. Files that are not readable images are reported and skipped. "
+        description="Run a network on images. Writes NAME_lam0.30-0.70.png for each image and position and, for a "
+        "sweep, the labelled strip NAME_sweep.png; NAME is the name of the input without its extension or, if the "
+        "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "
+        "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
         "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
-    parser.add_argument("input", nargs="+", type=Path, help="image or folder of images (subfolders are not searched)")
+    parser.add_argument("input", nargs="+", type=Path, help="image, or folder of images")
+    parser.add_argument("--recursive", action="store_true", help="search subfolders; outputs get the same subfolders")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of a shipped one"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="tunable network: a file, or the name of a shipped one; or what `fold` wrote",
     )
     position = parser.add_mutually_exclusive_group()
     position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's default")
@@ -46,9 +45,7 @@ def add_parser(subparsers: Any) -> None:
         help="N positions. Two weights that sum to one: from (1,0) to (0,1). Otherwise one strip per parameter, over "
         "its range, with the others at their defaults (or sharing the rest)",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("output"), metavar="DIR", help="output folder (default: output)"
-    )
+    _add_output(parser)
     parser.add_argument(
         "--tile",
         type=int,
@@ -61,8 +58,33 @@ def add_parser(subparsers: Any) -> None:
         "--noise", type=float, metavar="SIGMA", help="first add Gaussian noise, in units of 1/255, and report PSNR"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for every image (default: 0)")
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="skip images of more pixels, width times height (default: no limit)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if available, else cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output"),
+        metavar="PATH",
+        help="output folder; or, for a single image at one position, a file such as picture.png (default: output)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        help="format of the outputs (default: the input's own where it is lossless or an animation, else png)",
+    )
+    parser.add_argument(
+        "--quality", type=int, metavar="N", help="1 to 100, for jpg (default: 95) and webp (default: lossless)"
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=(8, 16), help="bits per channel of png and tiff (default: the input's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,159 +92,74 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from tunable_ops.cli import lam as lambdas
-    from tunable_ops.modules import LiveFold
-    from tunable_ops.pretrained import load
+    from tunable_ops.cli.batch import Batch
+    from tunable_ops.cli.progress import printable
+    from tunable_ops.cli.sources import find_sources
 
-    paths = _inputs(args.input)
+    single = _is_file(args.out)
+    folder = args.out.parent if single else args.out
+    sources, said = find_sources(args.input, folder, args.recursive)
     device = _check_numbers(args)
-    net = load(args.model)
-    channels = getattr(net.network, "channels", 3)
+    _check_output(args, single)
+    net, spec, fixed = _load(args.model)
+    channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
-    if args.sweep is None:
-        lam = net.spec.defaults if args.lam is None else lambdas.parse(args.lam, net.spec)
+    if fixed is not None:
+        rows = [("", [fixed])]
+        if args.lam is not None or args.sweep is not None:
+            option = "--lam" if args.lam is not None else "--sweep"
+            at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
+            raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
+    elif args.sweep is None:
+        lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec)
         rows = [("", [tuple(lam)])]
     else:
-        rows = lambdas.sweep(net.spec, args.sweep)
-    _make_folder(args.out)
-    live = LiveFold(net.to(device))
+        rows = lambdas.sweep(spec, args.sweep)
+    if single and (len(sources) > 1 or args.sweep is not None):
+        many = f"{len(sources)} images" if len(sources) > 1 else "a sweep"
+        raise ValueError(f"--out must be a folder for {many}; got {str(args.out)!r}")
+    _make_folder(folder)
+    for line in said:
+        print(f"tunable-ops apply: {printable(line)}", file=sys.stderr)
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
+    live = _live(net.to(device), fixed is not None)
     live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    job = _Job(args, net.spec, rows, live, device, grey=channels == 1)
-    return job.run(paths)
+    return Batch(args, spec, rows, live, device, channels == 1, _MULTIPLE, single).run(sources)
 
 
-@dataclass
-class _Job:
-    args: argparse.Namespace
-    spec: LambdaSpec
-    rows: list[tuple[str, list[tuple[float, ...]]]]
-    live: Any
-    device: Any
-    grey: bool
+def _load(model: str) -> tuple[Any, Any, tuple[float, ...] | None]:
+    """Return a network, the names and ranges of its lambda, and the lambda at which it was folded, if it was."""
+    from tunable_ops.pretrained import find, load
+    from tunable_ops.serialization import load_folded, read_metadata
 
-    def run(self, paths: Sequence[Path]) -> int:
-        from tqdm import tqdm
-
-        from tunable_ops import images
-        from tunable_ops.cli import one_line
-
-        stems = dict(zip(paths, _stems(paths), strict=True))
-        skipped: list[Path] = []
-        positions = sum(len(lams) for _, lams in self.rows)
-        done = 0
-        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        with tqdm(total=len(paths) * positions, bar_format=layout, disable=None, leave=False) as bar:
-
-            def settle() -> None:  # replace what tiles and failures added by whole images
-                bar.n = (done + len(skipped)) * positions
-                bar.refresh()
-
-            def skip(path: Path, error: Exception) -> None:
-                skipped.append(path)
-                bar.write(f"tunable-ops apply: skipped {path}: {one_line(error)}", file=sys.stderr)
-                settle()
-
-            for path, image in images.read_images(paths, skip):
-                bar.set_description(path.name)
-                try:
-                    lines = self.one(image, stems[path], bar.update)
-                except (ValueError, RuntimeError) as error:  # too small for the network, too large for memory, ...
-                    skip(path, error)
-                    continue
-                done += 1
-                settle()
-                for line in lines:
-                    bar.write(line)
-        print(f"{done} of {len(paths)} images done, in {self.args.out}", file=sys.stderr)
-        if not done:
-            return 2
-        return 1 if skipped else 0
-
-    def one(self, image: Tensor, stem: str, advance: Callable[[float], Any]) -> list[str]:
-        """Process one image: write its outputs and strips, and return a line of text for each."""
-        import torch
-
-        from tunable_ops import images
-        from tunable_ops.cli.lam import describe, numbers
-
-        given, label = image, "input"
-        if self.args.noise is not None:
-            generator = torch.Generator().manual_seed(self.args.seed)
-            given = image + self.args.noise / 255 * torch.randn(image.shape, generator=generator)
-            label = f"noisy {_psnr(given, image):.2f} dB"
-        lines = []
-        for name, lams in self.rows:
-            columns = [(_small(given), label)]
-            for lam, number in zip(lams, numbers(lams), strict=True):
-                output = self.forward(given, lam, advance)
-                path = images.write_image(output, self.args.out / f"{stem}_lam{number}.png")
-                text = describe(self.spec, lam, name if len(self.rows) > 1 else None)
-                score = ""
-                if self.args.noise is not None and output.shape == image.shape:
-                    score = f"{_psnr(output, image):.2f} dB"
-                lines.append("  ".join(filter(None, (str(path), describe(self.spec, lam), score))))
-                columns.append((_small(output), "\n".join(filter(None, (text, score)))))
-            if self.args.sweep is not None:
-                if self.args.noise is not None:
-                    columns.append((_small(image), "clean"))
-                suffix = f"-{_safe(name)}" if len(self.rows) > 1 else ""
-                strip = images.strip([picture for picture, _ in columns], [text for _, text in columns])
-                lines.append(str(images.write_image(strip, self.args.out / f"{stem}_sweep{suffix}.png")))
-        return lines
-
-    def forward(self, image: Tensor, lam: tuple[float, ...], advance: Callable[[float], Any]) -> Tensor:
-        """Run the network on [3, H, W] in tiles; return [3, s H, s W] on the CPU."""
-        import torch
-
-        from tunable_ops.tiles import apply_tiled, tile_windows
-
-        args = self.args
-        batch = image[:, None] if self.grey else image[None]
-        tiles = 1
-        for size in batch.shape[-2:]:
-            tiles *= len(tile_windows(size, args.tile, args.overlap, _MULTIPLE)) if args.tile else 1
-
-        def function(part: Tensor) -> Tensor:
-            result = self.live(part.to(self.device))
-            advance(1 / tiles)
-            return result
-
-        with torch.no_grad():
-            self.live.set(lam)
-            if args.tile:
-                result = apply_tiled(function, batch, args.tile, args.overlap, _MULTIPLE)
-            else:
-                result = function(batch).cpu()
-        output = result[:, 0] if self.grey else result[0]
-        if output.shape[0] not in (1, 3):
-            raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
-        return output
+    file = find(model)
+    metadata = read_metadata(file)
+    if metadata.get("conversion") is not None:
+        net = load(file)
+        return net, net.spec, None
+    fixed = (metadata.get("notes") or {}).get("lambda") or {}
+    return load_folded(file).float(), SimpleNamespace(names=tuple(fixed)), tuple(fixed.values())
 
 
-def _inputs(inputs: Iterable[Path]) -> list[Path]:
-    """List all images of the inputs, each once, in the given order."""
-    from tunable_ops.images import find_images
+def _live(net: Any, plain: bool) -> Any:
+    """Return a plain network whose lambda can be set."""
+    from tunable_ops.modules import LiveFold
 
-    found: dict[Path, Path] = {}
-    for item in inputs:
-        for path in find_images(item):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+    return _Fixed(net) if plain else LiveFold(net)
 
 
-def _stems(paths: Sequence[Path]) -> list[str]:
-    """Return the stem of each path for its outputs, followed by -2, -3, ... if several paths have the same stem."""
-    taken = {path.stem for path in paths}
-    used: set[str] = set()
-    stems = []
-    for path in paths:
-        stem, number = path.stem, 2
-        while stem in used or (stem != path.stem and stem in taken):
-            stem, number = f"{path.stem}-{number}", number + 1
-        used.add(stem)
-        stems.append(stem)
-    return stems
+class _Fixed:
+    """A plain network, called as a `LiveFold` is."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def set(self, lam: tuple[float, ...]) -> None:
+        """Do nothing: there is no slider."""
+
+    def __call__(self, x: Any) -> Any:
+        return self.network(x)
 
 
 def _check_numbers(args: argparse.Namespace) -> Any:
@@ -239,35 +176,43 @@ def _check_numbers(args: argparse.Namespace) -> Any:
         raise ValueError(f"--noise must be at least 0; got {args.noise}")
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise ValueError(f"--max-pixels must be at least 1; got {args.max_pixels}")
     set_threads(args.threads)
     return choose_device(args.device)
 
 
+def _is_file(out: Path) -> bool:
+    """Return True if --out names a picture and not a folder."""
+    from tunable_ops.images import SUFFIXES
+
+    return out.suffix.lower() in SUFFIXES and not out.is_dir()
+
+
+def _check_output(args: argparse.Namespace, single: bool) -> None:
+    """Check that format, quality, bits and the name of the output go together."""
+    from tunable_ops.images import KINDS, kind_of
+
+    kind = args.format
+    if single:
+        if kind not in (None, kind_of(args.out)):
+            raise ValueError(f"--format must be that of --out; got {kind} for {str(args.out)!r}")
+        kind = kind_of(args.out)
+    if args.quality is not None:
+        if kind is None or not KINDS[kind].quality:
+            raise ValueError(f"--quality must go with --format jpg or webp; got {kind or 'no --format'}")
+        if not 1 <= args.quality <= 100:
+            raise ValueError(f"--quality must lie in 1..100; got {args.quality}")
+    if args.bits == 16 and kind is not None and KINDS[kind].bits < 16:
+        raise ValueError(f"--bits must be 8 for {kind}; got 16: use png or tiff")
+
+
 def _make_folder(folder: Path) -> None:
+    import tempfile
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"--out must be a folder to write in; got {str(folder)!r} ({error.strerror})") from error
-
-
-def _small(image: Tensor) -> Tensor:
-    """Shrink an image to _STRIP_HEIGHT, so that a strip of large images stays small."""
-    import torch.nn.functional as F
-
-    height, width = image.shape[1:]
-    if height <= _STRIP_HEIGHT:
-        return image
-    size = (_STRIP_HEIGHT, max(1, round(width * _STRIP_HEIGHT / height)))
-    return F.interpolate(image[None].float(), size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-
-
-def _psnr(image: Tensor, clean: Tensor) -> float:
-    """Return the PSNR in dB for a peak of 1, with values clamped to [0, 1] as in a file, but not rounded."""
-    error = (image.clamp(0, 1) - clean).double().square().mean()
-    return float(-10 * error.clamp(min=1e-12).log10())
-
-
-def _safe(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -5,17 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tunable_ops.cli.progress import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tunable_ops.modules import LambdaSpec
+    from tunable_ops.modules import LambdaSpec, TunableModel
     from tunable_ops.train.evaluate import Score
+    from tunable_ops.train.measure import Measure
 
 __all__ = ["add_parser", "run"]
+
+
+class _Clean(NamedTuple):
+    """A clean picture, [3, H, W], and what it is called."""
+
+    name: str
+    path: Path
+    picture: Tensor
+
 
 _METRICS = ("psnr", "ssim", "lpips")
 
@@ -31,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
         "folder of clean pictures is a set with its own table; the degraded pictures are computed (--blur, then "
         "--downsample, then --noise, with a seed) or read from a folder (--input). Outputs are rounded to 8 bits. A "
         "network for grey pictures is applied to each channel.",
-        epilog="Exit code: 0 done; 2 wrong input.",
+        epilog="Exit code: 0 done; 1 some pictures were skipped; 2 wrong input.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures, or a single picture")
     parser.add_argument(
@@ -41,7 +55,8 @@ def add_parser(subparsers: Any) -> None:
         "--input",
         type=Path,
         metavar="DIR",
-        help="folder of degraded pictures, named as the clean ones, or with x2, x3, ... added, as in babyx2.png",
+        help="folder of degraded pictures, named as the clean ones (another extension will do), or with x2, x3, ... "
+        "added, as in babyx2.png",
     )
     parser.add_argument("--noise", type=float, metavar="SIGMA", help="Gaussian noise, in units of 1/255")
     parser.add_argument("--blur", type=float, metavar="SIGMA", help="Gaussian blur, in pixels")
@@ -73,12 +88,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every set and return 0."""
+    """Measure every set; return 0, or 1 if some pictures were skipped."""
     from tunable_ops import losses
     from tunable_ops.cli.device import choose_device, set_threads
     from tunable_ops.pretrained import load
-    from tunable_ops.train.data import held_out
-    from tunable_ops.train.evaluate import evaluate
     from tunable_ops.train.measure import Measure
 
     _check(args)
@@ -90,14 +103,87 @@ def run(args: argparse.Namespace) -> int:
     border = (scale if scale > 1 else 0) if args.border is None else args.border
     lpips = losses.LPIPS("alex") if args.lpips else None
     measure = Measure(y=args.y, border=border, rounded=True, lpips=lpips)
-    found = {}
+    found, skipped = {}, 0
     for folder in args.pictures:
-        triples = _triples(args, held_out(str(folder)), scale)
-        found[str(folder)] = evaluate(net, triples, lams, measure=measure, progress=not args.quiet)
-        print(_table(str(folder), found[str(folder)], net.spec, lams))
+        pictures, unreadable = _pictures(folder)
+        triples, bad = _triples(args, pictures, scale)
+        scores, failed = _scores(net, triples, lams, measure, args.quiet)
+        skipped += unreadable + bad + failed
+        found[str(folder)] = scores
+        print(_table(printable(folder), scores, net.spec, lams))
     if args.json is not None:
         args.json.write_text(json.dumps(_record(args, border, found), indent=2) + "\n")
-    return 0
+    return 1 if skipped else 0
+
+
+def _skip(path: str, error: Exception) -> None:
+    from tunable_ops.cli import one_line
+
+    print(f"tunable-ops eval: skipped {printable(path)}: {one_line(error)}", file=sys.stderr)
+
+
+def _pictures(folder: Path) -> tuple[list[_Clean], int]:
+    """Read the clean pictures of a set; return them and the number of those that could not be read.
+
+    Raises:
+        ValueError: The folder is missing, or holds no readable picture.
+    """
+    from tunable_ops.images import read_image, search
+    from tunable_ops.train.data import held_out
+
+    if str(folder) == "skimage":
+        return [_Clean(name, Path(name), picture) for name, picture in held_out("skimage")], 0
+    found = search(folder)
+    if found.ignored:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.ignored.items()))
+        print(f"tunable-ops eval: {printable(folder)}: ignored {printable(kinds)}", file=sys.stderr)
+    stems = Counter(path.stem for path in found.paths)
+    pictures = []
+    for path in found.paths:
+        try:
+            picture = read_image(path)
+        except ValueError as error:
+            _skip(str(path), error)
+            continue
+        pictures.append(_Clean(path.stem if stems[path.stem] == 1 else path.name, path, picture))
+    if not pictures:
+        raise ValueError(f"eval: pictures must hold a readable one; got {str(folder)!r}, all of it unreadable")
+    return pictures, len(found.paths) - len(pictures)
+
+
+def _scores(
+    net: TunableModel,
+    triples: Sequence[tuple[str, Tensor, Tensor]],
+    lams: Sequence[tuple[float, ...]],
+    measure: Measure,
+    quiet: bool,
+) -> tuple[list[Score], int]:
+    """Score every picture at every lambda; return the scores and the number of pictures that were skipped.
+
+    Raises:
+        ValueError: No picture can be measured; the error is that of the first.
+    """
+    from tunable_ops.cli.progress import Progress
+    from tunable_ops.train.evaluate import evaluate
+
+    scores: list[Score] = []
+    errors: list[tuple[str, Exception]] = []
+    with Progress("tunable-ops eval", len(triples), quiet) as progress:
+        hook = net.register_forward_hook(lambda *_: progress.advance(1))
+        for triple in triples:
+            progress.start(triple[0], len(lams))
+            try:
+                measure(triple[1], triple[1])  # before the network runs
+                scores += evaluate(net, [triple], lams, measure=measure)
+            except (ValueError, RuntimeError) as error:  # too small for the metrics or the network, ...
+                errors.append((triple[0], error))
+            progress.finish()
+        hook.remove()
+    if errors and not scores:
+        raise errors[0][1]
+    for name, why in errors:
+        _skip(name, why)
+    return scores, len(errors)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -131,19 +217,27 @@ def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, 
 
 
 def _triples(
-    args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]], scale: int
-) -> list[tuple[str, Tensor, Tensor]]:
-    """List (name, clean, degraded) of all pictures; clean ones are cropped to a multiple of the enlargement."""
+    args: argparse.Namespace, pictures: Sequence[_Clean], scale: int
+) -> tuple[list[tuple[str, Tensor, Tensor]], int]:
+    """List (name, clean, degraded) of all pictures; clean ones are cropped to a multiple of the enlargement.
+
+    The second value is the number of pictures that were skipped.
+    """
     from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
     from tunable_ops.train.evaluate import degraded_pictures
 
     multiple = max(scale, args.downsample or 1)
     cropped = []
-    for name, clean in pictures:
-        height, width = (size - size % multiple for size in clean.shape[1:])
-        cropped.append((name, clean[:, :height, :width]))
+    for clean in pictures:
+        height, width = (size - size % multiple for size in clean.picture.shape[1:])
+        if height == 0 or width == 0:
+            _skip(clean.name, ValueError(f"pictures must be at least {multiple} x {multiple} pixels"))
+            continue
+        cropped.append(clean._replace(picture=clean.picture[:, :height, :width]))
+    skipped = len(pictures) - len(cropped)
     if args.input is not None:
-        return _given(args.input, cropped, scale)
+        triples, bad = _given(args.input, cropped, scale)
+        return triples, skipped + bad
     degradation = Degradation(
         blur=None if args.blur is None else Blur(sigma=(args.blur, args.blur)),
         downsample=None if args.downsample is None else Downsample(factors=[args.downsample], enlarge=scale == 1),
@@ -151,29 +245,64 @@ def _triples(
     )
     if scale > 1 and args.downsample != scale:
         raise ValueError(f"--downsample must be {scale}, the enlargement of the network; got {args.downsample}")
-    return degraded_pictures(cropped, degradation, args.seed)
+    named = [(clean.name, clean.picture) for clean in cropped]
+    return degraded_pictures(named, degradation, args.seed), skipped
 
 
-def _given(folder: Path, clean: Sequence[tuple[str, Tensor]], scale: int) -> list[tuple[str, Tensor, Tensor]]:
-    """Pair the clean pictures with the degraded ones in a folder by name."""
+def _given(folder: Path, cleans: Sequence[_Clean], scale: int) -> tuple[list[tuple[str, Tensor, Tensor]], int]:
+    """Pair the clean pictures with the degraded ones in a folder by name; count those that cannot be read."""
     from tunable_ops.images import find_images, read_image
 
-    files = {file.stem: file for file in find_images(folder)}
+    pairs = _pairs(folder, find_images(folder), [clean.path for clean in cleans], scale)
     triples = []
-    for name, picture in clean:
-        file = files.get(name) or files.get(f"{name}x{scale}")
-        if file is None:
-            raise ValueError(
-                f"--input must have a picture for each clean one; got none for {name!r} in {str(folder)!r}"
-            )
-        degraded = read_image(file)
-        if tuple(scale * size for size in degraded.shape[1:]) != tuple(picture.shape[1:]):
+    for clean, file in zip(cleans, pairs, strict=True):
+        try:
+            degraded = read_image(file)
+        except ValueError as error:
+            _skip(str(file), error)
+            continue
+        if tuple(scale * size for size in degraded.shape[1:]) != tuple(clean.picture.shape[1:]):
             raise ValueError(
                 f"--input must have pictures of 1/{scale} the clean ones' size; got {list(degraded.shape[1:])} for "
-                f"{list(picture.shape[1:])} in {str(file)!r}"
+                f"{list(clean.picture.shape[1:])} in {str(file)!r}"
             )
-        triples.append((name, picture, degraded))
-    return triples
+        triples.append((clean.name, clean.picture, degraded))
+    if not triples:
+        raise ValueError(f"--input must have readable pictures; got none in {str(folder)!r}")
+    return triples, len(cleans) - len(triples)
+
+
+def _pairs(folder: Path, files: Sequence[Path], cleans: Sequence[Path], scale: int) -> list[Path]:
+    """Return the degraded picture of each clean one: the one of the same name, or of the same name but its extension.
+
+    Raises:
+        ValueError: There is none, several could be meant, or one is meant twice.
+    """
+    by_name = {file.name: file for file in files}
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
+    pairs: dict[Path, Path] = {}
+    for clean in cleans:
+        candidates = by_stem.get(clean.stem, []) + by_stem.get(f"{clean.stem}x{scale}", [])
+        if clean.name in by_name:
+            candidates = [by_name[clean.name]]
+        if not candidates:
+            raise ValueError(
+                f"--input must have a picture for each clean one; got none for {clean.stem!r} in {str(folder)!r}"
+            )
+        if len(candidates) > 1:
+            listed = ", ".join(repr(file.name) for file in candidates)
+            raise ValueError(f"--input must have one picture for each clean one; got {listed} for {clean.name!r}")
+        (file,) = candidates
+        other = next((first for first, taken in pairs.items() if taken == file), None)
+        if other is not None:
+            raise ValueError(
+                "--input must have a picture of its own for each clean one; "
+                f"got {file.name!r} for {other.name!r} and {clean.name!r}"
+            )
+        pairs[clean] = file
+    return list(pairs.values())
 
 
 def _mean(scores: Sequence[Score], lam: tuple[float, ...] | None, metric: str) -> float | None:

@@ -1,0 +1,306 @@
+"""What `tunable-ops apply` does with each picture."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tunable_ops.cli.progress import Progress
+    from tunable_ops.cli.sources import Source
+    from tunable_ops.images import Frame, Picture
+
+__all__ = ["Batch"]
+
+_STRIP_HEIGHT = 512
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other picture could be written either
+_OWN = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+_ANIMATED = {"PNG": "png", "WEBP": "webp", "GIF": "gif"}
+
+
+@dataclass
+class Batch:
+    """Run a network on pictures and write what it returns.
+
+    Args:
+        args: Arguments of the command.
+        spec: Names of lambda.
+        rows: (name of the parameter that moves, lambdas).
+        live: Network, called with [B, C, H, W] after `set(lam)`.
+        device: Where the network is.
+        grey: True if it takes one channel.
+        multiple: Tiles start at multiples of this.
+        single: True if --out names a file.
+    """
+
+    args: argparse.Namespace
+    spec: Any
+    rows: list[tuple[str, list[tuple[float, ...]]]]
+    live: Any
+    device: Any
+    grey: bool
+    multiple: int
+    single: bool
+    _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
+
+    def run(self, sources: Sequence[Source]) -> int:
+        """Process all; return 0, 1 if some were skipped, or 2 if all were."""
+        from tunable_ops import images
+        from tunable_ops.cli import one_line
+        from tunable_ops.cli.progress import Progress, printable
+
+        self._owners = {source.path.resolve(): source.path for source in sources}
+        done = unreadable = 0
+        full = False
+        with Progress("tunable-ops apply", len(sources), self.args.quiet) as progress:
+            for source in sources:
+                progress.start(source.path.name, sum(len(lams) for _, lams in self.rows))
+                try:
+                    try:
+                        picture = images.open_picture(source.path, self.args.max_pixels)
+                    except (ValueError, OSError):
+                        unreadable += 1
+                        raise
+                    progress.begin()
+                    for line in self.one(picture, source, progress):
+                        progress.write(line)
+                    done += 1
+                except (AssertionError, ImportError):
+                    raise
+                except Exception as error:  # too small for the network, too large for memory, damaged, ...
+                    full = isinstance(error, OSError) and error.errno in _FULL
+                    what = "error" if full else f"skipped {source.path}"
+                    progress.write(f"{what}: {one_line(error)}", sys.stderr)
+                progress.finish()
+                if full:
+                    break
+        stopped = "stopped: " if full else ""
+        where = printable(self.args.out)
+        print(f"{stopped}{done} of {len(sources)} images done, in {where}", file=sys.stderr)
+        if unreadable == len(sources):
+            raise ValueError(
+                f"images: paths must hold at least one readable image; got {unreadable} files, none of them readable"
+            )
+        if not done:
+            return 2
+        return 0 if done == len(sources) else 1
+
+    def one(self, picture: Picture, source: Source, progress: Progress) -> Iterator[str]:
+        """Process one picture: write its outputs and strips, and yield a line of text for each."""
+        from tunable_ops import images
+        from tunable_ops.cli.lam import describe, numbers
+
+        args = self.args
+        kind, suffix = self._target(picture, source)
+        names = self._names(source, suffix, [numbers(lams) for _, lams in self.rows])
+        for note in images.losses(picture, kind, args.bits, colours=3):
+            progress.write(f"{source.path}: {note}", sys.stderr)
+        for (name, lams), (paths, strip_path) in zip(self.rows, names, strict=True):
+            columns: list[tuple[Tensor, str]] = []
+            for lam, path in zip(lams, paths, strict=True):
+                frames = _Frames(self, picture, lam, progress.advance)
+                written = list(frames)
+                images.write_picture(
+                    written,
+                    path,
+                    quality=args.quality,
+                    loop=picture.loop,
+                    separate_first=picture.separate_first,
+                    warn=False,
+                )
+                text = describe(self.spec, lam, name if len(self.rows) > 1 else None)
+                yield "  ".join(filter(None, (str(path), describe(self.spec, lam), frames.score)))
+                if args.sweep is not None:
+                    columns = columns or [frames.given]
+                    columns.append((_small(written[0].rgb()), "\n".join(filter(None, (text, frames.score)))))
+            if args.sweep is not None:
+                if args.noise is not None:
+                    columns.append((_small(next(picture.frames()).rgb()), "clean"))
+                strip = images.strip([shown for shown, _ in columns], [text for _, text in columns])
+                images.write_image(strip, strip_path)
+                yield str(strip_path)
+
+    def _target(self, picture: Picture, source: Source) -> tuple[str, str]:
+        """Choose the kind of file to write, and its extension.
+
+        Raises:
+            ValueError: The kind that was asked for cannot hold the picture.
+        """
+        from tunable_ops import images
+
+        args = self.args
+        scale = getattr(self.live.network, "scale", getattr(self.live.network, "upscale", 1))
+        size = [scale * side for side in picture.size]
+        kind = images.kind_of(args.out) if self.single else args.format
+        if kind is None:
+            kind = _default_kind(picture, args.bits or picture.bits)
+            try:
+                images.check_size(kind, size[0], size[1], picture.count)
+            except ValueError:
+                kind = "png"
+        images.check_size(kind, size[0], size[1], picture.count)
+        suffix = args.out.suffix if self.single else source.path.suffix
+        return kind, suffix if images.SUFFIXES.get(suffix.lower()) == kind else f".{kind}"
+
+    def _names(self, source: Source, suffix: str, numbers: Sequence[Sequence[str]]) -> list[tuple[list[Path], Path]]:
+        """Return the files of each row and its strip, and make their folder.
+
+        Raises:
+            ValueError: A name is that of a picture to read, or of what another picture has become.
+            OSError: A name is too long, or the folder cannot be made.
+        """
+        from tunable_ops.cli.sources import output_base
+
+        out = self.args.out
+        folder = out / source.folder
+        base, strip_base = output_base(source.name, suffix), output_base(source.name, ".png")
+        rows = []
+        for (name, _), texts in zip(self.rows, numbers, strict=True):
+            paths = [folder / f"{base}_{f'lam{text}' if text else 'plain'}{suffix}" for text in texts]
+            mark = f"-{_safe(name)}" if len(self.rows) > 1 else ""
+            rows.append((paths, folder / f"{strip_base}_sweep{mark}.png"))
+        if self.single:
+            rows, folder = [([out], out)], out.parent
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        for path in [path for paths, strip in rows for path in [*paths, *([strip] if self.args.sweep else [])]]:
+            if len(os.fsencode(path.name)) > longest:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+            owner = self._owners.setdefault(path.resolve(), source.path)
+            if owner != source.path or path.resolve() == source.path.resolve():
+                what = "is an input" if owner.resolve() == path.resolve() else f"belongs to {str(owner)!r}"
+                raise ValueError(f"--out must not replace another picture; got {str(path)!r}, which {what}")
+        return rows
+
+    def forward(self, image: Tensor, advance: Callable[[float], Any]) -> Tensor:
+        """Run the network on [3, H, W] in tiles; return [3, s H, s W] on the CPU."""
+        import torch
+
+        from tunable_ops.tiles import apply_tiled, tile_windows
+
+        args = self.args
+        batch = image[:, None] if self.grey else image[None]
+        tiles = 1
+        for size in batch.shape[-2:]:
+            tiles *= len(tile_windows(size, args.tile, args.overlap, self.multiple)) if args.tile else 1
+
+        def function(part: Tensor) -> Tensor:
+            result = self.live(part.to(self.device))
+            advance(1 / tiles)
+            return result
+
+        with torch.no_grad():
+            if args.tile:
+                result = apply_tiled(function, batch, args.tile, args.overlap, self.multiple)
+            else:
+                result = function(batch).cpu()
+        output = result[:, 0] if self.grey else result[0]
+        if output.shape[0] not in (1, 3):
+            raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
+        if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
+            raise ValueError("--model must return finite values; got NaN or infinity")
+        return output
+
+
+class _Frames:
+    """The frames of a picture as the network returns them at one lambda, and how close they are to the clean ones."""
+
+    def __init__(self, batch: Batch, picture: Picture, lam: tuple[float, ...], advance: Callable[[float], Any]) -> None:
+        self.batch, self.picture = batch, picture
+        self.advance = lambda part: advance(part / picture.count)
+        self.errors: list[float] = []
+        self.noisy: list[float] = []
+        self._shown: Tensor | None = None
+        batch.live.set(lam)
+
+    def __iter__(self) -> Iterator[Frame]:
+        import torch
+
+        from tunable_ops.images import Frame
+
+        noise, bits = self.batch.args.noise, self.batch.args.bits
+        generator = torch.Generator().manual_seed(self.batch.args.seed)
+        for frame in self.picture.frames():
+            clean = given = frame.colour.expand(3, -1, -1)
+            if noise is not None:
+                given = clean + noise / 255 * torch.randn(clean.shape, generator=generator)
+                self.noisy.append(_error(given, clean))
+            if self._shown is None:
+                self._shown = _small(given)
+            output = self.batch.forward(given, self.advance)
+            if noise is not None and output.shape == clean.shape:
+                self.errors.append(_error(output, clean))
+            yield Frame.of(
+                output,
+                _resized(frame.alpha, output.shape[1:]),
+                bits=bits or frame.bits,
+                duration=frame.duration,
+                metadata=frame.metadata,
+            )
+
+    @property
+    def score(self) -> str:
+        """PSNR of all frames, or nothing."""
+        return _decibels(self.errors)
+
+    @property
+    def given(self) -> tuple[Tensor, str]:
+        """The first frame that the network was given, small, and what it is."""
+        assert self._shown is not None
+        return self._shown, f"noisy {_decibels(self.noisy)}" if self.noisy else "input"
+
+
+def _default_kind(picture: Picture, bits: int) -> str:
+    """Return the kind of file that loses nothing: the picture's own if it can."""
+    from tunable_ops.images import KINDS
+
+    kind = _ANIMATED.get(picture.format) if picture.animated else _OWN.get(picture.format)
+    if kind is None or not (picture.lossless or picture.animated):
+        return "png"
+    can, metadata = KINDS[kind], picture.metadata
+    fits = (can.alpha or not picture.alpha) and bits <= can.bits and (can.metadata or metadata.icc is None)
+    return kind if fits or picture.animated else "png"
+
+
+def _resized(alpha: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """Enlarge alpha [1, H, W] as the network did the colours."""
+    import torch.nn.functional as F
+
+    if alpha is None or tuple(alpha.shape[1:]) == tuple(size):
+        return alpha
+    return F.interpolate(alpha[None], tuple(size), mode="bicubic")[0].clamp(0, 1)
+
+
+def _small(image: Tensor) -> Tensor:
+    """Shrink an image to _STRIP_HEIGHT, so that a strip of large images stays small."""
+    import torch.nn.functional as F
+
+    height, width = image.shape[1:]
+    if height <= _STRIP_HEIGHT:
+        return image
+    size = (_STRIP_HEIGHT, max(1, round(width * _STRIP_HEIGHT / height)))
+    return F.interpolate(image[None].float(), size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def _error(image: Tensor, clean: Tensor) -> float:
+    """Return the mean squared error, with values clamped to [0, 1] as in a file, but not rounded."""
+    return float((image.clamp(0, 1) - clean).double().square().mean())
+
+
+def _decibels(errors: Sequence[float]) -> str:
+    """Return the PSNR in dB of mean squared errors, for a peak of 1."""
+    return f"{-10 * math.log10(max(sum(errors) / len(errors), 1e-12)):.2f} dB" if errors else ""
+
+
+def _safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,365 @@
+"""Read pictures of every format that Pillow knows, and those of more than 8 bits with all their bits."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from tunable_ops.images import deep
+from tunable_ops.images.deep import Pixels
+from tunable_ops.images.metadata import ORIENTATION, collect, from_ifd, orientation_of, png_chunks
+from tunable_ops.images.picture import Frame, Metadata, Picture
+
+__all__ = ["open_picture", "read_image", "read_images"]
+
+_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
+_LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "QOI", "TGA", "TIFF")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> Tensor:
+    """Read one picture as RGB.
+
+    The EXIF orientation is applied. Grey and palette pictures become RGB; transparent ones are placed on white. 16-bit
+    pictures keep their 16 bits (value / 65535), floating point must lie in [0, 1]. Only the first frame of an animation
+    and the first page of a document are read; `open_picture` gives them all, and alpha.
+
+    Args:
+        path: The file; its content, not its extension, decides the format.
+        max_pixels: Largest height times width; None: any.
+
+    Returns:
+        float32 [3, H, W] in [0, 1], contiguous.
+
+    Raises:
+        ValueError: The file is missing, is not a picture, is truncated, too large or cannot be read.
+    """
+    return next(_frames(_existing(path), max_pixels, first=True)).rgb()
+
+
+def read_images(
+    paths: Iterable[str | os.PathLike[str]], on_bad: Callable[[Path, ValueError], None] | None = None
+) -> Iterator[tuple[Path, Tensor]]:
+    """Read pictures one by one, skipping and reporting unreadable ones.
+
+    Args:
+        paths: The files, for example from `find_images`.
+        on_bad: Called with the path and the error of each unreadable file; None: issue a `UserWarning`.
+
+    Yields:
+        (path, picture) of each readable file, in the given order.
+
+    Raises:
+        ValueError: At the end, if no file was readable.
+    """
+    good = bad = 0
+    for path in map(Path, paths):
+        try:
+            picture = read_image(path)
+        except ValueError as error:
+            bad += 1
+            if on_bad is None:
+                warnings.warn(f"{error}; skipped", UserWarning, stacklevel=2)
+            else:
+                on_bad(path, error)
+            continue
+        good += 1
+        yield path, picture
+    if not good:
+        raise ValueError(f"images: paths must hold at least one readable image; got {bad} files, none of them readable")
+
+
+def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Picture:
+    """Open a picture file with everything that it holds; its frames are read when they are asked for.
+
+    Args:
+        path: The file; its content, not its extension, decides the format.
+        max_pixels: Largest height times width; None: any.
+
+    Raises:
+        ValueError: The file is missing, is not a picture, is too large or cannot be read.
+    """
+    file = _existing(path)
+    notes: list[str] = []
+    first = next(_frames(file, max_pixels, first=True, notes=notes))
+    with _errors(file), ExitStack() as stack:
+        kind = _start(file)
+        if kind[:4] in _TIFF_MAGIC:
+            opened: Any = None
+            name, count, info = "TIFF", _page_count(file), {}
+        else:
+            opened = stack.enter_context(_opened(file))
+            name, count, info = opened.format, getattr(opened, "n_frames", 1), opened.info
+    animated = count > 1 and name in _ANIMATIONS
+    if count > 1 and not animated and name != "TIFF":
+        notes.append(f"only the first of its {count} pictures is read")
+        count = 1
+    if name == "AVIF" and deep.is_deep_avif(file):
+        notes.append("AVIF of 10 or 12 bits is read with 8 bits")
+    if animated and deep.is_deep_png(kind):
+        notes.append("animations of 16 bits are read with 8 bits")
+        first = first.with_bits(8)
+    return Picture(
+        path=file,
+        format=name,
+        lossless=name in _LOSSLESS or (name == "WEBP" and _is_lossless_webp(file)),
+        size=first.size,
+        count=count,
+        animated=animated,
+        bits=first.bits,
+        alpha=first.has_alpha,
+        loop=info.get("loop") if animated else None,
+        separate_first=bool(animated and info.get("default_image")),
+        metadata=first.metadata,
+        notes=tuple(dict.fromkeys(notes)),
+        reader=(lambda: iter([first])) if count == 1 else lambda: _frames(file, max_pixels, first=False),
+    )
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"images: path must be a file; got the folder {str(file)!r} (find_images lists its pictures)")
+    if not file.exists():
+        raise ValueError(f"images: path must be a readable image; got {str(file)!r}, which does not exist")
+    return file
+
+
+@contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into a ValueError that names the file."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything, even SyntaxError
+        why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        why = " ".join(why.split()) or type(error).__name__
+        raise ValueError(f"images: path must be a readable image; got {str(file)!r} ({why})") from error
+
+
+class _Unlimited:
+    """Context in which Pillow opens pictures of any size; `max_pixels` is the limit for those who want one."""
+
+    _lock = threading.Lock()
+    _depth = 0
+    _limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if _Unlimited._depth == 0:
+                _Unlimited._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _Unlimited._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            _Unlimited._depth -= 1
+            if _Unlimited._depth == 0:
+                Image.MAX_IMAGE_PIXELS = _Unlimited._limit
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    with _Unlimited(), Image.open(file) as opened:
+        yield opened
+
+
+def _start(file: Path) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read(256)
+
+
+def _frames(file: Path, max_pixels: int | None, first: bool, notes: list[str] | None = None) -> Iterator[Frame]:
+    """Read the frames or pages of a file; only the first one where `first` says so."""
+    notes = [] if notes is None else notes
+    with _errors(file):
+        start = _start(file)
+        if start[:4] in _TIFF_MAGIC:
+            yield from _pages(file, max_pixels, first, notes)
+        else:
+            yield from _pillow_frames(file, start, max_pixels, first, notes)
+
+
+def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:
+    with _opened(file) as opened:
+        _check_pixels(opened.size, max_pixels)
+        count = 1 if first or opened.format not in _ANIMATIONS else getattr(opened, "n_frames", 1)
+        chunks: tuple[tuple[bytes, bytes], ...] = ()
+        if opened.format == "PNG":
+            with open(file, "rb") as stream:
+                chunks = png_chunks(stream)
+        for index in range(count):
+            opened.seek(index)
+            opened.load()
+            metadata = collect(opened, chunks)
+            if opened.info.get("exif") and metadata.exif is None:
+                notes.append("its EXIF block is damaged and left out")
+            if 0x0404 in (opened.info.get("photoshop") or {}):
+                notes.append("its IPTC block is left out; XMP and EXIF are kept")
+            if opened.mode in ("CMYK", "LAB"):
+                metadata = replace(metadata, icc=None)  # of the inks; the pixels are sRGB now
+            whole = opened.mode.startswith("I") and "transparency" not in opened.info  # Pillow keeps 16 bits of grey
+            if count == 1 and deep.is_deep_png(start) and not whole:
+                pixels = deep.read_png(file)
+            elif deep.is_deep_pnm(start):
+                pixels = deep.read_pnm(file)
+            elif deep.is_deep_jpeg2000(start):
+                pixels = deep.read_jpeg2000(file)
+            else:
+                pixels = _pixels(opened, notes)
+            duration = opened.info.get("duration")
+            yield Frame(_upright(pixels, orientation_of(opened)), duration, metadata)
+
+
+def _pages(file: Path, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:
+    """Read the pages of a TIFF file: with tifffile those of more than 8 bits, with Pillow the others."""
+    import tifffile
+
+    with _quiet(), tifffile.TiffFile(file) as tiff, open(file, "rb") as stream, ExitStack() as stack:
+        opened: Image.Image | None = None
+        for index, page in enumerate(tiff.pages):
+            if first and index:
+                return
+            assert isinstance(page, tifffile.TiffPage)
+            _check_pixels((page.imagewidth, page.imagelength), max_pixels)
+            metadata, orientation = _page_metadata(stream, page.offset, tiff.byteorder, tiff.is_bigtiff)
+            opened = None if deep.is_deep_tiff(page) else opened or _opened_page(file, stack)
+            if opened is None:
+                pixels = deep.read_tiff_page(page)
+                if int(page.photometric) == 5:
+                    notes.append(_CMYK_NOTE)
+                    metadata = replace(metadata, icc=None)
+            else:
+                opened.seek(index)
+                opened.load()
+                if opened.mode in ("CMYK", "LAB"):
+                    metadata = replace(metadata, icc=None)
+                pixels, orientation = _pixels(opened, notes), orientation_of(opened)  # Pillow may have turned it
+            if len(page.extrasamples) > (pixels.shape[2] in (2, 4)):
+                notes.append("channels beside colour and alpha are left out")
+            yield Frame(_upright(pixels, orientation), None, metadata)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tifffile from logging what it finds damaged: what matters is raised."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _opened_page(file: Path, stack: ExitStack) -> Image.Image | None:
+    """Open a TIFF file with Pillow; None if it does not know this layout."""
+    try:
+        return stack.enter_context(_opened(file))
+    except Image.UnidentifiedImageError:
+        return None
+
+
+def _page_count(file: Path) -> int:
+    import tifffile
+
+    with _quiet(), tifffile.TiffFile(file) as tiff:
+        return len(tiff.pages)
+
+
+def _page_metadata(stream: Any, offset: int, order: str, big: bool) -> tuple[Metadata, int]:
+    directory = Image.Exif()
+    directory.endian, directory.bigtiff = order, big
+    try:
+        directory.load_from_fp(stream, offset)
+        orientation = directory.get(ORIENTATION, 1)
+        return from_ifd(directory), orientation if orientation in range(1, 9) else 1
+    except Exception:  # damaged tags are no reason to refuse the picture
+        return Metadata(), 1
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
+    if max_pixels is not None and size[0] * size[1] > max_pixels:
+        raise ValueError(f"{size[0]}x{size[1]} pixels are more than the limit of {max_pixels}")
+
+
+_CMYK_NOTE = "CMYK inks without a profile become RGB by a simple formula"
+
+
+def _pixels(picture: Image.Image, notes: list[str]) -> Pixels:
+    """Return the pixels of a loaded picture as uint8, uint16 or float32 [H, W, C]."""
+    mode = picture.mode
+    if mode == "F" or mode.startswith("I"):
+        return _deep_grey(picture)
+    if mode in ("CMYK", "LAB"):
+        return np.asarray(_to_srgb(picture, notes))
+    if picture.has_transparency_data:
+        pixels = np.asarray(picture.convert("RGBA"))
+        return pixels[..., [0, 3]] if mode in ("1", "L", "LA", "La") else pixels
+    if mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))[..., None]
+    return np.asarray(picture.convert("RGB"))
+
+
+def _to_srgb(picture: Image.Image, notes: list[str]) -> Image.Image:
+    """Convert inks (CMYK) or Lab to sRGB, with the file's profile if it has one."""
+    profile: Any = picture.info.get("icc_profile")
+    srgb = ImageCms.createProfile("sRGB")
+    try:
+        if picture.mode == "LAB":
+            return _converted(picture, ImageCms.createProfile("LAB"), srgb)
+        if profile:
+            return _converted(picture, ImageCms.getOpenProfile(io.BytesIO(profile)), srgb)
+    except ImageCms.PyCMSError:
+        pass  # the profile is damaged, or of other inks
+    notes.append(_CMYK_NOTE)
+    return picture.convert("RGB")
+
+
+def _converted(picture: Image.Image, source: Any, target: Any) -> Image.Image:
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    converted = ImageCms.profileToProfile(picture, source, target, intent, "RGB", flags=flags)
+    assert converted is not None
+    return converted
+
+
+def _deep_grey(picture: Image.Image) -> Pixels:
+    """Convert grey with more than 8 bits: I;16 in any byte order, I (16-bit values in 32 bits), F (float)."""
+    values = np.asarray(picture.convert("I") if picture.mode.startswith("I;") else picture)[..., None]
+    top = 1 if picture.mode == "F" else 65535
+    if not bool(((values >= 0) & (values <= top)).all()):
+        raise ValueError(f"{picture.mode} values must lie in [0, {top}]; got {values.min():g} to {values.max():g}")
+    return values.astype(np.float32 if picture.mode == "F" else np.uint16)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn pixels that are stored with an EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _is_lossless_webp(file: Path) -> bool:
+    """Return True if the first picture of a WebP file is coded without loss (VP8L)."""
+    start = _start(file)
+    position = {kind: start.find(kind, 12) for kind in (b"VP8 ", b"VP8L")}
+    if position[b"VP8 "] < 0 and position[b"VP8L"] < 0:
+        content = file.read_bytes()  # a large profile or animation header comes first
+        position = {kind: content.find(kind, 12) for kind in position}
+    return position[b"VP8L"] >= 0 and not 0 <= position[b"VP8 "] < position[b"VP8L"]
