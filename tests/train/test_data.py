@@ -183,7 +183,7 @@ def test_worker_processes_give_the_same_batches(make_config) -> None:
     sampler = losses.sampler("simplex", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        a = list(batch_loader(Batches(photographs, alone, sampler), 2, pin_memory=False))
-        b = list(batch_loader(Batches(photographs, helped, sampler), 2, pin_memory=False))
+        a = list(batch_loader(Batches(photographs, alone, sampler), range(2, 6), 0, pin_memory=False))
+        b = list(batch_loader(Batches(photographs, helped, sampler), range(2, 6), 2, pin_memory=False))
     assert len(a) == len(b) == 4
     assert all(same(x, y) for x, y in zip(a, b, strict=True))
