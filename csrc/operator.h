@@ -13,9 +13,13 @@ inline void check_call(const Tensor& input, const Tensor& weight, const std::opt
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                   "tunable_conv2d: input must be float32, bfloat16 or float16 for the compiled operators");
   const bool narrow = alpha_type == ScalarType::Half || alpha_type == ScalarType::BFloat16;
-  STD_TORCH_CHECK(weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
-                      (alpha_type == ScalarType::Float || (narrow && type != ScalarType::Float)),
-                  "tunable_conv2d: weight and bias must have the input's dtype, and alpha the same or float32");
+  STD_TORCH_CHECK(
+      weight.scalar_type() == type && (!bias || bias->scalar_type() == type) &&
+          (alpha_type == ScalarType::Float || (narrow && type != ScalarType::Float)),
+      "tunable_conv2d: weight and bias must have the input's dtype; alpha must be float32, or 16-bit if they are");
+  const auto is_elsewhere = [&](const Tensor& t) { return t.device() != input.device(); };
+  STD_TORCH_CHECK(!is_elsewhere(weight) && !is_elsewhere(alpha) && !(bias && is_elsewhere(*bias)),
+                  "tunable_conv2d: weight, bias and alpha must be on the input's device");
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 5, "tunable_conv2d: input must be [B, C, H, W] and weight ",
                   "[P, O, C/groups, kh, kw]; got ", input.dim(), " and ", weight.dim(), " dimensions");
   bool fits = o.groups > 0 && weight.numel() > 0 && weight.size(2) * o.groups == input.size(1) &&
@@ -36,6 +40,10 @@ inline Options options_of(int64_t stride_h, int64_t stride_w, int64_t padding_h,
                           int64_t dilation_w, int64_t groups, int64_t activation) {
   STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kLeakyRelu),
                   "tunable_conv2d: activation must be a code of the schema; got ", activation);
+  constexpr int64_t kLimit = int64_t{1} << 31;  // products of two and a size do not overflow
+  for (const int64_t value : {stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups})
+    STD_TORCH_CHECK(value >= 0 && value < kLimit,
+                    "tunable_conv2d: stride, padding, dilation and groups must be in [0, 2^31); got ", value);
   return {{stride_h, stride_w},
           {padding_h, padding_w},
           {dilation_h, dilation_w},
@@ -69,9 +77,12 @@ Gradients backward_operator(const Tensor& grad_output, const std::optional<Tenso
   const Options options =
       options_of(stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, activation);
   check_call(input, weight, bias, alpha, options);
+  STD_TORCH_CHECK(mask.size() == 4, "tunable_conv2d: mask must hold 4 values; got ", mask.size());
+  STD_TORCH_CHECK(saved.has_value() == (options.activation != Activation::kNone),
+                  "tunable_conv2d: saved must be given exactly if there is an activation");
   const auto is_output = [&](const Tensor& t) {
-    bool fits = t.dim() == 4 && t.scalar_type() == input.scalar_type() && t.size(0) == input.size(0) &&
-                t.size(1) == weight.size(1);
+    bool fits = t.dim() == 4 && t.device() == input.device() && t.scalar_type() == input.scalar_type() &&
+                t.size(0) == input.size(0) && t.size(1) == weight.size(1);
     for (int d = 0; d < 2 && fits; ++d)
       fits = t.size(2 + d) == output_size(input.size(2 + d), weight.size(3 + d), d, options);
     return fits;

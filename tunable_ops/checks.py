@@ -57,8 +57,9 @@ def check_convolution(
         TypeError: An argument is not a tensor, or its dtype does not fit.
         ValueError: Shapes, devices or options do not fit.
     """
-    if _is_plain(ndim, input, weight, bias, alpha, stride, padding, dilation, groups):
-        return Convolution(stride, padding, (), dilation, check_activation(op, activation), True)
+    s, p, d = ((n,) * ndim if type(n) is int else n for n in (stride, padding, dilation))
+    if _is_plain(ndim, input, weight, bias, alpha, s, p, d, groups):
+        return Convolution(s, p, (), d, check_activation(op, activation), True)
     check_tensors(op, input, weight, bias, alpha)
     shape, taps = input.shape, check_kernels(op, input, weight, bias, groups, ndim)
     strides, dilations = to_ints(op, "stride", stride, ndim, 1), to_ints(op, "dilation", dilation, ndim, 1)
@@ -211,11 +212,13 @@ def is_plain_eager() -> bool:
 
 
 def can_read(value: Tensor) -> bool:
-    """Return True if reading values costs nothing: on the CPU, in plain eager mode.
+    """Return True if reading values costs nothing: on the CPU, outside compilation and torch.func transforms.
 
     On a GPU it would stop the stream and break graph capture.
     """
-    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and is_plain_eager()
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
 
 
 def check_float(op: str, name: str, tensor: Tensor) -> None:

@@ -142,7 +142,9 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   if (c.conv.batch && format == MemoryFormat::ChannelsLast && prefers_aten(c, weight))
     return apply_unfused_activation(convolve_with_aten(c, x, weight, blended_bias(c, bias)), o.activation);
   c.input = x.const_data_ptr<float>();
-  Tensor output = empty({c.conv.batch, weight.size(1), c.conv.out_h, c.conv.out_w}, MemoryFormat::ChannelsLast);
+  // An empty tensor keeps the format that it is made with: `contiguous` returns it as it is.
+  Tensor output = empty({c.conv.batch, weight.size(1), c.conv.out_h, c.conv.out_w},
+                        c.conv.batch ? MemoryFormat::ChannelsLast : format);
   if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
   output = apply_unfused_activation(output, o.activation);
   return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);

@@ -2,6 +2,7 @@
 // whose kernels are `weight` [P, C, O/groups, kh, kw].
 #include <torch/csrc/stable/library.h>
 
+#include "../operator.h"
 #include "tunable_conv2d.h"
 
 namespace tunable_ops {
@@ -11,7 +12,7 @@ namespace {
 Tensor transposed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                   int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t output_padding_h,
                   int64_t output_padding_w, int64_t groups, int64_t activation) {
-  const Options o{{stride_h, stride_w}, {padding_h, padding_w}, {1, 1}, groups, static_cast<Activation>(activation)};
+  const Options o = options_of(stride_h, stride_w, padding_h, padding_w, 1, 1, groups, activation);
   const auto is_float = [](const Tensor& t) { return t.scalar_type() == ScalarType::Float; };
   bool fits = is_float(input) && is_float(weight) && is_float(alpha) && (!bias || is_float(*bias)) &&
               input.dim() == 4 && weight.dim() == 5 && is_channels_last(input) && input.numel() && weight.numel() &&

@@ -113,7 +113,26 @@ void blend(const std::vector<Flat>& stacks, const Tensor& alpha, const Ints& sta
            [&](size_t, const Item& item) { best_kernels().flat_blend(blends[item.stack], item.begin, item.end); });
 }
 
+// Each stack [P, *] with its P values of alpha [A], from `starts` on.
+void check_stacks(const Tensors& parameters, const Tensor& alpha, const Ints& starts) {
+  bool fits = alpha.dim() == 1 && starts.size() == parameters.size();
+  for (size_t i = 0; i < parameters.size() && fits; ++i) {
+    const Tensor& stack = parameters[i];
+    fits = stack.dim() >= 1 && stack.device() == alpha.device() && starts[i] >= 0 && starts[i] <= alpha.size(0) &&
+           stack.size(0) <= alpha.size(0) - starts[i];
+  }
+  STD_TORCH_CHECK(fits, "tunable_parameters: parameters, alpha and starts must fit each other");
+}
+
+// `blend` has the shape of one kernel of the stack.
+void check_blend(const Tensor& blend, const Tensor& stack) {
+  bool fits = blend.dim() == stack.dim() - 1 && blend.device() == stack.device();
+  for (int64_t d = 0; d < blend.dim() && fits; ++d) fits = blend.size(d) == stack.size(d + 1);
+  STD_TORCH_CHECK(fits, "tunable_parameters: outputs and gradients must have the shape of their stack's kernels");
+}
+
 Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& starts, std::optional<ScalarType> dtype) {
+  check_stacks(parameters, alpha, starts);
   std::vector<Flat> stacks;
   Tensors outputs;
   for (const Tensor& parameter : parameters) {
@@ -125,9 +144,12 @@ Tensors forward(const Tensors& parameters, const Tensor& alpha, const Ints& star
 }
 
 void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, const Tensors& outputs) {
+  check_stacks(parameters, alpha, starts);
+  STD_TORCH_CHECK(outputs.size() == parameters.size(), "tunable_parameters: outputs must be one per parameter");
   std::vector<Flat> stacks;
   for (const Tensor& parameter : parameters) stacks.push_back(flat(parameter));
   for (size_t i = 0; i < stacks.size(); ++i) {
+    check_blend(outputs[i], parameters[i]);
     STD_TORCH_CHECK(
         lies_in(outputs[i], 0, stacks[i].order),
         "tunable_parameters: outputs must have the memory layout of their stack's kernels for backend 'cpp'");
@@ -137,6 +159,10 @@ void into(const Tensors& parameters, const Tensor& alpha, const Ints& starts, co
 
 Tensors backward(const Tensors& grad_outputs, const Tensors& parameters, const Tensor& alpha, const Ints& starts,
                  const std::vector<bool>& mask) {
+  check_stacks(parameters, alpha, starts);
+  STD_TORCH_CHECK(grad_outputs.size() == parameters.size() && mask.size() == parameters.size() + 1,
+                  "tunable_parameters: grad_outputs must be one per parameter, and mask one more");
+  for (size_t i = 0; i < parameters.size(); ++i) check_blend(grad_outputs[i], parameters[i]);
   const std::vector<double> values = values_of(alpha);
   const bool need_alpha = mask.back();
   std::vector<Flat> stacks;

@@ -388,3 +388,20 @@ def test_an_empty_batch():
     net = model(Picture)
     for lam in (point("simplex", 2), point("simplex", 2, 0), point("simplex", 2, 1)):
         assert net(draw(0, 3, 8, 8), lam).shape == (0, 3, 8, 8)
+
+
+def test_a_layer_in_inference_mode_leaves_the_others_their_gradients():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            with torch.inference_mode():
+                self.first(x)
+            return self.second(x)
+
+    net = tunable_ops.convert(Half(), 2)
+    lam = point("simplex", 2, 3).float().requires_grad_()
+    net(draw(3, 3, 4, 4, dtype=torch.float32), lam).square().sum().backward()
+    assert lam.grad is not None and net.network.second.tuning.weight.grad is not None

@@ -17,7 +17,7 @@ from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights, split_weights
 
 ON_MAP = ("raise", "mean")
-Grid = Callable[[], Sequence[int]]  # a layer's output size, which maps alone need
+Grid = Sequence[int] | Callable[[], Sequence[int]]  # a layer's output size, which only maps need
 _POOL: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
@@ -38,13 +38,13 @@ class Frame:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "lam", "on_map", "parts", "recorded", "starts", "tunings")
+    __slots__ = ("alphas", "blend", "inference", "lam", "on_map", "parts", "recorded", "starts", "tunings")
 
     def __init__(
         self, lam: Tensor, tunings: Sequence[Tuning] = (), plan: BlendPlan | None = None, on_map: str = "raise"
     ) -> None:
         self.lam, self.tunings, self.on_map = lam, tunings, on_map
-        self.recorded = torch.is_grad_enabled()
+        self.recorded, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         self.blend: NetworkBlend | None = None
         self.parts: list[Tensor] | None = None
         if lam.dim() > 2 or not tunings:
@@ -53,13 +53,9 @@ class Frame:
         if plan is not None and lam.dim() == 1:
             self.blend = NetworkBlend.start(plan, tunings, self.alphas, self.starts)
 
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function whose layers see this frame."""
+    def push(self) -> None:
+        """Make this the frame that layers see."""
         _STACK.frames.append(self)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _STACK.frames.pop()
 
     def holds(self, tuning: Tuning) -> bool:
         """Return True for the phi of a layer of the frame's model."""
@@ -70,13 +66,10 @@ class Frame:
     def alpha(self, name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
         """Return the blend for a call of the layer `name` with the phi `tuning`, as `TunableLayer.alpha` says."""
         if self.lam.dim() > 2:
-            alpha = self._map_alpha(name, tuning, grid())
+            alpha = self._map_alpha(name, tuning, grid() if callable(grid) else grid)
         # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
         elif tuning.slot is not None and self.holds(tuning) and (self.recorded or not torch.is_grad_enabled()):
-            if self.parts is None:
-                with torch.set_grad_enabled(self.recorded):
-                    self.parts = split_weights(self.alphas, self.tunings)
-            alpha = self.parts[tuning.slot]
+            alpha = self._part(tuning.slot)
         else:
             alpha = tuning(self.lam)
         if alpha.dim() == 1:
@@ -97,6 +90,16 @@ class Frame:
             )
         return alpha.repeat_interleave(batch // alpha.shape[0], 0)
 
+    def _part(self, slot: int) -> Tensor:
+        """Return the alpha of a layer, from one split for all of them: a slice each costs more."""
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() != self.inference:
+            start = self.starts[slot]
+            return self.alphas[..., start : start + self.tunings[slot].num_kernels]
+        if self.parts is None:
+            with torch.set_grad_enabled(self.recorded):
+                self.parts = split_weights(self.alphas, self.tunings)
+        return self.parts[slot]
+
     def _map_alpha(self, name: str, tuning: Tuning, grid: Sequence[int]) -> Tensor:
         """Average the map down to the layer's output grid and send it through phi: [B, P, *grid]."""
         lam = self.lam
@@ -107,7 +110,7 @@ class Frame:
                 f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
                 f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
             )
-        # The operator refuses an empty grid in words of its own.
+        # The operator raises its own error for an empty grid.
         pooled = _POOL[len(grid)](lam, tuple(max(n, 1) for n in grid))
         return tuning(pooled.movedim(1, -1)).movedim(-1, 1)
 
@@ -120,6 +123,11 @@ class _FrameStack(threading.local):
 
 
 _STACK = _FrameStack()
+
+
+def pop() -> None:
+    """Remove the most recent frame."""
+    _STACK.frames.pop()
 
 
 def current() -> Frame | None:
@@ -170,6 +178,10 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = F
         frame.blend.finish()  # the recomputation must find what the first run found
 
     def carried(*inner: Any, **named: Any) -> Any:
-        return frame.run(function, *inner, **named)
+        frame.push()
+        try:
+            return function(*inner, **named)
+        finally:
+            pop()
 
     return torch_checkpoint(carried, *args, use_reentrant=False, **kwargs)

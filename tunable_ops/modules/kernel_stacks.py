@@ -99,7 +99,8 @@ class KernelStacks:
         """
         if self.fused is None:
             return True
-        key = (dtype, kernels.stride(), kernels.device)
+        precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        key = (dtype, kernels.stride(), kernels.device, precision)
         if key not in self._decisions:
             self._decisions[key] = functional.blends_first(kernels, self.num_kernels, dtype, *self.fused)
         return self._decisions[key]

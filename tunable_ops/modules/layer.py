@@ -1,4 +1,4 @@
-"""What every tunable layer has: phi, and how it comes by its alpha or its blended kernels."""
+"""What every tunable layer has: phi, and where its alpha or its blended kernels come from."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,14 +33,14 @@ class TunableLayer(nn.Module):
         super().__init__()
         self.tuning = Tuning(num_params, num_kernels, tuning, domain, device, dtype)
 
-    def alpha(self, lam: Tensor | Sequence[float] | None, batch: int | None, grid: frames.Grid = tuple) -> Tensor:
+    def alpha(self, lam: Tensor | Sequence[float] | None, batch: int | None, grid: frames.Grid = ()) -> Tensor:
         """Return the blend for a call: from `lam`, or from the TunableModel around the layer.
 
         Args:
             lam: [p], [B, p], a map [B, p, *size], or None inside a TunableModel.
             batch: The input's leading size, None where it is unbatched. n*B stands for n rows per sample (windows,
                 heads), sample-major: alpha is repeated n times.
-            grid: Returns the output's spatial size; an empty tuple where the layer has no grid.
+            grid: The output's spatial size, or a function that returns it; empty where the layer has no grid.
 
         Returns:
             [P], [batch, P] or [batch, P, *grid].
@@ -62,7 +62,7 @@ class TunableLayer(nn.Module):
         Args:
             input: The layer's input.
             dim: The dimension of the channels, counted from the last.
-            channels: How many there must be; the operator refuses other inputs in words of its own.
+            channels: How many there must be; the operator raises its own error for other inputs.
         """
         if input.dim() < -dim or input.shape[dim] != channels:
             return None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.modules.frame import ON_MAP, Frame
+from tunable_ops.modules import frame as frames
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.network_blend import BlendPlan
 from tunable_ops.modules.spec import LambdaSpec
@@ -47,8 +47,8 @@ class TunableModel(nn.Module):
         on_map: str = "raise",
     ) -> None:
         super().__init__()
-        if on_map not in ON_MAP:
-            raise ValueError(f"TunableModel: on_map must be one of {ON_MAP}; got {on_map!r}")
+        if on_map not in frames.ON_MAP:
+            raise ValueError(f"TunableModel: on_map must be one of {frames.ON_MAP}; got {on_map!r}")
         self.network = network
         self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults)
         self.on_map = on_map
@@ -92,7 +92,11 @@ class TunableModel(nn.Module):
         if lam.dim() == 2 and lam.shape[0] == 1:
             lam = lam[0]
         tunings, plan = [layer.tuning for layer in self._layers], self._plan(lam.device.type)
-        return Frame(lam, tunings, plan, self.on_map).run(self.network, input, *args, **kwargs)
+        frames.Frame(lam, tunings, plan, self.on_map).push()
+        try:
+            return self.network(input, *args, **kwargs)
+        finally:
+            frames.pop()
 
     def _plan(self, device_type: str) -> BlendPlan | None:
         """Return what is blended together, found once for each kind of device; None while compiling."""

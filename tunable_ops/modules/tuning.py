@@ -28,7 +28,7 @@ class Tuning(nn.Module):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    slot: int | None = None  # the place of its layer among those of a TunableModel
+    slot: int | None = None  # the place of a layer that uses it among those of a TunableModel
 
     def __init__(
         self,

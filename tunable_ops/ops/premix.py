@@ -3,19 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tunable_ops import checks
-from tunable_ops.backends import cpp
 from tunable_ops.backends.torch.layout import output_format
 from tunable_ops.ops import registration
-from tunable_ops.ops.tunable_parameter import tunable_parameter
+from tunable_ops.ops.tunable_parameter import run_checked
 from tunable_ops.reference import tunable_parameter as reference_parameter
 from tunable_ops.reference.tunable_conv2d import blend_and_convolve
-
-
-def _blend(parameter: Tensor, alpha: Tensor) -> Tensor:
-    return tunable_parameter(parameter, alpha, backend="cpp" if cpp.serves_blend(parameter, alpha) else None)
 
 
 def premix(
@@ -25,13 +21,19 @@ def premix(
     bias: Tensor | None,
     alpha: Tensor,
     activation: str | None,
-    backend: str,
+    backend: str | None,
 ) -> Tensor:
     """Blend, then call `conv(input, weight, bias)`: once for alpha [P], per sample for [B, P], per kernel for a map.
 
-    Backend "reference" blends with the definition of `tunable_parameter`, every other one with the operator.
+    `backend` is what the caller named: None, "torch" or "reference" (which blends by the definition).
     """
-    blend = reference_parameter if backend == "reference" else _blend
+
+    def blend(parameter: Tensor, weights: Tensor) -> Tensor:
+        if weights.dtype != parameter.dtype:  # a 16-bit alpha beside tensors that autocast has cast
+            weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        if backend == "reference":
+            return reference_parameter(parameter, weights)
+        return run_checked(parameter, weights, backend, inference=True)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor) -> Tensor:
         return blend_and_convolve(conv, x, w, b, a, activation, blend)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunable_ops.checks import autocast_is_on
+from tunable_ops.checks import autocast_is_on, is_transformed
 
 NAMESPACE = "tunable_ops"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -61,7 +61,7 @@ class Operator:
             _LIBRARY.impl(self.name, _autocast_kernel(self.op, device_type, key, frozenset(cast)), key)
 
     def __call__(self, tensors: tuple[Any, ...], *options: Any) -> Any:
-        """Call the operator, bypassing dispatch keys that would do nothing: each costs a call into Python."""
+        """Call the operator; in plain eager mode past its Autograd key, which is a Python function."""
         if (
             torch.compiler.is_compiling()
             or torch._C._is_any_autocast_enabled()
@@ -69,23 +69,37 @@ class Operator:
             or torch._C._has_torch_function(tensors)
         ):
             return self.op(*tensors, *options)
-        if self.differentiable is not None and torch.is_grad_enabled() and wants_gradient(tensors):
+        if self.differentiable is not None and wants_gradient(tensors):
             return self.differentiable(*tensors, *options)
         return self.run(*tensors, *options)
 
     def run(self, *args: Any) -> Any:
-        """Run the kernel without recording gradients."""
-        # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU on the output
-        # of a Function if it takes that output for a view.
+        """Run the kernel without recording."""
+        # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a
+        # Function whose output it takes for a view.
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            if self.kernel is None or torch._C._len_torch_dispatch_stack() or _is_batched(args[0]):
+            if self.kernel is None or not _are_plain(args):
                 return self.op(*args)
-            return self.kernel(*args)  # the dispatcher would take 30 us
+            return self.kernel(*args)  # from Python to Python: through the dispatcher it takes 30 us more
 
 
-def _is_batched(first: Any) -> bool:
-    """Return True for a gradient under is_grads_batched: PyTorch runs an operator once per sample of it."""
-    return isinstance(first, Tensor) and torch._C._functorch.is_legacy_batchedtensor(first)
+_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _are_plain(args: tuple[Any, ...]) -> bool:
+    """Return True if no dispatch key, mode or transform has anything to do with a call, so that its kernel may run.
+
+    Lists of tensors are not looked into: such calls always go through the dispatcher.
+    """
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled() or is_transformed():
+        return False
+    for value in args:
+        if isinstance(value, Tensor):
+            if type(value) not in _TYPES or value.is_neg() or torch._C._functorch.is_legacy_batchedtensor(value):
+                return False
+        elif isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return False
+    return True
 
 
 def _autocast_kernel(op: Any, device_type: str, key: str, cast: frozenset[int]) -> Callable[..., Any]:

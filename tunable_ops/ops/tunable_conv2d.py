@@ -109,7 +109,7 @@ def blends_first(weight: Tensor, kernels: int, dtype: torch.dtype, stride: tuple
         stride: Pixels.
         groups: As in `tunable_conv2d`.
     """
-    if backends.select(NAME, None, weight) != "triton":  # measured on CPUs: docs/network_blend.md
+    if not backends.triton.is_fastest(NAME, weight):  # measured on CPUs: docs/network_blend.md
         return True
     chosen: bool = backends.implementation("triton", NAME).blends_first(weight, kernels, dtype, stride, groups)
     return chosen
@@ -196,7 +196,8 @@ class _TunableConv2d(torch.autograd.Function):
         input, weight, bias, alpha, saved = ctx.saved_tensors
         _, *needed, _ = ctx.needs_input_grad
         op = ctx.ops.backward
-        call = op.op if torch.is_grad_enabled() else op.run  # create_graph: the Autograd key has to record
+        # The Autograd key records for create_graph; compiled autograd traces the operator, not a kernel.
+        call = op.op if torch.is_grad_enabled() or torch.compiler.is_compiling() else op.run
         grads = call(grad_output, saved, input, weight, bias, alpha, *ctx.options, needed)
         return (None, *(g if n else None for g, n in zip(grads, needed, strict=True)), None)
 

@@ -46,7 +46,7 @@ def tunable_conv3d(
 
     Dtypes, autocast, gradients and errors are those of `tunable_conv2d`.
     """
-    chosen = backends.select(NAME, backend)
+    backends.select(NAME, backend)  # only names that can serve
     call = checks.check_convolution(NAME, 3, input, weight, bias, alpha, stride, padding, dilation, groups, activation)
     if call.end_padding:
         input = F.pad(input, [n for end in reversed(call.end_padding) for n in (0, end)])
@@ -54,5 +54,5 @@ def tunable_conv3d(
     def conv(x: Any, w: Any, b: Any) -> Tensor:
         return F.conv3d(x, w, b, call.stride, call.padding, call.dilation, groups)
 
-    output = premix(conv, input if call.batched else input[None], weight, bias, alpha, activation, chosen)
+    output = premix(conv, input if call.batched else input[None], weight, bias, alpha, activation, backend)
     return output if call.batched else output[0]

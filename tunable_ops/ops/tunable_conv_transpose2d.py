@@ -71,21 +71,23 @@ def tunable_conv_transpose2d(
         return output if batched else output[0]
     separate = strides == tuple(weight.shape[3:]) and not any((*pads, *more)) and dilations == (1, 1)
     if separate and groups == 1 and batched and alpha.dim() == 2 and chosen != "reference":
-        return _as_blocks(input, weight, bias, alpha, activation)
+        return _as_blocks(input, weight, bias, alpha, activation, backend)
 
     def conv(x: Any, w: Any, b: Any) -> Tensor:
         return F.conv_transpose2d(x, w, b, strides, pads, more, groups, dilations)
 
-    output = premix(conv, input, weight, bias, alpha, activation, chosen)
+    output = premix(conv, input, weight, bias, alpha, activation, backend)
     return output if batched else output[0]
 
 
-def _as_blocks(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str | None) -> Tensor:
+def _as_blocks(
+    input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, activation: str | None, backend: str | None
+) -> Tensor:
     """Turn each input pixel into a block of kh x kw output pixels by a 1x1 convolution to kh*kw*O channels."""
     kernels, channels, outputs, kh, kw = weight.shape
     flat = weight.permute(0, 3, 4, 2, 1).reshape(kernels, kh * kw * outputs, channels, 1, 1)
     shift = None if bias is None else bias.repeat(1, kh * kw)
-    blocks = tunable_conv2d(input, flat, shift, alpha, activation=activation)
+    blocks = tunable_conv2d(input, flat, shift, alpha, activation=activation, backend=backend)
     batch, _, height, width = input.shape
     pixels = blocks.permute(0, 2, 3, 1).view(batch, height, width, kh, kw, outputs)
     if not checks.is_transformed() and output_format(input, weight) == torch.channels_last:

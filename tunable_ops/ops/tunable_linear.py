@@ -56,7 +56,7 @@ def tunable_linear(
     if alpha.dim() == 2 and alpha.shape[0] == 1:
         alpha = alpha[0]
     if alpha.dim() == 1 or chosen == "reference":
-        return premix(F.linear, input, weight, bias, alpha, activation, chosen)
+        return premix(F.linear, input, weight, bias, alpha, activation, backend)
 
     def run(*tensors: Any) -> Tensor:
         return TABLE[code].forward(_per_sample(*tensors))

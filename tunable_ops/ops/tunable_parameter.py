@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tunable_ops import backends, checks, reference
+from tunable_ops.backends import cpp
 from tunable_ops.backends.torch import layout
 from tunable_ops.ops import registration
 
@@ -38,7 +39,18 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, *, backend: str | None =
         tensor([2., 3.])
     """
     _check(parameter, alpha)
-    chosen = backends.select(NAME, backend, parameter, alpha)
+    return run_checked(parameter, alpha, backend)
+
+
+def run_checked(parameter: Tensor, alpha: Tensor, backend: str | None, inference: bool = False) -> Tensor:
+    """Choose a backend for valid tensors, and blend them.
+
+    With `inference` the default may take the C++ operator where no gradient is wanted; its sums differ in the last bit.
+    """
+    if inference and backend is None and cpp.serves_blend(parameter, alpha):
+        chosen = "cpp"
+    else:
+        chosen = backends.select(NAME, backend, parameter, alpha)
     tensors = (parameter, alpha)
     if chosen == "reference" or checks.is_transformed():
         return registration.run_composite(reference.tunable_parameter, tensors, 0)

@@ -49,7 +49,7 @@ _BY_NAME = {row.name: row for row in TABLE}
 
 def apply_activation(value: Tensor, activation: str | None) -> Tensor:
     """Apply the activation of that name; None and "none" return `value` itself."""
-    return _BY_NAME[activation or "none"].forward(value)
+    return _BY_NAME["none" if activation is None else activation].forward(value)
 
 
 def activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
