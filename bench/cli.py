@@ -22,6 +22,7 @@ from tunable_ops.bench import machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
+DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
 _OF_TIMINGS = ("device", "cases", "providers", "quick", "list", "budget", "readme", "compare")
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
@@ -256,7 +257,7 @@ def _judge(args: argparse.Namespace, results: dict[str, Any], old: dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m bench`."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Tunable against plain convolutions.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description=DESCRIPTION)
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:

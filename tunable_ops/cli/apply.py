@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunable_ops.cli import COMMANDS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "apply",
-        help="run a trained network on images at one or more slider positions",
+        help=COMMANDS["apply"],
         description="Run a tunable network on images. Writes NAME_lam0.30-0.70.png for each image and position and, "
         "for a sweep, the labelled strip NAME_sweep.png. Files that are not readable images are reported and skipped. "
         "A network for grey images (one channel) is applied to each colour channel.",
