@@ -221,12 +221,11 @@ def per_sample_suite() -> list[Case]:
     ]
 
 
-def quick(cases: Sequence[Any]) -> list[Any]:
+def quick(cases: Sequence[Case]) -> list[Case]:
     """Return a handful: the first case of every alpha and direction."""
-    chosen: dict[tuple[Any, Any], Any] = {}
+    chosen: dict[tuple[str, str], Case] = {}
     for case in cases:
-        fields = case.to_dict()
-        chosen.setdefault((fields.get("alpha"), fields.get("direction")), case)
+        chosen.setdefault((case.alpha, case.direction), case)
     return list(chosen.values())
 
 

@@ -22,6 +22,7 @@ from tunable_ops.bench import machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
+DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
 _OF_TIMINGS = ("device", "cases", "providers", "quick", "list", "budget", "readme", "compare")
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
@@ -30,8 +31,8 @@ _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, for both commands."""
     parser.add_argument("--suite", default="operators", help=f"one of {', '.join(SUITES)} (default operators)")
-    parser.add_argument("--rounds", type=int, help="rounds of timing at most (default 11; of comparison 15)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's; of comparison 1 a process)")
+    parser.add_argument("--rounds", type=int, help="rounds of timing at most (default 11; for the comparison 15)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's; for the comparison 1 per process)")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--plots", type=Path, help="write plots into this folder")
     parser.add_argument(
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     old = results_file.read(args.compare) if args.compare else None
+    if old is not None and "rows" not in old:
+        raise ValueError(f"bench: --compare must name a file of timings; got {args.compare} of suite {old['suite']!r}")
     if args.suite == "comparison" and args.source is None:
         code = _train_knobs(args)
         if code:
@@ -254,7 +257,7 @@ def _judge(args: argparse.Namespace, results: dict[str, Any], old: dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m bench`."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Tunable against plain convolutions.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description=DESCRIPTION)
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:

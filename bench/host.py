@@ -115,7 +115,8 @@ def _microseconds(repeats: int = 45) -> dict[str, float]:
 
 
 def _worker(python: str) -> dict[str, float]:
-    command = [python, "-P", str(Path(__file__).resolve()), "--worker"]
+    # -I: without this folder's modules, and without a PYTHONPATH that would give both the same package
+    command = [python, "-I", str(Path(__file__).resolve()), "--worker"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"bench: {python} must be a Python that has tunable_ops; got {result.stderr.strip()}")
@@ -136,5 +137,8 @@ def main(other: str, rounds: int = 7) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--worker"]:
         print(json.dumps(_microseconds()))
+    elif not 1 <= len(sys.argv) - 1 <= 2 or not all(word.isdigit() for word in sys.argv[2:]):
+        print("usage: python bench/host.py OTHER/bin/python [ROUNDS]", file=sys.stderr)
+        sys.exit(2)
     else:
         main(*sys.argv[1:2], *map(int, sys.argv[2:3]))

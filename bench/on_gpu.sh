@@ -52,17 +52,20 @@ link_package() {
     ln -sfn "$PWD/triton_kernels" "$SITE/tunable_ops/triton_kernels"
 }
 link_package
+# `python -m` without the working directory in sys.path, where the package lacks the links (`python -P` needs 3.11).
+echo 'import runpy, sys; del sys.argv[0]; runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)' >"$SITE/run.py"
 export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}"
-BENCH=("$PYTHON" -P -m tunable_ops.bench --device cuda)
+BENCH=("$PYTHON" "$SITE/run.py" tunable_ops.bench --device cuda)
 
 # What was left out, counted; fails where that is not accepted.
-check_skipped() { "$PYTHON" -P -m tunable_ops.bench.skipped "$@"; }
+check_skipped() { "$PYTHON" "$SITE/run.py" tunable_ops.bench.skipped "$@"; }
 
 run_environment() {
     nvidia-smi
     command -v nvcc ninja compute-sanitizer cuobjdump
     "$PYTHON" -m torch.utils.collect_env
-    "$PYTHON" -P -c 'import torch, triton, tunable_ops; print(torch.__version__, triton.__version__, tunable_ops.__file__)'
+    "$PYTHON" -c 'import sys; sys.path = sys.path[1:]; import torch, triton, tunable_ops
+print(torch.__version__, triton.__version__, tunable_ops.__file__)'
 }
 run_build() {
     "$PYTHON" setup.py --quiet build_ext --inplace
@@ -76,7 +79,7 @@ run_tests() {
     mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
     mkdir -p "$OUT/tests"
     for ((i = 1; i <= parts; i++)); do
-        "$PYTHON" -P -m pytest -q -o pythonpath="$SITE" -m gpu -p no:cacheprovider --part "$i/$parts" "${files[@]}" \
+        "$PYTHON" "$SITE/run.py" pytest -q -o pythonpath="$SITE" -m gpu -p no:cacheprovider --part "$i/$parts" "${files[@]}" \
             >"$OUT/tests/$i.log" 2>&1 &
         running+=($!)
     done
@@ -86,7 +89,7 @@ run_tests() {
     grep -h ^FAILED "$OUT"/tests/*.log
     check_skipped "$OUT"/tests/*.log && return $failed
 }
-run_tune() { "$PYTHON" -P -m tunable_ops.cli autotune --out "$OUT/tuned.json"; }
+run_tune() { "$PYTHON" "$SITE/run.py" tunable_ops.cli autotune --out "$OUT/tune.json"; }
 # Runs the benchmark with results in OUT/$1.json.
 bench() {
     "${BENCH[@]}" --out "$OUT/$1.json" "${@:2}"
@@ -110,7 +113,7 @@ run_sanitizer() {
         [ -z "$STOPPED" ] || break
         fill=()
         [ $tool != initcheck ] || fill=(--leave-uninitialized)
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -P -m pytest -q -x \
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" "$SITE/run.py" pytest -q -x \
             -o pythonpath="$SITE" -p no:cacheprovider -m gpu -k sanitizer "${fill[@]}" tests/gpu \
             >"$OUT/sanitizer/$tool.log" 2>&1 || failed=1
         echo "== $tool"
@@ -128,6 +131,8 @@ for stage in "${STAGES[@]}"; do
     left=$((TOTAL - (SECONDS - START)))
     limit=$((${!limit_name} < left ? ${!limit_name} : left))
     began=$SECONDS
+    # Results of an earlier run in the same folder would count as this one's.
+    rm -f "$OUT/$stage".{log,json} "$OUT/$stage"_*.png "$OUT/$stage"/*.log
     if [ "$left" -lt 5 ]; then
         verdict="left out: no time left"
         FAILED+=("$stage")

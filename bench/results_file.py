@@ -19,7 +19,7 @@ class Form(NamedTuple):
 
 TIMINGS = Form(2, Path(__file__).parent / "results" / "schema.json", 5)
 COMPARISON = Form(1, Path(__file__).parent / "comparison" / "schema.json", 6)
-# A ratio has regressed if its quartiles left those of the old one behind, and by more than this factor.
+# A ratio has regressed if it grew by more than this factor and its lower quartile exceeds the old upper quartile.
 REGRESSION = 1.05
 
 
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def validate(results: dict[str, Any], path: Path) -> None:
-    """Hold results to the schema of their suite, where the package jsonschema is there to do it.
+    """Check results against the schema of their suite if the package jsonschema is installed.
 
     Raises:
         ValueError: What does not fit, and where.

@@ -62,12 +62,13 @@ def chosen(name: str, device: str, filters: Sequence[str], quick: bool) -> list[
         name: One of `SUITES`, or "all".
         device: "cpu" or "cuda".
         filters: As for `cases.select`.
-        quick: Where there are no filters, take a handful.
+        quick: Take a handful of the layers only; without layers, or with filters, it changes nothing.
     """
     named = [suite for suite in SUITES.values() if suite.in_all] if name == "all" else [SUITES[name]]
     owner: dict[Any, Suite] = {}
     for suite in named:
         for case in suite.cases(device):
             owner.setdefault(case, suite)
-    kept = cases.quick(list(owner)) if quick and not filters else cases.select(list(owner), filters)
+    layers = [case for case in owner if isinstance(case, cases.Case)]
+    kept = cases.quick(layers) if quick and layers and not filters else cases.select(list(owner), filters)
     return [(owner[case], case) for case in kept]

@@ -1,6 +1,7 @@
 """The arrows of the layout: who may import whom, read from the syntax trees."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "tunable_ops.functional": {"tunable_ops.backends", "tunable_ops.ops"},
     "tunable_ops.modules": {"tunable_ops.checks", "tunable_ops.functional", "tunable_ops.geometry"},
-    "tunable_ops.losses": {"tunable_ops.checks", "tunable_ops.functional", "tunable_ops.serialization"},
+    "tunable_ops.losses": {"tunable_ops.checks", "tunable_ops.serialization"},
     "tunable_ops.models": {"tunable_ops.modules"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
@@ -175,6 +176,22 @@ def test_modules_import_what_stands_before_them() -> None:
     for place, name in enumerate(MODULES):
         found = {t.removeprefix(package) for t in imports(files[name], name) if t.startswith(package.rstrip("."))}
         assert found <= set(MODULES[:place]), f"{name} must import only what stands before it"
+
+
+def test_contributing_shows_the_same_arrows() -> None:
+    """Its table names every package, what each imports ("everything ..." is not compared), and nothing further up."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("| package | holds | imports |\n")[2].partition("\n\n")[0]
+    names = {name.removeprefix("tunable_ops."): arrows for name, arrows in ARROWS.items() if name != "tunable_ops"}
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
+    members = [[w for w in re.findall(r"`(?:tunable_ops\.)?(\w+)`", first) if w in names] for first, _, _ in rows]
+    place = {name: number for number, row in enumerate(members) for name in row}
+    assert set(place) == set(names)
+    for row, (_, _, cell) in zip(members, rows, strict=True):
+        found = {a.removeprefix("tunable_ops.") for name in row for a in names[name] if a != "tunable_ops"} - set(row)
+        assert all(place[name] > place[row[0]] for name in found), f"{row} must import from rows further down only"
+        if row and not cell.startswith("everything"):
+            assert set(cell.split(", ")) & set(names) == found, row
 
 
 def test_every_source_has_an_owner() -> None:

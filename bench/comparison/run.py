@@ -91,7 +91,8 @@ def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
     path = result_file(out, unit)
     if not path.exists():
         return False
-    if read_json(path).get("config") != _portable(config_of(unit, setting, data)):
+    config = {"task": "restoration", **(read_json(path).get("config") or {})}  # older results lack the task
+    if config != _portable(config_of(unit, setting, data)):
         raise ValueError(
             f"comparison: --runs must hold units of this comparison; got {unit.id} with another configuration: "
             "name another folder, or delete the unit"

@@ -128,6 +128,11 @@ def test_filters() -> None:
         cases.select(suite, ["kind=1x1", "3x3-*"])
 
 
+@pytest.mark.parametrize("name, count", [("operators", 6), ("networks", 7), ("perceptual", 3), ("all", 6)])
+def test_quick_takes_a_handful_of_layers_and_whole_suites_of_networks(name: str, count: int) -> None:
+    assert len(suites.chosen(name, "cpu", [], quick=True)) == count
+
+
 def test_quick_keeps_one_case_of_each_sort() -> None:
     chosen = cases.quick(cases.cpu_suite())
     sorts = [(case.alpha, case.direction) for case in chosen]

@@ -210,6 +210,10 @@ def test_compare_exits_with_1_and_names_the_case(small: None, tmp_path: Path, ca
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--jobs", "0"], "--jobs must be left out for 'operators' results; got 0"),
         (["--compare", "/nowhere.json"], "No such file"),
+        (
+            ["--compare", str(ROOT / "bench" / "results" / "comparison_cpu.json")],
+            "--compare must name a file of timings; got .* of suite 'comparison'",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(words: list[str], message: str, capsys: Any) -> None:

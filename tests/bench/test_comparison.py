@@ -274,6 +274,21 @@ def test_another_comparison_is_refused(done: Path, data: plan.Data, tmp_path: Pa
         run.run_all(TINY, data, tmp_path)
 
 
+def test_results_from_before_there_were_tasks_count(done: Path, data: plan.Data, tmp_path: Path) -> None:
+    """Configurations had no `task` then; their folders were refused as of another configuration."""
+    unit = plan.Unit("level", "dni", 0)
+    result = results_file.read_json(run.result_file(done, unit))
+    assert result["config"].pop("task") == "restoration"
+    results_file.write_json(result, run.result_file(tmp_path, unit))
+    assert run.finished(unit, TINY, data, tmp_path)
+
+
+def test_the_former_command_names_the_new_one() -> None:
+    result = subprocess.run([sys.executable, "-m", "bench.comparison"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "python -m bench --suite comparison --runs DIR" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_incomplete_or_inconsistent_results_are_refused(done: Path, collected: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text((done / "plan.json").read_text())
     (tmp_path / "units").mkdir()

@@ -1,6 +1,8 @@
 """The suite of what a call costs: rows of the results' form, and a comparison of two environments."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tunable_ops.bench import host
@@ -36,6 +38,21 @@ def test_two_environments_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(host.CASES)
     assert all(line.split()[1:] == ["1.0", "2.0", "0.50"] for line in lines[1:])
+
+
+@pytest.mark.parametrize("words", [[], ["python", "many"], ["python", "3", "4"]])
+def test_wrong_arguments_print_the_usage(words: list[str]) -> None:
+    result = subprocess.run([sys.executable, str(host.__file__), *words], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "usage: python bench/host.py OTHER/bin/python [ROUNDS]\n"
+
+
+def test_a_worker_needs_nothing_newer_than_python_3_10(tmp_path: Path) -> None:
+    """`-P`, new in 3.11, once ended it on 3.10; what it is for is that this folder's modules are not found."""
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\n[ "$1" = -I ] && echo "{\\"a\\": 1.0}"\n')
+    other.chmod(0o755)
+    assert host._worker(str(other)) == {"a": 1.0}
 
 
 def test_an_environment_without_the_package_is_named(tmp_path: object) -> None:

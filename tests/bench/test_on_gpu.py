@@ -56,10 +56,10 @@ def test_a_stage_that_fails_or_hangs_leaves_the_others(tmp_path: Path) -> None:
         tmp_path / "python",
         """
 case "$*" in
-    *"-m pytest"*) echo testing; sleep 60 ;;
+    *"run.py pytest"*) echo testing; sleep 60 ;;
     *setup.py*) echo no compiler; exit 3 ;;
     *skipped*) ;;
-    *networks*) echo '{"kept": 1}' >"$7" ;;
+    *networks*) echo '{"kept": 1}' >"$6" ;;
 esac
 """,
     )
@@ -72,6 +72,36 @@ esac
     assert (out / "build.log").read_text() == "no compiler\n"
     with tarfile.open(out / "on_gpu.tar.gz") as archive:
         assert {"./networks.json", "./tests.log", "./summary.txt"} <= set(archive.getnames())
+
+
+def test_results_of_an_earlier_run_do_not_count(tmp_path: Path) -> None:
+    """A benchmark that wrote nothing once passed with the file of the run before, and so did the tests' logs."""
+    out = tmp_path / "o"
+    stale = [out / name for name in ("networks.json", "networks_ratios.png", "tests/16.log", "hopper.log")]
+    (out / "tests").mkdir(parents=True)
+    for path in stale:
+        path.write_text("skipped: 1 tests, 0 cases")
+    (out / "operators.json").write_text("of a stage that does not run now")
+    stand_in = program(tmp_path / "python", "")
+    run(out, "networks", "tests", "hopper", PYTHON=stand_in)
+    assert verdicts(out) == ["ok"] * 3
+    assert not any(path.exists() for path in stale[:3]) and stale[3].read_text() == ""
+    assert (out / "operators.json").exists()
+
+
+def test_the_working_directory_is_not_searched_for_modules(tmp_path: Path) -> None:
+    """The package lacks the benchmark there; `python -P`, which would do, is new in Python 3.11."""
+    copy = tmp_path / "copy" / "bench" / "on_gpu.sh"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, copy)
+    package = tmp_path / "copy" / "tunable_ops"
+    (package / "cli").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "cli" / "__main__.py").write_text("import sys; print(sys.path, sys.argv)")
+    stand_in = program(tmp_path / "python", f'[ "$1" = -c ] || exec {sys.executable} "$@"')
+    run(tmp_path / "o", "tune", script=copy, PYTHON=stand_in, PYTHONPATH="")
+    said = (tmp_path / "o" / "tune.log").read_text()
+    assert f"'{tmp_path / 'copy'}'" not in said and "['" in said and "'autotune', '--out'" in said, said
 
 
 def test_a_stage_with_unaccepted_skips_fails_and_every_stage_counts_them(tmp_path: Path) -> None:
@@ -104,7 +134,7 @@ def test_a_stage_stopped_at_its_limit_shows_what_failed(tmp_path: Path) -> None:
         tmp_path / "python",
         """
 case "$*" in
-    *"-m pytest"*) trap 'sleep 0.5; echo "FAILED tests/gpu/test_x.py::test_y"; exit 2' TERM; sleep 60 & wait ;;
+    *"run.py pytest"*) trap 'sleep 0.5; echo "FAILED tests/gpu/test_x.py::test_y"; exit 2' TERM; sleep 60 & wait ;;
     *skipped*) echo "skipped: 1 tests, 0 cases" ;;
 esac
 """,
@@ -189,15 +219,17 @@ def test_the_arguments_of_every_stage_are_known(tmp_path: Path) -> None:
     stages = ("tune", "operators", "networks", "perceptual", "hopper", "scaling")
     assert run(tmp_path / "o", *stages, PYTHON=stand_in).returncode == 0
     said = [shlex.split(line) for line in (tmp_path / "said").read_text().splitlines()]
-    tune, *benchmarks = [words for words in said if words[:2] == ["-P", "-m"] and "bench.skipped" not in words[2]]
-    command = [sys.executable, *tune, "--help"]  # after the arguments that it is called with
+    tune, *benchmarks = [
+        words[1:] for words in said if words[0].endswith("/run.py") and "bench.skipped" not in words[1]
+    ]
+    command = [sys.executable, "-m", *tune, "--help"]  # after the arguments that it is called with
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert len(benchmarks) == 5
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)
     for words in benchmarks:
-        assert words[2] == "tunable_ops.bench"
-        args = parser.parse_args(words[3:])
+        assert words[0] == "tunable_ops.bench"
+        args = parser.parse_args(words[1:])
         assert args.suite in cli.SUITES
         providers.check_names(args.providers)
 

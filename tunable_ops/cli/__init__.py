@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 
 __all__ = ["main"]
 
-_COMMANDS = {
-    "train": "train a tunable network from a config file",
+# the one-line help of every command, here so that the list imports none of them
+COMMANDS = {
+    "train": "train a network from a config file",
     "apply": "run a trained network on images at one or more slider positions",
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     _print_anything()
     name = next((word for word in words if not word.startswith("-")), "")
-    prog = f"tunable-ops {name}" if name in _COMMANDS else "tunable-ops"
+    prog = f"tunable-ops {name}" if name in COMMANDS else "tunable-ops"
     try:
         if name in _RENAMED:
             raise ValueError(f"the command {name!r} is now called {_RENAMED[name]}")
@@ -127,7 +128,7 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; may stand anywhere")
     subparsers = parser.add_subparsers(metavar="COMMAND")
     module = None
-    for command, text in _COMMANDS.items():
+    for command, text in COMMANDS.items():
         if command == name:
             module = importlib.import_module(f"{__name__}.{command.replace('-', '_')}")
             module.add_parser(subparsers)

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "run"]
 
 _MULTIPLE = 16  # tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16
@@ -20,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "apply",
-        help="run a trained network on images at one or more slider positions",
+        help=COMMANDS["apply"],
         description="Run a network on images. Writes NAME_lam0.30-0.70.png for each image and position and, for a "
         "sweep, the labelled strip NAME_sweep.png; NAME is the name of the input without its extension or, if the "
         "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "

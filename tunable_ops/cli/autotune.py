@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "run"]
 
 
@@ -13,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "autotune",
-        help="time the kernels on this GPU and remember the fastest",
+        help=COMMANDS["autotune"],
         description="Time the Triton kernels on this GPU and write the table that later calls choose from.",
     )
     parser.add_argument(

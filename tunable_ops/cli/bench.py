@@ -6,13 +6,12 @@ import argparse
 from typing import Any
 
 from tunable_ops.bench import cli
+from tunable_ops.cli import COMMANDS
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "bench", help="time tunable against plain convolutions", description="Tunable against plain convolutions."
-    )
+    parser = subparsers.add_parser("bench", help=COMMANDS["bench"], description=cli.DESCRIPTION)
     cli.add_arguments(parser)
 
 

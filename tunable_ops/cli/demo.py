@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunable_ops.cli import COMMANDS
+
 if TYPE_CHECKING:
     from tunable_ops.modules import TunableModel
     from tunable_ops.train import Config
@@ -31,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "demo",
-        help="train a small denoiser on photographs and show its slider",
+        help=COMMANDS["demo"],
         description="Train a small tunable denoiser on the photographs of scikit-image, with two objectives: "
         "the clean picture and the noisy one. Writes model.safetensors, a strip for each photograph that was not used "
         "for training, the curve psnr.png and metrics.json, and checks that PSNR rises along the slider. Replaces an "

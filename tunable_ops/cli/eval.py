@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "eval",
-        help="measure a trained network over lambda on folders of pictures",
+        help=COMMANDS["eval"],
         description="Measure PSNR and SSIM (and LPIPS) of a tunable network at several slider positions. Each "
         "folder of clean pictures is a set with its own table; the degraded pictures are computed (--blur, then "
         "--downsample, then --noise, with a seed) or read from a folder (--input). Outputs are rounded to 8 bits. A "

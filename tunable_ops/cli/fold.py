@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "run"]
 
 
@@ -15,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "fold",
-        help="freeze the slider: write the plain network for one position",
+        help=COMMANDS["fold"],
         description="Blend the kernels of a tunable network at one slider position and write the plain network: the "
         "same architecture, no lambda, no overhead. The file is a safetensors file with the plain state dict: load it "
         "with serialization.load_folded(FILE), or with "

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "describe", "describe_installation", "run"]
 
 
@@ -15,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "info",
-        help="describe a checkpoint, or this installation",
+        help=COMMANDS["info"],
         description="Describe a checkpoint: architecture, slider, layers, size, notes. Without a checkpoint, describe "
         "this installation: versions, backends, and how the compiled operators were built.",
     )
