@@ -210,6 +210,40 @@ def test_packaged_configs_are_right_and_mistakes_are_named() -> None:
         load_config("pgn_unet_vgg16_small", ["optim.stepz=1"])
     with pytest.raises(FileNotFoundError, match=r"one of .*, pgn_unet_vgg16_small, pgn_unet_vgg19, "):
         load_config("nothing")
+    with pytest.raises(FileNotFoundError, match=r"got 'unet_vgg19': did you mean pgn_unet_vgg19\?"):
+        load_config("unet_vgg19")
+
+
+def test_a_section_given_in_part_keeps_the_other_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        'task = "perceptual_gradient"\n[data]\nflips = false\n[validation]\nsource = "x"\n'
+    )
+    config = load_config(tmp_path / "c.toml")
+    assert (config.data.crop, config.data.batch, config.data.rotations) == (224, 4, False)
+    assert (config.validation.every, config.validation.crop) == (500, 128)
+    assert load_config("pgn_unet_vgg16_small").data.rotations, "as the network that ships was trained"
+
+
+def test_configurations_of_before_are_explained(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    text = (
+        'network = "unet"\ndevice = "cpu"\n[optim]\ntoys = 1\ntoy_lr = 1e-3\npriors = 2\nema = 0.9\n[every]\nlog = 5\n'
+    )
+    file.write_text(text)
+    with pytest.raises(ValueError, match='config: task must be "perceptual_gradient" for .* with network; got nothing'):
+        load_config(file)
+    with pytest.raises(ValueError) as caught:
+        load_config(file, ["task=perceptual_gradient"])
+    for old, new in {
+        "device": "compute.device",
+        "every": "log.every and checkpoints.every",
+        "optim.ema": "ema.decay",
+        "optim.priors": "toys.priors",
+        "optim.toy_lr": "toys.lr",
+        "optim.toys": "toys.autoencoders",
+    }.items():
+        name = old.rpartition(".")[2]
+        assert f"config: {old} must be a known key; got {name!r}: it is now {new}" in str(caught.value).splitlines()
 
 
 def test_the_commands(data: Path, tmp_path: Path, capsys) -> None:
