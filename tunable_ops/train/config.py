@@ -308,7 +308,7 @@ class Config(RunConfig):
 
 
 class PerceptualLoss(Section):
-    """The loss that a perceptual gradient network imitates: `tunable_ops.losses.Perceptual` with these arguments.
+    """The loss whose gradients are learnt: `tunable_ops.losses.Perceptual` with these arguments.
 
     ``dtype`` is what its network computes in while training: with bfloat16 the true gradient turns by 4 to 9 degrees
     (at distances of 0.1 to 0.01), at random, and takes two thirds of the time on a CPU that multiplies bfloat16.
