@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
     "tunable_ops.pretrained": {"tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.pgn": set(),
     "tunable_ops.images": set(),
     "tunable_ops.tiles": set(),
     "tunable_ops.train": {
@@ -250,3 +251,19 @@ except AttributeError as error:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "module 'tunable_ops' has no attribute 'nonsense'\n"
+
+
+@pytest.mark.parametrize("code", ["from tunable_ops.pgn import PGN", "from tunable_ops import pgn"])
+def test_the_former_place_of_pgn_names_the_new_one(code: str) -> None:
+    with pytest.raises(ImportError, match=r"^tunable_ops.pgn is now tunable_ops.losses.pgn: from tunable_ops.losses"):
+        exec(code)
+
+
+def test_pgn_is_found_where_it_is_now() -> None:
+    import tunable_ops
+
+    with pytest.raises(AttributeError, match=r"^tunable_ops.pgn is now tunable_ops.losses.pgn: "):
+        _ = tunable_ops.pgn
+    assert tunable_ops.losses.PGN.__name__ == "PGN" and "PGN" in dir(tunable_ops.losses)
+    with pytest.raises(AttributeError, match=r"^module 'tunable_ops.losses' has no attribute 'nonsense'$"):
+        _ = tunable_ops.losses.nonsense

@@ -87,6 +87,8 @@ if not TYPE_CHECKING:  # for a type checker this would turn every misspelt name 
         """Import a part of the package when it is first used."""
         if name in _ON_FIRST_USE:
             return importlib.import_module(f"{__name__}.{name}")
+        if name == "pgn":
+            raise AttributeError("tunable_ops.pgn is now tunable_ops.losses.pgn: from tunable_ops.losses import PGN")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

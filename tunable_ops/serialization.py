@@ -37,6 +37,7 @@ __all__ = [
 
 FORMAT = "tunable_ops.model"
 VERSION = 1
+_ADVICE = "read it with the release of tunable_ops that wrote it"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
 
@@ -191,8 +192,16 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_file(
+    path: str | os.PathLike[str], *, kind: str, version: int, advice: str = _ADVICE
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_file` wrote.
+
+    Args:
+        path: File to read.
+        kind: As given to `write_file`.
+        version: As given to `write_file`.
+        advice: What the error says to do about a file of another version.
 
     Returns:
         Tensors on the CPU, and the given metadata with ``format`` and ``version`` added.
@@ -201,7 +210,7 @@ def read_file(path: str | os.PathLike[str], *, kind: str, version: int) -> tuple
         FileNotFoundError: The file does not exist.
         ValueError: It is not a complete file of this kind and version.
     """
-    return _open(path, kind, version, tensors=True)
+    return _open(path, kind, version, tensors=True, advice=advice)
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -218,7 +227,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _open(
-    path: str | os.PathLike[str], kind: str | None, version: int, tensors: bool
+    path: str | os.PathLike[str], kind: str | None, version: int, tensors: bool, advice: str = _ADVICE
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -233,8 +242,7 @@ def _open(
                 raise ValueError(f"checkpoint: path must hold {kind!r}; got {str(path)!r}: {found}")
             if header.get("version") != str(version):
                 raise ValueError(
-                    f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: "
-                    "read it with the release of tunable_ops that wrote it"
+                    f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: {advice}"
                 )
             # clones: otherwise the file stays mapped, and overwriting it would change the tensors
             values = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118

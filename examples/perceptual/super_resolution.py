@@ -5,7 +5,7 @@ simplex. All runs (``--objective true``, ``pgn``, ``anchored``) use the same see
 stopped run continues from its saved state. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures,
 ``--plot`` draws the figure, and ``--time`` prints time and memory of a training step with each objective.
 
-python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn pgn.safetensors
+python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn model.safetensors
 """
 
 from __future__ import annotations

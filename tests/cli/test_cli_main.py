@@ -1,5 +1,6 @@
 """The command itself: help, versions, lazy imports, errors of one line."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -14,9 +15,7 @@ def test_help_lists_the_commands_and_imports_none(capsys):
     before = set(sys.modules)
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(
-        f"\n    {name} " in out for name in ("train", "apply", "eval", "fold", "info", "demo", "bench", "autotune")
-    )
+    assert all(re.search(rf"^    {name}\s", out, re.MULTILINE) for name in cli._COMMANDS)
     assert not {name for name in set(sys.modules) - before if name.startswith("tunable_ops.cli.")}
 
 
@@ -30,7 +29,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("tunable-ops ")
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "eval", "fold", "info", "demo", "bench", "autotune"])
+@pytest.mark.parametrize("command", cli._COMMANDS)
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: tunable-ops {command}" in capsys.readouterr().out

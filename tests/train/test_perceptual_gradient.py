@@ -146,7 +146,7 @@ def test_a_signal_saves_and_stops(config: PGNConfig, tmp_path: Path, monkeypatch
 
 def test_a_state_of_before_is_named(config: PGNConfig, tmp_path: Path) -> None:
     for kind, message in (
-        (FORMAT, "version must be 2; got '1'"),
+        (FORMAT, r"version must be 2; got '1' in .*: finish the run with the version of the code that started it"),
         ("tunable_ops.pgn_training", f"must hold '{FORMAT}'"),
     ):
         write_file(tmp_path / STATE, {"x": torch.zeros(1)}, {}, kind=kind, version=1)
@@ -173,6 +173,18 @@ def test_validation_measures_the_angles_and_touches_no_weight(config: PGNConfig,
     assert found[-1]["validation/angle half contrast"] == pytest.approx(dict(outcome.scores)["half contrast"].angle)
     for a, b in zip(quiet.net.parameters(), outcome.net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_validations_judge_by_the_loss_of_the_training(config: PGNConfig, data: Path, dtype: str) -> None:
+    config = changed(config, loss={"weights": "random", "dtype": dtype})
+    task = PerceptualGradient(config, Process(0, 1, torch.device("cpu")))
+    pictures = [("a", torch.rand(3, 16, 16))]
+    first = task.validate(task.net, pictures)
+    assert task.validate(task.net, pictures) == first
+    for ours, trained in zip(task.judge.parameters(), task.criterion.parameters(), strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours.to(trained.dtype), trained)
+    assert task.describe({"angle uniform noise": 61.04}) == "angle uniform noise: 61.0 degrees"
 
 
 def test_training_turns_the_field_towards_the_true_gradient(config: PGNConfig, tmp_path: Path) -> None:
@@ -210,6 +222,42 @@ def test_packaged_configs_are_right_and_mistakes_are_named() -> None:
         load_config("pgn_unet_vgg16_small", ["optim.stepz=1"])
     with pytest.raises(FileNotFoundError, match=r"one of .*, pgn_unet_vgg16_small, pgn_unet_vgg19, "):
         load_config("nothing")
+    with pytest.raises(FileNotFoundError, match=r"got 'unet_vgg19': did you mean pgn_unet_vgg19\?"):
+        load_config("unet_vgg19")
+
+
+def test_a_section_given_in_part_keeps_the_other_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        'task = "perceptual_gradient"\n[data]\nflips = false\n[validation]\nsource = "x"\n'
+    )
+    config = load_config(tmp_path / "c.toml")
+    assert (config.data.crop, config.data.batch, config.data.rotations) == (224, 4, False)
+    assert (config.validation.every, config.validation.crop) == (500, 128)
+    assert load_config("pgn_unet_vgg16_small").data.rotations, "as the network that ships was trained"
+
+
+def test_configurations_of_before_are_explained(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    text = (
+        'network = "unet"\ndevice = "cpu"\n[optim]\ntoys = 1\ntoy_lr = 1e-3\npriors = 2\nema = 0.9\n[every]\nlog = 5\n'
+    )
+    file.write_text(text)
+    with pytest.raises(
+        ValueError, match=r'config: task must be "perceptual_gradient" for .* with network; got nothing'
+    ):
+        load_config(file)
+    with pytest.raises(ValueError) as caught:
+        load_config(file, ["task=perceptual_gradient"])
+    for old, new in {
+        "device": "compute.device",
+        "every": "log.every and checkpoints.every",
+        "optim.ema": "ema.decay",
+        "optim.priors": "toys.priors",
+        "optim.toy_lr": "toys.lr",
+        "optim.toys": "toys.autoencoders",
+    }.items():
+        name = old.rpartition(".")[2]
+        assert f"config: {old} must be a known key; got {name!r}: it is now {new}" in str(caught.value).splitlines()
 
 
 def test_the_commands(data: Path, tmp_path: Path, capsys) -> None:

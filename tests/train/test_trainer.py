@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -205,10 +206,10 @@ def test_tensorboard_holds_what_was_promised(make_config, tmp_path: Path) -> Non
         "validation/psnr 1,0",
         "validation/psnr 0,1",
     } <= tags
-    assert [event.step for event in events.Scalars("loss/total")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("loss/total")] == [2, 3, 4, 6]
     assert events.Scalars("optim/lr")[-1].value == pytest.approx(learning_rate(config.optim, 5))
     lines = [json.loads(line) for line in (tmp_path / "x" / LOG).read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss/total" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "loss/total" in line] == [2, 3, 4, 6]
     assert {tag for line in lines for tag in line} - {"step"} == tags
 
 
@@ -222,6 +223,44 @@ def test_lines_of_lost_steps_leave_the_log(make_config, tmp_path: Path) -> None:
     train(config, tmp_path / "x", resume=True, progress=False)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6] and log.read_text().startswith(before)
+
+
+def test_a_stop_writes_the_steps_since_the_last_line(make_config, tmp_path: Path) -> None:
+    train(make_config(log={"every": 1}), tmp_path / "each", progress=False)
+    train(make_config(log={"every": 4}), tmp_path / "x", stop_at=3, progress=False)
+    train(make_config(log={"every": 4}), tmp_path / "x", resume=True, progress=False)
+    each, found = (
+        [json.loads(line) for line in (tmp_path / name / LOG).read_text().splitlines()] for name in ("each", "x")
+    )
+    assert [line["step"] for line in found] == [3, 4, 6]
+    for line, steps in zip(found, (each[:3], each[3:4], each[4:]), strict=True):
+        mean = sum(one["loss/total"] for one in steps) / len(steps)
+        assert line["loss/total"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"epoch": 1}\n', '{"step": 1}\nnotes\n', "no newline", "[1]\n", '{"step": 1, "loss": 2}\n']
+)
+def test_a_log_that_no_run_wrote_is_kept(make_config, tmp_path: Path, text: str) -> None:
+    (tmp_path / LOG).write_text(text)
+    with pytest.raises(
+        ValueError, match=r"train: out must be a folder in which log.jsonl, if there is one, is the log"
+    ):
+        train(make_config(), tmp_path, progress=False)
+    assert (tmp_path / LOG).read_text() == text and not list(tmp_path.glob(".*"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_its_log_anew(make_config, tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text('{"step": 2, "loss/total": 7.0}\n{"ste')
+    train(make_config(), tmp_path, progress=False)
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [2, 4, 6]
+
+
+def test_the_message_of_a_validation_has_its_unit(make_config, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "tunable_ops.train.trainer")
+    config = make_config(optim={"steps": 1})
+    train(make_config(optim={"steps": 1}, validation={"every": 1, "source": config.data.source}), tmp_path / "x")
+    assert re.search(r"step 1: PSNR 1,0: \d+\.\d\d dB, ", caplog.text)
 
 
 def test_the_plain_network_trains_on_one_objective(make_config, tmp_path: Path) -> None:

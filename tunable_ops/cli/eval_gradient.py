@@ -1,4 +1,4 @@
-"""`tunable-ops eval-gradient`: compare a perceptual gradient network with the loss that it imitates."""
+"""`tunable-ops eval-gradient`: compare the gradients of a perceptual gradient network with those of the loss itself."""
 
 from __future__ import annotations
 
@@ -27,19 +27,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; return 0."""
-    import torch
-
+    from tunable_ops.cli.device import set_threads
     from tunable_ops.losses import Perceptual
     from tunable_ops.losses.pgn import PGN
     from tunable_ops.train.agreement import evaluate
     from tunable_ops.train.data import held_out
 
-    for name in ("threads", "crop", "count"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1; got {value}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    for name in ("crop", "count"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
+    set_threads(args.threads)
     pgn = PGN.load(args.model) if args.model else PGN.pretrained()
     config = pgn.notes.get("config", {})
     network = args.network or config.get("loss.network", "vgg19")

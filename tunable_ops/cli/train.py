@@ -44,16 +44,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when all steps are done."""
-    import torch
-
+    from tunable_ops.cli.device import set_threads
     from tunable_ops.train import MODEL, load_config, train
 
-    for name in ("threads", "stop_at"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    if args.stop_at is not None and args.stop_at < 1:
+        raise ValueError(f"--stop-at must be at least 1; got {args.stop_at}")
+    set_threads(args.threads)
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / Path(args.config).stem
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)

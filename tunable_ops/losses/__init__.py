@@ -6,7 +6,7 @@ losses by lambda, sample by sample, and averages over the batch last; `StyleTran
 through the feature network.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
 from tunable_ops.losses.lpips import DISTS, LPIPS
@@ -18,6 +18,9 @@ from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
 from tunable_ops.losses.ssim import ssim
 from tunable_ops.losses.style import StyleTransfer
+
+if TYPE_CHECKING:
+    from tunable_ops.losses.pgn import PGN
 
 __all__ = [
     "DISTS",
@@ -42,10 +45,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import `PGN` when it is first asked for: it reads and writes files, which the losses need nothing of."""
-    if name != "PGN":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tunable_ops.losses.pgn import PGN
+if not TYPE_CHECKING:  # for a type checker this would turn every misspelt name into Any
 
-    return PGN
+    def __getattr__(name: str) -> object:
+        """Import `PGN` when it is first used: it needs `tunable_ops.serialization`, which the losses do not."""
+        if name != "PGN":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from tunable_ops.losses.pgn import PGN
+
+        return PGN
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -98,7 +98,7 @@ class Features(nn.Module):
                 cheap: on the CPU, outside compilation and transforms.
 
         Returns:
-            dict layer -> [B, C_l, H_l, W_l], in the network's order and dtype.
+            Dict layer -> [B, C_l, H_l, W_l], in the network's order and dtype.
 
         Raises:
             TypeError: x is not a floating point tensor.

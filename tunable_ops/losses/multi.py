@@ -29,11 +29,11 @@ class MultiLoss(nn.Module):
     With any other lambda, inf and NaN propagate.
 
     Args:
-        objectives: name -> ``f(output, target) -> [B]``, in lambda's order: a function, a module, or a pair of one of
+        objectives: Name -> ``f(output, target) -> [B]``, in lambda's order: a function, a module, or a pair of one of
             them and its scale. Modules become submodules (``objectives.<name>`` in the state dict), so ``.to()`` moves
             them.
-        scales: s_i of the objectives that are not given as a pair: name -> scale, or a sequence with one scale per
-            objective. Finite and at least 0; default: 1.
+        scales: Factors s_i of the objectives that are not given as a pair: name -> scale, or a sequence with one scale
+            per objective. Finite and at least 0; default: 1.
 
     Attributes:
         names: Names of the objectives, in lambda's order.

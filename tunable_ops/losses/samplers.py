@@ -17,7 +17,7 @@ class Sampler:
 
     Attributes:
         kind: "uniform" or "simplex".
-        num_params: p, the number of tuning parameters.
+        num_params: Number p of tuning parameters.
         corners: Probability that a sample is replaced by a corner of the domain.
         ranges: (lowest, highest) of every parameter.
     """
@@ -76,9 +76,9 @@ def sampler(kind: str, num_params: int, corners: float = 0.0, ranges: Ranges | N
         kind: "uniform": every parameter independently, uniform over its range; the corners are the 2**p vertices.
             "simplex": uniform on lambda >= 0, sum lambda = 1, that is Dirichlet(1, ..., 1); the corners are the p unit
             vectors.
-        num_params: p >= 1, the number of tuning parameters.
+        num_params: Number p >= 1 of tuning parameters.
         corners: Probability in [0, 1].
-        ranges: p pairs (lowest, highest) for "uniform"; None: [0, 1] for all, the only choice for "simplex".
+        ranges: The p pairs (lowest, highest) for "uniform"; None: [0, 1] for all, the only choice for "simplex".
 
     Returns:
         The `Sampler`.

@@ -28,8 +28,8 @@ class StyleTransfer(nn.Module):
 
     Args:
         features: The frozen network; its layers must include ``style_layers`` and ``content_layer``.
-        pictures: name -> [1, 3, h, w] in [0, 1], the style pictures in lambda's order; sizes may differ.
-        scales: s_i, one per picture; default: 1.
+        pictures: Name -> [1, 3, h, w] in [0, 1], the style pictures in lambda's order; sizes may differ.
+        scales: Factors s_i, one per picture; default: 1.
         style_layers: Layers of the Gram matrices.
         content_layer: Layer c.
         content: Weight of the content term; about 1 leaves almost no style.
@@ -123,7 +123,7 @@ class RelativeSquares(nn.Module):
     """``mean_l ( mean((x_l - t_l)^2) / mean(t_l^2) )`` for concatenated parts x_l, [B, sum_l n_l] -> [B].
 
     Args:
-        targets: t_l, [1, n_l] each.
+        targets: The t_l, [1, n_l] each.
     """
 
     target: Tensor

@@ -70,7 +70,7 @@ def read_weights(
             file or of a state dict written by torch.save (read without unpickling objects).
 
     Returns:
-        dict name -> tensor on the CPU, float32.
+        Dict name -> tensor on the CPU, float32.
 
     Raises:
         FileNotFoundError: No file was found; the message lists where it was looked for and how to get it.

@@ -63,12 +63,12 @@ def evaluate(pgn: PGN, loss: Perceptual, pictures: Sequence[Tensor], seed: int =
 
     Args:
         pgn: The network, on any device.
-        loss: What it imitates; moved to the network's device.
+        loss: The loss whose gradients it predicts; moved to the network's device.
         pictures: [3, H, W] each, on the CPU, in [0, 1].
         seed: Of the noise.
 
     Returns:
-        change (`CHANGES`) -> `Agreement`. At 90 degrees a field knows nothing.
+        Change (`CHANGES`) -> `Agreement`. At 90 degrees a field knows nothing.
     """
     found, device = {}, pgn.mean.device
     loss = loss.to(device)

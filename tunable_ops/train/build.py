@@ -30,12 +30,12 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
     All start from the same plain weights, so that runs are compared like with like.
 
     Args:
-        config: of the run.
+        config: Of the run.
         fresh: Read ``model.weights``; a run that is resumed has its own.
 
     Raises:
         FileNotFoundError, ValueError: ``model.weights`` is not there, or does not fit the network.
-        ValueError, TypeError: as `tunable_ops.models.build`, `tunable_ops.convert` and `tunable_ops.control.attach`.
+        ValueError, TypeError: As `tunable_ops.models.build`, `tunable_ops.convert` and `tunable_ops.control.attach`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -88,8 +88,8 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     """Return the multi-loss of the configured objectives, in their order.
 
     Raises:
-        ValueError: if a loss does not take the arguments given, or a style picture cannot be read.
-        FileNotFoundError: if the weights of the features are not at hand.
+        ValueError: A loss does not take the arguments given, or a style picture cannot be read.
+        FileNotFoundError: The weights of the features are not at hand.
     """
     if config.trains_styles:
         return _style_criterion(config)
@@ -164,11 +164,11 @@ def style_picture(source: str, size: int) -> Tensor:
     """Return a style picture [1, 3, h, w] in [0, 1] whose shorter side is ``size`` pixels.
 
     Args:
-        source: a file, or "skimage:NAME" for one that scikit-image ships.
-        size: in pixels.
+        source: A file, or "skimage:NAME" for one that scikit-image ships.
+        size: In pixels.
 
     Raises:
-        ValueError: if it is not there or cannot be read.
+        ValueError: It is not there or cannot be read.
     """
     kind, colon, name = source.partition(":")
     picture = read_image(skimage_files([name])[0] if colon and kind == "skimage" else source).unsqueeze(0)
@@ -189,7 +189,7 @@ def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that want a gradient, in groups, each with its ``scale`` of the rate.
 
     Raises:
-        ValueError: if the base kernels are given a rate on the simplex, where there are none.
+        ValueError: The base kernels are given a rate on the simplex, where there are none.
     """
     if isinstance(net, TunableModel):
         base = None if optim.base_lr is None else {"scale": optim.base_lr}

@@ -308,7 +308,7 @@ class Config(RunConfig):
 
 
 class PerceptualLoss(Section):
-    """The loss that a perceptual gradient network imitates: `tunable_ops.losses.Perceptual` with these arguments.
+    """The loss whose gradients are learnt: `tunable_ops.losses.Perceptual` with these arguments.
 
     ``dtype`` is what its network computes in while training: with bfloat16 the true gradient turns by 4 to 9 degrees
     (at distances of 0.1 to 0.01), at random, and takes two thirds of the time on a CPU that multiplies bfloat16.
@@ -354,23 +354,44 @@ class PGNOptim(Steps):
     clip: float = Field(default=5.0, gt=0)
 
 
-class PGNConfig(RunConfig):
-    """Everything that decides the training of a perceptual gradient network (`tunable_ops.losses.PGN`).
+class PGNData(Data):
+    """As `Data`, with the published size of crops and batches."""
 
-    Its validation measures the angle between predicted and true gradients on held-out pictures.
-    """
+    crop: int = Field(default=224, ge=8)
+    batch: int = Field(default=4, ge=1)
+    rotations: bool = False
+
+
+class PGNValidation(HeldOut):
+    """The angle between predicted and true gradients on held-out pictures."""
+
+    crop: int = Field(default=128, ge=0)
+
+
+class PGNConfig(RunConfig):
+    """Everything that decides the training of a perceptual gradient network (`tunable_ops.losses.PGN`)."""
 
     task: Literal["perceptual_gradient"] = "perceptual_gradient"
     network: Literal["resnet4", "resnet6", "resnet8", "unet"] = "unet"
     loss: PerceptualLoss = PerceptualLoss()
     terms: Terms = Terms()
     toys: Toys = Toys()
-    data: Data = Data(crop=224, batch=4, rotations=False)
+    data: PGNData = PGNData()
     optim: PGNOptim = PGNOptim()
-    validation: HeldOut = HeldOut(every=0, crop=128)
+    validation: PGNValidation = PGNValidation()
 
 
 _SCHEMAS: dict[str, type[Config] | type[PGNConfig]] = {"restoration": Config, "perceptual_gradient": PGNConfig}
+# former keys of a PGN's configuration -> what they are called now
+_MOVED = {
+    "device": "compute.device",
+    "every": "log.every and checkpoints.every",
+    "optim.ema": "ema.decay",
+    "optim.prior_lr": "toys.prior_lr",
+    "optim.priors": "toys.priors",
+    "optim.toy_lr": "toys.lr",
+    "optim.toys": "toys.autoencoders",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | PGNConfig:
@@ -392,10 +413,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | PGN
         0.0001
     """
     tree = read_tree(path, packaged_configs(), overrides)
+    of_pgn = sorted({*tree} & (PGNConfig.model_fields.keys() - Config.model_fields.keys()))
+    if of_pgn and not {"task", "objectives"} & tree.keys():
+        raise ValueError(
+            f'config: task must be "perceptual_gradient" for a configuration with {", ".join(of_pgn)}; got nothing'
+        )
     task = tree.get("task", "restoration")
     if task not in list(_SCHEMAS):
         raise ValueError(f"config: task must be one of {', '.join(_SCHEMAS)}; got {task!r}")
-    return validate(_SCHEMAS[task], tree)
+    return validate(_SCHEMAS[task], tree, _MOVED if task == "perceptual_gradient" else {})
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -58,7 +58,7 @@ def skimage_files(names: Sequence[str]) -> list[Path]:
     """Return the files of scikit-image's photographs as the package ships them; nothing is downloaded.
 
     Raises:
-        ValueError: if scikit-image is not installed or ships without one of them.
+        ValueError: The package scikit-image is not installed or ships without one of them.
     """
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -74,7 +74,7 @@ def find_training_files(source: str) -> list[Path]:
     """Return the pictures that a run trains on: `TRAINING` for "skimage", else those of a folder.
 
     Raises:
-        ValueError: if the folder is missing or has no picture.
+        ValueError: The folder is missing or has no picture.
     """
     return skimage_files(TRAINING) if source == "skimage" else find_images(source)
 
@@ -84,13 +84,13 @@ def held_out(source: str, crop: int = 0) -> list[tuple[str, Tensor]]:
 
     Args:
         source: "skimage" for `HELD_OUT`, or a folder.
-        crop: side in pixels; smaller pictures stay as they are.
+        crop: Side in pixels; smaller pictures stay as they are.
 
     Returns:
-        list of (name without extension, [3, H, W] float32 in [0, 1]). Unreadable files are left out with a warning.
+        List of (name without extension, [3, H, W] float32 in [0, 1]). Unreadable files are left out with a warning.
 
     Raises:
-        ValueError: if the folder is missing or holds no readable picture.
+        ValueError: The folder is missing or holds no readable picture.
     """
     files = skimage_files(HELD_OUT) if source == "skimage" else find_images(source)
     pictures = []
@@ -109,12 +109,12 @@ class Photographs:
     Files that cannot be read, or are smaller than ``smallest`` on a side, are named in a warning and skipped.
 
     Args:
-        files: picture files.
-        smallest: least height and width.
-        cache_mb: budget for decoded pictures in MiB.
+        files: Picture files.
+        smallest: Least height and width.
+        cache_mb: Budget for decoded pictures in MiB.
 
     Raises:
-        ValueError: if no file is left.
+        ValueError: No file is left.
     """
 
     def __init__(self, files: Sequence[Path], smallest: int = 1, cache_mb: int = 2048) -> None:
@@ -177,10 +177,10 @@ class Batches(Dataset[Batch]):
     A network of one channel (``model.arguments.channels = 1``) gets grey pictures.
 
     Args:
-        photographs: the clean pictures.
-        config: the run's configuration.
-        sampler: draws lambda; None for the fixed one of the configuration, or of a step's phase.
-        rank: of this process; ranks draw different batches.
+        photographs: The clean pictures.
+        config: The run's configuration.
+        sampler: Draws lambda; None for the fixed one of the configuration, or of a step's phase.
+        rank: Of this process; ranks draw different batches.
     """
 
     def __init__(self, photographs: Photographs, config: Config, sampler: Sampler | None, rank: int = 0) -> None:
@@ -246,7 +246,7 @@ def balance(lam: Tensor, kind: str) -> Tensor:
 
     Args:
         lam: [B, p] draws of `tunable_ops.losses.sampler` over its standard range.
-        kind: of the sampler, "simplex" or "uniform".
+        kind: Of the sampler, "simplex" or "uniform".
     """
     count, params = lam.shape
     if kind == "uniform":

@@ -90,8 +90,8 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
 
     Args:
         clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
-        config: what to do, with the ranges that the parameters are drawn from.
-        generator: source of all draws.
+        config: What to do, with the ranges that the parameters are drawn from.
+        generator: Source of all draws.
         lam: [p] or [B, p], for blur and noise that follow it.
 
     Returns:
@@ -124,7 +124,7 @@ def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         x: [B, C, H, W] float32, values in [0, 1].
         sigma: [B], standard deviation on the scale 0..255.
-        generator: source of n.
+        generator: Source of n.
     """
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     return x + noise * (sigma.to(x.dtype) / 255).view(-1, 1, 1, 1)

@@ -42,8 +42,8 @@ def process(device: str) -> Iterator[Process]:
         device: "auto" for CUDA where there is a GPU, else the CPU; or the name of a device.
 
     Raises:
-        ValueError: if the device's name is unknown.
-        RuntimeError: if the device cannot be used here.
+        ValueError: The device's name is unknown.
+        RuntimeError: The device cannot be used here.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))

@@ -14,8 +14,8 @@ class Ema:
     The decay d_k = min(decay, (1 + k) / (10 + k)) at the k-th update: a young average forgets the random start.
 
     Args:
-        net: the network that is trained; copied.
-        decay: in [0, 1); 0 keeps the average equal to the network.
+        net: The network that is trained; copied.
+        decay: In [0, 1); 0 keeps the average equal to the network.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

@@ -96,10 +96,10 @@ def evaluate(
     """Score every picture as it is, then at every lambda; the network runs in evaluation mode and is left as it was.
 
     Args:
-        net: a `TunableModel`, or a plain network, which is scored once per lambda given, with the same result.
-        pictures: from `degraded_pictures`. An input of another size than the clean picture is not scored itself.
-        lams: the points.
-        measure: what to measure, and how.
+        net: A `TunableModel`, or a plain network, which is scored once per lambda given, with the same result.
+        pictures: From `degraded_pictures`. An input of another size than the clean picture is not scored itself.
+        lams: The points.
+        measure: What to measure, and how.
         progress: Show a bar.
     """
     training = net.training

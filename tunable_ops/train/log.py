@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,20 @@ class RunLog:
         config: The section ``log``.
         step: Steps done so far; lines of later ones, which a killed run left behind, are dropped.
         writes: True in the one process that writes.
+
+    Raises:
+        ValueError: ``out`` has a log.jsonl that no run wrote.
     """
 
     def __init__(self, out: Path, config: Log, step: int, writes: bool) -> None:
         self.path, self.writes = out / LOG, writes
         self._writer: Any = None
         if writes and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            _drop_lines_after(step, self.path)
         if writes and config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(out / "logs"), purge_step=step or None)
+            self._writer = SummaryWriter(str(out / "logs"), purge_step=step + 1 if step else None)
         self._reset()
 
     def _reset(self) -> None:
@@ -49,6 +51,11 @@ class RunLog:
         # sums stay on the device: reading them at every step would stall a GPU
         self._sums = {name: self._sums.get(name, 0) + value for name, value in values.items()}
         self._count += 1
+
+    @property
+    def pending(self) -> bool:
+        """True if steps were added since the last call of `means`."""
+        return self._count > 0
 
     def means(self) -> tuple[dict[str, float], float]:
         """Return the means since the last call, and the steps per second."""
@@ -76,3 +83,34 @@ class RunLog:
         """Flush TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _drop_lines_after(step: int, path: Path) -> None:
+    """Remove the lines of later steps, and a last line that was cut short."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for number, line in enumerate(lines, 1) if _step_of(line, number, path) <= step]
+    if kept != lines:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(b"".join(kept))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _step_of(line: bytes, number: int, path: Path) -> float:
+    """Return the step of a line; infinity if it was cut short."""
+    start = b'{"step": '
+    if not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line)):
+        return math.inf
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    # all that a run logs has a name such as loss/total
+    if not isinstance(values, dict) or {name for name in values if "/" not in name} != {"step"}:
+        raise ValueError(
+            f"train: out must be a folder in which {path.name}, if there is one, is the log of a run; got "
+            f"{str(path)!r}, whose line {number} is not of one: move it away, or name another folder"
+        )
+    return int(values["step"])

@@ -30,9 +30,9 @@ class Measure:
 
     Args:
         ssim: Measure SSIM, over the windows inside the picture.
-        y: take the luma (`luma`) instead of RGB.
-        border: pixels that are cut off on every side.
-        rounded: round the output to 8 bits, as a file would.
+        y: Take the luma (`luma`) instead of RGB.
+        border: Pixels that are cut off on every side.
+        rounded: Round the output to 8 bits, as a file would.
         lpips: `tunable_ops.losses.LPIPS`, or None for none.
     """
 
@@ -46,7 +46,7 @@ class Measure:
         """Compare.
 
         Raises:
-            ValueError: sizes differ, or the border leaves nothing.
+            ValueError: Sizes differ, or the border leaves nothing.
         """
         if output.shape != clean.shape:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from tunable_ops.losses import Perceptual
 from tunable_ops.losses.pgn import PGN
 from tunable_ops.train import agreement
-from tunable_ops.train.config import PerceptualLoss, PGNConfig
+from tunable_ops.train.config import PGNConfig
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.sections import flatten
@@ -98,7 +99,10 @@ class PerceptualGradient(Task):
     def __init__(self, config: PGNConfig, here: Process, fresh: bool = True) -> None:
         super().__init__()
         self.config, self.device = config, here.device
-        self.criterion = build_loss(config.loss).to(here.device, getattr(torch, config.loss.dtype))
+        loss, dtype = config.loss, getattr(torch, config.loss.dtype)
+        self.judge = Perceptual(loss.network, loss.layers, loss.pool, weights=loss.weights, bounded=False)
+        self.judge.to(here.device)
+        self.criterion = self.judge if dtype == torch.float32 else copy.deepcopy(self.judge).to(dtype)
         files = find_training_files(config.data.source)
         self.photographs = Photographs(files, config.data.crop, config.data.cache_mb)
         self.batches = Crops(self.photographs, config)
@@ -207,16 +211,15 @@ class PerceptualGradient(Task):
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Measure the angles between predicted and true gradients, the latter in float32."""
         assert isinstance(average, PGN)
-        found = agreement.evaluate(average, build_loss(self.config.loss), [p for _, p in pictures], self.config.seed)
+        found = agreement.evaluate(average, self.judge, [p for _, p in pictures], self.config.seed)
         self.scores = list(found.items())
         return {f"angle {change}": row.angle for change, row in found.items()}
+
+    def describe(self, values: dict[str, float]) -> str:
+        """Return the angles as a line of text."""
+        return ", ".join(f"{name}: {value:.1f} degrees" for name, value in values.items())
 
     def save(self, average: nn.Module, path: Path, step: int) -> None:
         """Write the network, with its configuration in its notes."""
         assert isinstance(average, PGN)
         average.save(path, notes={"step": step, "config": flatten(self.config)})
-
-
-def build_loss(config: PerceptualLoss) -> Perceptual:
-    """Return the loss that is imitated, in float32."""
-    return Perceptual(config.network, config.layers, config.pool, weights=config.weights, bounded=False)

@@ -128,6 +128,10 @@ class Restoration(Task):
         self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
         return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
 
+    def describe(self, values: dict[str, float]) -> str:
+        """Return the PSNR over lambda as a line of text."""
+        return ", ".join(f"PSNR {name.removeprefix('psnr ')}: {value:.2f} dB" for name, value in values.items())
+
     def _psnr(self, scores: list[Score]) -> dict[str, float]:
         return {",".join(f"{value:g}" for value in lam): mean_psnr(scores, lam) for lam in self.lams}
 

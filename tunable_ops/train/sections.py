@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,14 +107,16 @@ def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[s
     """Read a TOML file, or a packaged one by name, and apply overrides; the keys are not checked yet.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not TOML, or an override fits nowhere.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not TOML, or an override fits nowhere.
     """
     file = Path(path)
     if not file.is_file():
         if str(path) not in packaged:
+            close = difflib.get_close_matches(str(path), packaged, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
             raise FileNotFoundError(
-                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}"
+                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}{hint}"
             )
         file = packaged[str(path)]
     try:
@@ -126,16 +128,21 @@ def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[s
     return tree
 
 
-def validate(schema: type[_Schema], tree: dict[str, Any]) -> _Schema:
+def validate(schema: type[_Schema], tree: dict[str, Any], moved: Mapping[str, str] | None = None) -> _Schema:
     """Return the checked configuration of a tree of keys.
 
+    Args:
+        schema: Class of the configuration.
+        tree: From `read_tree`.
+        moved: Former dotted key -> present one, for the messages.
+
     Raises:
-        ValueError: every unknown key and wrong value, one line each.
+        ValueError: Every unknown key and wrong value, one line each.
     """
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(schema, problem) for problem in error.errors())) from None
+        raise ValueError("\n".join(_explain(schema, problem, moved or {}) for problem in error.errors())) from None
 
 
 def configs_of(package: str) -> dict[str, Path]:
@@ -186,11 +193,13 @@ def _item(node: Any, part: str, override: str) -> Any:
     return node[int(part)]
 
 
-def _explain(schema: type[BaseModel], problem: Any) -> str:
+def _explain(schema: type[BaseModel], problem: Any, moved: Mapping[str, str]) -> str:
     """Return one line for one of pydantic's findings."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, last = problem["loc"]
+        if where in moved:
+            return f"config: {where} must be a known key; got {last!r}: it is now {moved[where]}"
         known = _keys_at(schema, parents)
         close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parents)

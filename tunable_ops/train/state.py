@@ -46,7 +46,12 @@ def load_state(path: Path, task: Task, ema: Ema, config: RunConfig) -> Position:
         FileNotFoundError, ValueError: As `tunable_ops.serialization.load`; ValueError also where the configuration
             differs in a key that changes the weights: the keys and both values are named.
     """
-    tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
+    tensors, metadata = read_file(
+        path,
+        kind=FORMAT,
+        version=VERSION,
+        advice="finish the run with the version of the code that started it, or start it anew in another folder",
+    )
     _refuse_other_config(path, metadata["config"], flatten(config), task.harmless)
     task.resume(metadata["step"])
     _fill(ema.module, _under(tensors, "ema/"), path)

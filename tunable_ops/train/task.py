@@ -57,6 +57,10 @@ class Task(ABC):
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Judge the averaged network by held-out pictures; return what is logged, and keep the details as `scores`."""
 
+    def describe(self, values: dict[str, float]) -> str:
+        """Return what `validate` returned as a line of text."""
+        return ", ".join(f"{name}: {value:.2f}" for name, value in values.items())
+
     @abstractmethod
     def save(self, average: nn.Module, path: Path, step: int) -> None:
         """Write the averaged network, which is what a run delivers."""

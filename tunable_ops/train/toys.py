@@ -72,9 +72,9 @@ class Toy:
     """An autoencoder with its optimiser, reset when it stops improving.
 
     Args:
-        depth: of the autoencoder.
+        depth: Of the autoencoder.
         lr: Adam's rate.
-        device: where it runs.
+        device: Where it runs.
     """
 
     def __init__(self, depth: int, lr: float, device: torch.device | str = "cpu") -> None:
@@ -118,9 +118,9 @@ class ImagePrior(Toy):
     """A `Painter` that writes one crop until its life of so many steps ends; the next one writes another crop.
 
     Args:
-        size: side of the crop.
+        size: Side of the crop.
         lr: Adam's rate.
-        device: where it runs.
+        device: Where it runs.
     """
 
     def __init__(self, size: int, lr: float, device: torch.device | str = "cpu") -> None:

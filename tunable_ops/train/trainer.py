@@ -165,13 +165,15 @@ class _Run:
                 while self.step < end and not stopped:
                     log.add(self.advance(next(loader)))
                     bar.update()
-                    if self.step % config.log.every == 0 or self.step == steps:
+                    if self.step % config.log.every == 0:
                         self.write_log(log, bar)
                     if self._due(config.validation.every) and self.step < steps:
                         self.validate(log)
                     if self._due(config.checkpoints.every) and self.step < end:
                         self.save()
                     stopped = self.here.any(signals.received is not None)
+                if log.pending:
+                    self.write_log(log, bar)
         seconds = time.perf_counter() - started
         finished = self.step >= steps
         if finished and self.pictures:
@@ -220,7 +222,7 @@ class _Run:
         if self.pictures:
             values = self.task.validate(self.ema.module, self.pictures)
             log.write(self.step, {f"validation/{name}": value for name, value in values.items()})
-            _log.info("step %d: %s", self.step, ", ".join(f"{name}: {value:.2f}" for name, value in values.items()))
+            _log.info("step %d: %s", self.step, self.task.describe(values))
             log.restart_clock()
 
     def save(self) -> None:

@@ -38,18 +38,18 @@ class PGN(nn.Module):
 
     Args:
         network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.81 million).
-        bounded: refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
+        bounded: Refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
-        anchored: subtract what the network answers for (y, y), ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
+        anchored: Subtract what the network answers for (y, y), ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
             x = y, and so is the field then. An addition of ours at the price of a second forward pass; a network that
             was trained for a short time leads past y without it.
 
     Attributes:
-        scale: s.
-        notes: what `save` was told, such as the loss that was imitated and the pictures of the training.
+        scale: The s of the formulas.
+        notes: What `save` was told, such as the loss and the pictures of the training.
 
     Raises:
-        ValueError: an unknown network.
+        ValueError: An unknown network.
 
     Source: Nikulin et al., "Perceptual Gradient Networks", 2021 (arXiv 2105.01957).
 
@@ -91,14 +91,14 @@ class PGN(nn.Module):
 
         Args:
             x: [B, 3, H, W], the picture that is changed, RGB in [0, 1].
-            y: the same shape and device, the picture that it is compared with.
+            y: The same shape and device, the picture that it is compared with.
 
         Returns:
             [B, 3, H, W], in about [-0.05, 1.06] (wider if anchored).
 
         Raises:
-            TypeError: an input is not a floating point tensor.
-            ValueError: shapes or devices differ, not RGB, or outside [0, 1].
+            TypeError: An input is not a floating point tensor.
+            ValueError: Shapes or devices differ, not RGB, or outside [0, 1].
         """
         self._check(x, y)
         if not self.anchored:
@@ -141,7 +141,7 @@ class PGN(nn.Module):
         """Write the network as safetensors, weights in fp16 (they are half the size so, and differ by < 5e-4).
 
         Args:
-            path: the file; its folder is made if missing.
+            path: The file; its folder is made if missing.
             notes: JSON values, kept as ``notes``; default those it already has.
         """
         half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
@@ -153,7 +153,7 @@ class PGN(nn.Module):
         """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU; arguments as for the class.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, or not a file of `save`.
+            FileNotFoundError, ValueError: No such file, or not a file of `save`.
         """
         tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
         pgn = cls(metadata["network"], bounded, anchored)
