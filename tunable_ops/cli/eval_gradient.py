@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "run"]
 
 
@@ -12,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "eval-gradient",
-        help="compare a perceptual gradient network with the true gradient",
+        help=COMMANDS["eval-gradient"],
         description="Measure the angle and the ratio of norms between predicted and true gradients on changed "
         "pictures; needs the weights of the loss's own network.",
     )

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.cli import COMMANDS
+
 __all__ = ["add_parser", "run"]
 
 
@@ -15,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     parser = subparsers.add_parser(
         "train",
-        help="train a network from a config file",
+        help=COMMANDS["train"],
         description="Train a network as a TOML file says (every key: tunable_ops/train/config.py): a restoration "
         "network under several objectives, or a perceptual gradient network. Writes model.safetensors, "
         "state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. Ctrl-C and SIGTERM save and "

@@ -84,6 +84,7 @@ def _fill(module: nn.Module, values: dict[str, Tensor], path: Path) -> None:
 
 
 def _refuse_other_config(path: Path, saved: dict[str, Any], given: dict[str, Any], harmless: tuple[str, ...]) -> None:
+    saved = {"task": "restoration", **saved}  # states of before there were tasks
     differing = [
         f"{key} was {saved.get(key)!r}, is {given.get(key)!r}"
         for key in sorted({*saved, *given})
