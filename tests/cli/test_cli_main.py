@@ -15,7 +15,7 @@ def test_help_lists_the_commands_and_imports_none(capsys):
     before = set(sys.modules)
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^    {name}\s", out, re.MULTILINE) for name in cli._COMMANDS)
+    assert all(re.search(rf"^    {name}\s", out, re.MULTILINE) for name in cli.COMMANDS)
     assert not {name for name in set(sys.modules) - before if name.startswith("tunable_ops.cli.")}
 
 
@@ -29,7 +29,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("tunable-ops ")
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: tunable-ops {command}" in capsys.readouterr().out
