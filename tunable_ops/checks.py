@@ -57,7 +57,9 @@ def check_convolution(
         TypeError: An argument is not a tensor, or its dtype does not fit.
         ValueError: Shapes, devices or options do not fit.
     """
-    s, p, d = ((n,) * ndim if type(n) is int else n for n in (stride, padding, dilation))
+    s = (stride,) * ndim if type(stride) is int else stride
+    p = (padding,) * ndim if type(padding) is int else padding
+    d = (dilation,) * ndim if type(dilation) is int else dilation
     if _is_plain(ndim, input, weight, bias, alpha, s, p, d, groups):
         return Convolution(s, p, (), d, check_activation(op, activation), True)
     check_tensors(op, input, weight, bias, alpha)
@@ -95,21 +97,22 @@ def _is_plain(
     """
     if not _all_alike(input, weight, bias, alpha):
         return False
-    shape, kernels = input.shape, weight.shape
+    shape, kernels, rows = input.shape, weight.shape, alpha.shape
     if len(shape) != ndim + 2 or len(kernels) != ndim + 3 or type(groups) is not int or groups < 1:
         return False
-    if kernels[2] * groups != shape[1] or kernels[1] % groups or 0 in kernels:
+    batch, channels, *size = shape
+    copies, outputs, inputs, *taps = kernels
+    if inputs * groups != channels or outputs % groups or 0 in kernels:
         return False
-    if bias is not None and bias.shape != kernels[:2]:
+    if bias is not None and bias.shape != (copies, outputs):
         return False
-    rows = alpha.shape
-    if rows != kernels[:1] and rows != (shape[0], kernels[0]):
+    if rows != (copies,) and rows != (batch, copies):
         return False
     if not (type(stride) is type(padding) is type(dilation) is tuple):
         return False
     if not (len(stride) == len(padding) == len(dilation) == ndim):
         return False
-    for n, k, s, p, d in zip(shape[2:], kernels[3:], stride, padding, dilation):  # noqa: B905 (of one length)
+    for n, k, s, p, d in zip(size, taps, stride, padding, dilation):  # noqa: B905 (of one length)
         if not (type(s) is type(p) is type(d) is int) or s < 1 or p < 0 or d < 1 or n + 2 * p <= d * (k - 1):
             return False
     return True

@@ -125,7 +125,7 @@ def wants_gradient(tensors: Sequence[Any]) -> bool:
     if not torch.is_grad_enabled():
         return False
     for value in tensors:
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             if wants_gradient(value):
                 return True
         elif isinstance(value, Tensor) and value.requires_grad:
