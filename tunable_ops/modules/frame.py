@@ -44,7 +44,8 @@ class Frame:
         self, lam: Tensor, tunings: Sequence[Tuning] = (), plan: BlendPlan | None = None, on_map: str = "raise"
     ) -> None:
         self.lam, self.tunings, self.on_map = lam, tunings, on_map
-        self.recorded, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self.recorded = torch.is_grad_enabled()
+        self.inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         self.blend: NetworkBlend | None = None
         self.parts: list[Tensor] | None = None
         if lam.dim() > 2 or not tunings:
