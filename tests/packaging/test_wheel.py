@@ -30,7 +30,7 @@ weight, bias, alpha = torch.rand(2, 5, 3, 3, 3), torch.rand(2, 5), torch.rand(2,
 expected = tunable_ops.tunable_conv2d(x, weight, bias, alpha, padding=1, backend="reference")
 for backend in ("cpp", None):
     torch.testing.assert_close(tunable_ops.tunable_conv2d(x, weight, bias, alpha, padding=1, backend=backend), expected)
-assert backends.select("tunable_conv2d", None, x, weight, bias, alpha) == "cpp"
+assert backends.select("tunable_conv2d", None, x, weight, alpha) == "cpp"
 facts = cpp.build_information()
 import tunable_ops._C as module
 assert facts["compiler"] == module.compiler and facts["library"].startswith(sys.prefix), facts
