@@ -22,6 +22,7 @@ from tunable_ops.functional import (
 )
 from tunable_ops.modules import (
     LambdaSpec,
+    LambdaWarning,
     LiveFold,
     TunableConv1d,
     TunableConv2d,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LambdaSpec",
+    "LambdaWarning",
     "LiveFold",
     "TunableConv1d",
     "TunableConv2d",

@@ -215,11 +215,11 @@ def is_plain_eager() -> bool:
 
 
 def can_read(value: Tensor) -> bool:
-    """Return True if reading values costs nothing: on the CPU, outside compilation and torch.func transforms.
+    """Return True if reading values costs nothing: on the CPU, outside compilation, tracing and torch.func transforms.
 
     On a GPU it would stop the stream and break graph capture.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
         return False
     return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
 

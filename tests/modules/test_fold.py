@@ -33,7 +33,6 @@ BAD_LAMBDAS = [
     ([0.2, 0.3, 0.5], ValueError, r"lam must hold p = 2 values.*got shape \[3\]"),
     (0.5, ValueError, r"lam must hold p = 2 values.*got shape \[\]"),
     ("ab", TypeError, "lam must be numbers or a Tensor; got 'ab'"),
-    (None, TypeError, "lam must be numbers or a Tensor; got None"),
     (torch.tensor([1, 0]), TypeError, "lam must be floating point; got torch.int64"),
 ]
 

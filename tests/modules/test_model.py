@@ -367,7 +367,6 @@ def test_bad_models():
         (torch.zeros(4, 3), ValueError, r"lam must hold p = 2 values.*got shape \[4, 3\]"),
         ([math.nan, 0.5], ValueError, r"lam must be finite; got \[nan, 0.5\]"),
         (torch.tensor([0.5, -math.inf]), ValueError, r"lam must be finite; got \[0.5, -inf\]"),
-        (None, TypeError, r"lam must be numbers or a Tensor; got None"),
         ("ab", TypeError, r"lam must be numbers or a Tensor; got 'ab'"),
         (torch.tensor([1, 0]), TypeError, r"lam must be floating point; got torch.int64"),
     ],

@@ -6,7 +6,7 @@ from tunable_ops.modules.fold import LiveFold, fold
 from tunable_ops.modules.frame import checkpoint
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.model import TunableModel
-from tunable_ops.modules.spec import LambdaSpec
+from tunable_ops.modules.spec import LambdaSpec, LambdaWarning
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
 from tunable_ops.modules.tunable_parameter import TunableParameter
@@ -14,6 +14,7 @@ from tunable_ops.modules.tuning import Tuning
 
 __all__ = [
     "LambdaSpec",
+    "LambdaWarning",
     "LiveFold",
     "TunableConv1d",
     "TunableConv2d",

@@ -49,6 +49,7 @@ def convert(
     names: Sequence[str] | None = None,
     ranges: Sequence[Sequence[float]] | None = None,
     defaults: Sequence[float] | None = None,
+    units: Sequence[str] | None = None,
     on_map: str = "raise",
 ) -> TunableModel:
     """Make a network tunable; it still computes what it did, for every lambda of the domain.
@@ -71,8 +72,9 @@ def convert(
         exclude: Patterns of module names to leave plain.
         parameters: Patterns of names of the network's own parameters (not of layers) to make tunable too.
         names: Names of the tuning parameters.
-        ranges: Their (low, high).
-        defaults: Where sliders start.
+        ranges: Their (low, high), in their units.
+        defaults: Where sliders start, in their units.
+        units: What each is counted in, such as "of 255" or "pixels"; default "", none.
         on_map: What layers without a grid do with a map of lambda: "raise" or "mean".
 
     Returns:
@@ -92,7 +94,7 @@ def convert(
     for name, module in network.named_modules():
         if isinstance(module, TunableLayer | TunableModel):
             raise ValueError(f"convert: network must be plain; got {type(module).__name__} at {name!r}")
-    LambdaSpec.create(num_params, domain, names, ranges, defaults)
+    LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
     memo: dict[int, Any] = {}
@@ -112,7 +114,7 @@ def convert(
     if left_alone:
         warnings.warn(f"convert: left alone: {', '.join(left_alone)}", stacklevel=2)
     model = TunableModel(
-        copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, on_map=on_map
+        copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, units=units, on_map=on_map
     )
     model.conversion = {
         **options,
@@ -122,6 +124,7 @@ def convert(
         "names": list(model.spec.names),
         "ranges": [list(pair) for pair in model.spec.ranges],
         "defaults": list(model.spec.defaults),
+        "units": list(model.spec.units),
         "on_map": on_map,
     }
     model.training = network.training  # not train(): parts of the network may be in another mode

@@ -12,17 +12,18 @@ from tunable_ops.modules.convert import carry_over, copy_network
 from tunable_ops.modules.kernel_stacks import stack_parts, whole_stack
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel, first_float
-from tunable_ops.modules.spec import read_lambda
+from tunable_ops.modules.read_lambda import Lambda, read_lambda
 from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
 from tunable_ops.modules.tuning import blend_weights
 
 
-def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
+def fold(net: nn.Module, lam: Lambda | None = None) -> nn.Module:
     """Return a plain network that computes what `net` does at `lam`: same class as before `convert`, no overhead.
 
     Args:
         net: A TunableModel, or one tunable layer.
-        lam: [p] or [1, p].
+        lam: For a model as in its calls, one for all samples: [p], [1, p], names with numbers, a number where p = 1,
+            None: the defaults. For a layer, which knows neither units nor defaults, [p] or [1, p] as phi gets it.
 
     Returns:
         A copy with torch's own layers; `net` is not changed.
@@ -39,7 +40,8 @@ def fold(net: nn.Module, lam: Tensor | Sequence[float]) -> nn.Module:
     """
     with torch.no_grad():
         folded, targets = _skeleton(net)
-        _blend_into(targets, _shared_lambda("fold", net, lam))
+        shared = _shared_lambda("fold", net, lam)
+        _blend_into(targets, net.spec.normalise(shared) if isinstance(net, TunableModel) else shared)
     return folded
 
 
@@ -52,10 +54,13 @@ class LiveFold(nn.Module):
     Args:
         net: A TunableModel. It stays as it is; `set` reads its kernels, so later training of them shows after the next
             `set`. What is not tunable (norms, say) was copied and does not change.
-        lam: Where to start; default the model's defaults.
+        lam: Where to start, as `fold`; default the model's defaults.
+
+    Attributes:
+        lam: Where it stands, [p] in the units of the model's `spec`.
     """
 
-    def __init__(self, net: TunableModel, lam: Tensor | Sequence[float] | None = None) -> None:
+    def __init__(self, net: TunableModel, lam: Lambda | None = None) -> None:
         super().__init__()
         if not isinstance(net, TunableModel):
             raise TypeError(f"LiveFold: net must be a TunableModel; got {type(net).__name__}")
@@ -65,17 +70,18 @@ class LiveFold(nn.Module):
         # In a tuple: the tunable model is a source, not a part (no second set of kernels in the state dict).
         self._source = (net,)
         self._targets = targets
-        self.set(net.spec.defaults if lam is None else lam)
+        self.set(lam)
 
-    def set(self, lam: Tensor | Sequence[float]) -> None:
-        """Blend all kernels for `lam`, [p] or [1, p], in place.
+    def set(self, lam: Lambda | None = None) -> None:
+        """Blend all kernels for `lam` in place; `lam` as for `fold`.
 
         Raises:
             ValueError: As `fold`.
         """
         with torch.no_grad():
-            self.lam = _shared_lambda("LiveFold.set", self._source[0], lam)
-            _blend_into(self._targets, self.lam)
+            net = self._source[0]
+            self.lam = _shared_lambda("LiveFold.set", net, lam)
+            _blend_into(self._targets, net.spec.normalise(self.lam))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the plain network."""
@@ -160,10 +166,12 @@ def _blend_into(targets: Sequence[_Target], lam: Tensor) -> None:
         functional.blend_into(stacks, alphas, starts, outputs)
 
 
-def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:
-    """Return lambda [p] on the model's device; one per sample or a map has no single kernel."""
-    tuning = net.layers[0].tuning if isinstance(net, TunableModel) else net.tuning
-    values = read_lambda(op, lam, tuning.num_params, like=first_float(net))  # type: ignore[union-attr, arg-type]
+def _shared_lambda(op: str, net: nn.Module, lam: Lambda | None) -> Tensor:
+    """Return lambda [p] on the model's device, in its units; one per sample or a map has no single kernel."""
+    if isinstance(net, TunableModel):
+        values = net.spec.check(lam, first_float(net), op=op, warn=True)
+    else:
+        values = read_lambda(op, lam, net.tuning.num_params, first_float(net))  # type: ignore[union-attr, arg-type]
     if values.dim() == 2 and values.shape[0] == 1:
         values = values[0]
     if values.dim() != 1:

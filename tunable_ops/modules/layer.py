@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import KernelStacks
-from tunable_ops.modules.spec import read_lambda
+from tunable_ops.modules.read_lambda import read_lambda
 from tunable_ops.modules.tuning import Tuning
 
 
@@ -37,7 +37,8 @@ class TunableLayer(nn.Module):
         """Return the blend for a call: from `lam`, or from the TunableModel around the layer.
 
         Args:
-            lam: [p], [B, p], a map [B, p, *size], or None inside a TunableModel.
+            lam: [p], [B, p], a map [B, p, *size], or None inside a TunableModel. A layer knows no units: these are the
+                numbers that phi gets, a model's lambda divided by the scales of its `LambdaSpec`.
             batch: The input's leading size, None where it is unbatched. n*B stands for n rows per sample (windows,
                 heads), sample-major: alpha is repeated n times.
             grid: The output's spatial size, or a function that returns it; empty where the layer has no grid.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.network_blend import BlendPlan
+from tunable_ops.modules.read_lambda import Lambda
 from tunable_ops.modules.spec import LambdaSpec
 
 
@@ -24,13 +25,16 @@ class TunableModel(nn.Module):
         num_params: p; every layer's must be the same.
         domain: "simplex" or "box".
         names: One name per tuning parameter; default lambda0, lambda1, ...
-        ranges: (low, high) of each; default (0, 1).
-        defaults: Where a slider starts; default the centre of the simplex, 0 on the box.
+        ranges: (low, high) of each, in its unit; default (0, 1).
+        defaults: Where a slider starts, and what a call without lambda takes; default the centre of the simplex, 0 on
+            the box.
+        units: What each is counted in, such as "of 255"; default "", none.
         on_map: What layers without a spatial grid do with a map of lambda: "raise" or take its "mean".
 
     Attributes:
         network: The network.
-        spec: Names, ranges, defaults and domain of lambda (`LambdaSpec`).
+        spec: Names, units, ranges, defaults and domain of lambda (`LambdaSpec`). phi gets lambda divided by its scales:
+            on the box the largest end of each range, so that a knob from 0 to 50 sends 0 to 1 to the layers.
         conversion: The keyword arguments of the `convert` call that made the model, else None.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
     """
@@ -44,13 +48,14 @@ class TunableModel(nn.Module):
         names: Sequence[str] | None = None,
         ranges: Sequence[Sequence[float]] | None = None,
         defaults: Sequence[float] | None = None,
+        units: Sequence[str] | None = None,
         on_map: str = "raise",
     ) -> None:
         super().__init__()
         if on_map not in frames.ON_MAP:
             raise ValueError(f"TunableModel: on_map must be one of {frames.ON_MAP}; got {on_map!r}")
         self.network = network
-        self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults)
+        self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
         self.on_map = on_map
         self.conversion: Mapping[str, Any] | None = None
         self.notes: dict[str, Any] = {}
@@ -72,25 +77,33 @@ class TunableModel(nn.Module):
         """The model's tunable layers, in the order of the network's modules."""
         return tuple(self._layers)
 
-    def forward(self, input: Any, lam: Tensor | Sequence[float], *args: Any, **kwargs: Any) -> Any:
+    def forward(self, input: Any, lam: Lambda | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run the network at lambda.
 
         Args:
             input: The network's first argument.
-            lam: [p], [B, p] or a map [B, p, H, W]; numbers or a tensor.
+            lam: In the units of `spec`: [p], [B, p] or a map [B, p, H, W], numbers or a tensor; one number where p = 1;
+                names with numbers, tensors [B] or maps [B, H, W], where names left out have their defaults (on the
+                simplex: share the rest of 1); None: the defaults.
             args: Further arguments of the network.
             kwargs: The same, by name.
 
         Returns:
             What the network returns.
 
+        Values outside their range and, on the simplex, a sum that is not 1 give a `LambdaWarning`, where looking at
+        them is free (not on a GPU); tensors in training mode do not.
+
         Raises:
-            TypeError: lam is neither numbers nor a floating-point tensor.
-            ValueError: lam has a wrong length or a value that is not finite (values on a GPU are not checked).
+            TypeError: lam is neither numbers nor floating-point tensors.
+            ValueError: lam has a wrong length, an unknown name or a value that is not finite (values on a GPU are not
+                checked).
         """
-        lam = self.spec.check(lam, like=first_float(self.network))
+        warn = not (self.training and isinstance(lam, Tensor))
+        lam = self.spec.check(lam, first_float(self.network), warn=warn)
         if lam.dim() == 2 and lam.shape[0] == 1:
             lam = lam[0]
+        lam = self.spec.normalise(lam)
         tunings, plan = [layer.tuning for layer in self._layers], self._plan(lam.device.type)
         frames.Frame(lam, tunings, plan, self.on_map).push()
         try:
