@@ -102,7 +102,10 @@ class TunableModel(nn.Module):
         warn = not (self.training and isinstance(lam, Tensor))
         lam = self.spec.check(lam, first_float(self.network), warn=warn)
         if lam.dim() == 2 and lam.shape[0] == 1:
-            lam = lam[0]
+            # the reshape makes a trace refuse [B, p], for which its kernels are wrong
+            lam = lam.reshape(self.spec.num_params) if torch.jit.is_tracing() else lam[0]
+        elif lam.dim() == 1 and torch.jit.is_tracing():
+            lam = lam.reshape(self.spec.num_params)
         lam = self.spec.normalise(lam)
         tunings, plan = [layer.tuning for layer in self._layers], self._plan(lam.device.type)
         frames.Frame(lam, tunings, plan, self.on_map).push()

@@ -295,7 +295,7 @@ def _tidy(value: Any) -> Any:
 
 def _divisor(scales: tuple[float, ...], lam: Tensor) -> Tensor:
     """Return the scales as a tensor [p] like lambda."""
-    if torch.compiler.is_compiling() or type(lam) is not Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(lam) is not Tensor:
         return lam.new_tensor(scales)
     return _kept_divisor(scales, lam.dtype, lam.device)
 
