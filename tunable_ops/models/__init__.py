@@ -13,16 +13,18 @@ from tunable_ops.models.dncnn import DnCNN
 from tunable_ops.models.edsr import EDSR
 from tunable_ops.models.ffdnet import FFDNet
 from tunable_ops.models.nafnet import NAFNet
+from tunable_ops.models.rlfn import RLFN
 from tunable_ops.models.stylenet import StyleNet
 from tunable_ops.models.swinir import SwinIR
 
-__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
+__all__ = ["ARCHITECTURES", "EDSR", "RLFN", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "dncnn": DnCNN,
     "edsr": EDSR,
     "ffdnet": FFDNet,
     "nafnet": NAFNet,
+    "rlfn": RLFN,
     "stylenet": StyleNet,
     "swinir": SwinIR,
 }
