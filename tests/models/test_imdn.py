@@ -50,7 +50,7 @@ def test_errors() -> None:
         IMDN(features=6)
     with pytest.raises(ValueError, match="IMDN: scale must be at least 1; got 0"):
         IMDN(scale=0)
-    with pytest.raises(TypeError, match="IMDN: blocks must be an int; got 2.0"):
+    with pytest.raises(TypeError, match=r"IMDN: blocks must be an int; got 2\.0"):
         IMDN(blocks=2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"IMDN: x must be \[B, 3, H, W\]; got \[3, 4, 4\]"):
         IMDN(features=4, blocks=1)(torch.zeros(3, 4, 4))
