@@ -135,3 +135,27 @@ def test_zero_is_the_published_network_bit_for_bit(name: str, layout: str) -> No
         assert same(folded, expected)
         assert same(tunable_ops.LiveFold(net, [0.0]), expected)
     assert all(torch.equal(value, folded.state_dict()[key]) for key, value in weights(file).items())
+
+
+@NEEDS_WEIGHTS
+@pytest.mark.slow
+def test_the_published_denoiser_with_its_level_as_a_knob() -> None:
+    """At every position of `sigma` it is FFDNet while `texture` is 0, whatever its kernels are."""
+    plain = models.FFDNet().eval()
+    plain.load_state_dict(weights("ffdnet_color"))
+    reading = models.FFDNet(knob=0).eval()
+    reading.load_state_dict(weights("ffdnet_color"))
+    net = tunable_ops.convert(reading, 2, domain="box", names=("sigma", "texture"))
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 48, 41)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight[1:] = 0.01 * torch.randn(layer.weight[1:].shape, generator=source)
+        for sigma in range(0, 51, 5):
+            position = torch.tensor([sigma / 50, 0.0])
+            same = plain(x, float(position[0] * (50 / 255)))
+            assert torch.equal(net(x, position), same)
+            assert torch.equal(tunable_ops.fold(net, position)(x), same)
+            # lambda counts in 50ths: the level is sigma / 255 up to the rounding of both
+            torch.testing.assert_close(same, plain(x, sigma / 255), atol=1e-6, rtol=0)
+        assert not torch.allclose(net(x, [0.5, 1.0]), net(x, [0.5, 0.0]), atol=1e-2)
