@@ -21,6 +21,7 @@ from tunable_ops.functional import (
     tunable_parameters,
 )
 from tunable_ops.modules import (
+    LambdaPlanes,
     LambdaSpec,
     LambdaWarning,
     LiveFold,
@@ -34,6 +35,7 @@ from tunable_ops.modules import (
     checkpoint,
     convert,
     fold,
+    freeze_all_but_new,
     freeze_base,
     load_plain,
     merge_base,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LambdaPlanes",
     "LambdaSpec",
     "LambdaWarning",
     "LiveFold",
@@ -64,6 +67,7 @@ __all__ = [
     "checkpoint",
     "convert",
     "fold",
+    "freeze_all_but_new",
     "freeze_base",
     "load_plain",
     "losses",

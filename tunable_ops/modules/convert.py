@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
-from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
@@ -55,7 +55,8 @@ def convert(
     """Make a network tunable; it still computes what it did, for every lambda of the domain.
 
     On the simplex (lambda sums to 1) every kernel starts as the plain one; on the box there are p + 1 kernels, the
-    plain one under the constant weight 1 and p that start at zero.
+    plain one under the constant weight 1 and p that start at zero. Entries of lambda that the network reads itself
+    (`LambdaPlanes`) have no kernel on the box, and phi starts without them.
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
     parameters stay tied. These stay plain, and one warning names them: layers whose `.weight` MultiheadAttention and
@@ -65,7 +66,7 @@ def convert(
     Args:
         network: Any nn.Module; it is copied, not changed.
         num_params: p, the length of lambda.
-        num_kernels: P; default p on the simplex, p + 1 on the box.
+        num_kernels: P; default p on the simplex, p + 1 on the box, less the entries that the network reads itself.
         tuning: "affine" or "identity" (simplex only).
         domain: "simplex" or "box".
         include: Patterns (fnmatch) of module names to convert; None converts all.
@@ -97,6 +98,11 @@ def convert(
     LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
+    followed = _followed(network, num_params) if domain == "box" and num_kernels is None else None
+    if followed == []:
+        chosen, left_alone, parameters = {}, [], ()  # the network reads all of lambda itself
+    elif followed is not None:
+        options["num_kernels"] = len(followed) + 1
     memo: dict[int, Any] = {}
     stacks: dict[int, tuple[nn.Parameter, StackedLayer]] = {}
     for module in chosen:
@@ -106,7 +112,7 @@ def convert(
     for module in chosen:
         carry_over(module, memo[id(module)], memo)
     blends = _make_parameters_tunable(copied, parameters, options, left_alone)
-    if not chosen and not blends:
+    if not chosen and not blends and followed != []:
         raise ValueError(
             "convert: network must have a convolution, a linear layer or a parameter to convert; got "
             f"{type(network).__name__}" + (f", of which these stay: {', '.join(left_alone)}" if left_alone else "")
@@ -116,8 +122,11 @@ def convert(
     model = TunableModel(
         copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, units=units, on_map=on_map
     )
+    for following in model.layers if followed else ():
+        following.tuning.follow(followed or ())
     model.conversion = {
         **options,
+        "num_kernels": num_kernels,
         "include": None if include is None else list(include),
         "exclude": list(exclude),
         "parameters": list(parameters),
@@ -129,6 +138,12 @@ def convert(
     }
     model.training = network.training  # not train(): parts of the network may be in another mode
     return model
+
+
+def _followed(network: nn.Module, num_params: int) -> list[int] | None:
+    """Return the entries of lambda that the network does not read itself; None where it reads none."""
+    read = entries_read(network)
+    return [entry for entry in range(num_params) if entry not in read] if read else None
 
 
 def _choose(

@@ -144,6 +144,22 @@ def freeze_base(net: TunableModel, frozen: bool = True) -> None:
         stack_parts(owner, attribute)[0].requires_grad_(not frozen)
 
 
+def freeze_all_but_new(net: TunableModel) -> None:
+    """Freeze everything but the new kernels: at lambda = 0 the network stays what it was, bit for bit.
+
+    The base kernels, phi (whose bias would let new kernels act at lambda = 0) and what is not tunable. New kernels that
+    are frozen already, because the plain one was, stay so. Batch norms in training mode still gather statistics.
+
+    Raises:
+        ValueError: As `split_base`.
+    """
+    split_base(net)
+    new = {id(part) for _, owner, attribute, _ in _stacks(net) for part in stack_parts(owner, attribute)[1:]}
+    for parameter in net.parameters():
+        if id(parameter) not in new:
+            parameter.requires_grad_(False)
+
+
 def optimizer_groups(
     net: TunableModel,
     *,
