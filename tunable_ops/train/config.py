@@ -116,7 +116,17 @@ class Objective(Section):
 
     name: str
     loss: Literal[
-        "mse", "l1", "charbonnier", "ssim", "tv", "perceptual", "perceptual_gradient", "lpips", "dists", "style"
+        "mse",
+        "log_mse",
+        "l1",
+        "charbonnier",
+        "ssim",
+        "tv",
+        "perceptual",
+        "perceptual_gradient",
+        "lpips",
+        "dists",
+        "style",
     ] = "mse"
     target: Literal["clean", "noiseless", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
