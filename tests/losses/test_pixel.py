@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunable_ops import losses
 
-PAIRED = [losses.mse, losses.l1, losses.charbonnier]
+PAIRED = [losses.mse, losses.l1, losses.charbonnier, losses.log_mse]
 EVERY = [*PAIRED, losses.tv]
 FORMULAS = {
     losses.mse: lambda d: d * d,
@@ -54,7 +54,7 @@ def loop_tv(output):
     return torch.tensor(result, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("loss", PAIRED, ids=names)
+@pytest.mark.parametrize("loss", FORMULAS, ids=names)
 @pytest.mark.parametrize("shape", [(1, 1), (3,), (1, 3, 1, 1), (2, 3, 4, 5), (3, 2, 5), (2, 1, 2, 3, 4)], ids=str)
 def test_values_against_loop(loss, shape):
     output, target = draw(*shape), draw(*shape, seed=1)
@@ -67,7 +67,7 @@ def test_values_against_loop(loss, shape):
 @settings(max_examples=40, deadline=None)
 def test_values_of_any_shape(shape, seed):
     output, target = draw(*shape, seed=seed), draw(*shape, seed=seed + 100)
-    for loss in PAIRED:
+    for loss in FORMULAS:
         torch.testing.assert_close(loss(output, target), loop(loss, output, target), rtol=1e-12, atol=1e-300)
 
 
@@ -144,8 +144,9 @@ def test_half_sums_do_not_overflow(loss):
     output = torch.zeros(1, 1, 128, 128, dtype=torch.float16)
     output[..., ::2] = 300
     target = torch.zeros_like(output)
-    expected = {losses.mse: 45000.0, losses.l1: 150.0, losses.charbonnier: 150.0005, losses.tv: 300.0}[loss]
-    torch.testing.assert_close(loss(output, target), torch.tensor([expected]), rtol=1e-6, atol=0)
+    expected = {losses.mse: 45000.0, losses.l1: 150.0, losses.charbonnier: 150.0005, losses.tv: 300.0}
+    expected[losses.log_mse] = 10 * math.log10(45000)
+    torch.testing.assert_close(loss(output, target), torch.tensor([expected[loss]]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("loss", PAIRED, ids=names)
@@ -256,3 +257,29 @@ def test_wrong_eps(eps):
 def test_tv_needs_a_picture():
     with pytest.raises(ValueError, match=r"^tv: output must be \[B, ..., H, W\]; got \[2, 3\]"):
         losses.tv(torch.zeros(2, 3))
+
+
+def test_log_mse_is_minus_the_psnr_of_each_sample():
+    target = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    output = target + torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1)
+    expected = torch.tensor([-20 + 10 * math.log10(1 + 1e-6), -40 + 10 * math.log10(1 + 1e-4), -80])
+    torch.testing.assert_close(losses.log_mse(output, target), expected.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses.log_mse(output, target, eps=1e-4)[2], torch.tensor(-40.0).double())
+
+
+def test_log_mse_gives_every_sample_an_equal_pull():
+    """The gradient's length is 20/ln10 over the error's, so ten times the error pulls a tenth; lambda weighs samples."""
+    target = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    error = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    output = (target + error * torch.tensor([0.1, 1.0]).view(2, 1, 1, 1)).requires_grad_()
+    criterion = losses.MultiLoss({"db": losses.log_mse})
+    total, _ = criterion(output, {"db": target}, torch.tensor([[0.5], [2.0]], dtype=torch.float64))
+    (grad,) = torch.autograd.grad(total, output)
+    pulls = (grad * (output - target)).detach().flatten(1).sum(1)
+    torch.testing.assert_close(pulls, torch.tensor([0.5, 2.0]).double() / 2 * 20 / math.log(10), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-3, 1e-31, math.nan, math.inf])
+def test_wrong_eps_of_log_mse(eps):
+    with pytest.raises(ValueError, match=r"^log_mse: eps must be finite and at least 1e-30; got "):
+        losses.log_mse(torch.zeros(1, 2), torch.zeros(1, 2), eps=eps)

@@ -59,9 +59,10 @@ def test_the_simplex_check_finds_faults(p):
 def is_uniform(values):
     """Run a Kolmogorov-Smirnov test for [0, 1] with a false alarm rate of 1e-6, about five standard errors."""
     values = values.sort().values
-    steps = torch.arange(N + 1, dtype=torch.float64) / N
+    n = len(values)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
     distance = torch.maximum(steps[1:] - values, values - steps[:-1]).max()
-    return distance < math.sqrt(math.log(2 / 1e-6) / 2 / N)
+    return distance < math.sqrt(math.log(2 / 1e-6) / 2 / n)
 
 
 def test_uniform_fills_its_ranges():
@@ -260,3 +261,88 @@ def test_the_simplex_takes_its_own_range():
 def test_wrong_draws(batch, dtype, error, text):
     with pytest.raises(error, match="^" + text):
         losses.sampler("simplex", 2)(batch, dtype=dtype)
+
+
+def marginal(kind, values, p):
+    """Return the probability that a coordinate is below each value."""
+    return values if kind == "uniform" else 1 - (1 - values) ** (p - 1)
+
+
+@pytest.mark.parametrize(("kind", "p"), [("uniform", 1), ("uniform", 3), ("simplex", 2), ("simplex", 4)])
+@pytest.mark.parametrize("batch", [1, 2, 5, 8, 100])
+def test_every_stratum_is_hit_exactly_once(kind, p, batch):
+    draw = losses.sampler(kind, p, stratified=True)
+    for seed in range(5):
+        lam = draw(batch, generator=seeded(seed), dtype=torch.float64)
+        columns = lam.T if kind == "uniform" else lam.T[:1]
+        for column in columns:
+            parts = (batch * marginal(kind, column, p)).floor().sort().values
+            assert parts.tolist() == list(range(batch))
+        if kind == "simplex":
+            left = 1 - lam[:, 0]
+            for k in range(1, p - 1):  # what each parameter takes of the rest of the stick
+                parts = (batch * marginal("simplex", lam[:, k] / left, p - k)).floor().sort().values
+                assert parts.tolist() == list(range(batch))
+                left = left - lam[:, k]
+    independent = losses.sampler(kind, p)(100, generator=seeded(), dtype=torch.float64)[:, 0]
+    assert len(set((100 * marginal(kind, independent, p)).floor().tolist())) < 80  # the check finds gaps
+
+
+def test_stratified_ranges():
+    lam = losses.sampler("uniform", 3, ranges=RANGES, stratified=True)(10, generator=seeded()).double()
+    for values, (low, high) in zip(lam.unbind(1), RANGES, strict=True):
+        assert (10 * (values - low) / (high - low)).floor().sort().values.tolist() == list(range(10))
+
+
+def test_one_stratified_sample_has_the_same_distribution():
+    """Batches of 4, one sample of each: uniform on the domain, without a trace of the strata."""
+    simplex, box = losses.sampler("simplex", 3, stratified=True), losses.sampler("uniform", 3, stratified=True)
+    source, n = seeded(), 4000
+    assert simplex_faults(torch.stack([simplex(4, generator=source)[1] for _ in range(n)])) == []
+    lam = torch.stack([box(4, generator=source)[1] for _ in range(n)]).double()
+    assert all(is_uniform(values) for values in lam.unbind(1))
+    assert (torch.corrcoef(lam.T) - torch.eye(3)).abs().max() < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "simplex"])
+def test_stratified_samples_keep_to_the_rules_of_the_others(kind):
+    """The generator alone decides, corners leave the rest alone, and the means of a batch vary less."""
+    plain = losses.sampler(kind, 3, stratified=True)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = plain(1000, generator=seeded(7))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(plain(1000, generator=seeded(7)), first)
+    mixed = losses.sampler(kind, 3, corners=0.3, stratified=True)(1000, generator=seeded(7))
+    same = (first == mixed).all(1)
+    assert 600 < same.sum() < 800 and ((mixed[~same] == 0) | (mixed[~same] == 1)).all()
+    assert plain(0).shape == (0, 3) and plain(None).shape == (3,)
+    spread = {
+        flag: torch.stack(
+            [losses.sampler(kind, 3, stratified=flag)(8, generator=seeded(s)).mean(0) for s in range(200)]
+        ).std(0)
+        for flag in (False, True)
+    }
+    assert (spread[True] < spread[False] / 2).all(), spread
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["uniform", "simplex"])
+def test_stratified_types_and_domain(kind, dtype):
+    for batch, p in ((1, 1), (3, 1), (7, 2), (64, 5)):
+        lam = losses.sampler(kind, p, stratified=True)(batch, generator=seeded(), dtype=dtype)
+        assert lam.shape == (batch, p) and lam.dtype == dtype and ((lam >= 0) & (lam <= 1)).all()
+        if kind == "simplex":
+            sums = lam.double().sum(-1)
+            torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=p * torch.finfo(dtype).eps)
+
+
+def test_strata_do_not_round_past_the_range(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **kw: torch.full(shape, 1 - 2.0**-24, dtype=kw["dtype"]))
+    lam = losses.sampler("uniform", 2, ranges=[(0.1, 0.3), (-7.7, 0.1)], stratified=True)(50)
+    assert (lam[:, 0] <= 0.3).all() and (lam[:, 1] <= 0.1).all()
+
+
+def test_wrong_stratified():
+    with pytest.raises(TypeError, match=r"^sampler: stratified must be a bool; got 1"):
+        losses.sampler("uniform", 2, stratified=1)

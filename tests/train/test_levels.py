@@ -35,11 +35,13 @@ def test_an_objective_of_constant_weight(make_config) -> None:
     config = make_config(tuning=BOX, objectives=FIXED, degradation={"blur": {"levels": [1, 1]}})
     assert (config.num_params, config.param_names) == (2, ["denoise", "deblur"])
     lam = torch.tensor([[0.3, 0.0], [0.0, 0.0]])
-    assert objective_weights(config.objectives, lam).tolist() == [[1.0], [1.0]]
+    assert objective_weights(config.objectives, config.param_names, lam).tolist() == [[1.0], [1.0]]
     batch = Batches(Photographs(find_training_files(config.data.source), 16), config, build_sampler(config))[0]
     assert batch.lam.shape == (4, 2)
     output, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    total, _ = build_criterion(config)(output, {"clean": target}, objective_weights(config.objectives, lam))
+    total, _ = build_criterion(config)(
+        output, {"clean": target}, objective_weights(config.objectives, config.param_names, lam)
+    )
     torch.testing.assert_close(total, (output - target).square().mean())
 
 
@@ -47,7 +49,7 @@ def test_objectives_that_follow_stand_first(make_config) -> None:
     """(lambda_1, 1), and the second knob belongs to the blur alone."""
     objectives = [{"name": "clean"}, {"name": "smooth", "loss": "tv", "follows": False}]
     config = make_config(objectives=objectives, tuning=BOX, degradation={"blur": {"levels": [0, 1]}})
-    weights = objective_weights(config.objectives, torch.tensor([0.25, 0.75]))
+    weights = objective_weights(config.objectives, config.param_names, torch.tensor([0.25, 0.75]))
     assert weights.tolist() == [0.25, 1.0]
 
 
@@ -64,7 +66,10 @@ def test_objectives_that_follow_stand_first(make_config) -> None:
             'tuning.domain must be "box" for a single knob',
         ),
         ({"degradation": {"noise": {"floor": 3}}}, "degradation.noise.floor must come with levels; got 3.0"),
-        ({"objectives": [{"name": "a", "follows": False}, {"name": "b"}]}, "do not follow lambda must stand last"),
+        (
+            {"objectives": [{"name": "a", "follows": False}, {"name": "b"}]},
+            "do not follow the lambda of their place must stand last",
+        ),
         ({"objectives": FIXED, "tuning": {"names": None}}, "tuning.names must have one entry per objective, 1, or mo"),
         ({"objectives": FIXED, "tuning": BOX, "degradation": {"blur": {"levels": [1]}}}, "degradation.blur.levels mus"),
         ({"tuning": {"names": ["a", "b", "c"]}}, "tuning.names must have one entry per objective, 2, or more"),

@@ -13,7 +13,7 @@ from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
 from tunable_ops.losses.perceptual_gradient import PerceptualGradient
-from tunable_ops.losses.pixel import charbonnier, l1, mse, tv
+from tunable_ops.losses.pixel import charbonnier, l1, log_mse, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
 from tunable_ops.losses.ssim import ssim
@@ -38,6 +38,7 @@ __all__ = [
     "VGG19Features",
     "charbonnier",
     "l1",
+    "log_mse",
     "mse",
     "sampler",
     "ssim",

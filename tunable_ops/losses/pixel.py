@@ -82,6 +82,41 @@ def charbonnier(output: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
     return mean_per_sample(torch.sqrt(difference * difference + eps * eps))
 
 
+def log_mse(output: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
+    """Compute the mean squared error of each sample in decibels: ``10 * log10(mse + eps)``.
+
+    For values in [0, 1] this is minus the PSNR (the "PSNR loss" of HINet, Chen et al., CVPRW 2021, and NAFNet, Chen et
+    al., ECCV 2022). Its gradient is that of `mse` divided by the sample's own error: samples that are nearly right
+    count as much as those that are far off, whatever the noise level.
+
+    A trap: several objectives of this kind towards different targets make lambda a switch, as with `l1`, and more so;
+    use `mse` there (see `MultiLoss`).
+
+    Args:
+        output: [B, ...], floating point; half types are computed in float32.
+        target: Same shape and device.
+        eps: Mean squared error below which a sample's gradient fades, a positive number; 1e-8 is 80 dB. At least 1e-30,
+            to stay within the range of float32.
+
+    Returns:
+        [B], float32 (float64 if either input is), in dB; negative for errors below 1. [0] for an empty batch.
+        Derivatives of any order.
+
+    Raises:
+        TypeError: An input is not a floating point Tensor.
+        ValueError: Shapes or devices differ, a sample has no elements, or eps is out of range.
+
+    Example:
+        >>> log_mse(torch.tensor([[0.1, -0.1], [10.0, 10.0]]), torch.zeros(2, 2))
+        tensor([-20.0000,  20.0000])
+    """
+    if not 1e-30 <= eps < math.inf:
+        raise ValueError(f"log_mse: eps must be finite and at least 1e-30; got {eps}")
+    output, target = check_pair("log_mse", output, target)
+    difference = output - target
+    return 10 / math.log(10) * torch.log(mean_per_sample(difference * difference) + eps)
+
+
 def tv(output: Tensor, target: Tensor | None = None) -> Tensor:
     """Compute the anisotropic total variation of each sample, as a mean per direction.
 

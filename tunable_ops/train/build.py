@@ -99,14 +99,28 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     return losses.MultiLoss(objectives)
 
 
-def objective_weights(objectives: Sequence[Objective], lam: Tensor) -> Tensor:
+def objective_weights(objectives: Sequence[Objective], names: Sequence[str], lam: Tensor) -> Tensor:
     """Return the weights of n objectives, [n] or [B, n], for lambda [p] or [B, p].
 
-    lambda_i for objective i, or 1 for the last ones, which do not follow it.
+    lambda_i for objective i; 1 for those that do not follow it; and ``prod_k (a_k + (b_k - a_k) * lambda_k)`` for those
+    with ``weight``, over the knobs k that it names and their weights a_k at 0 and b_k at 1.
+
+    Args:
+        objectives: In the order of the configuration.
+        names: Of the tuning parameters, in lambda's order.
+        lam: Between 0 and 1.
     """
-    following = sum(objective.follows for objective in objectives)
-    fixed = lam.new_ones((*lam.shape[:-1], len(objectives) - following))
-    return torch.cat((lam[..., :following], fixed), dim=-1)
+    columns = []
+    for place, objective in enumerate(objectives):
+        if objective.has_own_knob:
+            columns.append(lam[..., place])
+            continue
+        weight = torch.ones_like(lam[..., 0])
+        for knob, (at_zero, at_one) in (objective.weight or {}).items():
+            position = lam[..., names.index(knob)]
+            weight = weight * (at_zero * (1 - position) + at_one * position)
+        columns.append(weight)
+    return torch.stack(columns, dim=-1)
 
 
 _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -184,7 +198,8 @@ def build_sampler(config: Config) -> losses.Sampler | None:
     if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
-    return losses.sampler(kind, config.num_params, corners=config.sampler.corners)
+    chosen = config.sampler
+    return losses.sampler(kind, config.num_params, corners=chosen.corners, stratified=chosen.stratified)
 
 
 def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:

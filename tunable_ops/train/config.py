@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,8 @@ class Tuning(Section):
     ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
     "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
     of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
-    those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation alone.
+    those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation, or of
+    objectives with a ``weight``.
 
     With ``freeze`` (box domain) only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
     that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
@@ -98,22 +99,34 @@ class Sampler(Section):
     ``groups``: how many are drawn per batch and process, each for an equal part of it (null: one per sample). Few make
     a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier. ``balanced`` makes each draw
     come with its mirror images, cyclic shifts (1 - lambda on the box), so that every batch weighs the objectives alike.
+    ``stratified`` makes the draws of a batch cover the domain evenly (`losses.sampler`); where they are balanced, those
+    that the others mirror.
     """
 
     kind: Literal["simplex", "uniform"] | None = None
     corners: float = Field(default=0.1, ge=0, le=1)
     groups: int | None = Field(default=None, ge=1)
     balanced: bool = True
+    stratified: bool = False
+
+
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Objective(Section):
     """One objective of the multi-loss.
 
     ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
-    with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), or the "input" of the network;
-    ``scale`` a fixed factor that brings objectives to comparable sizes. Objective i has the weight lambda_i. Objectives
-    with ``follows = false`` come after those that do; their weight is 1 whatever lambda is: for knobs of the
-    degradation, whose levels follow lambda.
+    with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), the "noisy" one (the clean one with
+    the noise of the input, not blurred), or the "input" of the network; ``scale`` a fixed factor that brings objectives
+    to comparable sizes. Objective i has the weight lambda_i. Objectives with ``follows = false`` come after those that
+    do; their weight is 1 whatever lambda is: for knobs of the degradation, whose levels follow lambda.
+
+    ``weight`` names the knobs that move an objective, whatever its place: knob -> [weight where the knob is 0, weight
+    where it is 1], and between them a straight line; several knobs multiply. Others leave it alone. Such objectives come
+    after those that follow lambda, too, and `Tuning.names` must then list all knobs. An objective of L1 that fades as
+    ``texture`` rises has ``weight = { texture = [1, 0.1] }``; one towards the sharp, noisy picture, at its corner of
+    two knobs, ``weight = { keep = [0, 1], deblur = [0, 1] }``.
 
     The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
     if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a file of `losses.PGN` (default:
@@ -125,13 +138,44 @@ class Objective(Section):
 
     name: str
     loss: Literal[
-        "mse", "l1", "charbonnier", "ssim", "tv", "perceptual", "perceptual_gradient", "lpips", "dists", "style"
+        "mse",
+        "log_mse",
+        "l1",
+        "charbonnier",
+        "ssim",
+        "tv",
+        "perceptual",
+        "perceptual_gradient",
+        "lpips",
+        "dists",
+        "style",
     ] = "mse"
-    target: Literal["clean", "noiseless", "input"] = "clean"
+    target: Literal["clean", "noiseless", "noisy", "input"] = "clean"
     scale: float = Field(default=1.0, gt=0)
     follows: bool = True
+    weight: dict[str, tuple[_Weight, _Weight]] | None = Field(default=None, min_length=1)
     arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
     picture: str | None = None
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Objective:
+        if self.weight is not None and not self.follows:
+            raise ValueError(
+                f"objectives.follows must be left out where weight says what the objective follows; got false for "
+                f"{self.name!r}"
+            )
+        idle = [knob for knob, ends in (self.weight or {}).items() if ends[0] == ends[1]]
+        if idle:
+            raise ValueError(
+                f"objectives.weight must differ between the two ends of a knob; got equal ones for "
+                f"{', '.join(idle)} of {self.name!r}: leave the knob out, and give the factor as scale"
+            )
+        return self
+
+    @property
+    def has_own_knob(self) -> bool:
+        """True if its weight is the lambda of its place."""
+        return self.follows and self.weight is None
 
     @model_validator(mode="after")
     def _picture_of_a_style(self) -> Objective:
@@ -225,10 +269,11 @@ class Config(RunConfig):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives must have different names; got {names}")
-        following = [objective.follows for objective in self.objectives]
+        following = [objective.has_own_knob for objective in self.objectives]
         if sorted(following, reverse=True) != following or (self.tuning.phased and not all(following)):
             raise ValueError(
-                f"objectives that do not follow lambda must stand last, and not at all for phases; got {following}"
+                "objectives that do not follow the lambda of their place must stand last, and not at all for phases; "
+                f"got {following}"
             )
         count = self.num_params
         if count < sum(following) or not count or (count > len(names) and all(following)):
@@ -236,6 +281,7 @@ class Config(RunConfig):
                 f"tuning.names must have one entry per objective, {len(names)}, or more where some do not follow "
                 f"lambda; got {self.tuning.names}"
             )
+        self._check_weights()
         self._check_levels(sum(following))
         for key in ("defaults", "lam"):
             given = getattr(self.tuning, key)
@@ -257,9 +303,26 @@ class Config(RunConfig):
         self._check_styles()
         return self
 
+    def _check_weights(self) -> None:
+        """Weights name knobs that exist, and targets pictures of the output's size."""
+        names, smaller = self.param_names, self.degradation.downsample and not self.degradation.downsample.enlarge
+        for objective in self.objectives:
+            unknown = [knob for knob in objective.weight or () if knob not in names]
+            if unknown:
+                raise ValueError(
+                    f"objectives.weight must name tuning parameters, {', '.join(names)}; got {', '.join(unknown)} in "
+                    f"{objective.name!r}"
+                )
+            if objective.target == "noisy" and smaller:
+                raise ValueError(
+                    f"objectives.target must not be 'noisy' where the input is smaller than the clean picture; got it "
+                    f"in {objective.name!r}"
+                )
+
     def _check_levels(self, following: int) -> None:
         """Every knob must move something: the weight of an objective, or a level of the degradation."""
         count, moved = self.num_params, set(range(following))
+        moved |= {self.param_names.index(knob) for objective in self.objectives for knob in objective.weight or ()}
         for name, degradation in (("", self.degradation), ("validation.", self.validation.degradation)):
             for key in ("blur", "noise"):
                 levels = getattr(getattr(degradation, key, None), "levels", None)
@@ -303,7 +366,7 @@ class Config(RunConfig):
     @property
     def param_names(self) -> list[str]:
         """The names of the tuning parameters."""
-        return self.tuning.names or [objective.name for objective in self.objectives if objective.follows]
+        return self.tuning.names or [objective.name for objective in self.objectives if objective.has_own_knob]
 
     @property
     def num_params(self) -> int:

@@ -196,17 +196,30 @@ class Batches(Dataset[Batch]):
         clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
         if self.config.model.arguments.get("channels", 3) == 1:
             clean = grey(clean)
-        if self.sampler is None:
-            lam = torch.tensor(self.schedule.at(step).lam)
-        else:
-            count = self.config.sampler.groups or data.batch
-            lam = self.sampler(count, generator=generator(self.config.seed, "lambda", step, self.rank))
-            if self.config.sampler.balanced:
-                lam = balance(lam, self.sampler.kind)
-            lam = lam.repeat_interleave(data.batch // count, dim=0)
+        lam = self._lam(step)
         draws = generator(self.config.seed, "degradation", step, self.rank)
         pair = degrade(clean, self.config.degradation, draws, lam)
-        return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
+        targets = {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}
+        if pair.noisy is not None:
+            targets["noisy"] = pair.noisy
+        return Batch(pair.input, targets, lam)
+
+    def _lam(self, step: int) -> Tensor:
+        """Return lambda [B, p], or the fixed one [p]."""
+        if self.sampler is None:
+            return torch.tensor(self.schedule.at(step).lam)
+        batch, balanced = self.config.data.batch, self.config.sampler.balanced
+        count = self.config.sampler.groups or batch
+        source = generator(self.config.seed, "lambda", step, self.rank)
+        if balanced and self.sampler.stratified:
+            # the strata belong to the draws that stay, one in every ``images``
+            images = mirror_images(self.sampler.num_params, self.sampler.kind)
+            lam = self.sampler(-(-count // images), generator=source).repeat_interleave(images, dim=0)[:count]
+        else:
+            lam = self.sampler(count, generator=source)
+        if balanced:
+            lam = balance(lam, self.sampler.kind)
+        return lam.repeat_interleave(batch // count, dim=0)
 
 
 def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:
@@ -236,6 +249,11 @@ def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> 
 def grey(pictures: Tensor) -> Tensor:
     """Return ``0.299 R + 0.587 G + 0.114 B``, [B, 3, H, W] -> [B, 1, H, W]: for networks of one channel."""
     return (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def mirror_images(params: int, kind: str) -> int:
+    """Return how many rows `balance` makes of one draw, itself included."""
+    return 2 if kind == "uniform" else params
 
 
 def balance(lam: Tensor, kind: str) -> Tensor:

@@ -79,10 +79,14 @@ class Degradation(Section):
 
 
 class Degraded(NamedTuple):
-    """The input of the network, and the same picture before noise was added."""
+    """The input of the network; the same picture before noise was added; the clean one with that noise.
+
+    ``noisy`` is None where the input is smaller than the clean picture, whose noise it is.
+    """
 
     input: Tensor
     noiseless: Tensor
+    noisy: Tensor | None
 
 
 def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam: Tensor | None = None) -> Degraded:
@@ -95,7 +99,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
         lam: [p] or [B, p], for blur and noise that follow it.
 
     Returns:
-        `Degraded`, both [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.
+        `Degraded`, all [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.
     """
     out = clean
     batch = clean.shape[0]
@@ -110,12 +114,15 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
                 for b, factor in enumerate(factors)
             ]
         )
-    noiseless = out
+    noiseless, noisy = out, clean if out.shape == clean.shape else None
     if config.noise is not None:
-        out = add_noise(out, _drawn(config.noise, batch, generator, lam), generator)
+        noise = _noise(out, _drawn(config.noise, batch, generator, lam), generator)
+        out = noiseless + noise
+        noisy = None if noisy is None else noisy + noise
         if config.noise.clip:
             out = out.clamp(0, 1)
-    return Degraded(out, noiseless)
+            noisy = None if noisy is None else noisy.clamp(0, 1)
+    return Degraded(out, noiseless, noisy)
 
 
 def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
@@ -126,8 +133,12 @@ def add_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
         sigma: [B], standard deviation on the scale 0..255.
         generator: Source of n.
     """
+    return x + _noise(x, sigma, generator)
+
+
+def _noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return x + noise * (sigma.to(x.dtype) / 255).view(-1, 1, 1, 1)
+    return noise * (sigma.to(x.dtype) / 255).view(-1, 1, 1, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

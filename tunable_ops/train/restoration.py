@@ -98,7 +98,7 @@ class Restoration(Task):
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             output = self._output(x, lam)
-        return self.criterion(output.float(), targets, objective_weights(objectives, lam))
+        return self.criterion(output.float(), targets, objective_weights(objectives, self.config.param_names, lam))
 
     def _output(self, x: Tensor, lam: Tensor) -> Tensor:
         """Return the network's output; samples that share a lambda go through it together."""
