@@ -268,7 +268,7 @@ def test_log_mse_is_minus_the_psnr_of_each_sample():
 
 
 def test_log_mse_gives_every_sample_an_equal_pull():
-    """The gradient's length is 20/ln10 over the error's, so ten times the error pulls a tenth; lambda weighs samples."""
+    """The gradient is 20/ln10 over the error in length: ten times the error pulls a tenth; lambda weighs samples."""
     target = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     error = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     output = (target + error * torch.tensor([0.1, 1.0]).view(2, 1, 1, 1)).requires_grad_()

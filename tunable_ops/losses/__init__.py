@@ -1,13 +1,14 @@
 """Losses, their sum weighted by lambda, and samplers of lambda. Only torch is needed.
 
 Every loss is a function ``loss(output, target) -> [B]``: the mean over all dimensions but the batch. Those that compare
-features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are modules that hold their network. `MultiLoss` weights several
-losses by lambda, sample by sample, and averages over the batch last; `StyleTransfer` does so for styles, with one pass
-through the feature network.
+features (`Perceptual`, `GramStyle`, `LPIPS`, `DISTS`) are modules that hold their network; adversarial ones compare the
+scores of a `PatchDiscriminator`. `MultiLoss` weights several losses by lambda, sample by sample, and averages over the
+batch last; `StyleTransfer` does so for styles, with one pass through the feature network.
 """
 
 from typing import TYPE_CHECKING
 
+from tunable_ops.losses.adversarial import PatchDiscriminator, discriminator_loss, generator_loss, r1_penalty
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
@@ -30,6 +31,7 @@ __all__ = [
     "AlexNetFeatures",
     "GramStyle",
     "MultiLoss",
+    "PatchDiscriminator",
     "Perceptual",
     "PerceptualGradient",
     "Sampler",
@@ -37,9 +39,12 @@ __all__ = [
     "VGG16Features",
     "VGG19Features",
     "charbonnier",
+    "discriminator_loss",
+    "generator_loss",
     "l1",
     "log_mse",
     "mse",
+    "r1_penalty",
     "sampler",
     "ssim",
     "tv",

@@ -17,11 +17,21 @@ from tunable_ops.images import read_image
 from tunable_ops.losses.pgn import PGN
 from tunable_ops.modules import TunableModel, convert, freeze_all_but_new, optimizer_groups
 from tunable_ops.serialization import fill, read_weights
+from tunable_ops.train.adversarial import Adversary
 from tunable_ops.train.config import Config, Objective, Optim
 from tunable_ops.train.data import skimage_files
+from tunable_ops.train.distributed import Process
 from tunable_ops.train.seeding import derive_seed
 
-__all__ = ["build_criterion", "build_network", "build_optimizer", "build_sampler", "learning_rate", "objective_weights"]
+__all__ = [
+    "build_adversary",
+    "build_criterion",
+    "build_network",
+    "build_optimizer",
+    "build_sampler",
+    "learning_rate",
+    "objective_weights",
+]
 
 
 def build_network(config: Config, fresh: bool = True) -> nn.Module:
@@ -95,7 +105,7 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     """
     if config.trains_styles:
         return _style_criterion(config)
-    objectives = {objective.name: (_loss(objective), objective.scale) for objective in config.objectives}
+    objectives = {objective.name: (_loss(objective, config), objective.scale) for objective in config.objectives}
     return losses.MultiLoss(objectives)
 
 
@@ -134,9 +144,11 @@ _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 """Losses on features: their class, and the arguments that a configuration may give."""
 
 
-def _loss(objective: Objective) -> Callable[[Tensor, Any], Tensor]:
+def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:
     """Return the function or module of an objective, with its arguments."""
     given = objective.arguments
+    if objective.loss == "adversarial":  # of scores in place of pictures
+        return functools.partial(losses.generator_loss, form=config.adversarial.form)
     if objective.loss == "perceptual_gradient":
         _check_arguments(objective, ("path", "anchored"))
         anchored = bool(given.get("anchored", False))
@@ -191,6 +203,14 @@ def style_picture(source: str, size: int) -> Tensor:
     height, width = picture.shape[-2:]
     target = [max(size, round(side * size / min(height, width))) for side in (height, width)]
     return F.interpolate(picture, size=target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def build_adversary(config: Config, here: Process) -> Adversary | None:
+    """Return the discriminator of the adversarial objective; None where there is no such objective."""
+    if config.adversarial_objective is None:
+        return None
+    channels = config.model.arguments.get("channels", 3)
+    return Adversary(config.adversarial, config.seed, config.num_params, channels, here)
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:

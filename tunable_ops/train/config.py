@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tunable_ops.modules.convert import USUAL_PARAMETERS
+from tunable_ops.train.adversarial import Adversarial
 from tunable_ops.train.degradations import Degradation, Noise
 from tunable_ops.train.sections import (
     Data,
@@ -123,14 +124,17 @@ class Objective(Section):
     do; their weight is 1 whatever lambda is: for knobs of the degradation, whose levels follow lambda.
 
     ``weight`` names the knobs that move an objective, whatever its place: knob -> [weight where the knob is 0, weight
-    where it is 1], and between them a straight line; several knobs multiply. Others leave it alone. Such objectives come
-    after those that follow lambda, too, and `Tuning.names` must then list all knobs. An objective of L1 that fades as
-    ``texture`` rises has ``weight = { texture = [1, 0.1] }``; one towards the sharp, noisy picture, at its corner of
-    two knobs, ``weight = { keep = [0, 1], deblur = [0, 1] }``.
+    where it is 1], and between them a straight line; several knobs multiply, others leave it alone. Such objectives
+    come after those that follow the lambda of their place, and `Tuning.names` must then list all knobs. An L1 that
+    fades as ``texture`` rises has ``weight = { texture = [1, 0.1] }``; a loss towards the sharp, noisy picture, at its
+    corner of two knobs, ``weight = { keep = [0, 1], deblur = [0, 1] }``.
 
     The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
     if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a file of `losses.PGN` (default:
     the one that ships) and ``anchored`` as there.
+
+    With ``loss = "adversarial"`` the outputs are to look as real as the targets to a discriminator, which is trained
+    beside the network (`Adversarial`); one objective may have it.
 
     With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
     scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
@@ -148,6 +152,7 @@ class Objective(Section):
         "perceptual_gradient",
         "lpips",
         "dists",
+        "adversarial",
         "style",
     ] = "mse"
     target: Literal["clean", "noiseless", "noisy", "input"] = "clean"
@@ -184,8 +189,8 @@ class Objective(Section):
                 f"objectives.picture must be given for the loss 'style' and no other; got {self.picture!r} for the "
                 f"loss {self.loss!r} of {self.name!r}"
             )
-        if self.loss == "style" and self.arguments:
-            raise ValueError(f"objectives.arguments must be empty for the loss 'style'; got {self.arguments}")
+        if self.loss in ("style", "adversarial") and self.arguments:
+            raise ValueError(f"objectives.arguments must be empty for the loss {self.loss!r}; got {self.arguments}")
         return self
 
 
@@ -260,6 +265,7 @@ class Config(RunConfig):
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
     style: Style = Style()
+    adversarial: Adversarial = Adversarial()
     optim: Optim = Optim()
     compute: Compute = Compute()
     validation: Validation = Validation()
@@ -301,6 +307,7 @@ class Config(RunConfig):
             if self.data.crop % factor:
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
         self._check_styles()
+        self._check_adversarial()
         return self
 
     def _check_weights(self) -> None:
@@ -357,6 +364,26 @@ class Config(RunConfig):
             raise ValueError(
                 f"validation.every must be 0 for styles, which PSNR says nothing about; got {self.validation.every}"
             )
+
+    def _check_adversarial(self) -> None:
+        names = [objective.name for objective in self.objectives if objective.loss == "adversarial"]
+        if len(names) > 1 or (names and self.tuning.phased):
+            raise ValueError(
+                "objectives must be adversarial in one at most, and in none for phases; got " + ", ".join(names)
+            )
+        if not names and self.adversarial != Adversarial():
+            raise ValueError("adversarial must be left out where no objective has the loss 'adversarial'; got settings")
+        least = 2**self.adversarial.depth
+        if names and self.data.crop < least:
+            raise ValueError(
+                f"data.crop must be at least {least} for a discriminator of depth {self.adversarial.depth}; "
+                f"got {self.data.crop}"
+            )
+
+    @property
+    def adversarial_objective(self) -> str | None:
+        """The name of the adversarial objective, if there is one."""
+        return next((objective.name for objective in self.objectives if objective.loss == "adversarial"), None)
 
     @property
     def trains_styles(self) -> bool:

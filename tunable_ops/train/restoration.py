@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tunable_ops.control import PhasedModel
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
+from tunable_ops.train.adversarial import Adversary
 from tunable_ops.train.build import (
+    build_adversary,
     build_criterion,
     build_network,
     build_optimizer,
@@ -48,6 +50,7 @@ class Restoration(Task):
         self.net = build_network(config, fresh).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.criterion = build_criterion(config).to(here.device)
+        self.adversary = build_adversary(config, here)
         self.schedule = Schedule(config)
         photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
         self.batches = Batches(photographs, config, build_sampler(config), here.rank)
@@ -98,7 +101,40 @@ class Restoration(Task):
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             output = self._output(x, lam)
-        return self.criterion(output.float(), targets, objective_weights(objectives, self.config.param_names, lam))
+        output, weights = output.float(), objective_weights(objectives, self.config.param_names, lam)
+        if self.adversary is None:
+            return self.criterion(output, targets, weights)
+        return self._adversarial_loss(self.adversary, output, targets, weights, lam, step)
+
+    def _adversarial_loss(
+        self,
+        adversary: Adversary,
+        output: Tensor,
+        targets: dict[str, Tensor],
+        weights: Tensor,
+        lam: Tensor,
+        step: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the multi-loss where one of the objectives compares the scores of a discriminator."""
+        name = self.config.adversarial_objective
+        assert name is not None
+        outputs, strength = dict.fromkeys(targets, output), adversary.strength(step)
+        outputs[name], targets[name] = adversary.scores(output, targets[name], lam, step)
+        factors = [strength if objective.name == name else 1.0 for objective in self.config.objectives]
+        total, terms = self.criterion(outputs, targets, weights * weights.new_tensor(factors))
+        if not strength:
+            terms[name] = terms[name] * torch.nan  # the log leaves it out
+        return total, terms
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Let the discriminator, where there is one, do its step."""
+        return {} if self.adversary is None else self.adversary.learn(step)
+
+    def parts(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        """Return the network and the discriminator, where there is one, with their optimisers."""
+        if self.adversary is None:
+            return super().parts()
+        return super().parts() | {"discriminator": (self.adversary.discriminator, self.adversary.optimizer)}
 
     def _output(self, x: Tensor, lam: Tensor) -> Tensor:
         """Return the network's output; samples that share a lambda go through it together."""
