@@ -19,6 +19,7 @@ from tunable_ops.train import agreement
 from tunable_ops.train.config import PGNConfig
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.distributed import Process
+from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import derive_seed, generator
 from tunable_ops.train.task import Task
@@ -103,8 +104,9 @@ class PerceptualGradient(Task):
         self.judge = Perceptual(loss.network, loss.layers, loss.pool, weights=loss.weights, bounded=False)
         self.judge.to(here.device)
         self.criterion = self.judge if dtype == torch.float32 else copy.deepcopy(self.judge).to(dtype)
-        files = find_training_files(config.data.source)
-        self.photographs = Photographs(files, config.data.crop, config.data.cache_mb)
+        found = find_training_files(config.data.source)
+        self.photographs = Photographs(found, config.data.crop, config.data.cache_mb)
+        self.files = fingerprints({"data.source": self.photographs.files, "loss.weights": loss.weights})
         self.batches = Crops(self.photographs, config)
         toys = config.toys
         with torch.random.fork_rng(devices=[]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +20,22 @@ from tunable_ops.train.build import (
     build_optimizer,
     build_sampler,
     learning_rate,
+    named_files,
     objective_weights,
 )
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
+from tunable_ops.train.precision import choose_precision
 from tunable_ops.train.task import Task
 
 __all__ = ["Restoration"]
+
+_log = logging.getLogger(__name__)
 
 
 class Restoration(Task):
@@ -51,8 +57,12 @@ class Restoration(Task):
         self.schedule = Schedule(config)
         photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
         self.batches = Batches(photographs, config, build_sampler(config), here.rank)
-        precision = config.compute.precision
-        self.bf16 = precision == "bf16" or (precision == "auto" and here.device.type == "cuda")
+        self.files = fingerprints({"data.source": photographs.files, **named_files(config)})
+        if self.schedule.count == 1:  # else the steps decide where phases begin
+            self.harmless = (*Task.harmless, "optim.steps")
+        self.precision, reason = choose_precision(config.compute.precision, here)
+        if fresh and here.main:
+            _log.info("precision %s: %s", self.precision, reason)
         self._follow_freezes()
 
     def _follow_freezes(self) -> None:
@@ -96,7 +106,7 @@ class Restoration(Task):
         x = batch.input.to(device, non_blocking=True).contiguous(memory_format=self.layout)
         lam = batch.lam.to(device, non_blocking=True)
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._output(x, lam)
         return self.criterion(output.float(), targets, objective_weights(objectives, lam))
 

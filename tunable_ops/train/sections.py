@@ -167,6 +167,25 @@ def flatten(config: BaseModel) -> dict[str, Any]:
     return dict(walk("", json.loads(config.model_dump_json())))
 
 
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of keys that `flatten` made dotted keys of."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+
+    def lists(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        values = {key: lists(value) for key, value in node.items()}
+        return list(values.values()) if values and all(key.isdigit() for key in values) else values
+
+    return {key: lists(value) for key, value in tree.items()}
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key, text = key.strip(), text.strip()

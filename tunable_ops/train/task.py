@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,24 @@ class Task(ABC):
         batches: Batch k of the run, for k = 0, 1, ...; the same bits whenever it is asked for.
         parallel: True if several processes can share the work.
         harmless: Beginnings of the configuration keys that may change between a stop and its resumption.
+        files: Configuration key -> `fingerprint` of the files that it names, where these decide the weights: the key
+            may change, the files may not.
+        precision: "fp32" or "bf16", which a run keeps; None where ``compute.precision`` is no key of the task.
         shown: Names of the logged values that the progress bar shows.
         scores: What the last `validate` found.
     """
 
     parallel = True
-    harmless: tuple[str, ...] = ("log.", "checkpoints.", "validation.")
+    harmless: tuple[str, ...] = (
+        "log.",
+        "checkpoints.",
+        "validation.",
+        "data.workers",
+        "data.cache_mb",
+        "compute.device",  # another one is warned about: the last bits differ
+    )
+    files: Mapping[str, str]
+    precision: str | None = None
     shown: tuple[str, ...] = ("loss/total",)
     net: nn.Module
     optimizer: torch.optim.Optimizer

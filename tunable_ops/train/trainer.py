@@ -151,6 +151,8 @@ class _Run:
         if differing:
             warnings.warn(f"train: resumed elsewhere ({', '.join(differing)}): the last bits may differ", stacklevel=3)
         _log.info("resumed %s at step %d of %d", self.out, self.step, self.config.optim.steps)
+        if self.task.precision is not None and self.here.main:
+            _log.info("precision %s, as the run began", self.task.precision)
 
     def loop(self, signals: StopSignals, stop_at: int | None) -> Outcome:
         config, steps = self.config, self.config.optim.steps
