@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -15,20 +15,20 @@ _IN_HARDWARE = ("amx_bf16", "avx512_bf16")
 
 
 class Precision(NamedTuple):
-    """The precision, and why this one."""
+    """The precision, "fp32" or "bf16", and why this one."""
 
-    name: Literal["fp32", "bf16"]
+    name: str
     reason: str
 
 
-def choose_precision(wanted: Literal["auto", "fp32", "bf16"], here: Process) -> Precision:
+def choose_precision(wanted: str, here: Process) -> Precision:
     """Return the precision of a new run.
 
     "auto" asks the processor: bf16 with AMX or AVX-512 BF16, and on GPUs that compute it themselves (NVIDIA: from
     compute capability 8.0 on), else fp32. Several processes take bf16 only if all of them would.
 
     Args:
-        wanted: ``compute.precision``.
+        wanted: "auto", "fp32" or "bf16".
         here: This process.
     """
     found = _of_device(here.device)

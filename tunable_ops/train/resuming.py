@@ -18,7 +18,7 @@ def refuse_changes(path: Path, saved: Mapping[str, Any], config: RunConfig, task
     """Refuse a configuration under which the run would not go on as it began.
 
     Keys that name files are compared by the files' fingerprints; keys that the state does not have, because they came
-    later, had their defaults; ``compute.precision = "auto"`` is what the run began with.
+    later, had their defaults; the precision "auto" is what the run began with.
 
     Args:
         path: The state, for the message.
@@ -34,14 +34,13 @@ def refuse_changes(path: Path, saved: Mapping[str, Any], config: RunConfig, task
     files = saved.get("files", {})
     for key in files.keys() & task.files.keys():
         then[key], now[key] = files[key], task.files[key]
-    if task.precision is not None:
-        then["compute.precision"] = precision_of(saved)
-        if now["compute.precision"] == "auto":
-            now["compute.precision"] = then["compute.precision"]
+    key = task.precision_key
+    then[key] = precision_of(saved, key)
+    now[key] = then[key] if now[key] == "auto" else now[key]
     differing = [
-        f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
+        f"{key} was {_shown(then, key)}, is {_shown(now, key)}"
         for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not key.startswith(task.harmless)
+        if _shown(then, key) != _shown(now, key) and not key.startswith(task.harmless)
     ]
     if differing:
         raise ValueError(
@@ -54,14 +53,18 @@ def refuse_changes(path: Path, saved: Mapping[str, Any], config: RunConfig, task
         )
 
 
-def precision_of(saved: Mapping[str, Any]) -> str:
-    """Return the precision with which the run of a state began."""
+def precision_of(saved: Mapping[str, Any], key: str) -> str:
+    """Return the precision with which the run of a state began, in the words of the configuration's ``key``."""
     if "precision" in saved:
         return str(saved["precision"])
     # states of before it was kept: "auto" was bf16 on every GPU
-    configured = saved["config"].get("compute.precision", "auto")
+    configured = saved["config"].get(key, "auto")
     on_gpu = saved["circumstances"].get("device") == "cuda"
     return {"auto": "bf16" if on_gpu else "fp32"}.get(configured, configured)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "no key"
 
 
 def _with_defaults(schema: type[RunConfig], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,8 @@ def save_state(path: Path, task: Task, ema: Ema, config: RunConfig, position: Po
         for name, parameter in net.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{part}/optimizer/{name}/{key}"] = value
-    metadata = {**position._asdict(), "config": flatten(config), "counters": task.counters(), "files": task.files}
-    if task.precision is not None:
-        metadata["precision"] = task.precision
+    metadata = {**position._asdict(), "config": flatten(config), "counters": task.counters()}
+    metadata |= {"files": task.files, "precision": task.precision}
     write_file(path, tensors, metadata, kind=FORMAT, version=VERSION)
 
 
@@ -55,8 +54,7 @@ def load_state(path: Path, task: Task, ema: Ema, config: RunConfig) -> Position:
         advice="finish the run with the version of the code that started it, or start it anew in another folder",
     )
     refuse_changes(path, metadata, config, task)
-    if task.precision is not None:
-        task.precision = precision_of(metadata)
+    task.precision = precision_of(metadata, task.precision_key)
     task.resume(metadata["step"])
     _fill(ema.module, _under(tensors, "ema/"), path)
     for part, (net, optimizer) in task.parts().items():
