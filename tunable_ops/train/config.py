@@ -192,6 +192,7 @@ class Validation(HeldOut):
 
     degradation: Degradation | None = None
     lams: list[list[float]] | None = None
+    strips: int = Field(default=1, ge=0)
 
 
 class Config(RunConfig):
@@ -318,7 +319,7 @@ class PerceptualLoss(Section):
     layers: str | list[str] = "relus"
     pool: Literal["avg", "max"] = "avg"
     weights: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
 
 class Terms(Section):

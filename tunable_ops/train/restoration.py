@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.control import PhasedModel
+from tunable_ops.images import strip
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
 from tunable_ops.train.build import (
@@ -26,7 +27,7 @@ from tunable_ops.train.build import (
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
 from tunable_ops.train.distributed import Process
-from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, mean_psnr, restore, sweep
 from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
@@ -35,6 +36,7 @@ from tunable_ops.train.task import Task
 
 __all__ = ["Restoration"]
 
+_STRIPS = 4  # pictures of which strips are drawn
 _log = logging.getLogger(__name__)
 
 
@@ -60,9 +62,10 @@ class Restoration(Task):
         self.files = fingerprints({"data.source": photographs.files, **named_files(config)})
         if self.schedule.count == 1:  # else the steps decide where phases begin
             self.harmless = (*Task.harmless, "optim.steps")
+        self.strips_every = config.validation.strips
         self.precision, reason = choose_precision(config.compute.precision, here)
-        if fresh and here.main:
-            _log.info("precision %s: %s", self.precision, reason)
+        if fresh:
+            _log.info("compute.precision %s: %s", self.precision, reason)
         self._follow_freezes()
 
     def _follow_freezes(self) -> None:
@@ -138,12 +141,26 @@ class Restoration(Task):
         self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
         return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
 
+    def strips(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return strips over lambda of the first few pictures: the input, the output at each point, the clean picture.
+
+        Where the degradation follows lambda, all outputs are of the input at the network's default.
+        """
+        degradation = self.config.validation.degradation or self.config.degradation
+        at = list(average.spec.defaults) if isinstance(average, TunableModel) else self.config.fixed_lam
+        labels = ["input", *(_label(lam) for lam in self.lams), "clean"]
+        found = {}
+        for name, clean, degraded in degraded_pictures(pictures[:_STRIPS], degradation, self.config.seed, at):
+            outputs = [restore(average, degraded, lam) for lam in self.lams]
+            found[f"strip {name}"] = strip([degraded, *outputs, clean], labels)
+        return found
+
     def describe(self, values: dict[str, float]) -> str:
         """Return the PSNR over lambda as a line of text."""
         return ", ".join(f"PSNR {name.removeprefix('psnr ')}: {value:.2f} dB" for name, value in values.items())
 
     def _psnr(self, scores: list[Score]) -> dict[str, float]:
-        return {",".join(f"{value:g}" for value in lam): mean_psnr(scores, lam) for lam in self.lams}
+        return {_label(lam): mean_psnr(scores, lam) for lam in self.lams}
 
     def save(self, average: nn.Module, path: Path, step: int) -> None:
         """Write the checkpoint, with its configuration and the last validation in its notes."""
@@ -159,3 +176,7 @@ class Restoration(Task):
                 "validation_psnr": {label: value if math.isfinite(value) else None for label, value in psnr.items()},
             },
         )
+
+
+def _label(lam: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in lam)

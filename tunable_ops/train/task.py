@@ -29,7 +29,8 @@ class Task(ABC):
         harmless: Beginnings of the configuration keys that may change between a stop and its resumption.
         files: Configuration key -> `fingerprint` of the files that it names, where these decide the weights: the key
             may change, the files may not.
-        precision: "fp32" or "bf16", which a run keeps; None where ``compute.precision`` is no key of the task.
+        precision: What is computed in, which a run keeps, in the words of the configuration's ``precision_key``.
+        strips_every: `strips` are drawn at every so many validations, 0 for never.
         shown: Names of the logged values that the progress bar shows.
         scores: What the last `validate` found.
     """
@@ -44,7 +45,9 @@ class Task(ABC):
         "compute.device",  # another one is warned about: the last bits differ
     )
     files: Mapping[str, str]
-    precision: str | None = None
+    precision: str
+    precision_key = "compute.precision"
+    strips_every = 0
     shown: tuple[str, ...] = ("loss/total",)
     net: nn.Module
     optimizer: torch.optim.Optimizer
@@ -68,6 +71,10 @@ class Task(ABC):
     @abstractmethod
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Judge the averaged network by held-out pictures; return what is logged, and keep the details as `scores`."""
+
+    def strips(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return pictures [3, H, W] that show what the averaged network makes of held-out ones, by name."""
+        return {}
 
     def describe(self, values: dict[str, float]) -> str:
         """Return what `validate` returned as a line of text."""
