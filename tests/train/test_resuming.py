@@ -255,3 +255,48 @@ def test_overwrite_starts_anew(make_config, tmp_path: Path) -> None:
     assert (out / "log.jsonl").read_text().count('"step": 2,') == 1
     assert not old & {file.name for file in (out / "logs").iterdir()}
     assert (out / "mine.txt").exists()
+
+
+def test_a_run_killed_between_the_state_and_the_model_resumes(make_config, tmp_path: Path, monkeypatch) -> None:
+    def killed(self, average, path, step) -> None:
+        raise KeyboardInterrupt
+
+    config = make_config(checkpoints={"every": 2})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Restoration, "save", killed)
+        train(config, tmp_path / "x", progress=False)
+    assert train(config, tmp_path / "x", resume=True, progress=False).finished
+    train(config, tmp_path / "whole", progress=False)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "x"))
+
+
+def test_the_command_line_overwrites_on_request_only(pictures: Path, tmp_path: Path, capsys) -> None:
+    from tunable_ops.cli import main
+
+    text = f"""
+        [model]
+        arguments = {{ features = 8, depth = 3 }}
+        [[objectives]]
+        name = "clean"
+        [[objectives]]
+        name = "noisy"
+        target = "input"
+        [data]
+        source = "{pictures}"
+        crop = 16
+        batch = 2
+        [optim]
+        steps = 2
+        [log]
+        tensorboard = false
+    """
+    (tmp_path / "c.toml").write_text(text)
+    arguments = ["train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "x"), "--quiet"]
+    assert main(arguments) == 0
+    (tmp_path / "x" / STATE).unlink()
+    assert main([*arguments, "--resume"]) == 2
+    assert "which holds model.safetensors without the state.safetensors" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert main([*arguments, "--overwrite", "--resume"]) == 2
+    assert main([*arguments, "--resume", "--set", "optim.steps=3"]) == 0
+    assert "3 steps done" in capsys.readouterr().out

@@ -274,8 +274,9 @@ class _Run:
         self.check_finite()
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
-        self.task.save(self.ema.module, self.out / MODEL, self.step)
+        # the state first: a run killed between the two can be resumed, a model without a state cannot
         save_state(self.out / STATE, self.task, self.ema, self.config, Position(self.step, self.circumstances))
+        self.task.save(self.ema.module, self.out / MODEL, self.step)
 
     def check_finite(self) -> None:
         """Refuse to replace a good checkpoint with one that holds NaN."""
