@@ -16,7 +16,7 @@ CONSTRAINTS := --constraint .venv/constraints.txt
 CSRC := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all setup test test-all demo wheel sdist lint format clean
+.PHONY: all setup test test-all demo docs wheel sdist lint format clean
 
 all: test
 
@@ -62,6 +62,11 @@ test-all: .venv/.dev .venv/.ops
 
 demo: .venv/.train .venv/.ops
 	$(BIN)/tunable-ops demo --out runs/demo
+
+# the pages that are made of the code
+docs: .venv/.train
+	$(BIN)/python -m tunable_ops.train.keys >docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
 
 # build/lib is what the last build left; modules that were deleted since would be packed again
 wheel: .venv/.torch

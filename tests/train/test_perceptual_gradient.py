@@ -292,3 +292,16 @@ def test_a_true_gradient_is_that_of_the_loss() -> None:
     step = 1e-3 * torch.randn_like(x)
     moved = (loss(x + step, y) - loss(x - step, y)) / 2
     torch.testing.assert_close((gradient * step).flatten(1).sum(1), moved, rtol=0.1, atol=1e-4)
+
+
+def test_an_automatic_dtype_is_kept(config: PGNConfig, tmp_path: Path, monkeypatch) -> None:
+    config = changed(config, loss={"dtype": "auto"}, optim={"steps": 3})
+    for name in ("x", "whole"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+        train(config, tmp_path / name, stop_at=1 if name == "x" else None, progress=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(ValueError, match=r"loss.dtype was 'bfloat16', is 'float32'"):
+        train(changed(config, loss={"dtype": "float32"}), tmp_path / "x", resume=True, progress=False)
+    train(config, tmp_path / "x", resume=True, progress=False)
+    one, two = (load_file(tmp_path / name / STATE) for name in ("x", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in two)

@@ -18,10 +18,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help=COMMANDS["train"],
-        description="Train a network as a TOML file says (every key: tunable_ops/train/config.py): a restoration "
-        "network under several objectives, or a perceptual gradient network. Writes model.safetensors, "
-        "state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. Ctrl-C and SIGTERM save and "
-        "stop; --resume goes on with the very same bits. Under torchrun several processes share the work.",
+        description="Train a network as a TOML file says (every key: docs/configuration.md, or python -m "
+        "tunable_ops.train.keys): a restoration network under several objectives, or a perceptual gradient network. "
+        "Writes model.safetensors, state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. "
+        "Ctrl-C and SIGTERM save and stop; --resume goes on with the very same bits. Under torchrun several processes "
+        "share the work.",
         epilog="Exit code: 0 finished, or at --stop-at; 128 + n stopped by signal n, can be resumed; 2 wrong input.",
     )
     shipped = sorted(file.stem for file in (Path(__file__).parents[1] / "train" / "configs").glob("*.toml"))
@@ -37,6 +38,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-OF-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, or start it if there is none")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in --out; the run or model that it holds is removed",
+    )
     parser.add_argument("--stop-at", type=int, metavar="N", help="stop when N steps are done in all")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's); the bits depend on it"
@@ -55,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / Path(args.config).stem
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    outcome = train(config, out, resume=args.resume, stop_at=args.stop_at, progress=not args.quiet)
+    progress = not args.quiet
+    outcome = train(config, out, resume=args.resume, overwrite=args.overwrite, stop_at=args.stop_at, progress=progress)
     if outcome.finished:
         print(f"{out / MODEL}: {outcome.step} steps done")
         return 0

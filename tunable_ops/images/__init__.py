@@ -9,7 +9,7 @@ more than 8 bits need imagecodecs and tifffile as well.
 from tunable_ops.images.encode import KINDS
 from tunable_ops.images.files import EXTENSIONS, find_images, search
 from tunable_ops.images.picture import Frame, Metadata, Picture
-from tunable_ops.images.read import open_picture, read_image, read_images
+from tunable_ops.images.read import open_picture, read_image, read_images, read_size
 from tunable_ops.images.strips import strip
 from tunable_ops.images.write import SUFFIXES, check_size, kind_of, losses, write_image, write_picture
 
@@ -27,6 +27,7 @@ __all__ = [
     "open_picture",
     "read_image",
     "read_images",
+    "read_size",
     "search",
     "strip",
     "write_image",

@@ -22,7 +22,7 @@ from tunable_ops.images.deep import Pixels
 from tunable_ops.images.metadata import ORIENTATION, collect, from_ifd, orientation_of, png_chunks
 from tunable_ops.images.picture import Frame, Metadata, Picture
 
-__all__ = ["open_picture", "read_image", "read_images"]
+__all__ = ["open_picture", "read_image", "read_images", "read_size"]
 
 _ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
 _LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "QOI", "TGA", "TIFF")
@@ -79,6 +79,28 @@ def read_images(
         yield path, picture
     if not good:
         raise ValueError(f"images: paths must hold at least one readable image; got {bad} files, none of them readable")
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height of a picture as its header says; nothing is decoded, and no orientation applied.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is missing or is not a picture; one that is damaged further on is not noticed.
+    """
+    file = _existing(path)
+    with _errors(file):
+        if _start(file)[:4] in _TIFF_MAGIC:
+            import tifffile
+
+            with _quiet(), tifffile.TiffFile(file) as tiff:
+                page = tiff.pages[0]
+                assert isinstance(page, tifffile.TiffPage)
+                return page.imagewidth, page.imagelength
+        with _opened(file) as opened:
+            return opened.size
 
 
 def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Picture:

@@ -20,10 +20,16 @@ __all__ = ["Adversarial", "Adversary"]
 class Adversarial(Section):
     """The discriminator of the objective with ``loss = "adversarial"`` (`losses.PatchDiscriminator`), and its Adam.
 
-    ``form``: of `losses.generator_loss`. ``features``, ``depth``: size of the discriminator. ``lr`` is constant.
-    ``start``: step, counted from 0, with which the discriminator begins to learn; the objective's weight is 0 before,
-    and rises along a straight line over the ``ramp`` steps from there. ``r1``: weight of half the gradient penalty on
-    real pictures (`losses.r1_penalty`), taken at every ``r1_every``-th step and that much stronger; 0 for none.
+    Attributes:
+        form: Of `losses.generator_loss`.
+        features: Channels of the discriminator's first layer.
+        depth: Number of its layers that halve the picture.
+        lr: Learning rate, constant.
+        betas: Of Adam.
+        start: Step, counted from 0, with which the discriminator begins to learn; the objective's weight is 0 before.
+        ramp: Number of steps from there over which that weight rises along a straight line.
+        r1: Weight of half the gradient penalty on real pictures (`losses.r1_penalty`); 0 for none.
+        r1_every: The penalty is taken at every so many steps, and that much stronger.
     """
 
     form: Literal["relativistic", "hinge", "non_saturating"] = "relativistic"

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "build_optimizer",
     "build_sampler",
     "learning_rate",
+    "named_files",
     "objective_weights",
 ]
 
@@ -198,8 +200,7 @@ def style_picture(source: str, size: int) -> Tensor:
     Raises:
         ValueError: It is not there or cannot be read.
     """
-    kind, colon, name = source.partition(":")
-    picture = read_image(skimage_files([name])[0] if colon and kind == "skimage" else source).unsqueeze(0)
+    picture = read_image(_style_file(source)).unsqueeze(0)
     height, width = picture.shape[-2:]
     target = [max(size, round(side * size / min(height, width))) for side in (height, width)]
     return F.interpolate(picture, size=target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -211,6 +212,24 @@ def build_adversary(config: Config, here: Process) -> Adversary | None:
         return None
     channels = config.model.arguments.get("channels", 3)
     return Adversary(config.adversarial, config.seed, config.num_params, channels, here)
+
+
+def _style_file(source: str) -> Path:
+    kind, colon, name = source.partition(":")
+    return skimage_files([name])[0] if colon and kind == "skimage" else Path(source)
+
+
+def named_files(config: Config) -> dict[str, Sequence[Path] | str | None]:
+    """Return the configuration keys whose files decide the objectives, with their paths, for `fingerprints`."""
+    found: dict[str, Sequence[Path] | str | None] = {"style.weights": config.style.weights}
+    for index, objective in enumerate(config.objectives):
+        if objective.picture is not None:
+            found[f"objectives.{index}.picture"] = [_style_file(objective.picture)]
+        for key in ("path", "weights"):
+            given = objective.arguments.get(key)
+            if isinstance(given, str):
+                found[f"objectives.{index}.arguments.{key}"] = given
+    return found
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:

@@ -1,7 +1,7 @@
 """Training configurations, one per task: TOML files, checked in full before any work starts.
 
-`Config` and `PGNConfig` document every key. A key that does not exist is an error that names its dotted path and the
-nearest right one.
+The docstrings of `Config`, `PGNConfig` and their sections document every key; docs/configuration.md is made of them
+(`tunable_ops.train.keys`). A key that does not exist is an error that names its dotted path and the nearest right one.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ __all__ = ["Config", "Data", "PGNConfig", "load_config", "packaged_configs"]
 
 
 class Model(Section):
-    """The plain network: ``name`` in `tunable_ops.models.ARCHITECTURES`, and the arguments of its class.
+    """The plain network.
 
-    ``weights`` is a file to start from: weights of the plain network under its own names (safetensors), or a
-    checkpoint of this package, plain or converted as the configuration says.
+    Attributes:
+        name: In `tunable_ops.models.ARCHITECTURES`.
+        arguments: Of its class. ``channels = 1`` trains on grey pictures.
+        weights: File to start from: weights of the plain network under its own names (safetensors), or a checkpoint of
+            this package, plain or converted as the configuration says. Left out: random weights, which the seed
+            decides.
     """
 
     name: str = "dncnn"
@@ -45,17 +49,23 @@ class Model(Section):
 class Tuning(Section):
     """How the network is made tunable; the arguments of `tunable_ops.convert`.
 
-    ``parameters`` are patterns of the network's own parameters that become tunable too (SwinIR's position tables:
-    "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
-    of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
-    those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation, or of
-    objectives with a ``weight``.
-
-    With ``freeze`` (box domain) only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
-    that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
-
-    The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
-    are objectives, each with an equal part of the steps and a schedule of its own.
+    Attributes:
+        kind: Map from lambda to the blend, "affine" (trained) or "identity"; "none" trains the plain network itself
+            with fixed weights of the objectives. The other kinds are those of `tunable_ops.control`, trained in as many
+            phases as there are objectives, each with an equal part of the steps and a schedule of its own.
+        control: Arguments of the kinds of `tunable_ops.control`.
+        domain: "simplex" (the parameters sum to 1) or "box" (each in [0, 1] by itself).
+        num_kernels: Kernels per layer; left out: as many as parameters, one more on the box.
+        include: Patterns of the modules that become tunable; left out: all that can.
+        exclude: Patterns of the modules that stay plain.
+        parameters: Patterns of the network's own parameters that become tunable too (SwinIR's position tables:
+            "*.relative_position_bias_table").
+        names: Of the tuning parameters; left out: those of the objectives that follow lambda. Names beyond these
+            objectives are knobs of the degradation, or of objectives with a ``weight``.
+        defaults: Of lambda, which the checkpoint keeps; left out: the middle of the simplex, 0 on the box.
+        lam: For the kind "none", the fixed weights of the objectives; left out: the first objective alone.
+        freeze: On the box, let only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
+            that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
     """
 
     kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
@@ -95,13 +105,17 @@ class Tuning(Section):
 
 
 class Sampler(Section):
-    """How lambda is drawn: ``kind`` over the domain (null: its own), with probability ``corners`` one of its corners.
+    """How lambda is drawn.
 
-    ``groups``: how many are drawn per batch and process, each for an equal part of it (null: one per sample). Few make
-    a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier. ``balanced`` makes each draw
-    come with its mirror images, cyclic shifts (1 - lambda on the box), so that every batch weighs the objectives alike.
-    ``stratified`` makes the draws of a batch cover the domain evenly (`losses.sampler`); where they are balanced, those
-    that the others mirror.
+    Attributes:
+        kind: Distribution over the domain; left out: uniform over the domain that the network has.
+        corners: Probability with which one of the domain's corners is drawn instead.
+        groups: How many lambdas are drawn per batch and process, each for an equal part of it; left out: one per
+            sample. Few make a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier.
+        balanced: Let each draw come with its mirror images, cyclic shifts (1 - lambda on the box), so that every batch
+            weighs the objectives alike.
+        stratified: Let the draws of a batch cover the domain evenly (`losses.sampler`); where they are balanced, those
+            that the others mirror.
     """
 
     kind: Literal["simplex", "uniform"] | None = None
@@ -115,29 +129,30 @@ _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Objective(Section):
-    """One objective of the multi-loss.
+    """One objective of the multi-loss; objective i has the weight lambda_i.
 
-    ``loss`` is a function of `tunable_ops.losses` with its ``arguments``; ``target`` what the output is compared
-    with: the "clean" picture, the "noiseless" one (blurred and down-sampled only), the "noisy" one (the clean one with
-    the noise of the input, not blurred), or the "input" of the network; ``scale`` a fixed factor that brings objectives
-    to comparable sizes. Objective i has the weight lambda_i. Objectives with ``follows = false`` come after those that
-    do; their weight is 1 whatever lambda is: for knobs of the degradation, whose levels follow lambda.
-
-    ``weight`` names the knobs that move an objective, whatever its place: knob -> [weight where the knob is 0, weight
-    where it is 1], and between them a straight line; several knobs multiply, others leave it alone. Such objectives
-    come after those that follow the lambda of their place, and `Tuning.names` must then list all knobs. An L1 that
-    fades as ``texture`` rises has ``weight = { texture = [1, 0.1] }``; a loss towards the sharp, noisy picture, at its
-    corner of two knobs, ``weight = { keep = [0, 1], deblur = [0, 1] }``.
-
-    The losses on features take the arguments of their class: "perceptual" (`losses.Perceptual`; network "vgg16"
-    if none is given), "lpips", "dists", and "perceptual_gradient", whose ``path`` is a file of `losses.PGN` (default:
-    the one that ships) and ``anchored`` as there.
-
-    With ``loss = "adversarial"`` the outputs are to look as real as the targets to a discriminator, which is trained
-    beside the network (`Adversarial`); one objective may have it.
-
-    With ``loss = "style"`` the objective is the style of ``picture``, a file, or "skimage:NAME" for one that
-    scikit-image ships; ``target`` is then the content. Where one objective is a style all are, and share `Style`.
+    Attributes:
+        name: Of the objective, in the logs and for the knob.
+        loss: A function of `tunable_ops.losses`, or a loss on features: "perceptual" (`losses.Perceptual`), "lpips",
+            "dists", "perceptual_gradient" (`losses.PGN`). With "style" the objective is the style of ``picture``, and
+            ``target`` the content; where one objective is a style all are, and share the section ``style``.
+            With "adversarial" the outputs are to look as real as the targets to a discriminator, which is trained
+            beside the network; one objective may have it.
+        target: What the output is compared with: the "clean" picture, the "noiseless" one (blurred and down-sampled
+            only), the "noisy" one (the clean one with the noise of the input, not blurred), or the "input" of the
+            network.
+        scale: Fixed factor that brings objectives to comparable sizes.
+        follows: Let the weight be lambda_i. Objectives with false come after those that follow; their weight is 1
+            whatever lambda is: for knobs of the degradation, whose levels follow lambda.
+        weight: Knobs that move the objective, whatever its place: knob -> [weight where the knob is 0, weight where it
+            is 1], and between them a straight line; several knobs multiply, others leave it alone. Such objectives come
+            after those that follow the lambda of their place, and ``tuning.names`` must then list all knobs. An L1 that
+            fades as ``texture`` rises has ``{ texture = [1, 0.1] }``; a loss towards the sharp, noisy picture, at its
+            corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
+        arguments: Of the loss; those on features take the arguments of their class ("perceptual": network "vgg16" if
+            none is given; "perceptual_gradient": ``path``, a file of `losses.PGN`, default the one that ships, and
+            ``anchored``). Empty for "style".
+        picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
     """
 
     name: str
@@ -197,10 +212,15 @@ class Objective(Section):
 class Style(Section):
     """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
 
-    ``size``: shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
-    ``layers``: of the Gram matrices; ``content_layer``, ``content``: layer and weight of the content term;
-    ``smooth``: weight of the total variation. ``network``, ``pool``, ``weights``: the features and where their weights
-    come from (null: see `tunable_ops.losses.weights`).
+    Attributes:
+        size: Shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
+        layers: Of the Gram matrices.
+        content_layer: Layer of the content term.
+        content: Weight of the content term.
+        smooth: Weight of the total variation.
+        network: Of the features.
+        pool: How the features are pooled.
+        weights: Where the features' weights come from; left out: see `tunable_ops.losses.weights`.
     """
 
     size: int = Field(default=256, ge=16)
@@ -214,12 +234,23 @@ class Style(Section):
 
 
 class Optim(Steps):
-    """AdamW, its rate warmed up linearly over ``warmup`` steps, then a cosine from ``lr`` down to ``lr * final``.
+    """AdamW; its rate is warmed up linearly, then follows a cosine.
 
-    ``kernel_lr`` and ``phi_lr`` are factors on the rate of the tunable kernels and of the maps phi; ``base_lr`` on
-    that of the plain kernels (box domain only; null: as the others). With ``base_lr = 0`` and ``phi_lr = 0`` the
-    network stays at lambda = 0 what it was, but for what is not tunable (norms, excluded layers), which goes on
-    learning. ``clip`` bounds the norm of the whole gradient; 0 turns it off.
+    ``steps`` may change between a stop and its resumption, unless ``tuning.kind`` trains in phases: from the step
+    reached on, the rate is that of the new number of steps.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        base_lr: Factor on the rate of the plain kernels (box domain only); left out: as the others. With ``base_lr =
+            0`` and ``phi_lr = 0`` the network stays at lambda = 0 what it was, but for what is not tunable (norms,
+            excluded layers), which goes on learning.
+        kernel_lr: Factor on the rate of the tunable kernels.
+        phi_lr: Factor on the rate of the maps phi.
+        warmup: Steps over which the rate rises linearly.
+        final: Fraction of the rate at which the cosine ends.
+        betas: Decay of AdamW's first and second moments.
+        weight_decay: Of AdamW; 0 for kinds that train in phases.
+        clip: Bound of the norm of the whole gradient; 0 turns it off.
     """
 
     lr: float = Field(default=1e-3, gt=0)
@@ -234,7 +265,15 @@ class Optim(Steps):
 
 
 class Compute(Device):
-    """Where and how: ``precision`` "auto" is bf16 autocast on CUDA, fp32 elsewhere."""
+    """Where and how.
+
+    Attributes:
+        precision: "bf16" is autocast; "auto" takes it where the processor multiplies bf16 in hardware (AMX or AVX-512
+            BF16; NVIDIA GPUs of compute capability 8.0 or later), else fp32. The log says which and why; a resumed run
+            keeps what it began with. Elsewhere bf16 is emulated, several times slower than fp32.
+        channels_last: Memory format of the network and its input.
+        compile: Use `torch.compile`.
+    """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
@@ -244,18 +283,26 @@ class Compute(Device):
 class Validation(HeldOut):
     """PSNR over lambda on held-out pictures.
 
-    ``degradation`` defaults to the one of training. ``lams`` defaults to five points between the two corners, or to
-    the corners and the middle for more than two objectives.
+    Attributes:
+        degradation: What is done to them, with the keys of ``degradation``; left out: the one of training.
+        lams: Points of the sweep; left out: five between the two corners, or the corners and the middle for more than
+            two objectives.
+        strips: Strips over lambda of the first four pictures go to TensorBoard at every so many validations and at the
+            last one; 0 for never.
     """
 
     degradation: Degradation | None = None
     lams: list[list[float]] | None = None
+    strips: int = Field(default=1, ge=0)
 
 
 class Config(RunConfig):
     """Everything that decides the training of a restoration network under a multi-loss.
 
     The same Config on the same machine gives the same weights.
+
+    Attributes:
+        task: This task.
     """
 
     task: Literal["restoration"] = "restoration"
@@ -409,19 +456,32 @@ class Config(RunConfig):
 class PerceptualLoss(Section):
     """The loss whose gradients are learnt: `tunable_ops.losses.Perceptual` with these arguments.
 
-    ``dtype`` is what its network computes in while training: with bfloat16 the true gradient turns by 4 to 9 degrees
-    (at distances of 0.1 to 0.01), at random, and takes two thirds of the time on a CPU that multiplies bfloat16.
+    Attributes:
+        network: Of the features.
+        layers: Their names, or "relus" for all activations.
+        pool: How the features are pooled.
+        weights: Where the features' weights come from; left out: see `tunable_ops.losses.weights`.
+        dtype: What the features are computed in while training. With bfloat16 the true gradient turns by 4 to 9 degrees
+            (at distances of 0.1 to 0.01), at random, and takes two thirds of the time on a CPU that multiplies
+            bfloat16; "auto" takes it where the processor has it in hardware, as ``compute.precision`` of the other
+            task.
     """
 
     network: Literal["vgg16", "vgg19"] = "vgg19"
     layers: str | list[str] = "relus"
     pool: Literal["avg", "max"] = "avg"
     weights: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
 
 class Terms(Section):
-    """Weights of the three terms: of the field's error, of the proxy's perceptual loss, and of its L1 distance."""
+    """Weights of the three terms.
+
+    Attributes:
+        field: Of the field's error; 2**26 as published.
+        proxy: Of the proxy's perceptual loss.
+        l1: Of the proxy's L1 distance.
+    """
 
     field: float = Field(default=2.0**26, ge=0)
     proxy: float = Field(default=0.2, ge=0)
@@ -431,8 +491,11 @@ class Terms(Section):
 class Toys(Section):
     """What is driven by the network's own gradients (`tunable_ops.train.toys`).
 
-    Of the three autoencoders ``autoencoders`` take part at a step, in turn, and one of the ``priors`` image priors
-    where there are any; ``lr`` and ``prior_lr`` are their rates.
+    Attributes:
+        autoencoders: How many of the three autoencoders take part at a step, in turn.
+        lr: Learning rate of the autoencoders.
+        priors: Image priors; one of them takes part at a step.
+        prior_lr: Learning rate of the image priors.
     """
 
     autoencoders: int = Field(default=3, ge=1, le=3)
@@ -442,9 +505,14 @@ class Toys(Section):
 
 
 class PGNOptim(Steps):
-    """Adam; ``lr`` falls along a cosine to ``lr * final``. Gradients are clipped at ``clip`` times their running norm.
+    """Adam; its rate follows a cosine.
 
     ``steps`` may change between a stop and its resumption: the rate then follows the cosine of the new length.
+
+    Attributes:
+        lr: Learning rate at the beginning.
+        final: Fraction of the rate at which the cosine ends.
+        clip: Gradients are clipped at so many times their running norm.
     """
 
     steps: int = Field(default=200_000, ge=1)
@@ -454,7 +522,7 @@ class PGNOptim(Steps):
 
 
 class PGNData(Data):
-    """As `Data`, with the published size of crops and batches."""
+    """Where clean pictures come from, and how crops are cut from them, with the published size of crops and batches."""
 
     crop: int = Field(default=224, ge=8)
     batch: int = Field(default=4, ge=1)
@@ -468,7 +536,12 @@ class PGNValidation(HeldOut):
 
 
 class PGNConfig(RunConfig):
-    """Everything that decides the training of a perceptual gradient network (`tunable_ops.losses.PGN`)."""
+    """Everything that decides the training of a perceptual gradient network (`tunable_ops.losses.PGN`).
+
+    Attributes:
+        task: This task.
+        network: Size of the network.
+    """
 
     task: Literal["perceptual_gradient"] = "perceptual_gradient"
     network: Literal["resnet4", "resnet6", "resnet8", "unet"] = "unet"

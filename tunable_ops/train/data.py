@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tunable_ops.images import find_images, read_image
+from tunable_ops.images import find_images, read_image, read_size
 from tunable_ops.losses import Sampler
 from tunable_ops.train.config import Config, Data
 from tunable_ops.train.degradations import degrade
@@ -106,7 +106,9 @@ def held_out(source: str, crop: int = 0) -> list[tuple[str, Tensor]]:
 class Photographs:
     """Clean pictures by index, kept in memory as bytes up to a budget, decoded on demand beyond it.
 
-    Files that cannot be read, or are smaller than ``smallest`` on a side, are named in a warning and skipped.
+    Files that are no pictures, or are smaller than ``smallest`` on a side by their header, are named in a warning and
+    left out. One that turns out to be damaged when it is decoded keeps its index, under which the next good picture is
+    found: which pictures are drawn does not depend on the budget.
 
     Args:
         files: Picture files.
@@ -119,17 +121,18 @@ class Photographs:
 
     def __init__(self, files: Sequence[Path], smallest: int = 1, cache_mb: int = 2048) -> None:
         self.smallest = smallest
-        self.files: list[Path] = []
-        self._cache: list[Tensor | None] = []
+        self.files = [file for file in files if self._has_size(file)]
+        self._cache: dict[int, Tensor] = {}
+        self._damaged: set[int] = set()
         budget = cache_mb * 2**20
-        for file in files:
-            picture = self._read(file) if budget > 0 else None
-            if budget > 0 and picture is None:
-                continue
-            self.files.append(file)
-            self._cache.append(picture)
-            budget -= picture.numel() if picture is not None else 0
-        if not self.files:
+        for index in range(len(self.files)):
+            if budget <= 0:
+                break
+            picture = self._read(index)
+            if picture is not None:
+                self._cache[index] = picture
+                budget -= picture.numel()
+        if len(self._damaged) == len(self.files):
             raise ValueError(
                 f"data: source must hold readable pictures of at least {smallest} x {smallest} pixels; "
                 f"got {len(files)} files, none of them usable"
@@ -139,28 +142,39 @@ class Photographs:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return [3, H, W] uint8; the next good one where a file of the uncached part turns out to be bad."""
+        """Return [3, H, W] uint8; the next good one where the file is damaged."""
         for shift in range(len(self.files)):
             position = (index + shift) % len(self.files)
-            cached = self._cache[position]
-            picture = self._read(self.files[position]) if cached is None else cached
+            picture = self._cache.get(position)
+            if picture is None and position not in self._damaged:
+                picture = self._read(position)
             if picture is not None:
                 return picture
         raise ValueError(f"data: source must hold readable pictures; got {len(self.files)} files, none usable")
 
-    def _read(self, file: Path) -> Tensor | None:
-        picture = _read_or_warn(file)
-        if picture is None:
-            return None
-        if min(picture.shape[-2:]) < self.smallest:
-            height, width = picture.shape[-2:]
-            warnings.warn(
-                f"data: pictures must be at least {self.smallest} x {self.smallest} pixels; got {height} x {width} in "
-                f"{str(file)!r}: skipped",
-                stacklevel=2,
-            )
+    def _read(self, index: int) -> Tensor | None:
+        picture = _read_or_warn(self.files[index])
+        if picture is None or not self._is_large_enough(self.files[index], picture.shape[2], picture.shape[1]):
+            self._damaged.add(index)
             return None
         return (picture * 255).round_().to(torch.uint8)
+
+    def _has_size(self, file: Path) -> bool:
+        try:
+            return self._is_large_enough(file, *read_size(file))
+        except ValueError as error:
+            warnings.warn(f"{error}: skipped", stacklevel=3)
+            return False
+
+    def _is_large_enough(self, file: Path, width: int, height: int) -> bool:
+        if min(width, height) >= self.smallest:
+            return True
+        warnings.warn(
+            f"data: pictures must be at least {self.smallest} x {self.smallest} pixels; got {height} x {width} in "
+            f"{str(file)!r}: skipped",
+            stacklevel=3,
+        )
+        return False
 
 
 class Batch(NamedTuple):

@@ -22,10 +22,14 @@ _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 
 
 class Noise(Section):
-    """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
+    """White Gaussian noise.
 
-    With ``levels``, one per tuning parameter, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then
-    says how noisy the input is, rather than what to make of it. ``floor`` is added to that level.
+    Attributes:
+        sigma: [low, high] from which the standard deviation is drawn per sample, on the scale 0..255.
+        levels: One per tuning parameter: the standard deviation follows lambda instead, ``sum_i lambda_i * levels_i``.
+            The knob then says how noisy the input is, rather than what to make of it.
+        floor: Added to the level that follows lambda.
+        clip: Clip the noisy picture to [0, 1].
     """
 
     sigma: _Range = (25.0, 25.0)
@@ -41,9 +45,11 @@ class Noise(Section):
 
 
 class Blur(Section):
-    """Gaussian blur; its standard deviation is drawn per sample from ``sigma``, in pixels, or follows lambda.
+    """Gaussian blur.
 
-    ``levels`` as for `Noise`.
+    Attributes:
+        sigma: [low, high] from which the standard deviation is drawn per sample, in pixels.
+        levels: One per tuning parameter: the standard deviation follows lambda instead, as for the noise.
     """
 
     sigma: _Range = (0.0, 2.0)
@@ -51,7 +57,12 @@ class Blur(Section):
 
 
 class Downsample(Section):
-    """Bicubic down-sampling by a factor drawn per sample from ``factors``; ``enlarge`` brings the old size back."""
+    """Bicubic down-sampling.
+
+    Attributes:
+        factors: From which the factor is drawn per sample; a single one where ``enlarge`` is false.
+        enlarge: Bring the old size back.
+    """
 
     factors: list[Literal[1, 2, 4]] = Field(default=[2], min_length=1)
     enlarge: bool = True
@@ -66,7 +77,10 @@ class Downsample(Section):
 
 
 class Degradation(Section):
-    """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done."""
+    """What is done to the clean picture, in this order: blur, down-sampling, noise; those left out are not done.
+
+    A configuration that says nothing at all of the degradation trains on noise with its defaults.
+    """
 
     blur: Blur | None = None
     downsample: Downsample | None = None

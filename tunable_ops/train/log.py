@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -13,13 +14,17 @@ from torch import Tensor
 
 from tunable_ops.train.sections import Log
 
-__all__ = ["LOG", "RunLog"]
+__all__ = ["EVENTS", "LOG", "RunLog"]
 
 LOG = "log.jsonl"
+EVENTS = "logs"
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
     """Collects values step by step; each line holds their means, and NaN is left out.
+
+    Without the package tensorboard ``log.jsonl`` is written alone, which is said once.
 
     Args:
         out: Folder of the run.
@@ -37,9 +42,7 @@ class RunLog:
         if writes and self.path.exists():
             _drop_lines_after(step, self.path)
         if writes and config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(out / "logs"), purge_step=step + 1 if step else None)
+            self._writer = _event_writer(out / EVENTS, step)
         self._reset()
 
     def _reset(self) -> None:
@@ -79,10 +82,31 @@ class RunLog:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
+    @property
+    def shows_pictures(self) -> bool:
+        """True if `show` leads anywhere."""
+        return self._writer is not None
+
+    def show(self, step: int, name: str, picture: Tensor) -> None:
+        """Write a picture [3, H, W] in [0, 1] for TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, picture, step)
+
     def close(self) -> None:
         """Flush TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    """Return TensorBoard's writer, or None where the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        _log.warning("no TensorBoard logs (%s): pip install tensorboard, or set log.tensorboard to false", error)
+        return None
+    # what a killed run wrote after its last checkpoint is repeated
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _drop_lines_after(step: int, path: Path) -> None:

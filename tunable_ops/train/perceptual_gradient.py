@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tunable_ops.train import agreement
 from tunable_ops.train.config import PGNConfig
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.distributed import Process
+from tunable_ops.train.fingerprint import fingerprints
+from tunable_ops.train.precision import choose_precision
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import derive_seed, generator
 from tunable_ops.train.task import Task
@@ -26,6 +29,8 @@ from tunable_ops.train.toys import DEPTHS, ImagePrior, Toy
 
 __all__ = ["PerceptualGradient", "RunningClip"]
 
+_log = logging.getLogger(__name__)
+_SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 _REFERENCE = 3 * 224 * 224  # values of the pictures for which the weights of the terms are published
 
 
@@ -93,18 +98,24 @@ class PerceptualGradient(Task):
 
     net: PGN
     parallel = False
+    precision_key = "loss.dtype"
     harmless = (*Task.harmless, "optim.steps")
     shown = ("loss/total", "agreement/angle")
 
     def __init__(self, config: PGNConfig, here: Process, fresh: bool = True) -> None:
         super().__init__()
         self.config, self.device = config, here.device
-        loss, dtype = config.loss, getattr(torch, config.loss.dtype)
+        loss = config.loss
         self.judge = Perceptual(loss.network, loss.layers, loss.pool, weights=loss.weights, bounded=False)
         self.judge.to(here.device)
-        self.criterion = self.judge if dtype == torch.float32 else copy.deepcopy(self.judge).to(dtype)
-        files = find_training_files(config.data.source)
-        self.photographs = Photographs(files, config.data.crop, config.data.cache_mb)
+        chosen, reason = choose_precision(_SHORT.get(loss.dtype, loss.dtype), here)
+        self.precision = {short: long for long, short in _SHORT.items()}[chosen]
+        if fresh:
+            _log.info("loss.dtype %s: %s", self.precision, reason)
+        self._build_criterion()
+        found = find_training_files(config.data.source)
+        self.photographs = Photographs(found, config.data.crop, config.data.cache_mb)
+        self.files = fingerprints({"data.source": self.photographs.files, "loss.weights": loss.weights})
         self.batches = Crops(self.photographs, config)
         toys = config.toys
         with torch.random.fork_rng(devices=[]):
@@ -116,6 +127,14 @@ class PerceptualGradient(Task):
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.optim.lr, foreach=True)
         self.running_clip = RunningClip(config.optim.clip)
         self.driven: Driven | None = None
+
+    def _build_criterion(self) -> None:
+        dtype = getattr(torch, self.precision)
+        self.criterion = self.judge if dtype == torch.float32 else copy.deepcopy(self.judge).to(dtype)
+
+    def resume(self, step: int) -> None:
+        """Compute in the precision that the run began with."""
+        self._build_criterion()
 
     def rate(self, step: int) -> float:
         """Return the rate on a cosine from ``optim.lr`` down to ``optim.lr * optim.final``."""

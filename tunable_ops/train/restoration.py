@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.control import PhasedModel
+from tunable_ops.images import strip
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
 from tunable_ops.train.adversarial import Adversary
@@ -21,17 +23,23 @@ from tunable_ops.train.build import (
     build_optimizer,
     build_sampler,
     learning_rate,
+    named_files,
     objective_weights,
 )
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
 from tunable_ops.train.distributed import Process
-from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, mean_psnr, restore, sweep
+from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
+from tunable_ops.train.precision import choose_precision
 from tunable_ops.train.task import Task
 
 __all__ = ["Restoration"]
+
+_STRIPS = 4  # pictures of which strips are drawn
+_log = logging.getLogger(__name__)
 
 
 class Restoration(Task):
@@ -54,8 +62,13 @@ class Restoration(Task):
         self.schedule = Schedule(config)
         photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
         self.batches = Batches(photographs, config, build_sampler(config), here.rank)
-        precision = config.compute.precision
-        self.bf16 = precision == "bf16" or (precision == "auto" and here.device.type == "cuda")
+        self.files = fingerprints({"data.source": photographs.files, **named_files(config)})
+        if self.schedule.count == 1:  # else the steps decide where phases begin
+            self.harmless = (*Task.harmless, "optim.steps")
+        self.strips_every = config.validation.strips
+        self.precision, reason = choose_precision(config.compute.precision, here)
+        if fresh:
+            _log.info("compute.precision %s: %s", self.precision, reason)
         self._follow_freezes()
 
     def _follow_freezes(self) -> None:
@@ -99,7 +112,7 @@ class Restoration(Task):
         x = batch.input.to(device, non_blocking=True).contiguous(memory_format=self.layout)
         lam = batch.lam.to(device, non_blocking=True)
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._output(x, lam)
         output, weights = output.float(), objective_weights(objectives, self.config.param_names, lam)
         if self.adversary is None:
@@ -164,12 +177,26 @@ class Restoration(Task):
         self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
         return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
 
+    def strips(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return strips over lambda of the first few pictures: the input, the output at each point, the clean picture.
+
+        Where the degradation follows lambda, all outputs are of the input at the network's default.
+        """
+        degradation = self.config.validation.degradation or self.config.degradation
+        at = list(average.spec.defaults) if isinstance(average, TunableModel) else self.config.fixed_lam
+        labels = ["input", *(_label(lam) for lam in self.lams), "clean"]
+        found = {}
+        for name, clean, degraded in degraded_pictures(pictures[:_STRIPS], degradation, self.config.seed, at):
+            outputs = [restore(average, degraded, lam) for lam in self.lams]
+            found[f"strip {name}"] = strip([degraded, *outputs, clean], labels)
+        return found
+
     def describe(self, values: dict[str, float]) -> str:
         """Return the PSNR over lambda as a line of text."""
         return ", ".join(f"PSNR {name.removeprefix('psnr ')}: {value:.2f} dB" for name, value in values.items())
 
     def _psnr(self, scores: list[Score]) -> dict[str, float]:
-        return {",".join(f"{value:g}" for value in lam): mean_psnr(scores, lam) for lam in self.lams}
+        return {_label(lam): mean_psnr(scores, lam) for lam in self.lams}
 
     def save(self, average: nn.Module, path: Path, step: int) -> None:
         """Write the checkpoint, with its configuration and the last validation in its notes."""
@@ -185,3 +212,7 @@ class Restoration(Task):
                 "validation_psnr": {label: value if math.isfinite(value) else None for label, value in psnr.items()},
             },
         )
+
+
+def _label(lam: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in lam)

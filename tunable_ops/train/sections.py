@@ -30,10 +30,17 @@ class Section(BaseModel):
 class Data(Section):
     """Where clean pictures come from, and how crops are cut from them and varied.
 
-    ``source`` is a folder, or "skimage": the photographs inside the scikit-image package.
-    ``colours`` permutes the channels of a crop, and in half of the crops scales each by a factor from [0.5, 1].
-    ``workers``: processes that prepare batches. ``cache_mb``: MiB of decoded pictures kept in memory; the rest is
-    decoded when drawn.
+    Attributes:
+        source: A folder, or "skimage": the photographs inside the scikit-image package. A resumed run may find the
+            folder elsewhere, but must find the same pictures in it: their names, sizes and contents are compared.
+        crop: Side of a crop, in pixels. Smaller pictures are left out.
+        batch: Crops per step and process.
+        flips: Mirror half of the crops.
+        rotations: Turn crops by a random multiple of 90 degrees.
+        colours: Permute the channels of a crop, and in half of the crops scale each by a factor from [0.5, 1].
+        workers: Processes that prepare batches; 0: none but the one that trains.
+        cache_mb: MiB of decoded pictures kept in memory; the rest is decoded when drawn. The weights do not depend on
+            it.
     """
 
     source: str = "skimage"
@@ -47,41 +54,67 @@ class Data(Section):
 
 
 class Steps(Section):
-    """The number of optimiser steps."""
+    """The length of a run.
+
+    Attributes:
+        steps: Optimiser steps in all.
+    """
 
     steps: int = Field(default=1000, ge=1)
 
 
 class Ema(Section):
-    """Exponential moving average of the weights, which is what is delivered; ``decay`` 0 delivers the last weights."""
+    """Exponential moving average of the weights, which is what is delivered.
+
+    Attributes:
+        decay: Of the average; 0 delivers the last weights. A young average has a smaller one, (1 + k) / (10 + k) at
+            step k.
+    """
 
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class Device(Section):
-    """Where to train: "auto" (a GPU if there is one), "cpu", "cuda" or another device of torch."""
+    """Where to train.
+
+    Attributes:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or another device of torch. Another one than before is
+            warned about when a run is resumed: the last bits differ.
+    """
 
     device: str = "auto"
 
 
 class Log(Section):
-    """A line of ``log.jsonl``, and TensorBoard scalars, ``every`` so many steps."""
+    """What is written while training.
+
+    Attributes:
+        every: Steps per line of ``log.jsonl`` and per point of TensorBoard's scalars.
+        tensorboard: Write TensorBoard's files, where the package tensorboard is installed.
+    """
 
     every: int = Field(default=20, ge=1)
     tensorboard: bool = True
 
 
 class Checkpoints(Section):
-    """The training state and the model are written ``every`` so many steps, at a stop and at the end."""
+    """When the training state and the model are written, besides at a stop and at the end.
+
+    Attributes:
+        every: Steps from one to the next.
+    """
 
     every: int = Field(default=500, ge=1)
 
 
 class HeldOut(Section):
-    """An evaluation on held-out pictures ``every`` so many steps and at the end; 0 for never.
+    """An evaluation on held-out pictures.
 
-    ``source`` is a folder, "skimage" (the three photographs that training leaves out), or null for "skimage" where
-    training uses it too, and otherwise no validation. ``crop`` is the side of the central part that is used, 0 for all.
+    Attributes:
+        every: Steps from one to the next; there is one more at the end. 0 for never.
+        source: A folder, "skimage" (the three photographs that training leaves out), or left out: "skimage" where
+            training uses it too, otherwise no validation.
+        crop: Side of the central part that is used, in pixels; 0 for all.
     """
 
     every: int = Field(default=500, ge=0)
@@ -90,7 +123,12 @@ class HeldOut(Section):
 
 
 class RunConfig(Section):
-    """What the trainer needs of every configuration; a task's own extends it."""
+    """What the trainer needs of every configuration; a task's own extends it.
+
+    Attributes:
+        task: What is trained.
+        seed: Of everything that is drawn.
+    """
 
     task: str
     seed: int = 0
@@ -165,6 +203,25 @@ def flatten(config: BaseModel) -> dict[str, Any]:
             yield prefix, value
 
     return dict(walk("", json.loads(config.model_dump_json())))
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of keys that `flatten` made dotted keys of."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+
+    def lists(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        values = {key: lists(value) for key, value in node.items()}
+        return list(values.values()) if values and all(key.isdigit() for key in values) else values
+
+    return {key: lists(value) for key, value in tree.items()}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tunable_ops.serialization import read_file, write_file
 from tunable_ops.train.ema import Ema
+from tunable_ops.train.resuming import precision_of, refuse_changes
 from tunable_ops.train.sections import RunConfig, flatten
 from tunable_ops.train.task import Task
 
@@ -36,6 +37,7 @@ def save_state(path: Path, task: Task, ema: Ema, config: RunConfig, position: Po
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{part}/optimizer/{name}/{key}"] = value
     metadata = {**position._asdict(), "config": flatten(config), "counters": task.counters()}
+    metadata |= {"files": task.files, "precision": task.precision}
     write_file(path, tensors, metadata, kind=FORMAT, version=VERSION)
 
 
@@ -43,8 +45,7 @@ def load_state(path: Path, task: Task, ema: Ema, config: RunConfig) -> Position:
     """Put a saved state into a freshly built task and average.
 
     Raises:
-        FileNotFoundError, ValueError: As `tunable_ops.serialization.load`; ValueError also where the configuration
-            differs in a key that changes the weights: the keys and both values are named.
+        FileNotFoundError, ValueError: As `tunable_ops.serialization.load`; ValueError also as `refuse_changes`.
     """
     tensors, metadata = read_file(
         path,
@@ -52,7 +53,8 @@ def load_state(path: Path, task: Task, ema: Ema, config: RunConfig) -> Position:
         version=VERSION,
         advice="finish the run with the version of the code that started it, or start it anew in another folder",
     )
-    _refuse_other_config(path, metadata["config"], flatten(config), task.harmless)
+    refuse_changes(path, metadata, config, task)
+    task.precision = precision_of(metadata, task.precision_key)
     task.resume(metadata["step"])
     _fill(ema.module, _under(tensors, "ema/"), path)
     for part, (net, optimizer) in task.parts().items():
@@ -81,17 +83,3 @@ def _fill(module: nn.Module, values: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(values, strict=True)
     except RuntimeError as error:
         raise ValueError(f"train: state must fit the network; got {str(path)!r}: {error}") from None
-
-
-def _refuse_other_config(path: Path, saved: dict[str, Any], given: dict[str, Any], harmless: tuple[str, ...]) -> None:
-    saved = {"task": "restoration", **saved}  # states of before there were tasks
-    differing = [
-        f"{key} was {saved.get(key)!r}, is {given.get(key)!r}"
-        for key in sorted({*saved, *given})
-        if saved.get(key) != given.get(key) and not key.startswith(harmless)
-    ]
-    if differing:
-        raise ValueError(
-            f"train: a resumed run must keep its configuration; got {'; '.join(differing)} (saved in {str(path)!r}): "
-            "change it back, or start a new run in another folder"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,27 @@ class Task(ABC):
         batches: Batch k of the run, for k = 0, 1, ...; the same bits whenever it is asked for.
         parallel: True if several processes can share the work.
         harmless: Beginnings of the configuration keys that may change between a stop and its resumption.
+        files: Configuration key -> `fingerprint` of the files that it names, where these decide the weights: the key
+            may change, the files may not.
+        precision: What is computed in, which a run keeps, in the words of the configuration's ``precision_key``.
+        strips_every: `strips` are drawn at every so many validations, 0 for never.
         shown: Names of the logged values that the progress bar shows.
         scores: What the last `validate` found.
     """
 
     parallel = True
-    harmless: tuple[str, ...] = ("log.", "checkpoints.", "validation.")
+    harmless: tuple[str, ...] = (
+        "log.",
+        "checkpoints.",
+        "validation.",
+        "data.workers",
+        "data.cache_mb",
+        "compute.device",  # another one is warned about: the last bits differ
+    )
+    files: Mapping[str, str]
+    precision: str
+    precision_key = "compute.precision"
+    strips_every = 0
     shown: tuple[str, ...] = ("loss/total",)
     net: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,6 +71,10 @@ class Task(ABC):
     @abstractmethod
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Judge the averaged network by held-out pictures; return what is logged, and keep the details as `scores`."""
+
+    def strips(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Return pictures [3, H, W] that show what the averaged network makes of held-out ones, by name."""
+        return {}
 
     def describe(self, values: dict[str, float]) -> str:
         """Return what `validate` returned as a line of text."""

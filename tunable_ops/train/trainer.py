@@ -19,7 +19,7 @@ from tunable_ops.train.config import Config, PGNConfig
 from tunable_ops.train.data import batch_loader, held_out
 from tunable_ops.train.distributed import Process, process
 from tunable_ops.train.ema import Ema
-from tunable_ops.train.log import RunLog
+from tunable_ops.train.log import EVENTS, LOG, RunLog
 from tunable_ops.train.perceptual_gradient import PerceptualGradient
 from tunable_ops.train.restoration import Restoration
 from tunable_ops.train.seeding import derive_seed
@@ -30,6 +30,7 @@ from tunable_ops.train.task import Task
 __all__ = ["MODEL", "STATE", "Outcome", "train"]
 
 MODEL = "model.safetensors"
+CONFIG = "config.json"
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> Outcome:
@@ -74,7 +76,11 @@ def train(
     Args:
         config: From `load_config`; its class decides what is trained.
         out: Folder of the run; made if missing.
-        resume: Continue the run in ``out``, or start it if there is none.
+        resume: Continue the run in ``out``, or start it if there is none. What does not change the weights may differ
+            from before: ``log``, ``checkpoints``, ``validation``, ``data.workers``, ``data.cache_mb``, the place of
+            the pictures; the device, with a warning. ``optim.steps`` may differ unless ``tuning.kind`` trains in
+            phases: from the step reached on the rate follows the schedule of the new number.
+        overwrite: Start anew where ``out`` holds a run or a model; what that run wrote is removed first.
         stop_at: Stop after this many steps in all, as a signal would.
         progress: Show progress bars.
 
@@ -82,22 +88,48 @@ def train(
         The `Outcome`.
 
     Raises:
-        ValueError: ``out`` holds a run and ``resume`` is not asked for, the configuration differs from that of the
-            run resumed, or a setting does not fit the network or the pictures.
+        ValueError: ``out`` holds a run and neither ``resume`` nor ``overwrite`` is asked for, or both are; it holds a
+            model without a state, which cannot be resumed; the configuration or the pictures differ from those of the
+            run resumed in what decides the weights; or a setting does not fit the network or the pictures.
         RuntimeError: The loss is no longer finite.
     """
     out = Path(out)
-    again = (out / STATE).exists()
-    if again and not resume:
-        raise ValueError(
-            f"train: out must be a new folder; got {str(out)!r}, which holds a run: resume it (--resume), delete it, "
-            "or name another folder"
-        )
+    again = _holds_run(out, resume, overwrite)
     with process(config.compute.device) as here, torch.random.fork_rng(devices=[]), StopSignals() as signals:
         run = _Run(config, out, here, progress and here.main, fresh=not again)
         if again:
             run.resume()
+        elif overwrite and here.main:
+            _remove_run(out)
         return run.loop(signals, stop_at)
+
+
+def _holds_run(out: Path, resume: bool, overwrite: bool) -> bool:
+    """Return True if the folder holds a run to resume; refuse one whose files would be lost."""
+    if resume and overwrite:
+        raise ValueError("train: resume and overwrite must not both be asked for; got both")
+    if overwrite:
+        return False
+    again = (out / STATE).exists()
+    if again and not resume:
+        raise ValueError(
+            f"train: out must be a new folder; got {str(out)!r}, which holds a run: resume it (--resume), replace it "
+            "(--overwrite), or name another folder"
+        )
+    if not again and (out / MODEL).exists():
+        raise ValueError(
+            f"train: out must be a new folder; got {str(out)!r}, which holds {MODEL} without the {STATE} that resuming "
+            "needs: replace it (--overwrite), or name another folder (model.weights starts from its weights)"
+        )
+    return again
+
+
+def _remove_run(out: Path) -> None:
+    """Remove what a run writes, the state first: what is left can never be resumed."""
+    for name in (STATE, MODEL, CONFIG, LOG):
+        (out / name).unlink(missing_ok=True)
+    for events in (out / EVENTS).glob("events.out.tfevents.*"):
+        events.unlink()
 
 
 def _task(config: Config | PGNConfig, here: Process, fresh: bool) -> Task:
@@ -151,6 +183,7 @@ class _Run:
         if differing:
             warnings.warn(f"train: resumed elsewhere ({', '.join(differing)}): the last bits may differ", stacklevel=3)
         _log.info("resumed %s at step %d of %d", self.out, self.step, self.config.optim.steps)
+        _log.info("%s %s, as the run began", self.task.precision_key, self.task.precision)
 
     def loop(self, signals: StopSignals, stop_at: int | None) -> Outcome:
         config, steps = self.config, self.config.optim.steps
@@ -222,8 +255,17 @@ class _Run:
         if self.pictures:
             values = self.task.validate(self.ema.module, self.pictures)
             log.write(self.step, {f"validation/{name}": value for name, value in values.items()})
+            if log.shows_pictures and self._strips_due():
+                for name, strip in self.task.strips(self.ema.module, self.pictures).items():
+                    log.show(self.step, f"validation/{name}", strip)
             _log.info("step %d: %s", self.step, self.task.describe(values))
             log.restart_clock()
+
+    def _strips_due(self) -> bool:
+        """Return True at every so many validations, and at the last one; the same steps whenever a run was stopped."""
+        every = self.task.strips_every
+        last = self.step >= self.config.optim.steps
+        return every > 0 and (last or self.step // self.config.validation.every % every == 0)
 
     def save(self) -> None:
         """Write the training state, and the averaged network as it is now."""
@@ -231,9 +273,10 @@ class _Run:
             return
         self.check_finite()
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
-        self.task.save(self.ema.module, self.out / MODEL, self.step)
+        (self.out / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n")
+        # the state first: a run killed between the two can be resumed, a model without a state cannot
         save_state(self.out / STATE, self.task, self.ema, self.config, Position(self.step, self.circumstances))
+        self.task.save(self.ema.module, self.out / MODEL, self.step)
 
     def check_finite(self) -> None:
         """Refuse to replace a good checkpoint with one that holds NaN."""
