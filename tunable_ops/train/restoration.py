@@ -24,7 +24,7 @@ from tunable_ops.train.build import (
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
 from tunable_ops.train.distributed import Process
-from tunable_ops.train.evaluate import Score, default_lams, mean_psnr, sweep
+from tunable_ops.train.evaluate import Score, mean_psnr, positions, sweep
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.task import Task
@@ -120,7 +120,7 @@ class Restoration(Task):
         """The points of a validation sweep."""
         if not isinstance(self.net, TunableModel):
             return [self.config.fixed_lam]
-        return self.config.validation.lams or default_lams(self.net.spec.num_params, self.net.spec.domain)
+        return self.config.validation.lams or positions(self.net.spec)
 
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Measure PSNR over lambda."""
