@@ -1,14 +1,21 @@
-"""Grey pictures through networks for colour: without tint, and with the knob of networks that have one for them."""
+"""Grey pictures through networks for colour: without tint, and at the lambda that their noise asks for.
+
+x = images.read_image("scan.png")
+if is_grey(x):
+    lam = grey_lambda(net, [0.5])
+    y = apply_tiled(on_grey(lambda part: net(part, lam)), as_grey(x)[None])     # [1, 1, H, W]
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["PARAMETER", "as_grey", "grey_lambda", "has_knob", "is_grey", "on_grey"]
+__all__ = ["PARAMETER", "as_grey", "grey_lambda", "has_knob", "is_grey", "on_grey", "set_knob", "stronger"]
 
 PARAMETER = "grey"
 """Name of the tuning parameter that says that the picture is grey: 0 in colour, 1 in grey."""
@@ -81,19 +88,29 @@ def on_grey(function: Callable[[Tensor], Tensor], channels: int = 3) -> Callable
     return grey
 
 
-def grey_lambda(spec: _Spec, lam: Sequence[float], grey: bool = True) -> tuple[float, ...]:
-    """Return lambda with the parameter "grey" at 1 for a grey picture.
+def grey_lambda(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
+    """Return the lambda at which a tunable network for colour treats a grey picture as lambda says.
 
-    Lambda of a picture in colour, and of a network without that parameter (or on the simplex), is returned as it is.
+    Lambda of a picture in colour is what it is; for a grey one, on three equal channels (`on_grey`),
+
+    - a network with the tuning parameter "grey" (`set_knob`) gets 1 for it;
+    - a network without, whose lambda says how strong the noise is (`stronger`), gets sqrt(3) times that strength.
+
+    Any other network gets lambda as it is, and so does every network on the simplex.
 
     Args:
-        spec: Names and domain of lambda: `net.spec`.
+        net: `TunableModel`.
         lam: One number per parameter.
-        grey: True for a grey picture, as `is_grey` says.
+    """
+    return stronger(net, set_knob(net.spec, lam))
+
+
+def set_knob(spec: _Spec, lam: Sequence[float], grey: bool = True) -> tuple[float, ...]:
+    """Return lambda with the parameter "grey", if there is one, at 1 where the picture is grey.
 
     Example:
         >>> from tunable_ops.modules import LambdaSpec
-        >>> grey_lambda(LambdaSpec.create(2, "box", ("denoise", "grey")), (0.5, 0.0))
+        >>> set_knob(LambdaSpec.create(2, "box", ("denoise", "grey")), (0.5, 0.0))
         (0.5, 1.0)
     """
     if not grey or not has_knob(spec):
@@ -104,6 +121,38 @@ def grey_lambda(spec: _Spec, lam: Sequence[float], grey: bool = True) -> tuple[f
 def has_knob(spec: _Spec) -> bool:
     """Return True if a network has the parameter for grey pictures."""
     return spec.domain == "box" and PARAMETER in spec.names
+
+
+def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
+    """Return lambda for noise that is the same on all three channels, of a network that knows independent noise.
+
+    The mean of three equal channels with independent noise of sqrt(3) sigma has noise of sigma: a grey picture with
+    noise of sigma is worth as much as three such channels. So the noise level
+
+        sigma = sum_i lambda_i * levels_i + floor
+
+    by which the network was trained (its notes, `degradation.noise`) is multiplied by sqrt(3), floor included. Lambda
+    may then leave its range. It stays as it is for networks of one channel, those without such levels, those that were
+    trained on grey pictures too (`data.grey`), and on the simplex.
+
+    Args:
+        net: `TunableModel`.
+        lam: One number per parameter.
+    """
+    spec, config = net.spec, (net.notes or {}).get("config") or {}
+    noise = (config.get("degradation") or {}).get("noise") or {}
+    levels, floor = noise.get("levels") or (), noise.get("floor") or 0.0
+    channels = getattr(net.network, "channels", 3)
+    if channels != 3 or spec.domain != "box" or has_knob(spec) or len(levels) != len(spec.names):
+        return tuple(lam)
+    moving = sum(level > 0 for level in levels)
+    if not moving or (config.get("data") or {}).get("grey"):
+        return tuple(lam)
+    factor = math.sqrt(3)
+    return tuple(
+        factor * value + (factor - 1) * floor / (moving * level) if level > 0 else value
+        for value, level in zip(lam, levels, strict=True)
+    )
 
 
 def _check(picture: Tensor) -> None:

@@ -28,7 +28,8 @@ def add_parser(subparsers: Any) -> None:
         "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "
         "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
-        "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it. "
+        "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
+        "without one, a noise level that lambda sets is taken sqrt(3) times as strong inside. "
         "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
@@ -133,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
     live = _live(net.to(device), fixed is not None)
     live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     knob = fixed is None and not _sets_grey(args, spec)
-    return Batch(args, spec, rows, live, device, channels, knob, _MULTIPLE, single).run(sources)
+    tunable = None if fixed is not None else net
+    return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)
 
 
 def _load(model: str) -> tuple[Any, Any, tuple[float, ...] | None]:

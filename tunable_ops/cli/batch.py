@@ -35,6 +35,7 @@ class Batch:
         args: Arguments of the command.
         spec: Names of lambda.
         rows: (name of the parameter that moves, lambdas).
+        net: The tunable network; None for a plain one.
         live: Network, called with [B, C, H, W] after `set(lam)`.
         device: Where the network is.
         channels: Channels that it takes, 1 or 3.
@@ -46,6 +47,7 @@ class Batch:
     args: argparse.Namespace
     spec: Any
     rows: list[tuple[str, list[tuple[float, ...]]]]
+    net: Any
     live: Any
     device: Any
     channels: int
@@ -100,12 +102,12 @@ class Batch:
         """Process one picture: write its outputs and strips, and yield a line of text for each."""
         from tunable_ops import images
         from tunable_ops.cli.lam import describe, numbers
-        from tunable_ops.grey import grey_lambda
+        from tunable_ops.grey import set_knob
 
         args = self.args
         kind, suffix = self._target(picture, source)
         grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
-        rows = [(name, [grey_lambda(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in self.rows]
+        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in self.rows]
         names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
         for note in images.losses(picture, kind, args.bits, colours=None if grey else 3):
             progress.write(f"{source.path}: {note}", sys.stderr)
@@ -232,12 +234,14 @@ class _Frames:
     def __init__(
         self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
     ) -> None:
+        from tunable_ops.grey import stronger
+
         self.batch, self.picture, self.grey = batch, picture, grey
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
         self._shown: Tensor | None = None
-        batch.live.set(lam)
+        batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
 
     def __iter__(self) -> Iterator[Frame]:
         import torch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunable_ops.grey import PARAMETER, as_grey, grey_lambda, has_knob, is_grey, on_grey
+from tunable_ops.grey import PARAMETER, as_grey, has_knob, is_grey, on_grey, set_knob, stronger
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
@@ -83,7 +83,7 @@ def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None, *, gre
     """Run a whole picture [3, H, W] through a tunable or plain network; the result on the CPU, clamped to [0, 1].
 
     A network for grey pictures runs on each of the three channels. A grey picture [1, H, W] stays grey, as
-    `tunable_ops.grey.on_grey` says, and with ``grey_knob`` the network's parameter "grey", if it has one, is 1 for it.
+    `tunable_ops.grey` says; with ``grey_knob`` the network's parameter "grey", if it has one, is 1 for it.
     """
     device = next(net.parameters()).device
     tunable = isinstance(net, TunableModel) and lam is not None
@@ -91,7 +91,8 @@ def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None, *, gre
     grey = picture.shape[0] == 1
     if tunable:
         assert isinstance(net, TunableModel) and lam is not None
-        lam = grey_lambda(net.spec, lam, grey and grey_knob)
+        lam = set_knob(net.spec, lam, grey and grey_knob)
+        lam = stronger(net, lam) if grey else lam
 
     def call(x: Tensor) -> Tensor:
         x = x.to(device).contiguous(memory_format=torch.channels_last)
