@@ -106,7 +106,7 @@ def _find(op: str, network: str, weights: str | os.PathLike[str] | None) -> Path
         path = Path(weights)
         if not path.is_file():
             raise FileNotFoundError(
-                f'{op}: weights must be a file, a folder of published files, "download" or "random"; got {str(path)!r}'
+                f'{op}: weights must be a file, a folder, "download" or "random"; got {str(path)!r}'
             )
         return path
     data = os.environ.get(DATA_VARIABLE)
