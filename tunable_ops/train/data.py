@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tunable_ops.images import find_images, read_image
 from tunable_ops.losses import Sampler
 from tunable_ops.train.config import Config, Data
-from tunable_ops.train.degradations import degrade
+from tunable_ops.train.degradations import Degraded, degrade
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import generator
 
@@ -174,7 +174,9 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch k of a run, for k = 0, 1, ...; the same bits whenever and in whatever order it is asked for.
 
-    A network of one channel (``model.arguments.channels = 1``) gets grey pictures.
+    A network of one channel (``model.arguments.channels = 1``) gets grey pictures. With ``data.grey`` some samples are
+    grey on three equal channels, noise included; these draws have a generator of their own, so that the other samples
+    are what they are without.
 
     Args:
         photographs: The clean pictures.
@@ -204,9 +206,25 @@ class Batches(Dataset[Batch]):
             if self.config.sampler.balanced:
                 lam = balance(lam, self.sampler.kind)
             lam = lam.repeat_interleave(data.batch // count, dim=0)
+        chosen = self._grey_samples(step)
+        if chosen is not None:
+            clean = torch.where(chosen, grey(clean), clean)
+            if self.config.grey_knob is not None and self.sampler is not None:
+                lam[:, self.config.grey_knob] = chosen.flatten().to(lam.dtype)
         draws = generator(self.config.seed, "degradation", step, self.rank)
         pair = degrade(clean, self.config.degradation, draws, lam)
+        if chosen is not None:  # the first channel's noise on all
+            pair = Degraded(*(torch.where(chosen, part[:, :1], part) for part in pair))
         return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
+
+    def _grey_samples(self, step: int) -> Tensor | None:
+        """Draw which samples are grey, [B, 1, 1, 1], group by group; None where none ever is."""
+        data = self.config.data
+        if not data.grey:
+            return None
+        count = self.config.sampler.groups or data.batch
+        draws = torch.rand(count, generator=generator(self.config.seed, "grey", step, self.rank)) < data.grey
+        return draws.repeat_interleave(data.batch // count).view(-1, 1, 1, 1)
 
 
 def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ from tunable_ops.train.build import (
     objective_weights,
 )
 from tunable_ops.train.config import Config
-from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
+from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files, grey
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.evaluate import Score, mean_psnr, positions, sweep
 from tunable_ops.train.measure import Measure
@@ -47,6 +47,8 @@ class Restoration(Task):
         self.layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.net = build_network(config, fresh).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if isinstance(self.net, TunableModel):  # what its lambda says of noise, for grey pictures of the validation
+            self.net.notes = {"config": config.model_dump(mode="json")}
         self.criterion = build_criterion(config).to(here.device)
         self.schedule = Schedule(config)
         photographs = Photographs(find_training_files(config.data.source), config.data.crop, config.data.cache_mb)
@@ -123,10 +125,16 @@ class Restoration(Task):
         return self.config.validation.lams or positions(self.net.spec)
 
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
-        """Measure PSNR over lambda."""
+        """Measure PSNR over lambda; with ``data.grey`` of the same pictures in grey, too."""
         degradation = self.config.validation.degradation or self.config.degradation
-        self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
-        return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
+        seed, measure = self.config.seed, Measure(ssim=False)
+        self.scores = sweep(average, pictures, degradation, self.lams, seed, measure=measure)
+        values = {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
+        if self.config.data.grey:
+            in_grey = [(name, grey(picture.unsqueeze(0))[0]) for name, picture in pictures]
+            scores = sweep(average, in_grey, degradation, self.lams, seed, measure=measure)
+            values |= {f"psnr grey {label}": value for label, value in self._psnr(scores).items()}
+        return values
 
     def describe(self, values: dict[str, float]) -> str:
         """Return the PSNR over lambda as a line of text."""
