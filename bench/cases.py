@@ -4,7 +4,9 @@ A suite is a list of cases; one case is one shape, alpha, dtype, memory format, 
 like ``3x3-C64-64x64-B4-P2-shared-fp32-channels_last-forward-eager`` and are what filters match.
 """
 
+import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +21,7 @@ class Kind:
     taps: int
     stride: int = 1
     padding: int = 0
+    dilation: int = 1
     depthwise: bool = False
     transposed: bool = False
     outputs: float = 1.0  # outputs per input channel
@@ -40,6 +43,18 @@ MODES = ("eager", "compile", "graph")
 
 
 @dataclass(frozen=True)
+class Own:
+    """What a case of one's own (`case_text.read_case`) has beyond its kind of layer."""
+
+    width: int
+    outputs: int
+    groups: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+@dataclass(frozen=True)
 class Case:
     """One thing to time. `size` is the height and width of the input; `kernels` is P."""
 
@@ -53,39 +68,58 @@ class Case:
     layout: str = "channels_last"
     direction: str = "forward"
     mode: str = "eager"
+    own: Own | None = None
 
     @property
     def id(self) -> str:
-        """Return the name that filters match and results carry."""
+        """Return the name that filters match and results carry; a case of one's own is read from it again."""
+        own = ""
+        if self.own is not None:
+            own = f"-O{self.outputs}-G{self.groups}-S{self.own.stride}-D{self.own.dilation}-pad{self.own.padding}"
         return (
-            f"{self.kind}-C{self.channels}-{self.size}x{self.size}-B{self.batch}-P{self.kernels}"
+            f"{self.kind}-C{self.channels}-{self.size}x{self.width}-B{self.batch}-P{self.kernels}{own}"
             f"-{self.alpha}-{self.dtype}-{self.layout}-{self.direction}-{self.mode}"
         )
 
     @property
+    def layer(self) -> Kind:
+        """The sort of layer, with what a case of one's own says of it."""
+        if self.own is None:
+            return KINDS[self.kind]
+        own = self.own
+        return replace(kind_named(self.kind), stride=own.stride, padding=own.padding, dilation=own.dilation)
+
+    @property
+    def width(self) -> int:
+        """Width of the input."""
+        return self.size if self.own is None else self.own.width
+
+    @property
     def outputs(self) -> int:
         """O, the output channels."""
-        return max(1, int(self.channels * KINDS[self.kind].outputs))
+        return max(1, int(self.channels * self.layer.outputs)) if self.own is None else self.own.outputs
 
     @property
     def groups(self) -> int:
         """Groups of the convolution."""
-        return self.channels if KINDS[self.kind].depthwise else 1
+        return (self.channels if self.layer.depthwise else 1) if self.own is None else self.own.groups
 
     @property
-    def output_size(self) -> int:
-        """OH = OW."""
-        kind = KINDS[self.kind]
-        if kind.transposed:
-            return self.size * kind.stride
-        return (self.size + 2 * kind.padding - kind.taps) // kind.stride + 1
+    def output_grid(self) -> tuple[int, int]:
+        """OH and OW."""
+        layer = self.layer
+        reach = layer.dilation * (layer.taps - 1) + 1
+        if layer.transposed:
+            height, width = ((n - 1) * layer.stride - 2 * layer.padding + reach for n in (self.size, self.width))
+        else:
+            height, width = ((n + 2 * layer.padding - reach) // layer.stride + 1 for n in (self.size, self.width))
+        return height, width
 
     @property
     def macs(self) -> int:
         """Return the multiply-adds of one plain convolution of the batch, forward."""
-        kind = KINDS[self.kind]
-        grid = self.size if kind.transposed else self.output_size
-        return self.batch * grid**2 * kind.taps**2 * self.channels * self.outputs // self.groups
+        height, width = (self.size, self.width) if self.layer.transposed else self.output_grid
+        return self.batch * height * width * self.layer.taps**2 * self.channels * self.outputs // self.groups
 
     @property
     def flops(self) -> int:
@@ -96,16 +130,31 @@ class Case:
     def bytes(self) -> int:
         """Return the bytes that a plain convolution has to move at least: every tensor of the pass once."""
         size = 4 if DTYPES[self.dtype] == torch.float32 else 2
-        kind = KINDS[self.kind]
-        x = self.batch * self.channels * self.size**2
-        y = self.batch * self.outputs * self.output_size**2
-        w = self.outputs * self.channels * kind.taps**2 // self.groups
+        height, width = self.output_grid
+        x = self.batch * self.channels * self.size * self.width
+        y = self.batch * self.outputs * height * width
+        w = self.outputs * self.channels * self.layer.taps**2 // self.groups
         forward, backward = x + y + w, 2 * (x + w) + y  # backward reads x, w, dy and writes dx, dw
         return size * {"forward": forward, "backward": backward, "both": forward + backward}[self.direction]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, JSON-able."""
-        return asdict(self)
+        """Return the fields, JSON-able; without `own` where it is None."""
+        return {name: value for name, value in asdict(self).items() if name != "own" or value is not None}
+
+
+def kind_named(name: str) -> Kind:
+    """Return the sort of layer of a name such as 3x3, 7x7, dw5x5, down2x2 or up2x2.
+
+    Raises:
+        ValueError: It is none, or its taps are not square.
+    """
+    match = re.fullmatch(r"(dw|down|up)?(\d+)x(\d+)", name)
+    if match is None or match[2] != match[3] or int(match[2]) < 1:
+        raise ValueError(f"bench: a layer must be KxK, dwKxK, downKxK or upKxK with the same K twice; got {name!r}")
+    taps, sort = int(match[2]), match[1]
+    if sort in ("down", "up"):
+        return Kind(taps, stride=taps, transposed=sort == "up", outputs=0.5 if sort == "up" else 2.0)
+    return Kind(taps, padding=(taps - 1) // 2, depthwise=sort == "dw")
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
@@ -253,8 +302,11 @@ def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
             chosen = [case for case in chosen if str(case.to_dict().get(name)) in values.split(",")]
         else:
             if not any(fnmatch.fnmatch(case.id, text) for case in cases):
-                listed = "\n  ".join(case.id for case in cases)
-                raise ValueError(f"bench: --cases must match a case of the suite; got {text!r}. Known:\n  {listed}")
+                near = difflib.get_close_matches(text.strip("*"), [case.id for case in cases], n=5, cutoff=0)
+                listed = "".join(f"\n  {name}" for name in near)
+                raise ValueError(
+                    f"bench: --cases must match a case of the suite; got {text!r}. Nearest (--list prints all):{listed}"
+                )
             chosen = [case for case in chosen if fnmatch.fnmatch(case.id, text)]
     if not chosen:
         raise ValueError(f"bench: --cases must leave at least one case; got {' '.join(filters)}, which leave none")

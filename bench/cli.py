@@ -1,6 +1,7 @@
 """The command: `python -m bench` in a checkout, `tunable-ops bench` anywhere.
 
 python -m bench --out mine.json                                                     # single layers
+python -m bench --case "3x3 C48 O96 100x100 B2 P2 per_sample"                       # a layer of one's own
 python -m bench --suite comparison --runs runs/comparison --out mine.json           # train and compare the knobs
 python -m bench --from mine.json --plots plots/                                     # tables and plots of stored results
 """
@@ -22,15 +23,16 @@ from tunable_ops.bench import machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
+OWN = "own"  # what results of --case are called
 DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
-_OF_TIMINGS = ("device", "cases", "providers", "quick", "list", "budget", "readme", "compare")
+_OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "readme", "compare")
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, for both commands."""
-    parser.add_argument("--suite", default="operators", help=f"one of {', '.join(SUITES)} (default operators)")
+    parser.add_argument("--suite", help=f"one of {', '.join(SUITES)} (default operators)")
     parser.add_argument("--rounds", type=int, help="rounds of timing at most (default 11; for the comparison 15)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's; for the comparison 1 per process)")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
@@ -44,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     timings = parser.add_argument_group("timings", "all suites but comparison")
     timings.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     timings.add_argument("--cases", nargs="+", default=[], help="field=value[,value] or id patterns; all must match")
+    timings.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help='a case of your own instead of a suite, such as "3x3 C48 O96 100x100 B2 P2 per_sample both"; a wrong one '
+        "prints the grammar. Can be repeated",
+    )
     timings.add_argument("--providers", nargs="+", default=[], help="who is timed beside the plain convolution")
     timings.add_argument("--quick", action="store_true", help="a handful of cases, few rounds")
     timings.add_argument("--list", action="store_true", help="print the cases and providers, and stop")
@@ -95,7 +105,13 @@ def _given(args: argparse.Namespace, name: str) -> bool:
 
 def _check(args: argparse.Namespace) -> None:
     """Check every option before any work is done."""
-    if args.suite not in SUITES:
+    if args.case and (args.suite is not None or args.cases):
+        option = "--suite" if args.suite is not None else "--cases"
+        raise ValueError(f"bench: {option} must be left out beside --case; got {args.suite or ' '.join(args.cases)}")
+    args.suite = OWN if args.case else args.suite or "operators"
+    if args.case:
+        suites.own(args.case)
+    if args.suite not in SUITES and not args.case:
         raise ValueError(f"bench: --suite must be one of {', '.join(SUITES)}; got {args.suite!r}")
     if args.source is None:
         _refuse_others(args, args.suite)
@@ -143,6 +159,8 @@ def _stored(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _chosen(args: argparse.Namespace) -> list[tuple[suites.Suite, Any]]:
+    if args.case:
+        return suites.own(args.case)
     return suites.chosen(args.suite, _device(args), args.cases, args.quick)
 
 
@@ -177,7 +195,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "clocks": {"before": machine.clocks(device), "after": {}},
         "rows": [],
     }
-    print(" ".join(f"{name} {value:.3g}" for name, value in results["peaks"].items()))
+    print("peaks: " + ", ".join(f"{name} {value:.3g}" for name, value in results["peaks"].items()))
+    print(report.header(rounds=settings.rounds), flush=True)
     with _stoppable():
         try:
             for suite, case in chosen:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tunable_ops.bench.cases import DTYPES, KINDS, LAYOUTS, Case
+from tunable_ops.bench.cases import DTYPES, LAYOUTS, Case
 
 from tunable_ops import reference
 
@@ -34,38 +34,39 @@ class Problem:
     @property
     def geometry(self) -> tuple[int, int, int, int]:
         """(stride, padding, dilation, groups)."""
-        kind = KINDS[self.case.kind]
-        return kind.stride, kind.padding, 1, self.case.groups
+        layer = self.case.layer
+        return layer.stride, layer.padding, layer.dilation, self.case.groups
 
 
 def build(case: Case, device: str) -> Problem:
     """Return random inputs of a case, the same at every call."""
-    kind, dtype = KINDS[case.kind], DTYPES[case.dtype]
+    layer, dtype = case.layer, DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    fan_in = case.channels * kind.taps**2 // case.groups
-    front = (case.channels, case.outputs) if kind.transposed else (case.outputs, case.channels // case.groups)
-    weight = normal(case.kernels, *front, kind.taps, kind.taps) / math.sqrt(fan_in)
+    fan_in = case.channels * layer.taps**2 // case.groups
+    front = (case.outputs, case.channels // case.groups)
+    if layer.transposed:
+        front = (case.channels, case.outputs // case.groups)
+    weight = normal(case.kernels, *front, layer.taps, layer.taps) / math.sqrt(fan_in)
     weight = _each_kernel_to(weight.to(device, dtype), LAYOUTS[case.layout])
     bias = normal(case.kernels, case.outputs).to(device, dtype)
     alpha_shape = {
         "shared": (case.kernels,),
         "per_sample": (case.batch, case.kernels),
-        "map": (case.batch, case.kernels, case.output_size, case.output_size),
+        "map": (case.batch, case.kernels, *case.output_grid),
     }[case.alpha]
     alpha = torch.rand(*alpha_shape, generator=generator).to(device)
-    size, out = case.size, case.output_size
     layout = LAYOUTS[case.layout]
     return Problem(
         case,
-        normal(case.batch, case.channels, size, size).to(device, dtype).contiguous(memory_format=layout),
+        normal(case.batch, case.channels, case.size, case.width).to(device, dtype).contiguous(memory_format=layout),
         weight,
         bias,
         alpha,
-        normal(case.batch, case.outputs, out, out).to(device, dtype).contiguous(memory_format=layout),
+        normal(case.batch, case.outputs, *case.output_grid).to(device, dtype).contiguous(memory_format=layout),
         weight[0].contiguous(memory_format=layout),
         bias[0].clone(),
     )
@@ -92,10 +93,10 @@ def expected(problem: Problem) -> list[Tensor]:
     """Return what the pass of the case must give, by the definition in fp32 without TF32: [output] or gradients."""
     case = problem.case
     tensors = [t.detach().float() for t in (problem.input, problem.weight, problem.bias, problem.alpha)]
-    definition = reference.tunable_conv_transpose2d if KINDS[case.kind].transposed else reference.tunable_conv2d
+    definition = reference.tunable_conv_transpose2d if case.layer.transposed else reference.tunable_conv2d
     stride, padding, dilation, groups = problem.geometry
     pair = [(n, n) for n in (stride, padding, dilation)]
-    extra = [(0, 0), groups, pair[2]] if KINDS[case.kind].transposed else [pair[2], groups]
+    extra = [(0, 0), groups, pair[2]] if case.layer.transposed else [pair[2], groups]
     with precision(Case("1x1", 1, 1, 1)):
         if case.direction == "forward":
             return [definition(*tensors, pair[0], pair[1], *extra)]

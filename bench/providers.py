@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tunable_ops.bench.cases import KINDS, Case
+from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import Problem
 
 import tunable_ops
@@ -45,7 +45,7 @@ def leaves(problem: Problem, name: str) -> tuple[Tensor, ...]:
 def _convolution(problem: Problem) -> Callable[..., Tensor]:
     """conv(x, w, b, multiple): the library's convolution of the case, with `multiple` times its groups."""
     stride, padding, dilation, groups = problem.geometry
-    if KINDS[problem.case.kind].transposed:
+    if problem.case.layer.transposed:
         return lambda x, w, b, multiple=1: F.conv_transpose2d(x, w, b, stride, padding, 0, groups * multiple, dilation)
     return lambda x, w, b, multiple=1: F.conv2d(x, w, b, stride, padding, dilation, groups * multiple)
 
@@ -58,7 +58,7 @@ def _plain(problem: Problem) -> Function:
 def _tunable(backend: str | None) -> Callable[[Problem], Function]:
     def make(problem: Problem) -> Function:
         stride, padding, dilation, groups = problem.geometry
-        if KINDS[problem.case.kind].transposed:
+        if problem.case.layer.transposed:
             return lambda x, w, b, a: tunable_ops.tunable_conv_transpose2d(
                 x, w, b, a, stride, padding, 0, groups, dilation, backend=backend
             )
@@ -71,7 +71,7 @@ def _tunable(backend: str | None) -> Callable[[Problem], Function]:
 
 def _backend_missing(name: str) -> Callable[[Problem], str | None]:
     def refuses(problem: Problem) -> str | None:
-        op = "tunable_conv_transpose2d" if KINDS[problem.case.kind].transposed else "tunable_conv2d"
+        op = "tunable_conv_transpose2d" if problem.case.layer.transposed else "tunable_conv2d"
         try:
             backends.select(op, name, problem.input, problem.weight, problem.alpha)
         except RuntimeError as error:
@@ -83,7 +83,7 @@ def _backend_missing(name: str) -> Callable[[Problem], str | None]:
 
 def _reference(problem: Problem) -> Function:
     stride, padding, dilation, groups = problem.geometry
-    if KINDS[problem.case.kind].transposed:
+    if problem.case.layer.transposed:
         return lambda x, w, b, a: reference.tunable_conv_transpose2d(x, w, b, a, stride, padding, 0, groups, dilation)
     return lambda x, w, b, a: reference.tunable_conv2d(x, w, b, a, stride, padding, dilation, groups)
 
@@ -115,7 +115,7 @@ def _algorithm(name: str) -> Callable[[Problem], Function]:
 
 def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
     def refuses(problem: Problem) -> str | None:
-        kind = KINDS[problem.case.kind]
+        kind = problem.case.layer
         if problem.case.alpha != "per_sample" or kind.transposed:
             return "serves a per-sample alpha and no transposed convolution"
         return "serves 1x1 alone" if name == "bmm" and kind.taps != 1 else None
@@ -131,7 +131,7 @@ def _cuda_hopper(problem: Problem) -> Function:
 
 
 def _cuda_hopper_refuses(problem: Problem) -> str | None:
-    if KINDS[problem.case.kind].transposed or problem.case.direction != "forward":
+    if problem.case.layer.transposed or problem.case.direction != "forward":
         return "a forward convolution alone"
     reason = _backend_missing("cuda")(problem)
     if reason is not None:
@@ -204,7 +204,7 @@ def _p_convolutions(problem: Problem) -> Function:
 
 def _one_convolution(problem: Problem) -> Function:
     convolve = _convolution(problem)
-    transposed = KINDS[problem.case.kind].transposed
+    transposed = problem.case.layer.transposed
 
     def function(x: Tensor, w: Tensor, b: Tensor, a: Tensor) -> Tensor:
         kernels = w.shape[0]
@@ -224,7 +224,7 @@ def _condconv(problem: Problem) -> Function:
     layer = CondConv2d(
         case.channels,
         case.outputs,
-        KINDS[case.kind].taps,
+        case.layer.taps,
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -242,7 +242,7 @@ def _condconv(problem: Problem) -> Function:
 def _condconv_refuses(problem: Problem) -> str | None:
     if importlib.util.find_spec("timm") is None:
         return "timm is not installed"
-    if KINDS[problem.case.kind].transposed or problem.case.alpha != "per_sample":
+    if problem.case.layer.transposed or problem.case.alpha != "per_sample":
         return "serves a per-sample alpha and no transposed convolution"
     return None
 

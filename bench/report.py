@@ -8,6 +8,8 @@ from typing import Any
 
 from tunable_ops.bench.providers import PROVIDERS
 
+SPREAD = 1.5  # a ratio whose quartiles are further apart says little
+UNSTEADY = "(!)"
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 PRACTICE = [name for name, provider in PROVIDERS.items() if provider.practice]
 
@@ -43,6 +45,20 @@ def best_practice(row: dict[str, Any]) -> tuple[str, float] | None:
     return (min(ratios)[1], min(ratios)[0]) if ratios else None
 
 
+def header(rounds: int | None = None) -> str:
+    """Return what the numbers of `line` and of the tables are."""
+    how = "" if rounds is None else f" of up to {rounds} interleaved rounds"
+    return (
+        f"Numbers are time over that of the plain convolution, lower is better: median [quartiles]{how}; "
+        f"{UNSTEADY}: quartiles further apart than a factor of {SPREAD}, not to be relied on."
+    )
+
+
+def unsteady(result: dict[str, Any]) -> bool:
+    """Return True if the quartiles of a ratio are further apart than `SPREAD`."""
+    return bool(result["ratio_q3"] > SPREAD * result["ratio_q1"])
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row for the terminal: the plain convolution's time, then every provider's ratio with its quartiles."""
     plain = ok(row, "plain")
@@ -57,7 +73,8 @@ def line(row: dict[str, Any]) -> str:
         if name == "plain" or result["status"] == "unsupported":
             continue
         if result["status"] == "ok":
-            cells.append(f"{name} {result['ratio']:.2f} [{result['ratio_q1']:.2f} {result['ratio_q3']:.2f}]")
+            mark = f" {UNSTEADY} unsteady" if unsteady(result) else ""
+            cells.append(f"{name} {result['ratio']:.2f} [{result['ratio_q1']:.2f} {result['ratio_q3']:.2f}]{mark}")
         else:
             cells.append(f"{name} {result['status']}: {result['reason']}")
     return head + "".join(f"\n    {cell}" for cell in cells)
@@ -95,6 +112,12 @@ def summary(results: dict[str, Any]) -> list[str]:
             text = f"{what}: tunable / plain {geomean(ratios):.2f} (worst {max(ratios):.2f})"
             text += f", best of today's practice {geomean(practice):.2f}" if len(practice) == len(rows) else ""
             lines.append(f"{text}, over {len(rows)} cases")
+    shaky = [row["id"] for row in results["rows"] for name in row["providers"] if (r := ok(row, name)) and unsteady(r)]
+    if shaky:
+        kinds = len(set(shaky))
+        lines.append(
+            f"{UNSTEADY} quartiles further apart than a factor of {SPREAD}: {len(shaky)} ratios of {kinds} cases"
+        )
     if not any(best_practice(row) for row in results["rows"]):
         return lines
     lost = losses(results)
@@ -120,6 +143,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"{machine['name']}, {machine['threads']} threads, {versions}, commit {machine['commit']}."
         if machine["device"] == "cpu"
         else f"{machine['name']}, {versions}, commit {machine['commit']}.",
+        header(),
         "",
         *(f"- {text.strip()}" for text in summary(results)),
     ]
@@ -138,7 +162,8 @@ def markdown(results: dict[str, Any]) -> str:
 def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
     cells = []
     for row in rows:
-        ratios = [f"{result['ratio']:.2f}" if (result := ok(row, name)) else "-" for name in names]
+        found = [ok(row, name) for name in names]
+        ratios = [f"{r['ratio']:.2f}{f' {UNSTEADY}' if unsteady(r) else ''}" if r else "-" for r in found]
         cells.append([row["id"], f"{row['providers']['plain']['seconds'] * 1e3:.3g}", *ratios])
     return table(["case", "plain, ms", *names], cells)
 

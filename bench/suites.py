@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunable_ops.bench import cases, host, networks, perceptual, providers
+from tunable_ops.bench.case_text import read_case
 from tunable_ops.bench.measure import Settings, measure
 
 Row = dict[str, Any]
@@ -53,6 +54,15 @@ SUITES = {
     "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),
     "host": Suite(lambda device: host.CASES, _host, in_all=False),
 }
+
+
+def own(texts: Sequence[str]) -> list[tuple[Suite, Any]]:
+    """Return cases of one's own, each once, as layers to measure.
+
+    Raises:
+        ValueError: As for `case_text.read_case`.
+    """
+    return [(SUITES["operators"], case) for case in dict.fromkeys(map(read_case, texts))]
 
 
 def chosen(name: str, device: str, filters: Sequence[str], quick: bool) -> list[tuple[Suite, Any]]:

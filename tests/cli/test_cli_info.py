@@ -45,7 +45,7 @@ def test_a_folded_network(run, model, tmp_path):
     code, out, err = run("info", tmp_path / "plain.safetensors")
     assert code == 0, err
     assert "kind          plain network" in out and "parameters    371 (F32)\n" in out
-    assert 'lambda: {"denoise": 1.0, "keep": 0.0}' in out
+    assert "lambda: denoise = 1.0, keep = 0.0" in out
 
 
 def test_a_network_of_ones_own(run, tmp_path):

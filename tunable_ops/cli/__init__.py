@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network for one position",
+    "models": "list the networks that ship, with their knobs and licences",
     "info": "describe a checkpoint, or this installation",
     "demo": "train a small denoiser on photographs and show its slider",
     "bench": "compare the speed of tunable and plain convolutions on this machine",

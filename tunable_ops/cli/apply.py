@@ -27,6 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "sweep, the labelled strip NAME_sweep.png; NAME is the name of the input without its extension or, if the "
         "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "
         "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
+        "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
+        "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
+        "without one, a noise level that lambda sets is taken sqrt(3) times as strong inside. "
         "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
@@ -48,6 +51,9 @@ def add_parser(subparsers: Any) -> None:
         "its range, with the others at their defaults (or sharing the rest)",
     )
     _add_output(parser)
+    parser.add_argument(
+        "--as-colour", action="store_true", help="process grey pictures as colour, with output in colour (style)"
+    )
     parser.add_argument(
         "--tile",
         type=int,
@@ -127,7 +133,9 @@ def run(args: argparse.Namespace) -> int:
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     live = _live(net.to(device), fixed is not None)
     live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Batch(args, spec, rows, live, device, channels == 1, _MULTIPLE, single).run(sources)
+    knob = fixed is None and not _sets_grey(args, spec)
+    tunable = None if fixed is not None else net
+    return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)
 
 
 def _load(model: str) -> tuple[Any, Any, tuple[float, ...] | None]:
@@ -142,6 +150,16 @@ def _load(model: str) -> tuple[Any, Any, tuple[float, ...] | None]:
         return net, net.spec, None
     fixed = (metadata.get("notes") or {}).get("lambda") or {}
     return load_folded(file).float(), SimpleNamespace(names=tuple(fixed)), tuple(fixed.values())
+
+
+def _sets_grey(args: argparse.Namespace, spec: Any) -> bool:
+    """Return True if the command says itself what the parameter "grey" is."""
+    from tunable_ops.cli.lam import sets
+    from tunable_ops.grey import PARAMETER
+
+    if args.sweep is not None:
+        return spec.num_params == 1
+    return args.lam is not None and sets(args.lam, PARAMETER, spec)
 
 
 def _live(net: Any, plain: bool) -> Any:

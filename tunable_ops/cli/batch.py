@@ -35,9 +35,11 @@ class Batch:
         args: Arguments of the command.
         spec: Names of lambda.
         rows: (name of the parameter that moves, lambdas).
+        net: The tunable network; None for a plain one.
         live: Network, called with [B, C, H, W] after `set(lam)`.
         device: Where the network is.
-        grey: True if it takes one channel.
+        channels: Channels that it takes, 1 or 3.
+        knob: True if grey pictures set its parameter "grey".
         multiple: Tiles start at multiples of this.
         single: True if --out names a file.
     """
@@ -45,9 +47,11 @@ class Batch:
     args: argparse.Namespace
     spec: Any
     rows: list[tuple[str, list[tuple[float, ...]]]]
+    net: Any
     live: Any
     device: Any
-    grey: bool
+    channels: int
+    knob: bool
     multiple: int
     single: bool
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
@@ -98,16 +102,19 @@ class Batch:
         """Process one picture: write its outputs and strips, and yield a line of text for each."""
         from tunable_ops import images
         from tunable_ops.cli.lam import describe, numbers
+        from tunable_ops.grey import set_knob
 
         args = self.args
         kind, suffix = self._target(picture, source)
-        names = self._names(source, suffix, [numbers(lams) for _, lams in self.rows])
-        for note in images.losses(picture, kind, args.bits, colours=3):
+        grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
+        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in self.rows]
+        names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
+        for note in images.losses(picture, kind, args.bits, colours=None if grey else 3):
             progress.write(f"{source.path}: {note}", sys.stderr)
-        for (name, lams), (paths, strip_path) in zip(self.rows, names, strict=True):
+        for (name, lams), (paths, strip_path) in zip(rows, names, strict=True):
             columns: list[tuple[Tensor, str]] = []
             for lam, path in zip(lams, paths, strict=True):
-                frames = _Frames(self, picture, lam, progress.advance)
+                frames = _Frames(self, picture, grey, lam, progress.advance)
                 written = list(frames)
                 images.write_picture(
                     written,
@@ -117,7 +124,7 @@ class Batch:
                     separate_first=picture.separate_first,
                     warn=False,
                 )
-                text = describe(self.spec, lam, name if len(self.rows) > 1 else None)
+                text = describe(self.spec, lam, name if len(rows) > 1 else None)
                 yield "  ".join(filter(None, (str(path), describe(self.spec, lam), frames.score)))
                 if args.sweep is not None:
                     columns = columns or [frames.given]
@@ -183,19 +190,25 @@ class Batch:
         return rows
 
     def forward(self, image: Tensor, advance: Callable[[float], Any]) -> Tensor:
-        """Run the network on [3, H, W] in tiles; return [3, s H, s W] on the CPU."""
+        """Run the network on [3, H, W], or [1, H, W] in grey, in tiles; return the same, s times as large, on the CPU.
+
+        A network of one channel runs on each of the three.
+        """
         import torch
 
+        from tunable_ops.grey import on_grey
         from tunable_ops.tiles import apply_tiled, tile_windows
 
         args = self.args
-        batch = image[:, None] if self.grey else image[None]
+        grey, alone = image.shape[0] == 1, self.channels == 1
+        network = on_grey(self.live, self.channels) if grey else self.live
+        batch = image[:, None] if alone and not grey else image[None]
         tiles = 1
         for size in batch.shape[-2:]:
             tiles *= len(tile_windows(size, args.tile, args.overlap, self.multiple)) if args.tile else 1
 
         def function(part: Tensor) -> Tensor:
-            result = self.live(part.to(self.device))
+            result = network(part.to(self.device))
             advance(1 / tiles)
             return result
 
@@ -204,7 +217,7 @@ class Batch:
                 result = apply_tiled(function, batch, args.tile, args.overlap, self.multiple)
             else:
                 result = function(batch).cpu()
-        output = result[:, 0] if self.grey else result[0]
+        output = result[:, 0] if alone and not grey else result[0]
         if output.shape[0] not in (1, 3):
             raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
         if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
@@ -213,15 +226,22 @@ class Batch:
 
 
 class _Frames:
-    """The frames of a picture as the network returns them at one lambda, and how close they are to the clean ones."""
+    """The frames of a picture as the network returns them at one lambda, and how close they are to the clean ones.
 
-    def __init__(self, batch: Batch, picture: Picture, lam: tuple[float, ...], advance: Callable[[float], Any]) -> None:
-        self.batch, self.picture = batch, picture
+    A grey picture has noise on one channel, is judged there, and comes out with the channels that its file has.
+    """
+
+    def __init__(
+        self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
+    ) -> None:
+        from tunable_ops.grey import stronger
+
+        self.batch, self.picture, self.grey = batch, picture, grey
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
         self._shown: Tensor | None = None
-        batch.live.set(lam)
+        batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
 
     def __iter__(self) -> Iterator[Frame]:
         import torch
@@ -231,17 +251,17 @@ class _Frames:
         noise, bits = self.batch.args.noise, self.batch.args.bits
         generator = torch.Generator().manual_seed(self.batch.args.seed)
         for frame in self.picture.frames():
-            clean = given = frame.colour.expand(3, -1, -1)
+            clean = given = frame.colour[:1] if self.grey else frame.colour.expand(3, -1, -1)
             if noise is not None:
                 given = clean + noise / 255 * torch.randn(clean.shape, generator=generator)
                 self.noisy.append(_error(given, clean))
             if self._shown is None:
-                self._shown = _small(given)
+                self._shown = _small(given).expand(3, -1, -1)
             output = self.batch.forward(given, self.advance)
             if noise is not None and output.shape == clean.shape:
                 self.errors.append(_error(output, clean))
             yield Frame.of(
-                output,
+                output.expand(frame.colours, -1, -1) if self.grey else output,
                 _resized(frame.alpha, output.shape[1:]),
                 bits=bits or frame.bits,
                 duration=frame.duration,

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.progress import printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tunable_ops.modules import LambdaSpec, TunableModel
     from tunable_ops.train.evaluate import Score
@@ -44,8 +44,9 @@ def add_parser(subparsers: Any) -> None:
         help=COMMANDS["eval"],
         description="Measure PSNR and SSIM (and LPIPS) of a tunable network at several slider positions. Each "
         "folder of clean pictures is a set with its own table; the degraded pictures are computed (--blur, then "
-        "--downsample, then --noise, with a seed) or read from a folder (--input). Outputs are rounded to 8 bits. A "
-        "network for grey pictures is applied to each channel.",
+        "--downsample, then --noise, with a seed) or read from a folder (--input). Outputs are rounded to 8 bits. "
+        "Grey pictures, also those stored as three equal channels, are degraded, processed and judged as grey (see "
+        "apply). A network for grey pictures is applied to each channel.",
         epilog="Exit code: 0 done; 1 some pictures were skipped; 2 wrong input.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, help="folder of clean pictures, or a single picture")
@@ -82,6 +83,13 @@ def add_parser(subparsers: Any) -> None:
         help="pixels to ignore on every side (default: the enlargement, or 0)",
     )
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (AlexNet); needs its published weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="for --lpips: folder of the published weights (AlexNet's and the heads), or AlexNet's file (default: "
+        "$TUNABLE_OPS_DATA/weights and torch.hub's folder)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the values of every picture to FILE")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available, else cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
@@ -90,7 +98,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure every set; return 0, or 1 if some pictures were skipped."""
-    from tunable_ops import losses
     from tunable_ops.cli.device import choose_device, set_threads
     from tunable_ops.pretrained import load
     from tunable_ops.train.measure import Measure
@@ -102,13 +109,13 @@ def run(args: argparse.Namespace) -> int:
     lams = _positions(args, net.spec)
     scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
     border = (scale if scale > 1 else 0) if args.border is None else args.border
-    lpips = losses.LPIPS("alex") if args.lpips else None
+    lpips = _lpips(args.weights) if args.lpips else None
     measure = Measure(y=args.y, border=border, rounded=True, lpips=lpips)
     found, skipped = {}, 0
     for folder in args.pictures:
         pictures, unreadable = _pictures(folder)
         triples, bad = _triples(args, pictures, scale)
-        scores, failed = _scores(net, triples, lams, measure, args.quiet)
+        scores, failed = _scores(net, triples, lams, measure, args.quiet, _as_given(args, net.spec))
         skipped += unreadable + bad + failed
         found[str(folder)] = scores
         print(_table(printable(folder), scores, net.spec, lams))
@@ -158,6 +165,7 @@ def _scores(
     lams: Sequence[tuple[float, ...]],
     measure: Measure,
     quiet: bool,
+    as_given: Collection[tuple[float, ...]],
 ) -> tuple[list[Score], int]:
     """Score every picture at every lambda; return the scores and the number of pictures that were skipped.
 
@@ -175,7 +183,7 @@ def _scores(
             progress.start(triple[0], len(lams))
             try:
                 measure(triple[1], triple[1])  # before the network runs
-                scores += evaluate(net, [triple], lams, measure=measure)
+                scores += evaluate(net, [triple], lams, measure=measure, as_given=as_given)
             except (ValueError, RuntimeError) as error:  # too small for the metrics or the network, ...
                 errors.append((triple[0], error))
             progress.finish()
@@ -200,6 +208,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.input is None and not made:
         raise ValueError("--noise, --blur, --downsample or --input must describe the degradation; got none")
+    if args.weights is not None and not args.lpips:
+        raise ValueError(f"--weights must go with --lpips; got {str(args.weights)!r} without it")
     if args.border is not None and args.border < 0:
         raise ValueError(f"--border must be at least 0; got {args.border}")
     if args.json is not None and not args.json.parent.is_dir():
@@ -208,13 +218,37 @@ def _check(args: argparse.Namespace) -> None:
 
 def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
     from tunable_ops.cli.lam import parse, sweep
-    from tunable_ops.train.evaluate import default_lams
+    from tunable_ops.train.evaluate import positions
 
     if args.lam is not None:
         return list(dict.fromkeys(parse(text, spec) for text in args.lam))
     if args.sweep is not None:
         return list(dict.fromkeys(lam for _, lams in sweep(spec, args.sweep) for lam in lams))
-    return [tuple(lam) for lam in default_lams(spec.num_params, spec.domain)]
+    return [tuple(lam) for lam in positions(spec)]
+
+
+def _as_given(args: argparse.Namespace, spec: LambdaSpec) -> set[tuple[float, ...]]:
+    """Return the positions that set the network's parameter "grey" themselves."""
+    from tunable_ops.cli.lam import parse, sets
+    from tunable_ops.grey import PARAMETER
+
+    if args.lam is None:
+        return set(_positions(args, spec)) if spec.names == (PARAMETER,) else set()
+    return {parse(text, spec, warn=lambda _: None) for text in args.lam if sets(text, PARAMETER, spec)}
+
+
+def _lpips(weights: Path | None) -> nn.Module:
+    """Return LPIPS with the weights of a folder, or with a file of AlexNet's and the heads beside it or elsewhere."""
+    from tunable_ops import losses
+    from tunable_ops.losses.weights import FILES
+
+    if weights is None:
+        return losses.LPIPS("alex")
+    if not weights.exists():
+        raise ValueError(f"--weights must be an existing file or folder; got {str(weights)!r}")
+    folder = weights if weights.is_dir() else weights.parent
+    beside = weights.is_dir() or any((folder / file.name).is_file() for file in FILES["lpips"])
+    return losses.LPIPS("alex", weights=weights, heads=folder if beside else None)
 
 
 def _triples(
@@ -252,6 +286,7 @@ def _triples(
 
 def _given(folder: Path, cleans: Sequence[_Clean], scale: int) -> tuple[list[tuple[str, Tensor, Tensor]], int]:
     """Pair the clean pictures with the degraded ones in a folder by name; count those that cannot be read."""
+    from tunable_ops.grey import as_grey, is_grey
     from tunable_ops.images import find_images, read_image
 
     pairs = _pairs(folder, find_images(folder), [clean.path for clean in cleans], scale)
@@ -262,12 +297,15 @@ def _given(folder: Path, cleans: Sequence[_Clean], scale: int) -> tuple[list[tup
         except ValueError as error:
             _skip(str(file), error)
             continue
+        picture = clean.picture
+        if is_grey(picture) and is_grey(degraded):
+            picture, degraded = as_grey(picture), as_grey(degraded)
         if tuple(scale * size for size in degraded.shape[1:]) != tuple(clean.picture.shape[1:]):
             raise ValueError(
                 f"--input must have pictures of 1/{scale} the clean ones' size; got {list(degraded.shape[1:])} for "
                 f"{list(clean.picture.shape[1:])} in {str(file)!r}"
             )
-        triples.append((clean.name, clean.picture, degraded))
+        triples.append((clean.name, picture, degraded))
     if not triples:
         raise ValueError(f"--input must have readable pictures; got none in {str(folder)!r}")
     return triples, len(cleans) - len(triples)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunable_ops.cli import COMMANDS
 
-__all__ = ["add_parser", "describe", "describe_installation", "run"]
+_WIDTH = 100  # columns of a note that is written in one line
+
+__all__ = ["add_parser", "describe", "describe_installation", "knob_lines", "knobs", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -105,16 +108,52 @@ def describe(path: Path) -> dict[str, Any]:
     }
     if conversion is None or spec is None:
         return facts
-    limits = zip(spec["names"], spec["ranges"], spec["defaults"], strict=True)
     facts["domain"] = spec["domain"]
-    facts["lambda"] = [
-        {"name": name, "low": low, "high": high, "default": default} for name, (low, high), default in limits
-    ]
+    facts["lambda"] = knobs(spec)
     facts["tuning"] = conversion.get("tuning")
     facts |= {"tunable_layers": None, "kernels": None, "plain_parameters": None}
     if facts["architecture"] in models.ARCHITECTURES:
         facts |= _layers(path)
     return facts
+
+
+def knobs(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return name, low, high and default of every parameter, from the metadata of a checkpoint."""
+    limits = zip(spec["names"], spec["ranges"], spec["defaults"], strict=True)
+    return [{"name": name, "low": low, "high": high, "default": default} for name, (low, high), default in limits]
+
+
+def knob_lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each of `knobs`: name, range and default."""
+    width = max(len(knob["name"]) for knob in found)
+    return [
+        f"{knob['name']:<{width}}  {knob['low']:g} to {knob['high']:g}, default {knob['default']:g}" for knob in found
+    ]
+
+
+def note_lines(name: str, value: Any, indent: str = "") -> list[str]:
+    """Return a note as lines: tables as one line where they are short, else with their entries indented.
+
+    Entries that are null, and empty tables, are left out.
+    """
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return [line for k, item in enumerate(value) for line in note_lines(f"{name} {k + 1}", item, indent)]
+    if not isinstance(value, dict):
+        return [f"{indent}{name}: {_text(value)}"]
+    entries = {key: item for key, item in value.items() if item is not None and item != {}}
+    line = f"{indent}{name}: " + ", ".join(f"{key} = {_text(item)}" for key, item in entries.items())
+    if len(line) <= _WIDTH and not any(isinstance(item, dict) or _is_tables(item) for item in entries.values()):
+        return [line] if entries else []
+    below = [line for key, item in entries.items() for line in note_lines(key, item, indent + "  ")]
+    return [f"{indent}{name}:", *below]
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _layers(path: Path) -> dict[str, Any]:
@@ -141,10 +180,7 @@ def _table(facts: dict[str, Any]) -> str:
     if facts["kind"] == "tunable":
         sums = "weights that sum to 1" if facts["domain"] == "simplex" else "each moves independently"
         rows.append(("domain", f"{facts['domain']}: {sums}"))
-        width = max(len(part["name"]) for part in facts["lambda"])
-        for index, part in enumerate(facts["lambda"]):
-            text = f"{part['name']:<{width}}  {part['low']:g} to {part['high']:g}, default {part['default']:g}"
-            rows.append(("" if index else "lambda", text))
+        rows += [("" if index else "lambda", line) for index, line in enumerate(knob_lines(facts["lambda"]))]
         rows.append(("tuning", str(facts["tuning"])))
         if facts["tunable_layers"] is not None:
             kernels = " or ".join(map(str, facts["kernels"]))
@@ -153,8 +189,13 @@ def _table(facts: dict[str, Any]) -> str:
     if facts.get("plain_parameters"):
         parameters += f", {facts['plain_parameters']:,} once folded"
     rows.append(("parameters", parameters))
-    for index, (name, value) in enumerate(facts["notes"].items()):
-        rows.append(("" if index else "notes", f"{name}: {value if isinstance(value, str) else json.dumps(value)}"))
+    notes = dict(facts["notes"])
+    config = notes.pop("config", None)
+    lines = [line for name, value in notes.items() for line in note_lines(name, value)]
+    rows += [("" if index else "notes", line) for index, line in enumerate(lines)]
+    if isinstance(config, dict):
+        lines = [line for name, value in config.items() if value is not None for line in note_lines(name, value)]
+        rows += [("" if index else "configuration", line) for index, line in enumerate(lines)]
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
 
 

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tunable_ops.grey import PARAMETER, has_knob
+
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
 
-__all__ = ["HELP", "describe", "numbers", "parse", "sweep"]
+__all__ = ["HELP", "describe", "numbers", "parse", "sets", "sweep"]
 
 HELP = (
     "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Omitted parameters have their defaults or, "
@@ -60,6 +62,14 @@ def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.
     return values
 
 
+def sets(text: str, name: str, spec: LambdaSpec) -> bool:
+    """Return True if the argument of --lam gives a value to a parameter: by its name, or with one for each."""
+    parts = text.split(",")
+    if "=" in text:
+        return name in (part.partition("=")[0].strip() for part in parts)
+    return len(parts) == spec.num_params
+
+
 def fill(spec: LambdaSpec, given: Mapping[str, float]) -> tuple[float, ...]:
     """Complete a lambda of which some values are given.
 
@@ -79,7 +89,7 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
     """List the positions of a sweep as rows (name of the moving parameter, `count` lambdas).
 
     Two parameters that sum to one give one row, from (1, 0) to (0, 1). Otherwise there is one row per parameter, over
-    its range, with the others completed by `fill`.
+    its range, with the others completed by `fill`; a parameter "grey" has none, as the picture sets it.
 
     Raises:
         ValueError: `count` is below 2, or the slider cannot move.
@@ -96,7 +106,7 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
             low, high = high, low
         steps = [round(low + (high - low) * k / (count - 1), 12) for k in range(count)]
         rows.append((name, [fill(spec, {name: step}) for step in steps]))
-    return rows
+    return [row for row in rows if row[0] != PARAMETER or not has_knob(spec) or len(rows) == 1]
 
 
 def numbers(lams: Sequence[Sequence[float]]) -> list[str]:

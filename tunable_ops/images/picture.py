@@ -80,6 +80,12 @@ class Frame:
         return 1 if self.pixels.shape[2] < 3 else 3
 
     @property
+    def is_grey(self) -> bool:
+        """True if there is one channel without alpha, or three that are equal in every pixel."""
+        colours = self.pixels[..., : self.colours]
+        return self.colours == 1 or all(np.array_equal(colours[..., 0], colours[..., k]) for k in (1, 2))
+
+    @property
     def has_alpha(self) -> bool:
         """True if the last channel is alpha."""
         return self.pixels.shape[2] in (2, 4)

@@ -1,6 +1,7 @@
 """Find, check and read the published weights that the perceptual losses need.
 
-Files are searched in this order: the given path; ``$TUNABLE_OPS_DATA/weights/``; the folder ``checkpoints`` of
+Files are searched in this order: the given path, or the published names in the given folder;
+``$TUNABLE_OPS_DATA/weights/``; the folder ``checkpoints`` of
 `torch.hub.get_dir`, where torchvision keeps its downloads. Nothing is downloaded or initialised at random unless
 requested ("download", "random"). A file with one of the names in `FILES` must have the checksum listed there.
 """
@@ -66,8 +67,9 @@ def read_weights(
         op: Name of the caller, for messages.
         network: Key of `FILES`.
         wanted: Names of the tensors; others in the file are ignored.
-        weights: None to search, "download" for torchvision's file (kept by torch.hub), or the path of a safetensors
-            file or of a state dict written by torch.save (read without unpickling objects).
+        weights: None to search, "download" for torchvision's file (kept by torch.hub), a folder that holds one of
+            `FILES`, or the path of a safetensors file or of a state dict written by torch.save (read without unpickling
+            objects).
 
     Returns:
         Dict name -> tensor on the CPU, float32.
@@ -93,12 +95,20 @@ def _find(op: str, network: str, weights: str | os.PathLike[str] | None) -> Path
     files = FILES[network]
     if weights == "download":
         return _download(op, network)
+    looked = []
+    if weights is not None and Path(weights).is_dir():
+        for file in files:
+            if (Path(weights) / file.name).is_file():
+                return Path(weights) / file.name
+        listed = " or ".join(file.name for file in files)
+        raise FileNotFoundError(f"{op}: weights must be a folder that holds {listed}; got {str(weights)!r}")
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
-            raise FileNotFoundError(f'{op}: weights must be a file, "download" or "random"; got {str(path)!r}')
+            raise FileNotFoundError(
+                f'{op}: weights must be a file, a folder, "download" or "random"; got {str(path)!r}'
+            )
         return path
-    looked = []
     data = os.environ.get(DATA_VARIABLE)
     folders = ([Path(data, "weights")] if data else []) + [Path(torch.hub.get_dir(), "checkpoints")]
     for folder in folders:

@@ -15,9 +15,16 @@ from pathlib import Path
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import load as _load
 
-__all__ = ["find", "load", "names"]
+__all__ = ["PURPOSES", "find", "load", "names"]
 
 _FOLDER = Path(__file__).parent
+
+PURPOSES = {
+    "denoise": "removes white noise of a known strength from photographs; grey ones too",
+    "denoise_deblur": "removes white noise and Gaussian blur of known strengths from photographs",
+    "super_resolution_x2": "doubles the size of photographs: from the smallest error to the sharpest look",
+}
+"""What each network is for, unless its notes say it (`purpose`)."""
 
 
 def names() -> list[str]:

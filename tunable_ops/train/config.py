@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunable_ops.grey import PARAMETER
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.adversarial import Adversarial
 from tunable_ops.train.degradations import Degradation, Noise
@@ -264,6 +265,19 @@ class Optim(Steps):
     clip: float = Field(default=1.0, ge=0)
 
 
+class RestorationData(Data):
+    """As `Data`.
+
+    Attributes:
+        grey: Share of samples that are grey, true for all: for networks of three channels. Each sample (with
+            ``sampler.groups`` each group) is grey with that probability: the picture's luma on three equal channels,
+            with the same noise on each. The tuning parameter "grey" of ``tuning.names``, on the box, is then no
+            objective's and no level's: it is 1 for grey samples and 0 for the others.
+    """
+
+    grey: float = Field(default=0.0, ge=0, le=1)
+
+
 class Compute(Device):
     """Where and how.
 
@@ -309,6 +323,7 @@ class Config(RunConfig):
     model: Model = Model()
     tuning: Tuning = Tuning()
     sampler: Sampler = Sampler()
+    data: RestorationData = RestorationData()
     degradation: Degradation = Degradation(noise=Noise())
     objectives: list[Objective] = Field(min_length=1)
     style: Style = Style()
@@ -355,6 +370,7 @@ class Config(RunConfig):
                 raise ValueError(f"data.crop must be a multiple of the down-sampling, {factor}; got {self.data.crop}")
         self._check_styles()
         self._check_adversarial()
+        self._check_grey()
         return self
 
     def _check_weights(self) -> None:
@@ -387,6 +403,8 @@ class Config(RunConfig):
                     )
                 if not name:
                     moved |= {index for index, level in enumerate(levels or ()) if level}
+        if self.grey_knob is not None:
+            moved.add(self.grey_knob)
         idle = [name for index, name in enumerate(self.param_names) if index not in moved]
         if idle and self.tuning.kind != "none":
             raise ValueError(
@@ -395,6 +413,27 @@ class Config(RunConfig):
         if not following and count == 1 and self.tuning.domain == "simplex" and self.tuning.kind != "none":
             raise ValueError(
                 'tuning.domain must be "box" for a single knob, which cannot move on the simplex; got "simplex"'
+            )
+
+    def _check_grey(self) -> None:
+        """Grey samples are for networks in colour, and their knob belongs to them alone."""
+        if not self.data.grey:
+            return
+        if self.model.arguments.get("channels", 3) == 1 or self.trains_styles:
+            what = "styles" if self.trains_styles else "a network of one channel"
+            raise ValueError(f"data.grey must be 0 for {what}; got {self.data.grey:g}")
+        knob = self.grey_knob
+        if knob is None:
+            return
+        following = sum(objective.follows for objective in self.objectives)
+        levels = [
+            getattr(getattr(self.degradation, key, None), "levels", None) or [0.0] * self.num_params
+            for key in ("blur", "noise")
+        ]
+        if knob < following or any(level[knob] for level in levels):
+            raise ValueError(
+                f"tuning.names must leave {PARAMETER!r} to grey samples, without an objective or a level, where "
+                f"data.grey is set; got {self.param_names}"
             )
 
     def _check_styles(self) -> None:
@@ -446,6 +485,13 @@ class Config(RunConfig):
     def num_params(self) -> int:
         """The number p of tuning parameters."""
         return len(self.param_names)
+
+    @property
+    def grey_knob(self) -> int | None:
+        """Index of the tuning parameter that grey samples set, or None where there is none."""
+        if not self.data.grey or self.tuning.domain != "box" or PARAMETER not in self.param_names:
+            return None
+        return self.param_names.index(PARAMETER)
 
     @property
     def fixed_lam(self) -> list[float]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tunable_ops.images import find_images, read_image, read_size
 from tunable_ops.losses import Sampler
 from tunable_ops.train.config import Config, Data
-from tunable_ops.train.degradations import degrade
+from tunable_ops.train.degradations import Degraded, degrade
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.seeding import generator
 
@@ -188,7 +188,9 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch k of a run, for k = 0, 1, ...; the same bits whenever and in whatever order it is asked for.
 
-    A network of one channel (``model.arguments.channels = 1``) gets grey pictures.
+    A network of one channel (``model.arguments.channels = 1``) gets grey pictures. With ``data.grey`` some samples are
+    grey on three equal channels, noise included; these draws have a generator of their own, so that the other samples
+    are what they are without.
 
     Args:
         photographs: The clean pictures.
@@ -211,8 +213,15 @@ class Batches(Dataset[Batch]):
         if self.config.model.arguments.get("channels", 3) == 1:
             clean = grey(clean)
         lam = self._lam(step)
+        chosen = self._grey_samples(step)
+        if chosen is not None:
+            clean = torch.where(chosen, grey(clean), clean)
+            if self.config.grey_knob is not None and self.sampler is not None:
+                lam[:, self.config.grey_knob] = chosen.flatten().to(lam.dtype)
         draws = generator(self.config.seed, "degradation", step, self.rank)
         pair = degrade(clean, self.config.degradation, draws, lam)
+        if chosen is not None:  # the first channel's noise on all
+            pair = Degraded(*(None if part is None else torch.where(chosen, part[:, :1], part) for part in pair))
         targets = {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}
         if pair.noisy is not None:
             targets["noisy"] = pair.noisy
@@ -234,6 +243,15 @@ class Batches(Dataset[Batch]):
         if balanced:
             lam = balance(lam, self.sampler.kind)
         return lam.repeat_interleave(batch // count, dim=0)
+
+    def _grey_samples(self, step: int) -> Tensor | None:
+        """Draw which samples are grey, [B, 1, 1, 1], group by group; None where none ever is."""
+        data = self.config.data
+        if not data.grey:
+            return None
+        count = self.config.sampler.groups or data.batch
+        draws = torch.rand(count, generator=generator(self.config.seed, "grey", step, self.rank)) < data.grey
+        return draws.repeat_interleave(data.batch // count).view(-1, 1, 1, 1)
 
 
 def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:

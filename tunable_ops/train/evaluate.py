@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tunable_ops.modules import TunableModel
+from tunable_ops.grey import PARAMETER, as_grey, has_knob, is_grey, on_grey, set_knob, stronger
+from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
-__all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "restore"]
+__all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "positions", "restore"]
 
 _MEASURE = Measure()
 
@@ -49,6 +50,14 @@ def default_lams(num_params: int, domain: str) -> list[list[float]]:
     return corners + ([middle] if num_params > 1 else [])
 
 
+def positions(spec: LambdaSpec) -> list[list[float]]:
+    """Return `default_lams` of a network; its parameter "grey" does not move, as the pictures decide it."""
+    if not has_knob(spec) or spec.num_params == 1:
+        return default_lams(spec.num_params, spec.domain)
+    place = spec.names.index(PARAMETER)
+    return [[*lam[:place], 0.0, *lam[place:]] for lam in default_lams(spec.num_params - 1, spec.domain)]
+
+
 def degraded_pictures(
     pictures: Sequence[tuple[str, Tensor]],
     degradation: Degradation,
@@ -57,10 +66,12 @@ def degraded_pictures(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Return (name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
 
-    `lam` is needed where blur or noise follow it.
+    Grey pictures, also those of three equal channels, become [1, H, W] and are degraded as grey. `lam` is needed where
+    blur or noise follow it.
     """
     out = []
-    for index, (name, clean) in enumerate(pictures):
+    for index, (name, given) in enumerate(pictures):
+        clean = as_grey(given) if is_grey(given) else given
         draws = generator(seed, "evaluation", index)
         pair = degrade(clean.unsqueeze(0), degradation, draws, None if lam is None else torch.tensor(lam))
         out.append((name, clean, pair.input[0]))
@@ -68,17 +79,35 @@ def degraded_pictures(
 
 
 @torch.no_grad()
-def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None) -> Tensor:
+def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None, *, grey_knob: bool = True) -> Tensor:
     """Run a whole picture [3, H, W] through a tunable or plain network; the result on the CPU, clamped to [0, 1].
 
-    A network for grey pictures runs on each of the three channels.
+    A network for grey pictures runs on each of the three channels. A grey picture [1, H, W] stays grey, as
+    `tunable_ops.grey` says; with ``grey_knob`` the network's parameter "grey", if it has one, is 1 for it.
     """
     device = next(net.parameters()).device
     tunable = isinstance(net, TunableModel) and lam is not None
-    grey = getattr(net.network if isinstance(net, TunableModel) else net, "channels", 3) == 1
-    x = picture.unsqueeze(1 if grey else 0).to(device).contiguous(memory_format=torch.channels_last)
-    y = net(x, torch.tensor(lam, device=device)) if tunable else net(x)
-    return (y[:, 0] if grey else y[0]).float().clamp(0, 1).cpu()
+    channels = getattr(net.network if isinstance(net, TunableModel) else net, "channels", 3)
+    grey = picture.shape[0] == 1
+    if tunable:
+        assert isinstance(net, TunableModel) and lam is not None
+        lam = set_knob(net.spec, lam, grey and grey_knob)
+        lam = stronger(net, lam) if grey else lam
+
+    def call(x: Tensor) -> Tensor:
+        x = x.to(device).contiguous(memory_format=torch.channels_last)
+        output: Tensor = net(x, torch.tensor(lam, device=device)) if tunable else net(x)
+        return output
+
+    if grey:
+        y = on_grey(call, channels)(picture.unsqueeze(0))[0]
+    else:
+        y = call(picture.unsqueeze(1))[:, 0] if channels == 1 else call(picture.unsqueeze(0))[0]
+    return y.float().clamp(0, 1).cpu()
+
+
+def _restored(net: nn.Module, picture: Tensor, lam: Sequence[float], as_given: Collection[tuple[float, ...]]) -> Tensor:
+    return restore(net, picture, lam, grey_knob=tuple(lam) not in as_given)
 
 
 def _score(name: str, lam: Sequence[float] | None, output: Tensor, clean: Tensor, measure: Measure) -> Score:
@@ -92,6 +121,7 @@ def evaluate(
     *,
     measure: Measure = _MEASURE,
     progress: bool = False,
+    as_given: Collection[tuple[float, ...]] = (),
 ) -> list[Score]:
     """Score every picture as it is, then at every lambda; the network runs in evaluation mode and is left as it was.
 
@@ -101,6 +131,8 @@ def evaluate(
         lams: The points.
         measure: What to measure, and how.
         progress: Show a bar.
+        as_given: Points that hold for grey pictures as they are; at the others these set the network's parameter
+            "grey", if it has one, to 1. Scores are listed under the point.
     """
     training = net.training
     net.eval()
@@ -110,7 +142,7 @@ def evaluate(
             if degraded.shape == clean.shape:
                 found.append(_score(name, None, degraded, clean, measure))
             for lam in lams:
-                found.append(_score(name, lam, restore(net, degraded, lam), clean, measure))
+                found.append(_score(name, lam, _restored(net, degraded, lam, as_given), clean, measure))
                 bar.update()
     net.train(training)
     return found

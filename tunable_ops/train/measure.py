@@ -23,7 +23,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """``measure(output, clean)`` of two pictures [3, H, W]; the output is clamped to [0, 1] first.
+    """``measure(output, clean)`` of two pictures [3, H, W], or [1, H, W] in grey; the output is clamped to [0, 1].
 
     PSNR and SSIM are of all channels, or of the luma alone, and without a border, as papers on super-resolution report
     them. LPIPS is of the whole picture in colour, whatever the other two are of.
@@ -63,16 +63,21 @@ class Measure:
         if self.rounded:
             output = (output * 255).round() / 255
         pair = output.double().unsqueeze(0), clean.double().unsqueeze(0)
-        distance = None if self.lpips is None else float(self.lpips(*(picture.float() for picture in pair)))
+        distance = None if self.lpips is None else float(self.lpips(*(in_colour(p).float() for p in pair)))
         x, y = (self._part(picture) for picture in pair)
         psnr = float(-10 * torch.log10((x - y).square().mean()))  # inf for equal pictures
         return Measured(psnr, 1 - float(losses.ssim(x, y, inside=True)) if self.ssim else None, distance)
 
     def _part(self, picture: Tensor) -> Tensor:
         if self.y:
-            picture = luma(picture)
+            picture = luma(in_colour(picture))
         b = self.border
         return picture[..., b : picture.shape[-2] - b, b : picture.shape[-1] - b]
+
+
+def in_colour(x: Tensor) -> Tensor:
+    """Return a picture [B, 1 or 3, H, W] with three channels."""
+    return x.expand(-1, 3, -1, -1)
 
 
 def luma(x: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ from tunable_ops.train.build import (
     objective_weights,
 )
 from tunable_ops.train.config import Config
-from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files
+from tunable_ops.train.data import Batch, Batches, Photographs, find_training_files, grey
 from tunable_ops.train.distributed import Process
-from tunable_ops.train.evaluate import Score, default_lams, degraded_pictures, mean_psnr, restore, sweep
+from tunable_ops.train.evaluate import Score, degraded_pictures, mean_psnr, positions, restore, sweep
 from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
@@ -57,6 +57,8 @@ class Restoration(Task):
         self.layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.net = build_network(config, fresh).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if isinstance(self.net, TunableModel):  # what its lambda says of noise, for grey pictures of the validation
+            self.net.notes = {"config": config.model_dump(mode="json")}
         self.criterion = build_criterion(config).to(here.device)
         self.adversary = build_adversary(config, here)
         self.schedule = Schedule(config)
@@ -169,13 +171,19 @@ class Restoration(Task):
         """The points of a validation sweep."""
         if not isinstance(self.net, TunableModel):
             return [self.config.fixed_lam]
-        return self.config.validation.lams or default_lams(self.net.spec.num_params, self.net.spec.domain)
+        return self.config.validation.lams or positions(self.net.spec)
 
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
-        """Measure PSNR over lambda."""
+        """Measure PSNR over lambda; with ``data.grey`` of the same pictures in grey, too."""
         degradation = self.config.validation.degradation or self.config.degradation
-        self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
-        return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
+        seed, measure = self.config.seed, Measure(ssim=False)
+        self.scores = sweep(average, pictures, degradation, self.lams, seed, measure=measure)
+        values = {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
+        if self.config.data.grey:
+            in_grey = [(name, grey(picture.unsqueeze(0))[0]) for name, picture in pictures]
+            scores = sweep(average, in_grey, degradation, self.lams, seed, measure=measure)
+            values |= {f"psnr grey {label}": value for label, value in self._psnr(scores).items()}
+        return values
 
     def strips(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Return strips over lambda of the first few pictures: the input, the output at each point, the clean picture.
