@@ -33,6 +33,11 @@ from setuptools.command.build_py import build_py
 STABLE_ABI = "0x020b000000000000"  # 2.11
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
+# `make sanitize` looks for wrong accesses and undefined behaviour: it needs lines for its reports, and stops at the first.
+SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+if os.environ.get("TUNABLE_OPS_SANITIZE") == "1":
+    FLAGS += ["-O1", "-g1", *SANITIZERS]
+LINK = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 # Library: the note in the package that says why it is missing, and its files.
 LIBRARIES = {
     "C++": ("_left_out.txt", ("_C.*", "_ops_cpu.*", "lib/schema.*")),
@@ -127,7 +132,7 @@ def cpp_extensions() -> list[Any]:
 
     def stable(name: str, sources: list[str]) -> Any:
         macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
-        return CppExtension(name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True)
+        return CppExtension(name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True, extra_link_args=LINK)
 
     module = CppExtension(
         "tunable_ops._C",

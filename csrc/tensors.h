@@ -44,8 +44,8 @@ inline Tensor undefined() {
   return Tensor(handle);
 }
 
-// A float32 CPU tensor. Allocates through the C interface: 2 us, against 4 us through the dispatcher.
-inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Contiguous) {
+// The strides of a new tensor.
+inline Ints strides_of(const Ints& sizes, MemoryFormat format) {
   Ints strides(sizes.size());
   int64_t step = 1;
   const auto append = [&](size_t d) { strides[d] = step, step *= sizes[d] > 1 ? sizes[d] : 1; };
@@ -53,6 +53,12 @@ inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Conti
   for (size_t d = sizes.size(); d-- > 0;) {
     if (d != 1 || format != MemoryFormat::ChannelsLast) append(d);
   }
+  return strides;
+}
+
+// A float32 CPU tensor. Allocates through the C interface: 2 us, against 4 us through the dispatcher.
+inline Tensor empty(const Ints& sizes, MemoryFormat format = MemoryFormat::Contiguous) {
+  const Ints strides = strides_of(sizes, format);
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
                                                          aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
@@ -139,10 +145,29 @@ inline MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
   return strides_look_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// Returns the tensor itself if it is already dense in the format.
+// The same memory with other sizes and strides, beginning `offset` elements further on.
+inline Tensor view(const Tensor& t, const Ints& sizes, const Ints& strides, int64_t offset = 0) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), sizes.size(), sizes.data(), strides.data(), offset, &handle));
+  return Tensor(handle);
+}
+
+// Returns the tensor itself if it is already dense in the format. Dimensions of size 1 have the strides of a new
+// tensor: those that come along mean nothing, but the library chooses its algorithm by them, at times a wrong one
+// (docs/known_faults.md).
 inline Tensor in_format(const Tensor& t, MemoryFormat format) {
   const bool fits = format == MemoryFormat::ChannelsLast ? is_channels_last(t) : is_dense<4>(t, {0, 1, 2, 3});
-  return fits ? t : torch::stable::contiguous(t, format);
+  if (!fits) return torch::stable::contiguous(t, format);
+  const Ints sizes{t.size(0), t.size(1), t.size(2), t.size(3)}, strides = strides_of(sizes, format);
+  for (int d = 0; d < 4; ++d) {
+    if (t.stride(d) != strides[d]) return view(t, sizes, strides);
+  }
+  return t;
+}
+
+inline MemoryFormat kernel_format(const Tensor& weight) {
+  return kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
 inline Tensor in_channels_last(const Tensor& t) { return in_format(t, MemoryFormat::ChannelsLast); }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "pointwise.h"
 #include "tunable_conv2d.h"
 
 namespace tunable_ops {
@@ -25,6 +26,11 @@ int64_t kernels_at_once(const Tensor& weight, int64_t groups) {
 Tensor flat_kernels(const Tensor& stack, int64_t first, int64_t count) {
   Tensor whole = stack;
   return torch::stable::flatten(torch::stable::narrow(whole, 0, first, count), 0, 1);
+}
+
+// The same, as the library takes kernels.
+Tensor library_kernels(const Tensor& weight, int64_t first, int64_t count) {
+  return in_format(flat_kernels(weight, first, count), kernel_format(weight));
 }
 
 // conv(x, kernel) + shift, [B, count * O, OH, OW] in channels_last.
@@ -113,6 +119,10 @@ Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optiona
                    const Options& o) {
   const int64_t kernels = weight.size(0), outputs = weight.size(1);
   const MemoryFormat format = output_format(input, weight);
+  if (is_strided_pointwise(weight, o)) {
+    const Tensor picked = pick(input, o, MemoryFormat::ChannelsLast);
+    return in_format(forward_map(picked, weight, bias, alpha, without_stride(o)), format);
+  }
   if (input.size(0) == 0) return empty({0, outputs, alpha.size(2), alpha.size(3)}, format);
   const Tensor x = in_channels_last(input), weights = torch::stable::contiguous(alpha);
   const MemoryFormat last = MemoryFormat::ChannelsLast;
@@ -122,7 +132,7 @@ Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optiona
     const int64_t first = p / step * step, count = std::min(step, kernels - first);
     if (p == first) {
       term = undefined();  // frees the previous one first
-      term = convolve_kernels(x, flat_kernels(weight, first, count),
+      term = convolve_kernels(x, library_kernels(weight, first, count),
                               bias ? flat_kernels(*bias, first, count) : undefined(), o);
     }
     if (p == 0) output = count == 1 ? term : empty({x.size(0), outputs, alpha.size(2), alpha.size(3)}, last);
@@ -143,6 +153,12 @@ Tensor forward_map(const Tensor& input, const Tensor& weight, const std::optiona
 Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
                         const std::vector<bool>& mask) {
+  if (is_strided_pointwise(weight, o)) {
+    const Tensor picked = pick(input, o, MemoryFormat::ChannelsLast);
+    Gradients found = gradients_map(grad_output, saved, picked, weight, bias, alpha, without_stride(o), mask);
+    if (mask[0]) std::get<0>(found) = put_back(std::get<0>(found), input, o, output_format(input, weight));
+    return found;
+  }
   const int64_t kernels = weight.size(0), outputs = weight.size(1);
   const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
   const Tensor weights = torch::stable::contiguous(alpha);
@@ -155,7 +171,7 @@ Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& 
   const int64_t step = kernels_at_once(weight, o.groups);
   for (int64_t p = 0; p < kernels; p += step) {
     const int64_t count = std::min(step, kernels - p);
-    const Tensor kernel = flat_kernels(weight, p, count);
+    const Tensor kernel = library_kernels(weight, p, count);
     const Tensor shift = bias ? flat_kernels(*bias, p, count) : undefined();
     if (mask[3]) alpha_gradients(grad, convolve_kernels(x, kernel, shift, o), p, grad_alpha);
     if (!mask[0] && !mask[1] && !need_bias) continue;

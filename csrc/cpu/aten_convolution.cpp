@@ -22,11 +22,11 @@ void for_each_block(int64_t count, const std::function<void(int64_t, int64_t, in
   });
 }
 
-// An uninitialised kernel [O, C/groups, kh, kw] with the strides of the kernels in the stack.
+// An uninitialised kernel [O, C/groups, kh, kw] in the layout of the kernels in the stack.
 Tensor empty_kernel(const Tensor& weight) {
-  Ints sizes, strides;
-  for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d)), strides.push_back(weight.stride(d));
-  return empty_strided(weight, weight.scalar_type(), sizes, strides);
+  Ints sizes;
+  for (int d = 1; d < 5; ++d) sizes.push_back(weight.size(d));
+  return empty_strided(weight, weight.scalar_type(), sizes, strides_of(sizes, kernel_format(weight)));
 }
 
 Tensor blended_kernel(const Call& call, const Tensor& weight) {
@@ -74,8 +74,7 @@ std::vector<double> contract(const Call& call, const Tensor& gradient, const Ten
 }
 
 Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
-  const MemoryFormat format = kernels_are_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  return torch::stable::contiguous(gradient, format);
+  return torch::stable::contiguous(gradient, kernel_format(weight));
 }
 
 }  // namespace
@@ -93,7 +92,8 @@ bool prefers_aten(const Call& call, const Tensor& weight) {
   if (call.rows != 1 || !(weight.is_contiguous() || kernels_are_channels_last(weight))) return false;
   const Conv& v = call.conv;
   const bool patches = v.stride_h > 1 && v.stride_w > 1 && v.stride_h >= v.taps_h && v.stride_w >= v.taps_w;
-  return !patches;
+  const bool skips = v.taps_h == 1 && v.taps_w == 1 && (v.stride_h > 1 || v.stride_w > 1);
+  return !patches && !skips;
 }
 
 Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops import checks, functional, geometry
+from tunable_ops.convolution import convolve, convolve_transposed
 from tunable_ops.modules.kernel_stacks import KernelStacks
 from tunable_ops.modules.layer import StackedLayer
 
@@ -183,10 +184,9 @@ class _TunableConv(_TunableConvNd):
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), (0,) * self.ndim
         elif self._extra is not None:
             input = F.pad(input, self._ends)
-        return _PLAIN[self.ndim](input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-_PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _OPERATORS: dict[int, Any] = {
     1: functional.tunable_conv1d,
     2: functional.tunable_conv2d,
@@ -313,7 +313,7 @@ class TunableConvTranspose2d(_TunableConvNd):
         if lam is None and (blended := self.blended_for(input, -3, self.in_channels)) is not None:
             bias = blended[1] if len(blended) > 1 else None
             options = (self.stride, self.start, extra, self.groups, self.dilation)
-            return F.conv_transpose2d(input, blended[0], bias, *options)
+            return convolve_transposed(input, blended[0], bias, *options)
         grid = [n + e for n, e in zip(smallest, extra, strict=True)]
         return functional.tunable_conv_transpose2d(
             input,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks
+from tunable_ops.convolution import convolve
 from tunable_ops.ops.premix import premix
 
 NAME = "tunable_conv3d"
@@ -52,7 +53,7 @@ def tunable_conv3d(
         input = F.pad(input, [n for end in reversed(call.end_padding) for n in (0, end)])
 
     def conv(x: Any, w: Any, b: Any) -> Tensor:
-        return F.conv3d(x, w, b, call.stride, call.padding, call.dilation, groups)
+        return convolve(x, w, b, call.stride, call.padding, call.dilation, groups)
 
     output = premix(conv, input if call.batched else input[None], weight, bias, alpha, activation, backend)
     return output if call.batched else output[0]

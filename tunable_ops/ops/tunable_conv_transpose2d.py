@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import backends, checks
 from tunable_ops.backends import cpp
 from tunable_ops.backends.torch.layout import output_format
+from tunable_ops.convolution import convolve_transposed
 from tunable_ops.geometry import transposed_output_size
 from tunable_ops.ops import registration
 from tunable_ops.ops.premix import premix
@@ -74,7 +74,7 @@ def tunable_conv_transpose2d(
         return _as_blocks(input, weight, bias, alpha, activation, backend)
 
     def conv(x: Any, w: Any, b: Any) -> Tensor:
-        return F.conv_transpose2d(x, w, b, strides, pads, more, groups, dilations)
+        return convolve_transposed(x, w, b, strides, pads, more, groups, dilations)
 
     output = premix(conv, input, weight, bias, alpha, activation, backend)
     return output if batched else output[0]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tunable_ops.convolution import convolve
 from tunable_ops.reference.activation import apply_activation
 from tunable_ops.reference.tunable_parameter import tunable_parameter
 
@@ -42,7 +42,7 @@ def tunable_conv2d(
     """
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return F.conv2d(x, w, b, stride, padding, dilation, groups)
+        return convolve(x, w, b, stride, padding, dilation, groups)
 
     return blend_and_convolve(conv, input, weight, bias, alpha, activation)
 

@@ -1,8 +1,8 @@
 """tunable_conv3d: the definition of tunable_conv2d in 3-D."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from tunable_ops.convolution import convolve
 from tunable_ops.reference.tunable_conv2d import blend_and_convolve
 
 
@@ -23,6 +23,6 @@ def tunable_conv3d(
     """
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return F.conv3d(x, w, b, stride, padding, dilation, groups)
+        return convolve(x, w, b, stride, padding, dilation, groups)
 
     return blend_and_convolve(conv, input, weight, bias, alpha, activation)

@@ -1,8 +1,8 @@
 """tunable_conv_transpose2d: arguments in torch's order, with output_padding before groups and dilation."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from tunable_ops.convolution import convolve_transposed
 from tunable_ops.reference.tunable_conv2d import blend_and_convolve
 
 
@@ -24,6 +24,6 @@ def tunable_conv_transpose2d(
     """
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return F.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
+        return convolve_transposed(x, w, b, stride, padding, output_padding, groups, dilation)
 
     return blend_and_convolve(conv, input, weight, bias, alpha, activation)

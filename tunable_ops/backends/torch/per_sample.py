@@ -12,23 +12,12 @@ import torch
 from torch import Tensor
 
 from tunable_ops.backends.torch import tunable_parameter as blend
+from tunable_ops.convolution import convolve, convolve_backward
 
 # Size of the per-sample weight gradients in fp32 that are kept at a time; larger batches are contracted in chunks.
 CHUNK_BYTES = 64 << 20
 Geometry = Any  # (stride, padding, dilation), each a pair
-# torch.conv2d(input, kernel, bias, *geometry, groups), without the overloads in its type stub.
-conv2d: Callable[..., Tensor] = torch.conv2d
 Pieces = Iterator[tuple[Tensor, Tensor | None, Tensor | None]]
-
-
-def conv_backward(
-    grad_output: Tensor, input: Tensor, kernel: Tensor, geometry: Geometry, groups: int, wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of input, kernel and bias of PyTorch's convolution, None for those not `wanted`."""
-    gradients = torch.ops.aten.convolution_backward(
-        grad_output, input, kernel, [kernel.shape[0]], *geometry, False, [0, 0], groups, wanted
-    )
-    return tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))  # type: ignore[return-value]
 
 
 def _blended(weight: Tensor, bias: Tensor | None, alpha: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -40,7 +29,7 @@ def _grouped(
 ) -> Tensor:
     batch = input.shape[0]
     kernel, shift = _blended(weight, bias, alpha)
-    output = conv2d(
+    output = convolve(
         input.reshape(1, -1, *input.shape[2:]),
         kernel.reshape(-1, *kernel.shape[2:]),
         None if shift is None else shift.reshape(-1),
@@ -53,7 +42,7 @@ def _grouped(
 def _loop(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geometry: Geometry, groups: int) -> Tensor:
     kernel, shift = _blended(weight, bias, alpha)
     samples = [
-        conv2d(input[b : b + 1], kernel[b], None if shift is None else shift[b], *geometry, groups)
+        convolve(input[b : b + 1], kernel[b], None if shift is None else shift[b], *geometry, groups)
         for b in range(input.shape[0])
     ]
     return torch.cat(samples)
@@ -95,7 +84,7 @@ def _grouped_backward(
         part, grad, x = alpha[rows], grad_output[rows], input[rows]
         kernel = blend.forward(weight, part)
         count = part.shape[0]
-        grad_x, gradient, grad_sum = conv_backward(
+        grad_x, gradient, grad_sum = convolve_backward(
             grad.reshape(1, -1, *grad.shape[2:]),
             x.reshape(1, -1, *x.shape[2:]),
             kernel.reshape(-1, *kernel.shape[2:]),
@@ -126,7 +115,7 @@ def _loop_backward(
         kernel = blend.forward(weight, alpha[rows])
         gradients, sums = [], []
         for n, b in enumerate(range(rows.start, rows.stop)):
-            grad_x, gradient, grad_sum = conv_backward(
+            grad_x, gradient, grad_sum = convolve_backward(
                 grad_output[b : b + 1], input[b : b + 1], kernel[n], geometry, groups, wanted
             )
             if grad_input is not None and grad_x is not None:

@@ -16,8 +16,10 @@ from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_parameter as blend
 from tunable_ops.backends.torch.choose_algorithm import choose_algorithm
 from tunable_ops.backends.torch.layout import empty_stack_like, output_format
+from tunable_ops.convolution import convolve, convolve_backward, is_strided_pointwise, pick, put_back
 from tunable_ops.reference.activation import activation_backward, apply_activation
 
+_UNSTRIDED: Any = ((1, 1), (0, 0), (1, 1))  # stride, padding, dilation
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -34,6 +36,11 @@ def forward(
     algorithm: str | None = None,
 ) -> Tensor:
     """Run the operator; for measurements, `algorithm` overrides the choice for a per-sample alpha."""
+    if is_strided_pointwise(weight.shape[3:], stride):
+        form = output_format(input, weight)
+        picked = pick(input, stride, padding).contiguous(memory_format=form)
+        output = forward(picked, weight, bias, alpha, *_UNSTRIDED, groups, activation, algorithm)
+        return output.contiguous(memory_format=form)
     geometry: Any = (stride, padding, dilation)
     if alpha.dim() == 4:
         products = _map_products(input, weight, bias, geometry, groups)
@@ -45,9 +52,9 @@ def forward(
         output = output.to(input.dtype)
     elif alpha.dim() == 1:
         kernel, shift = blend.forward(weight, alpha), None if bias is None else blend.forward(bias, alpha)
-        output = per_sample.conv2d(input, kernel, shift, *geometry, groups)
+        output = convolve(input, kernel, shift, *geometry, groups)
     elif input.shape[0] == 0:
-        output = per_sample.conv2d(input, weight[0], None, *geometry, groups)
+        output = convolve(input, weight[0], None, *geometry, groups)
     else:
         algorithm = algorithm or choose_algorithm(input, weight, geometry, groups)
         output = per_sample.FORWARD[algorithm](input, weight, bias, alpha, geometry, groups)
@@ -70,6 +77,14 @@ def backward(
     algorithm: str | None = None,
 ) -> Gradients:
     """Return the gradients of input, weight, bias and alpha; None where `mask` is False."""
+    if is_strided_pointwise(weight.shape[3:], stride):
+        form = output_format(input, weight)
+        picked = pick(input, stride, padding).contiguous(memory_format=form)
+        tensors = (picked, weight, bias, alpha)
+        grad, *others = backward(grad_output, saved, *tensors, *_UNSTRIDED, groups, activation, mask, algorithm)
+        if grad is not None:
+            grad = put_back(grad, input, stride, padding).contiguous(memory_format=form)
+        return (grad, *others)
     geometry: Any = (stride, padding, dilation)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
@@ -79,7 +94,7 @@ def backward(
     wanted = [mask[0], mask[1] or mask[3], bias is not None and (mask[2] or mask[3])]
     if alpha.dim() == 1:
         kernel = blend.forward(weight, alpha)
-        grad_input, gradient, grad_sum = per_sample.conv_backward(grad_output, input, kernel, geometry, groups, wanted)
+        grad_input, gradient, grad_sum = convolve_backward(grad_output, input, kernel, geometry, groups, wanted)
         pieces = iter([(alpha[None], _stacked(gradient), _stacked(grad_sum))])
     else:
         grad_input = torch.empty_like(input, memory_format=output_format(input, weight)) if mask[0] else None
@@ -130,7 +145,7 @@ def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
     """Return conv_p(x) + bias_p for all kernels, [B, P, O, OH, OW], by one convolution."""
     kernels, outputs = weight.shape[:2]
     merged_bias = None if bias is None else _merge_groups(bias, groups)
-    products = per_sample.conv2d(input, _merge_groups(weight, groups), merged_bias, *geometry, groups)
+    products = convolve(input, _merge_groups(weight, groups), merged_bias, *geometry, groups)
     return _split_groups(products, kernels, outputs, groups)
 
 
@@ -171,7 +186,7 @@ def _map_backward(
     spread = spread.reshape(batch, kernels, groups, outputs // groups, *size).transpose(1, 2)
     spread = spread.reshape(batch, kernels * outputs, *size)
     wanted = [mask[0], mask[1], mask[2]]
-    grad_input, grad_weight, grad_bias = per_sample.conv_backward(
+    grad_input, grad_weight, grad_bias = convolve_backward(
         spread, input, _merge_groups(weight, groups), geometry, groups, wanted
     )
     if grad_input is not None:

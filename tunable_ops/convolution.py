@@ -1,0 +1,177 @@
+"""PyTorch's convolutions, called so that no known fault of the libraries below is met (docs/known_faults.md).
+
+- The strides of dimensions of size 1 mean nothing, but the libraries choose their algorithm by them, and some of those
+  choices give wrong values or errors. Inputs and kernels therefore get the strides that a new tensor has.
+- oneDNN's backward of a 1x1 convolution with a stride writes outside its memory. Such a convolution takes the pixels
+  that it needs first and convolves without a stride.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+_PLAIN: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def convolve(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Return torch's convolution of the kernel's rank.
+
+    Args:
+        input: [B, C, *size] or [C, *size].
+        kernel: [O, C/groups, *taps].
+        bias: [O] or None.
+        stride: As torch.nn.functional.conv2d.
+        padding: As torch.nn.functional.conv2d.
+        dilation: As torch.nn.functional.conv2d.
+        groups: As torch.nn.functional.conv2d.
+
+    Returns:
+        [B, O, *grid] or [O, *grid].
+    """
+    if input.dim() == kernel.dim() - 1:  # torch would add the dimension with the stride of C values
+        return convolve(input[None], kernel, bias, stride, padding, dilation, groups)[0]
+    ndim = kernel.dim() - 2
+    strides = _each(stride, ndim)
+    if is_strided_pointwise(kernel.shape[2:], strides) and padding != "same":
+        input = pick(input, strides, _each(0 if isinstance(padding, str) else padding, ndim))
+        stride, padding, dilation = 1, 0, 1
+    return _PLAIN[ndim](with_new_strides(input), with_new_strides(kernel), bias, stride, padding, dilation, groups)
+
+
+def convolve_transposed(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Return torch.nn.functional.conv_transpose2d, with its arguments."""
+    if input.dim() == 3:
+        return convolve_transposed(input[None], kernel, bias, stride, padding, output_padding, groups, dilation)[0]
+    strides, more = _each(stride, 2), _each(output_padding, 2)
+    if not is_strided_pointwise(kernel.shape[2:], strides):
+        options = (stride, padding, output_padding, groups, dilation)
+        return F.conv_transpose2d(with_new_strides(input), with_new_strides(kernel), bias, *options)
+    products = F.conv_transpose2d(with_new_strides(input), with_new_strides(kernel), None, groups=groups)
+    # Each pixel becomes the first of a block of stride x stride; what is around the pixels is cut off or added.
+    batch, outputs, height, width = products.shape
+    blocks = F.pad(products[:, :, :, None, :, None], (0, strides[1] - 1, 0, 0, 0, strides[0] - 1))
+    spread = blocks.reshape(batch, outputs, height * strides[0], width * strides[1])
+    edges = [(-p, e - p - s + 1) for p, e, s in zip(_each(padding, 2), more, strides, strict=True)]
+    output = F.pad(spread, (*edges[1], *edges[0]))
+    return output if bias is None else output + bias[:, None, None]
+
+
+def convolve_backward(
+    grad_output: Tensor, input: Tensor, kernel: Tensor, geometry: Any, groups: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, kernel and bias of `convolve`, None for those not `wanted`.
+
+    Args:
+        grad_output: [B, O, *grid].
+        input: [B, C, *size].
+        kernel: [O, C/groups, *taps].
+        geometry: (stride, padding, dilation), each with a value per dimension.
+        groups: As in `convolve`.
+        wanted: Of input, kernel and bias.
+    """
+    stride, padding, _ = geometry
+    ones = [1] * len(stride)
+    if is_strided_pointwise(kernel.shape[2:], stride):
+        plain = (ones, [0] * len(stride), ones)
+        picked = pick(input, stride, padding)
+        grad, *others = convolve_backward(grad_output, picked, kernel, plain, groups, wanted)
+        return (None if grad is None else put_back(grad, input, stride, padding), *others)
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output,
+        with_new_strides(input),
+        with_new_strides(kernel),
+        [kernel.shape[0]],
+        *geometry,
+        False,
+        [0] * len(stride),
+        groups,
+        wanted,
+    )
+    return tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))  # type: ignore[return-value]
+
+
+def is_strided_pointwise(taps: Sequence[int], stride: Sequence[int]) -> bool:
+    """Return True for a kernel of one tap with a stride."""
+    return all(k == 1 for k in taps) and any(s > 1 for s in stride)
+
+
+def pick(input: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Return the pixels [B, C, *grid] that a kernel of one tap meets: a view, or a copy if there is padding."""
+    if any(padding):
+        input = F.pad(input, [n for p in reversed(padding) for n in (p, p)])
+    return input[(..., *(slice(None, None, s) for s in stride))]
+
+
+def put_back(grad: Tensor, input: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Return the gradient of the input of `pick`, given that of its result."""
+    whole = torch.zeros_like(input)
+    if any(padding):
+        whole = F.pad(whole, [n for p in reversed(padding) for n in (p, p)])
+    whole[(..., *(slice(None, None, s) for s in stride))] = grad
+    return whole[(..., *(slice(p, p + n) for p, n in zip(padding, input.shape[2:], strict=True)))]
+
+
+def with_new_strides(tensor: Tensor) -> Tensor:
+    """Return a view in which each dimension of size 1 has the stride that a new tensor of this layout has."""
+    shape = tensor.shape
+    if 1 not in shape or tensor.dim() < 3:
+        return tensor
+    stride = tensor.stride()
+    first = tuple(range(len(shape)))
+    last = (0, *first[2:], 1)
+    if _are_new(shape, stride, first) or (len(shape) > 3 and _are_new(shape, stride, last)):
+        return tensor
+    order = last if _channels_are_innermost(tensor) else first
+    view = tensor.permute(order)
+    for d in reversed(first):
+        if view.shape[d] == 1:
+            view = view.squeeze(d).unsqueeze(d)  # takes the stride of the next dimension times its size
+    return view.permute([order.index(d) for d in first])
+
+
+def _are_new(shape: Sequence[int], stride: Sequence[int], order: Sequence[int]) -> bool:
+    """Return True if dimensions of size 1 have the strides of a new tensor, whatever the others have."""
+    step = 1
+    for d in reversed(order):
+        if shape[d] == 1 and stride[d] != step:
+            return False
+        step = shape[d] * stride[d]
+    return True
+
+
+def _channels_are_innermost(tensor: Tensor) -> bool:
+    shape, stride = tensor.shape, tensor.stride()
+    if len(shape) not in _CHANNELS_LAST:
+        return False
+    spatial = [d for d in range(2, len(shape)) if shape[d] > 1]
+    if shape[1] > 1 and spatial:
+        return all(stride[1] < stride[d] for d in spatial)
+    return suggest_memory_format(tensor) == _CHANNELS_LAST[len(shape)]
+
+
+def _each(value: int | Sequence[int], ndim: int) -> Sequence[int]:
+    if isinstance(value, (list, tuple)):
+        return value if len(value) == ndim else tuple(value) * ndim
+    return (value,) * ndim  # type: ignore[return-value]
