@@ -32,7 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.models": {"tunable_ops.modules"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
-    "tunable_ops.pretrained": {"tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.knob_files": {"tunable_ops.models", "tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.pretrained": {"tunable_ops.knob_files", "tunable_ops.modules", "tunable_ops.serialization"},
     "tunable_ops.pgn": set(),
     "tunable_ops.images": set(),
     "tunable_ops.tiles": set(),
@@ -61,6 +62,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.backends",
         "tunable_ops.bench",
         "tunable_ops.images",
+        "tunable_ops.knob_files",
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
@@ -79,6 +81,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.reference",
         # on first use
         "tunable_ops.control",
+        "tunable_ops.knob_files",
         "tunable_ops.models",
         "tunable_ops.pretrained",
         "tunable_ops.serialization",
@@ -88,7 +91,7 @@ ARROWS: dict[str, set[str]] = {
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
     *("spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "layer"),
-    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune"),
+    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune", "knobs"),
 ]
 # Compiled and triton code is known to these alone.
 KERNEL_IMPORTERS = {"tunable_ops.backends", "tunable_ops.triton_kernels"}

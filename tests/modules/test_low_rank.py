@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 
 import pytest
@@ -170,7 +171,7 @@ def test_training_with_a_frozen_base_keeps_the_network_at_zero():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert torch.equal(net(x, [0.0]), plain(x))
     assert not torch.allclose(net(x, [1.0]), plain(x))
 
@@ -265,7 +266,7 @@ def test_the_kept_stack_follows_every_change(inference):
     outputs.append(run())
     net.to(torch.bfloat16).to(DTYPE)
     outputs.append(run())
-    assert all(not torch.equal(a, b) for a, b in zip(outputs[:-1], outputs[1:], strict=True))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
 
 
 def test_nothing_is_kept_while_training():
