@@ -294,9 +294,9 @@ def test_another_base(tmp_path, base):
     bigger.more = nn.Linear(2, 2).to(DTYPE)
     with pytest.raises(ValueError, match=r"with a layer 'more' that the base does not have"):
         load_knob(bigger, file)
-    with pytest.raises(ValueError, match=r"other values in 'head'"):
+    with pytest.raises(ValueError, match=r"other values in 'gamma'"):
         load_knob(turn(plain_net(), 1), file)  # the base of a tunable network, too
-    with pytest.raises(ValueError, match=r"other values in 'head'"):
+    with pytest.raises(ValueError, match=r"other values in 'gamma'"):
         load_knob(plain_net(channels=2), file)
 
 

@@ -30,7 +30,7 @@ from tunable_ops.serialization import (
     write_file,
 )
 
-__all__ = ["fingerprint", "load_base", "load_knob", "read_knob_metadata", "save_knob"]
+__all__ = ["fingerprint", "load_base", "load_knob", "read_knob_metadata", "save_knob", "whole_fingerprint"]
 
 VERSION = 1
 _PHI = ("phi.weight", "phi.bias")  # a few numbers: always in full precision
@@ -198,8 +198,8 @@ def load_base(path: str | os.PathLike[str], knob: str | os.PathLike[str]) -> nn.
     name, arguments = about["architecture"], about["arguments"]
     if name not in models.ARCHITECTURES or arguments is None:
         raise ValueError(
-            f"load_base: path must be a checkpoint where {str(knob)!r} does not say how to build its base {name!r}; got "
-            f"the bare weights {str(path)!r}: use tunable_ops.load_knob(network, path)"
+            f"load_base: path must be a checkpoint where {str(knob)!r} does not say how to build its base {name!r}; "
+            f"got the bare weights {str(path)!r}: use tunable_ops.load_knob(network, path)"
         )
     dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), None)
     network = models.build(name, **arguments).to(dtype)
@@ -227,6 +227,11 @@ def fingerprint(network: nn.Module) -> dict[str, str]:
     return {layer: found.hexdigest() for layer, found in hashes.items()}
 
 
+def whole_fingerprint(layers: Mapping[str, str]) -> str:
+    """Return one fingerprint, 16 hexadecimal digits, for all layers of `fingerprint`."""
+    return hashlib.blake2b(repr(sorted(layers.items())).encode(), digest_size=8).hexdigest()
+
+
 def _rounded(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     if not value.is_floating_point():
@@ -235,20 +240,19 @@ def _rounded(value: Tensor) -> Tensor:
     return (value.float().half() + 0).contiguous()
 
 
-def _whole(layers: Mapping[str, str]) -> str:
-    """Return one fingerprint for all layers."""
-    return hashlib.blake2b(repr(sorted(layers.items())).encode(), digest_size=8).hexdigest()
-
-
 def _difference(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:
     """Say where two fingerprints differ first; nothing where they are the same."""
     for layer, value in wanted.items():
         if layer not in found:
-            return f"fingerprint {_whole(found)}, without the layer {layer!r}"
+            return f"fingerprint {whole_fingerprint(found)}, without the layer {layer!r}"
         if found[layer] != value:
-            return f"fingerprint {_whole(found)}, other values in {layer!r}, the first layer that differs"
+            return f"fingerprint {whole_fingerprint(found)}, other values in {layer!r}, the first layer that differs"
     extra = next((layer for layer in found if layer not in wanted), None)
-    return "" if extra is None else f"fingerprint {_whole(found)}, with a layer {extra!r} that the base does not have"
+    return (
+        ""
+        if extra is None
+        else f"fingerprint {whole_fingerprint(found)}, with a layer {extra!r} that the base does not have"
+    )
 
 
 def _own_notes(net: TunableModel, licence: str | None) -> tuple[Mapping[str, Any], str | None]:
@@ -266,7 +270,7 @@ def _check_base(path: str | os.PathLike[str], metadata: Mapping[str, Any], found
         arguments = ", ".join(f"{key}={value!r}" for key, value in (metadata["arguments"] or {}).items())
         raise ValueError(
             f"load_knob: network must be the base of {str(path)!r}, {metadata['architecture']}({arguments}) with "
-            f"fingerprint {_whole(metadata['base'])}; got {difference}"
+            f"fingerprint {whole_fingerprint(metadata['base'])}; got {difference}"
         )
 
 

@@ -48,6 +48,7 @@ class Tuning(Section):
     "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
     of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
     those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation alone.
+    ``rank`` is that of the new kernels (box domain; null: full).
 
     The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
     are objectives, each with an equal part of the steps and a schedule of its own.
@@ -57,6 +58,7 @@ class Tuning(Section):
     control: dict[str, Any] = Field(default_factory=dict)
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
     exclude: list[str] = Field(default_factory=list)
     parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
@@ -73,12 +75,17 @@ class Tuning(Section):
     def _fit(self) -> Tuning:
         if self.control and not self.phased:
             raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
-        foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign = [key for key in ("num_kernels", "rank", "include", "exclude") if getattr(self, key)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
             raise ValueError(
                 f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
                 "of its own in tuning.control and lives on the simplex"
+            )
+        if self.rank is not None and (self.domain != "box" or self.kind == "none"):
+            raise ValueError(
+                'tuning.rank must be left out where no new kernels stand beside a base, that is for kind "none" and '
+                f'outside the domain "box"; got {self.rank} for kind "{self.kind}", domain "{self.domain}"'
             )
         return self
 
