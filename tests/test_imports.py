@@ -90,7 +90,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
-    *("spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "layer"),
+    *("spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes", "layer"),
     *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune", "knobs"),
 ]
 # Compiled and triton code is known to these alone.

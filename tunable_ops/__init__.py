@@ -21,6 +21,7 @@ from tunable_ops.functional import (
     tunable_parameters,
 )
 from tunable_ops.modules import (
+    LambdaPlanes,
     LambdaSpec,
     LiveFold,
     TunableConv1d,
@@ -33,6 +34,7 @@ from tunable_ops.modules import (
     checkpoint,
     convert,
     fold,
+    freeze_all_but_new,
     freeze_base,
     load_plain,
     merge_base,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LambdaPlanes",
     "LambdaSpec",
     "LiveFold",
     "TunableConv1d",
@@ -64,6 +67,7 @@ __all__ = [
     "checkpoint",
     "convert",
     "fold",
+    "freeze_all_but_new",
     "freeze_base",
     "load_plain",
     "losses",

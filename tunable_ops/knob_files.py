@@ -19,6 +19,7 @@ from tunable_ops import models
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.modules.fold import base_network
 from tunable_ops.modules.knobs import Knob, add_knobs, take_knob
+from tunable_ops.modules.model import entries_read
 from tunable_ops.serialization import (
     KNOB_FORMAT,
     fill,
@@ -80,6 +81,8 @@ def save_knob(
     if notes is None:
         notes, licence = _own_notes(net, licence)
     knob = take_knob(net)
+    if not knob.layers:
+        raise ValueError("save_knob: net must have new kernels; got a network that only reads lambda itself")
     own = base_network(net)
     layers = fingerprint(own)
     if base is not None and (difference := _difference(fingerprint(base), layers)):
@@ -94,6 +97,7 @@ def save_knob(
         "base": layers,
         "conversion": dict(knob.conversion),
         "spec": knob.spec.to_dict(),
+        "read": list(knob.read),
         "layers": list(knob.layers),
         "notes": dict(notes),
         "licence": licence,
@@ -111,7 +115,8 @@ def load_knob(
 
     Formula: every layer computes with ``W + sum_j alpha_j W_j`` over the new kernels of all knobs, where those of one
     knob follow its own tuning parameters alone. Where all of these are 0, and phi's bias is (as it is where phi was not
-    trained), the network is `network`, bit for bit.
+    trained), the network is `network`, bit for bit. Tuning parameters that the base reads itself (`LambdaPlanes`, such
+    as the noise level of FFDNet) keep their place in lambda, and all knobs share them.
 
     Args:
         network: The plain network that the knobs were trained on; or a TunableModel made of it by `convert` on the box
@@ -157,10 +162,10 @@ def load_knob(
     _check_rename(rename or {}, [knob for knob, _ in read])
     for file, (knob, metadata) in zip(paths, read, strict=True):
         _check_base(file, metadata, found)
+        _check_read(file, knob, entries_read(plain))
         names = tuple((rename or {}).get(name, name) for name in knob.spec.names)
         knobs.append(knob._replace(spec=replace(knob.spec, names=names)))
         entries.append({"names": list(names), "licence": metadata.get("licence"), "notes": metadata.get("notes") or {}})
-    _check_names(knobs)
     net = add_knobs(plain, knobs)
     net.notes = {**notes, "knobs": entries}
     return net
@@ -171,7 +176,8 @@ def read_knob_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         dict with ``architecture`` and ``arguments`` of the base (the latter None if unknown), ``base`` (layer to
-        fingerprint, as `fingerprint`), ``conversion``, ``spec``, ``layers``, ``notes``, ``licence``.
+        fingerprint, as `fingerprint`), ``conversion``, ``spec``, ``read`` (the positions of tuning parameters that the
+        base reads itself), ``layers``, ``notes``, ``licence``.
 
     Raises:
         FileNotFoundError, ValueError: As for `load_knob`.
@@ -274,6 +280,16 @@ def _check_base(path: str | os.PathLike[str], metadata: Mapping[str, Any], found
         )
 
 
+def _check_read(path: str | os.PathLike[str], knob: Knob, read: Sequence[int]) -> None:
+    """Check that the base reads the same entries of lambda itself, such as FFDNet the noise level."""
+    if list(knob.read) != list(read):
+        wanted = {place: knob.spec.names[place] for place in knob.read}
+        raise ValueError(
+            f"load_knob: network must read the same entries of lambda itself as the base of {str(path)!r}, {wanted} "
+            f"(tunable_ops.LambdaPlanes); got one that reads {list(read)}"
+        )
+
+
 def _check_rename(rename: Mapping[str, str], knobs: Sequence[Knob]) -> None:
     known = [name for knob in knobs for name in knob.spec.names]
     for name, new in rename.items():
@@ -283,21 +299,11 @@ def _check_rename(rename: Mapping[str, str], knobs: Sequence[Knob]) -> None:
             raise TypeError(f"load_knob: rename must hold names; got {new!r} for {name!r}")
 
 
-def _check_names(knobs: Sequence[Knob]) -> None:
-    names = [name for knob in knobs for name in knob.spec.names]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f"load_knob: knobs must have tuning parameters of different names; got {twice!r} twice: load the second "
-            f"into the result of the first, with rename={{{twice!r}: {twice + '2'!r}}}"
-        )
-
-
 def _read(path: str | os.PathLike[str]) -> tuple[Knob, dict[str, Any]]:
     tensors, metadata = read_file(path, kind=KNOB_FORMAT, version=VERSION)
-    keys = {"architecture", "arguments", "base", "conversion", "spec", "layers"}
+    keys = {"architecture", "arguments", "base", "conversion", "spec", "read", "layers"}
     missing = sorted(keys - set(metadata)) + sorted({*_PHI} - set(tensors))
     if missing:
         raise ValueError(f"load_knob: path must be a whole knob file; got {str(path)!r} without {', '.join(missing)}")
     spec = LambdaSpec.from_dict(metadata["spec"])
-    return Knob(spec, metadata["conversion"], metadata["layers"], tensors), metadata
+    return Knob(spec, metadata["read"], metadata["conversion"], metadata["layers"], tensors), metadata

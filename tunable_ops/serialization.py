@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tunable_ops import control, models
 from tunable_ops.modules import LambdaSpec, TunableModel, convert
+from tunable_ops.modules.lambda_planes import expect_values
 
 __all__ = [
     "FORMAT",
@@ -327,6 +328,7 @@ def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str,
     Raises:
         ValueError: They do not; the message names the first few that are missing, unknown or of another shape.
     """
+    expect_values(network, tensors)
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]

@@ -5,7 +5,7 @@ python examples/knob/dncnn_knob.py score runs/knob/model.safetensors set12/ --co
 python examples/knob/dncnn_knob.py strip runs/knob/model.safetensors --out strip.png
 
 The plain kernels do not change by a single bit; one new kernel per layer is trained. The loop is written out to show
-what `tunable-ops train` does with ``base_lr = 0`` and ``phi_lr = 0``.
+what `tunable-ops train` does with ``tuning.freeze = true``.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def train(
     Returns:
         The number of parameters trained.
     """
-    tunable_ops.freeze_base(net)
-    for layer in net.layers:
-        layer.tuning.requires_grad_(False)  # a trained phi could also use the new kernels at lambda = 0
+    tunable_ops.freeze_all_but_new(net)
     groups = tunable_ops.optimizer_groups(net, new={"lr": rate})
     trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99), fused=True)

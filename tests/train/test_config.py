@@ -158,9 +158,9 @@ def test_rank_reaches_the_kernels_and_the_checkpoint():
     assert net.conversion["rank"] == 2
     parts = dict(net.named_parameters())
     assert parts["network.model.2.parametrizations.weight.original1"].shape == (2, 8, 2)
-    with pytest.raises(ValueError, match=r"tuning.rank must be left out .*; got 2 .*domain \"simplex\""):
+    with pytest.raises(ValueError, match=r"tuning\.rank must be left out .*; got 2 .*domain \"simplex\""):
         load_config("demo", ["tuning.rank=2"])
-    with pytest.raises(ValueError, match="tuning.rank must be left out"):
+    with pytest.raises(ValueError, match=r"tuning\.rank must be left out"):
         load_config("demo", ["tuning.rank=2", "tuning.domain=box", "tuning.kind=none"])
     with pytest.raises(ValueError, match=r"tuning\.rank.*greater than or equal to 1"):
         load_config("demo", ["tuning.rank=0", "tuning.domain=box"])

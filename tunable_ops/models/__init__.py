@@ -9,20 +9,26 @@ from typing import Any
 
 from torch import nn
 
+from tunable_ops.models.carn import CARN
 from tunable_ops.models.dncnn import DnCNN
 from tunable_ops.models.edsr import EDSR
 from tunable_ops.models.ffdnet import FFDNet
+from tunable_ops.models.imdn import IMDN
 from tunable_ops.models.nafnet import NAFNet
+from tunable_ops.models.rlfn import RLFN
 from tunable_ops.models.stylenet import StyleNet
 from tunable_ops.models.swinir import SwinIR
 
-__all__ = ["ARCHITECTURES", "EDSR", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
+__all__ = ["ARCHITECTURES", "CARN", "EDSR", "IMDN", "RLFN", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "carn": CARN,
     "dncnn": DnCNN,
     "edsr": EDSR,
     "ffdnet": FFDNet,
+    "imdn": IMDN,
     "nafnet": NAFNet,
+    "rlfn": RLFN,
     "stylenet": StyleNet,
     "swinir": SwinIR,
 }

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunable_ops.models.checks import check_input, check_int
+from tunable_ops.models.checks import check_input, check_int, check_number
 from tunable_ops.models.dncnn import chain
+from tunable_ops.modules import LambdaPlanes
 
 _SIDE = 2  # pixels are unshuffled in blocks of 2 x 2
 
@@ -15,14 +16,18 @@ _SIDE = 2  # pixels are unshuffled in blocks of 2 x 2
 class FFDNet(nn.Module):
     """The classic tunable denoiser: ``y = shuffle(chain(cat(unshuffle(x), sigma)))``.
 
-    The noise level is an input map: a knob without tunable layers. Parameters have the names of the published weights:
-    ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded by repeating the border, and the
-    output is cropped.
+    The noise level is an input map: a knob without tunable layers. With `knob` it is an entry of lambda, beside others
+    that tunable layers follow: ``convert(FFDNet(knob=0), 2, domain="box", names=("sigma", "texture"))`` is called
+    without sigma, and lambda (0.5, 0) gives what FFDNet computes at ``sigma = 0.5 * top / 255``. Parameters have the
+    names of the published weights: ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded
+    by repeating the border, and the output is cropped.
 
     Args:
         channels: Channels C of the picture, 3 for RGB.
         features: Width of the hidden layers; published: 96 in colour, 64 in grey.
         depth: Number of convolutions, at least 2; published: 12 in colour, 15 in grey.
+        knob: Position in lambda of the noise level, for calls without sigma; None where every call gives sigma.
+        top: Noise level, of 255, where that entry of lambda, as phi gets it, is 1.
 
     Source: Zhang et al., "FFDNet: Toward a Fast and Flexible Solution for CNN based Image Denoising", 2018 (arXiv
     1710.04026).
@@ -33,38 +38,48 @@ class FFDNet(nn.Module):
         torch.Size([2, 1, 7, 9])
     """
 
-    def __init__(self, channels: int = 3, features: int = 96, depth: int = 12) -> None:
+    def __init__(
+        self, channels: int = 3, features: int = 96, depth: int = 12, knob: int | None = None, top: float = 50.0
+    ) -> None:
         super().__init__()
         for name, value, least in (("channels", channels, 1), ("features", features, 1), ("depth", depth, 2)):
             check_int("FFDNet", name, value, least)
+        if knob is not None:
+            check_int("FFDNet", "knob", knob, 0)
+        check_number("FFDNet", "top", top)
         self.channels = channels
+        self.planes = None if knob is None else LambdaPlanes([knob], [top / 255])
         ends = channels * _SIDE**2
         self.model = chain([ends + 1, *[features] * (depth - 1), ends])
 
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """Return the denoised picture.
 
         Args:
             x: [B, C, H, W], values in [0, 1] by convention.
             sigma: Standard deviation of the noise on the scale of x, for instance 25 / 255: a number, [B], or a map
-                [B, 1, H, W].
+                [B, 1, H, W]; None for the one of lambda, with `knob`.
 
         Returns:
             Tensor like x.
 
         Raises:
+            TypeError: sigma is None without `knob`.
             ValueError: x is not [B, C, H, W] with C = ``channels``, or sigma has another shape.
+            RuntimeError: sigma is None with `knob`, outside every TunableModel.
         """
         check_input("FFDNet", x, self.channels)
         height, width = x.shape[-2:]
-        level = self._level(x, sigma)
         pad = (0, -width % _SIDE, 0, -height % _SIDE)
-        if any(pad):
-            x, level = (F.pad(t, pad, mode="replicate") for t in (x, level))
-        # one value per block
-        level = F.avg_pool2d(level, _SIDE)
-        out = self.model(torch.cat((F.pixel_unshuffle(x, _SIDE), level), dim=1))
-        return F.pixel_shuffle(out, _SIDE)[..., :height, :width]
+        blocks = F.pixel_unshuffle(_padded(x, pad), _SIDE)
+        if sigma is not None:
+            level = F.avg_pool2d(_padded(self._level(x, sigma), pad), _SIDE)  # one value per block
+            blocks = torch.cat((blocks, level), dim=1)
+        elif self.planes is not None:
+            blocks = self.planes(blocks)
+        else:
+            raise TypeError("FFDNet: sigma must be a number or a tensor where no knob is the noise level; got None")
+        return F.pixel_shuffle(self.model(blocks), _SIDE)[..., :height, :width]
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return sigma as a map [B, 1, H, W]."""
@@ -77,3 +92,7 @@ class FFDNet(nn.Module):
                 f"FFDNet: sigma must be a number, [{x.shape[0]}] or {list(shape)}; got {list(level.shape)}"
             )
         return level
+
+
+def _padded(t: Tensor, pad: tuple[int, ...]) -> Tensor:
+    return F.pad(t, pad, mode="replicate") if any(pad) else t

@@ -1,9 +1,17 @@
 """Layers, conversion and folding."""
 
 from tunable_ops.modules.convert import convert
-from tunable_ops.modules.finetune import freeze_base, load_plain, merge_base, optimizer_groups, split_base
+from tunable_ops.modules.finetune import (
+    freeze_all_but_new,
+    freeze_base,
+    load_plain,
+    merge_base,
+    optimizer_groups,
+    split_base,
+)
 from tunable_ops.modules.fold import LiveFold, fold
 from tunable_ops.modules.frame import checkpoint
+from tunable_ops.modules.lambda_planes import LambdaPlanes
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.model import TunableModel
 from tunable_ops.modules.spec import LambdaSpec
@@ -13,6 +21,7 @@ from tunable_ops.modules.tunable_parameter import TunableParameter
 from tunable_ops.modules.tuning import Tuning
 
 __all__ = [
+    "LambdaPlanes",
     "LambdaSpec",
     "LiveFold",
     "TunableConv1d",
@@ -27,6 +36,7 @@ __all__ = [
     "checkpoint",
     "convert",
     "fold",
+    "freeze_all_but_new",
     "freeze_base",
     "load_plain",
     "merge_base",

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.low_rank import BaseAndLowRank, saves_parameters
-from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
@@ -56,8 +56,9 @@ def convert(
     """Make a network tunable; it still computes what it did, for every lambda of the domain.
 
     On the simplex (lambda sums to 1) every kernel starts as the plain one; on the box there are p + 1 kernels, the
-    plain one under the constant weight 1 and p that start at zero. With `rank` these are of low rank:
-    ``W + sum_j alpha_j U_j V_j``, U_j [O, r] from zero and V_j [r, C/groups * kh * kw] random (a transposed
+    plain one under the constant weight 1 and p that start at zero. Entries of lambda that the network reads itself
+    (`LambdaPlanes`) have no kernel on the box, and phi starts without them. With `rank` the new kernels are of low
+    rank: ``W + sum_j alpha_j U_j V_j``, U_j [O, r] from zero and V_j [r, C/groups * kh * kw] random (a transposed
     convolution has C in the place of O and O in that of C).
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
@@ -68,7 +69,7 @@ def convert(
     Args:
         network: Any nn.Module; it is copied, not changed.
         num_params: p, the length of lambda.
-        num_kernels: P; default p on the simplex, p + 1 on the box.
+        num_kernels: P; default p on the simplex, p + 1 on the box, less the entries that the network reads itself.
         tuning: "affine" or "identity" (simplex only).
         domain: "simplex" or "box".
         include: Patterns (fnmatch) of module names to convert; None converts all.
@@ -102,6 +103,11 @@ def convert(
     _check_rank(rank, domain)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
+    followed = _followed(network, num_params) if domain == "box" and num_kernels is None else None
+    if followed == []:
+        chosen, left_alone, parameters = {}, [], ()  # the network reads all of lambda itself
+    elif followed is not None:
+        options["num_kernels"] = len(followed) + 1
     memo: dict[int, Any] = {}
     stacks: dict[int, tuple[nn.Parameter, StackedLayer]] = {}
     for module in chosen:
@@ -113,7 +119,7 @@ def convert(
     if rank is not None:
         _lower_rank([memo[id(module)] for module in chosen], rank)
     blends = _make_parameters_tunable(copied, parameters, options, left_alone)
-    if not chosen and not blends:
+    if not chosen and not blends and followed != []:
         raise ValueError(
             "convert: network must have a convolution, a linear layer or a parameter to convert; got "
             f"{type(network).__name__}" + (f", of which these stay: {', '.join(left_alone)}" if left_alone else "")
@@ -123,8 +129,11 @@ def convert(
     model = TunableModel(
         copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, on_map=on_map
     )
+    for following in model.layers if followed else ():
+        following.tuning.follow(followed or ())
     model.conversion = {
         **options,
+        "num_kernels": num_kernels,
         "include": None if include is None else list(include),
         "exclude": list(exclude),
         "parameters": list(parameters),
@@ -161,6 +170,12 @@ def _lower_rank(layers: Sequence[StackedLayer], rank: int) -> None:
         parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
         _, first = done.setdefault(id(stack), (stack, parts))
         parts.original0, parts.original1, parts.original2 = first.original0, first.original1, first.original2
+
+
+def _followed(network: nn.Module, num_params: int) -> list[int] | None:
+    """Return the entries of lambda that the network does not read itself; None where it reads none."""
+    read = entries_read(network)
+    return [entry for entry in range(num_params) if entry not in read] if read else None
 
 
 def _choose(

@@ -47,7 +47,7 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, (tensors, _, stacked) in targets.items():
             value = state[name].to(tensors[0].device, tensors[0].dtype)
-            parts = (value,)
+            parts: tuple[Tensor, ...] = (value,)
             if len(tensors) == 3:  # new kernels of low rank are zero when their first factor is
                 parts = (value.unsqueeze(0), torch.zeros_like(tensors[1]), tensors[2])
             elif stacked is not None:
@@ -145,6 +145,22 @@ def freeze_base(net: TunableModel, frozen: bool = True) -> None:
     split_base(net)
     for _, owner, attribute, _ in _stacks(net):
         stack_parts(owner, attribute)[0].requires_grad_(not frozen)
+
+
+def freeze_all_but_new(net: TunableModel) -> None:
+    """Freeze everything but the new kernels: at lambda = 0 the network stays what it was, bit for bit.
+
+    The base kernels, phi (whose bias would let new kernels act at lambda = 0) and what is not tunable. New kernels that
+    are frozen already, because the plain one was, stay so. Batch norms in training mode still gather statistics.
+
+    Raises:
+        ValueError: As `split_base`.
+    """
+    split_base(net)
+    new = {id(part) for _, owner, attribute, _ in _stacks(net) for part in stack_parts(owner, attribute)[1:]}
+    for parameter in net.parameters():
+        if id(parameter) not in new:
+            parameter.requires_grad_(False)
 
 
 def optimizer_groups(

@@ -10,8 +10,9 @@ from torch.nn.utils import parametrize
 from tunable_ops import functional
 from tunable_ops.modules.convert import carry_over, copy_network
 from tunable_ops.modules.kernel_stacks import stack_parts, whole_stack
+from tunable_ops.modules.lambda_planes import LambdaPlanes
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
-from tunable_ops.modules.model import TunableModel, first_float
+from tunable_ops.modules.model import TunableModel, first_float, planes_of
 from tunable_ops.modules.spec import read_lambda
 from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
 from tunable_ops.modules.tuning import blend_weights
@@ -50,7 +51,8 @@ def base_network(net: TunableModel) -> nn.Module:
         net: A TunableModel on the box.
 
     Returns:
-        A copy with torch's own layers; `net` is not changed.
+        A copy with torch's own layers, which still reads the entries of lambda that it read itself; `net` is not
+        changed.
 
     Raises:
         TypeError: Not a model.
@@ -62,7 +64,7 @@ def base_network(net: TunableModel) -> nn.Module:
         raise ValueError(f"base_network: net must be on the box; got domain {net.spec.domain!r}")
     with torch.no_grad():
         plain, targets = _skeleton(net)
-        for target in targets:
+        for target in targets.found:
             base = stack_parts(target.owner, target.attribute)[0][0]
             target.plain.copy_(base.view(target.plain.shape))
     return plain
@@ -117,10 +119,16 @@ class _Target(NamedTuple):
 
 
 class _Targets:
-    """The targets of one fold; stacks that are tied fold into one parameter."""
+    """The targets of one fold; stacks that are tied fold into one parameter.
+
+    Attributes:
+        found: The stacks.
+        planes: What else follows lambda in the plain copy, and is to hold it.
+    """
 
     def __init__(self) -> None:
         self.found: list[_Target] = []
+        self.planes: list[LambdaPlanes] = []
         self._plain_of: dict[int, nn.Parameter] = {}
 
     def add(self, layer: TunableLayer, owner: nn.Module, attribute: str, like: Tensor) -> nn.Parameter:
@@ -134,7 +142,7 @@ class _Targets:
         return plain
 
 
-def _skeleton(net: nn.Module) -> tuple[nn.Module, list[_Target]]:
+def _skeleton(net: nn.Module) -> tuple[nn.Module, _Targets]:
     """Return a plain copy whose kernels are not set yet, and what to blend into them."""
     if isinstance(net, StackedLayer):
         layers: Sequence[TunableLayer] = (net,)
@@ -158,7 +166,8 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, list[_Target]]:
     for layer in stacked:
         carry_over(layer, memo[id(layer)], memo)
     _fold_parameters(network, folded, layers, targets)
-    return folded, targets.found
+    targets.planes += [planes for planes in planes_of(folded) if planes.values is None]
+    return folded, targets
 
 
 def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[TunableLayer], targets: _Targets) -> None:
@@ -176,19 +185,22 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
                 module.register_parameter(attribute, plain)
 
 
-def _blend_into(targets: Sequence[_Target], lam: Tensor) -> None:
-    """Blend every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once."""
-    alphas, starts = blend_weights((target.layer.tuning for target in targets), lam)
-    if targets:
-        stacks = [whole_stack(target.owner, target.attribute) for target in targets]
-        outputs = [target.plain.view(stack.shape[1:]) for target, stack in zip(targets, stacks, strict=True)]
+def _blend_into(targets: _Targets, lam: Tensor) -> None:
+    """Blend every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once; set the planes."""
+    for planes in targets.planes:
+        planes.hold(lam)
+    found = targets.found
+    alphas, starts = blend_weights((target.layer.tuning for target in found), lam)
+    if found:
+        stacks = [whole_stack(target.owner, target.attribute) for target in found]
+        outputs = [target.plain.view(stack.shape[1:]) for target, stack in zip(found, stacks, strict=True)]
         functional.blend_into(stacks, alphas, starts, outputs)
 
 
 def _shared_lambda(op: str, net: nn.Module, lam: Tensor | Sequence[float]) -> Tensor:
     """Return lambda [p] on the model's device; one per sample or a map has no single kernel."""
-    tuning = net.layers[0].tuning if isinstance(net, TunableModel) else net.tuning
-    values = read_lambda(op, lam, tuning.num_params, like=first_float(net))  # type: ignore[union-attr, arg-type]
+    num_params = net.spec.num_params if isinstance(net, TunableModel) else net.tuning.num_params  # type: ignore[union-attr]
+    values = read_lambda(op, lam, num_params, like=first_float(net))  # type: ignore[arg-type]
     if values.dim() == 2 and values.shape[0] == 1:
         values = values[0]
     if values.dim() != 1:

@@ -1,6 +1,7 @@
 """Knobs apart from their base: take them out of a conversion, and add several of them to one plain network."""
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from tunable_ops.modules.convert import convert
 from tunable_ops.modules.finetune import _stacks
 from tunable_ops.modules.kernel_stacks import stack_parts
-from tunable_ops.modules.model import TunableModel
+from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
 from tunable_ops.modules.tunable_parameter import ParameterBlend
 
@@ -19,7 +20,8 @@ class Knob(NamedTuple):
     """What a conversion on the box adds to its base; p tuning parameters and R = P - 1 new kernels per layer.
 
     Args:
-        spec: Names, ranges and defaults of its tuning parameters.
+        spec: Names, ranges and defaults of its tuning parameters, those that the base reads itself included.
+        read: The positions of these among the p.
         conversion: The arguments of `convert`.
         layers: The names of the tunable layers and parameters, in the model's order.
         tensors: For every stack NAME (as "body.0.weight") either NAME.new [R, *kernel], or the factors NAME.u [R, O, r]
@@ -27,6 +29,7 @@ class Knob(NamedTuple):
     """
 
     spec: LambdaSpec
+    read: Sequence[int]
     conversion: Mapping[str, Any]
     layers: Sequence[str]
     tensors: Mapping[str, Tensor]
@@ -34,7 +37,7 @@ class Knob(NamedTuple):
     @property
     def num_kernels(self) -> int:
         """The number R of new kernels per layer."""
-        return self.tensors["phi.bias"].shape[1]
+        return self.tensors["phi.bias"].shape[1] if "phi.bias" in self.tensors else 0
 
     def new_kernels(self, stack: str, kernel: Sequence[int]) -> Tensor | None:
         """Return the new kernels of a stack, [R, *kernel]; None if the knob leaves that stack alone."""
@@ -65,9 +68,11 @@ def take_knob(net: TunableModel) -> Knob:
         else:
             tensors[f"{stack}.new"] = parts[1] if len(parts) == 2 else parts[0][1:]
     tunings: list[Any] = [layer.tuning for layer in layers.values()]
-    tensors["phi.weight"] = torch.stack([tuning.weight for tuning in tunings])
-    tensors["phi.bias"] = torch.stack([tuning.bias for tuning in tunings])
-    return Knob(net.spec, net.conversion, tuple(layers), {k: v.detach() for k, v in tensors.items()})
+    if tunings:
+        tensors["phi.weight"] = torch.stack([tuning.weight for tuning in tunings])
+        tensors["phi.bias"] = torch.stack([tuning.bias for tuning in tunings])
+    detached = {name: value.detach() for name, value in tensors.items()}
+    return Knob(net.spec, entries_read(net.network), net.conversion, tuple(layers), detached)
 
 
 def add_knobs(network: nn.Module, knobs: Sequence[Knob]) -> TunableModel:
@@ -76,26 +81,36 @@ def add_knobs(network: nn.Module, knobs: Sequence[Knob]) -> TunableModel:
     Formula: ``W + sum_k sum_j alpha_kj W_kj`` in every layer, where alpha_k = phi_k(lambda_k) depends on the tuning
     parameters of knob k alone; lambda is that of all knobs, in their order.
 
+    Entries of lambda that the base reads itself keep their place and serve all knobs; those of the knobs fill the
+    others.
+
     Args:
         network: The base; copied, not changed.
-        knobs: At least one. Where all have the same rank the kernels stay factors.
+        knobs: At least one that has layers, each of this base. Where these have the same rank the kernels stay factors.
 
     Raises:
         ValueError: Two tuning parameters of one name, or tensors that do not fit the network.
     """
-    spec = _joined_spec([knob.spec for knob in knobs])
-    net = convert(network, **_conversion(network, knobs, spec))
+    columns = _columns(entries_read(network), knobs)
+    spec = _joined_spec(knobs, columns)
+    net = convert(network, **_conversion(network, [knob for knob in knobs if knob.layers], spec))
     net.spec = spec
     with torch.no_grad():
         filled: list[set[str]] = [set() for _ in knobs]
         for stack, layer_name, layer, parts in _named_stacks(net):
             _fill(stack, parts, knobs, filled)
-            _fill_phi(layer.tuning, layer_name, knobs)
+            _fill_phi(layer.tuning, layer_name, knobs, columns)
     for knob, names in zip(knobs, filled, strict=True):
         unused = sorted(set(knob.tensors) - names - {"phi.weight", "phi.bias"})
         if unused:
-            raise ValueError(f"add_knobs: network must have the layers of the knob; got none for {unused[0]!r}")
+            raise ValueError(f"load_knob: network must have the layers of the knob; got none for {unused[0]!r}")
     return net
+
+
+def _columns(read: Sequence[int], knobs: Sequence[Knob]) -> list[list[int]]:
+    """Return where the tuning parameters of each knob stand in the lambda of all."""
+    free = (place for place in itertools.count() if place not in read)
+    return [[place if place in read else next(free) for place in range(knob.spec.num_params)] for knob in knobs]
 
 
 def _named_stacks(net: TunableModel) -> Iterator[tuple[str, str, Any, list[Tensor]]]:
@@ -110,14 +125,21 @@ def _named_stacks(net: TunableModel) -> Iterator[tuple[str, str, Any, list[Tenso
         yield stack, stack if isinstance(layer, ParameterBlend) else prefix, layer, parts
 
 
-def _joined_spec(specs: Sequence[LambdaSpec]) -> LambdaSpec:
-    names = [name for spec in specs for name in spec.names]
+def _joined_spec(knobs: Sequence[Knob], columns: Sequence[Sequence[int]]) -> LambdaSpec:
+    entries: dict[int, dict[str, Any]] = {}
+    for knob, places in zip(knobs, columns, strict=True):
+        values = {key: value for key, value in knob.spec.to_dict().items() if key != "domain"}
+        for index, place in enumerate(places):
+            entries.setdefault(place, {key: value[index] for key, value in values.items()})
+    ordered = [entries[place] for place in sorted(entries)]
+    names = [entry["names"] for entry in ordered]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"add_knobs: knobs must have tuning parameters of different names; got {name!r} twice")
-    dicts = [spec.to_dict() for spec in specs]
-    joined = {key: [entry for each in dicts for entry in each[key]] for key in dicts[0] if key != "domain"}
-    return LambdaSpec.from_dict({**joined, "domain": "box"})
+            raise ValueError(
+                f"load_knob: knobs must have tuning parameters of different names; got {name!r} twice: load the second "
+                f"into the result of the first, with rename={{{name!r}: {name + '2'!r}}}"
+            )
+    return LambdaSpec.from_dict({"domain": "box", **{key: [entry[key] for entry in ordered] for key in ordered[0]}})
 
 
 def _conversion(network: nn.Module, knobs: Sequence[Knob], spec: LambdaSpec) -> dict[str, Any]:
@@ -157,23 +179,23 @@ def _fill(stack: str, parts: Sequence[Tensor], knobs: Sequence[Knob], filled: Se
                 continue
             if value.shape != target.shape:
                 raise ValueError(
-                    f"add_knobs: {name} must be {list(target.shape)} for this network; got {list(value.shape)}"
+                    f"load_knob: {name} must be {list(target.shape)} for this network; got {list(value.shape)}"
                 )
             target.copy_(value)
             names.update((name, f"{stack}.u", f"{stack}.v"))
         start = end
 
 
-def _fill_phi(tuning: Any, layer: str, knobs: Sequence[Knob]) -> None:
+def _fill_phi(tuning: Any, layer: str, knobs: Sequence[Knob], columns: Sequence[Sequence[int]]) -> None:
     """Write phi of every knob into its block; the parameters of a knob move its own kernels only."""
-    if len(knobs) > 1:
+    if sum(bool(knob.layers) for knob in knobs) > 1:
         tuning.weight.zero_()
         tuning.bias.zero_()
-    row = column = 0
-    for knob in knobs:
-        rows, columns = slice(row, row + knob.num_kernels), slice(column, column + knob.spec.num_params)
+    row = 0
+    for knob, places in zip(knobs, columns, strict=True):
+        rows = slice(row, row + knob.num_kernels)
         if layer in knob.layers:
-            place = list(knob.layers).index(layer)
-            tuning.weight[rows, columns] = knob.tensors["phi.weight"][place].to(tuning.weight)
-            tuning.bias[rows] = knob.tensors["phi.bias"][place].to(tuning.bias)
-        row, column = rows.stop, columns.stop
+            index = list(knob.layers).index(layer)
+            tuning.weight[rows, places] = knob.tensors["phi.weight"][index].to(tuning.weight)
+            tuning.bias[rows] = knob.tensors["phi.bias"][index].to(tuning.bias)
+        row = rows.stop

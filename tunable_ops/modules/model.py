@@ -1,12 +1,13 @@
 """TunableModel: a network with tunable layers, called with lambda."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunable_ops.modules import frame as frames
+from tunable_ops.modules.lambda_planes import LambdaPlanes
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.network_blend import BlendPlan
 from tunable_ops.modules.spec import LambdaSpec
@@ -20,7 +21,8 @@ class TunableModel(nn.Module):
     tunable layers by hand: ``TunableModel(network, num_params=2)``.
 
     Args:
-        network: Holds at least one tunable layer; layers inside a nested TunableModel are that one's own.
+        network: Holds at least one tunable layer, or one that reads lambda (`LambdaPlanes`); layers inside a nested
+            TunableModel are that one's own.
         num_params: p; every layer's must be the same.
         domain: "simplex" or "box".
         names: One name per tuning parameter; default lambda0, lambda1, ...
@@ -55,8 +57,13 @@ class TunableModel(nn.Module):
         self.conversion: Mapping[str, Any] | None = None
         self.notes: dict[str, Any] = {}
         self._layers = [layer for _, layer in tunable_layers(network)]
-        if not self._layers:
+        read = entries_read(network)
+        if not self._layers and not read:
             raise ValueError(f"TunableModel: network must have a tunable layer; got {type(network).__name__}")
+        if read and max(read) >= num_params:
+            raise ValueError(
+                f"TunableModel: network must read entries of lambda below num_params = {num_params}; got {read}"
+            )
         for name, layer in tunable_layers(network):
             if layer.tuning.num_params != num_params:
                 raise ValueError(
@@ -113,22 +120,34 @@ class TunableModel(nn.Module):
 
 def tunable_layers(network: nn.Module) -> list[tuple[str, TunableLayer]]:
     """Return the tunable layers of a network and their names, each once; not those inside a nested TunableModel."""
-    found: list[tuple[str, TunableLayer]] = []
+    return [(name, module) for name, module in _own_modules(network) if isinstance(module, TunableLayer)]
+
+
+def planes_of(network: nn.Module) -> list[LambdaPlanes]:
+    """Return what appends lambda's planes in a network, held ones included; not those inside a nested TunableModel."""
+    return [module for _, module in _own_modules(network) if isinstance(module, LambdaPlanes)]
+
+
+def entries_read(network: nn.Module) -> list[int]:
+    """Return the entries of lambda that the network reads itself, sorted."""
+    return sorted({entry for planes in planes_of(network) if planes.values is None for entry in planes.entries})
+
+
+def _own_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules and their names, each once, without going into a nested TunableModel."""
     seen: set[int] = set()
 
-    def walk(module: nn.Module, name: str) -> None:
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in seen or isinstance(module, TunableModel):
             return
         seen.add(id(module))
-        if isinstance(module, TunableLayer):
-            found.append((name, module))
+        yield name, module
         for child, inner in module.named_children():
-            walk(inner, f"{name}.{child}" if name else child)
+            yield from walk(inner, f"{name}.{child}" if name else child)
 
-    walk(network, "")
-    return found
+    return walk(network, "")
 
 
 def first_float(network: nn.Module) -> Tensor:
-    """Return a parameter that shows a network's device and precision."""
-    return next(parameter for parameter in network.parameters() if parameter.is_floating_point())
+    """Return a parameter that shows a network's device and precision; a number where there is none."""
+    return next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(()))

@@ -78,6 +78,13 @@ class Tuning(nn.Module):
                 self.weight.div_(self.weight.sum(0, keepdim=True))
             self.bias.zero_()
 
+    def follow(self, entries: Sequence[int]) -> None:
+        """Let the i-th kernel after a constant one have ``alpha = lam[entries[i]]``: one entry for each, bias 0."""
+        assert self.weight is not None and self.bias is not None
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(self.num_params)[list(entries)])
+            self.bias.zero_()
+
     def forward(self, lam: Tensor) -> Tensor:
         """Map [*, p] to [*, P], in fp32 (fp64 for fp64) whatever autocast says."""
         return blend_weights([self], lam)[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.losses.pgn import PGN
-from tunable_ops.modules import TunableModel, convert, optimizer_groups
+from tunable_ops.modules import TunableModel, convert, freeze_all_but_new, optimizer_groups
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.config import Config, Objective, Optim
 from tunable_ops.train.data import skimage_files
@@ -48,6 +48,8 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
         if start is not None and metadata.get("conversion"):
             _check_conversion(config, net, start, metadata)
             fill(start, net.network, weights)  # type: ignore[arg-type]
+        if config.tuning.freeze:
+            freeze_all_but_new(net)  # type: ignore[arg-type]
         return net
 
 

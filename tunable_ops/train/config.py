@@ -50,6 +50,9 @@ class Tuning(Section):
     those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation alone.
     ``rank`` is that of the new kernels (box domain; null: full).
 
+    With ``freeze`` (box domain) only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
+    that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
+
     The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
     are objectives, each with an equal part of the steps and a schedule of its own.
     """
@@ -65,6 +68,7 @@ class Tuning(Section):
     names: list[str] | None = None
     defaults: list[float] | None = None
     lam: list[float] | None = None
+    freeze: bool = False
 
     @property
     def phased(self) -> bool:
@@ -75,6 +79,11 @@ class Tuning(Section):
     def _fit(self) -> Tuning:
         if self.control and not self.phased:
             raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
+        if self.freeze and (self.domain != "box" or self.kind != "affine"):
+            raise ValueError(
+                'tuning.freeze must go with kind "affine" on the box, where the plain kernels are apart; got kind '
+                f'"{self.kind}", domain "{self.domain}"'
+            )
         foreign = [key for key in ("num_kernels", "rank", "include", "exclude") if getattr(self, key)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
