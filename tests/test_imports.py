@@ -32,7 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.models": {"tunable_ops.modules"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
-    "tunable_ops.pretrained": {"tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.knob_files": {"tunable_ops.models", "tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.pretrained": {"tunable_ops.knob_files", "tunable_ops.modules", "tunable_ops.serialization"},
     "tunable_ops.pgn": set(),
     "tunable_ops.grey": set(),
     "tunable_ops.images": set(),
@@ -64,6 +65,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.bench",
         "tunable_ops.grey",
         "tunable_ops.images",
+        "tunable_ops.knob_files",
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
@@ -82,6 +84,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.reference",
         # on first use
         "tunable_ops.control",
+        "tunable_ops.knob_files",
         "tunable_ops.models",
         "tunable_ops.pretrained",
         "tunable_ops.serialization",
@@ -90,8 +93,8 @@ ARROWS: dict[str, set[str]] = {
 }
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
-    *("read_lambda", "spec", "tuning", "kernel_stacks", "network_blend", "frame", "lambda_planes", "layer"),
-    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune"),
+    *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes", "layer"),
+    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune", "knobs"),
 ]
 # Compiled and triton code is known to these alone.
 KERNEL_IMPORTERS = {"tunable_ops.backends", "tunable_ops.triton_kernels"}

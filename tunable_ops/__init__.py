@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from tunable_ops import pretrained as pretrained
     from tunable_ops import serialization as serialization
     from tunable_ops import train as train
+    from tunable_ops.knob_files import load_knob as load_knob
+    from tunable_ops.knob_files import save_knob as save_knob
 
 __version__ = "0.1.0"
 
@@ -93,9 +95,11 @@ if not TYPE_CHECKING:  # for a type checker this would turn every misspelt name 
         """Import a part of the package when it is first used."""
         if name in _ON_FIRST_USE:
             return importlib.import_module(f"{__name__}.{name}")
+        if name in ("load_knob", "save_knob"):
+            return getattr(importlib.import_module(f"{__name__}.knob_files"), name)
         if name == "pgn":
             raise AttributeError("tunable_ops.pgn is now tunable_ops.losses.pgn: from tunable_ops.losses import PGN")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_ON_FIRST_USE})
+        return sorted({*globals(), *_ON_FIRST_USE, "load_knob", "save_knob"})

@@ -24,11 +24,13 @@ from tunable_ops.modules.lambda_planes import expect_values
 
 __all__ = [
     "FORMAT",
+    "KNOB_FORMAT",
     "VERSION",
     "fill",
     "load",
     "load_folded",
     "read_file",
+    "read_header",
     "read_metadata",
     "read_weights",
     "remove_leftovers",
@@ -38,6 +40,13 @@ __all__ = [
 
 FORMAT = "tunable_ops.model"
 VERSION = 1
+KNOB_FORMAT = "tunable_ops.knob"
+# what a file of the wrong kind is, and who reads it
+_KINDS = {
+    FORMAT: ", a whole network: read it with serialization.load, or a plain one with serialization.load_folded",
+    KNOB_FORMAT: ", a knob without its base: add it to that network with tunable_ops.load_knob(network, path), or name "
+    "it after --knob, beside --model BASE",
+}
 _ADVICE = "read it with the release of tunable_ops that wrote it"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
@@ -143,7 +152,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: As for `load`.
     """
-    return _open(path, FORMAT, VERSION, tensors=False)[1]
+    return read_header(path, kind=FORMAT, version=VERSION)
+
+
+def read_header(path: str | os.PathLike[str], *, kind: str, version: int) -> dict[str, Any]:
+    """Read the metadata that `write_file` wrote, without the tensors; arguments and errors as for `read_file`."""
+    return _open(path, kind, version, tensors=False)[1]
 
 
 def write_file(
@@ -236,11 +250,12 @@ def _open(
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             header = dict(file.metadata() or {})
-            if kind is None and header.get("format") != FORMAT:
+            if kind is None and header.get("format") not in _KINDS:
                 return {name: file.get_tensor(name).clone() for name in file.keys()}, {}  # noqa: SIM118
-            if kind is not None and header.get("format") != kind:
+            if header.get("format") != (kind or FORMAT):
                 found = f"format {header['format']!r}" if "format" in header else "bare weights without our metadata"
-                raise ValueError(f"checkpoint: path must hold {kind!r}; got {str(path)!r}: {found}")
+                found += _KINDS.get(header.get("format", ""), "")
+                raise ValueError(f"checkpoint: path must hold {kind or FORMAT!r}; got {str(path)!r}: {found}")
             if header.get("version") != str(version):
                 raise ValueError(
                     f"checkpoint: version must be {version}; got {header.get('version')!r} in {str(path)!r}: {advice}"

@@ -148,3 +148,21 @@ def test_flatten_covers_every_key() -> None:
 def _write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def test_rank_reaches_the_kernels_and_the_checkpoint():
+    from tunable_ops.train.build import build_network
+
+    words = ["tuning.domain=box", "tuning.rank=2", "model.arguments={features=8, depth=3}"]
+    net = build_network(load_config("demo", words))
+    assert net.conversion["rank"] == 2
+    parts = dict(net.named_parameters())
+    assert parts["network.model.2.parametrizations.weight.original1"].shape == (2, 8, 2)
+    with pytest.raises(ValueError, match=r"tuning\.rank must be left out .*; got 2 .*domain \"simplex\""):
+        load_config("demo", ["tuning.rank=2"])
+    with pytest.raises(ValueError, match=r"tuning\.rank must be left out"):
+        load_config("demo", ["tuning.rank=2", "tuning.domain=box", "tuning.kind=none"])
+    with pytest.raises(ValueError, match=r"tuning\.rank.*greater than or equal to 1"):
+        load_config("demo", ["tuning.rank=0", "tuning.domain=box"])
+    with pytest.raises(ValueError, match="tuning must leave rank alone for kind 'dni'"):
+        load_config("demo", ["tuning.rank=2", "tuning.kind=dni"])

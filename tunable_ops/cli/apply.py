@@ -18,7 +18,7 @@ _FORMATS = ("png", "jpg", "webp", "tiff")
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP
+    from tunable_ops.cli.lam import HELP, KNOB
 
     parser = subparsers.add_parser(
         "apply",
@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="MODEL",
         help="tunable network: a file, or the name of a shipped one; or what `fold` wrote",
     )
+    parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     position = parser.add_mutually_exclusive_group()
     position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's default")
     position.add_argument(
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     sources, said = find_sources(args.input, folder, args.recursive)
     device = _check_numbers(args)
     _check_output(args, single)
-    net, spec, fixed = _load(args.model)
+    net, spec, fixed = _load(args.model, args.knob)
     channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
@@ -138,11 +139,14 @@ def run(args: argparse.Namespace) -> int:
     return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)
 
 
-def _load(model: str) -> tuple[Any, Any, tuple[float, ...] | None]:
+def _load(model: str, knobs: list[str]) -> tuple[Any, Any, tuple[float, ...] | None]:
     """Return a network, the names and ranges of its lambda, and the lambda at which it was folded, if it was."""
     from tunable_ops.pretrained import find, load
     from tunable_ops.serialization import load_folded, read_metadata
 
+    if knobs:
+        net = load(model, knobs)
+        return net, net.spec, None
     file = find(model)
     metadata = read_metadata(file)
     if metadata.get("conversion") is not None:

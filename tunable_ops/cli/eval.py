@@ -37,7 +37,7 @@ _METRICS = ("psnr", "ssim", "lpips")
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP
+    from tunable_ops.cli.lam import HELP, KNOB
 
     parser = subparsers.add_parser(
         "eval",
@@ -53,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of a shipped one"
     )
+    parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     parser.add_argument(
         "--input",
         type=Path,
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     set_threads(args.threads)
     device = choose_device(args.device)
-    net = load(args.model).to(device)
+    net = load(args.model, args.knob).to(device)
     lams = _positions(args, net.spec)
     scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
     border = (scale if scale > 1 else 0) if args.border is None else args.border
@@ -376,6 +377,7 @@ def _record(args: argparse.Namespace, border: int, found: dict[str, list[Score]]
     sets = [folder for folder, scores in found.items() for _ in scores]
     return {
         "model": str(args.model),
+        "knobs": args.knob,
         "input": None if args.input is None else str(args.input),
         **settings,
         "border": border,

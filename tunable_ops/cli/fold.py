@@ -13,7 +13,7 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP
+    from tunable_ops.cli.lam import HELP, KNOB
 
     parser = subparsers.add_parser(
         "fold",
@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "models.build(architecture, **arguments).load_state_dict(safetensors.torch.load_file(FILE)).",
     )
     parser.add_argument("checkpoint", help="tunable network: a file, or the name of a shipped one")
+    parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
     parser.add_argument(
         "--out",
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.modules import fold
     from tunable_ops.pretrained import find, load
-    from tunable_ops.serialization import read_metadata, save
+    from tunable_ops.serialization import save
 
     out: Path | None = args.out
     if out is not None and out.suffix != ".safetensors":
@@ -46,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
     file = find(args.checkpoint)
-    net = load(file)
-    metadata = read_metadata(file)
+    net = load(file, args.knob)
+    metadata = _metadata(file, args.knob)
     lam = lambdas.parse(args.lam, net.spec)
     if out is None:
         out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
     if out.exists() and out.samefile(file):
         raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
-    notes = dict(metadata.get("notes") or {})
+    notes = dict(net.notes)
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
     notes["folded_from"] = file.name
     save(
@@ -65,3 +66,13 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
     return 0
+
+
+def _metadata(file: Path, knobs: list[str]) -> dict[str, Any]:
+    """Return architecture and arguments of a network, which for bare weights its knob knows."""
+    from tunable_ops.knob_files import read_knob_metadata
+    from tunable_ops.serialization import read_metadata, read_weights
+
+    if knobs and not read_weights(file)[1]:
+        return read_knob_metadata(knobs[0])
+    return read_metadata(file)

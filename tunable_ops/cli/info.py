@@ -21,10 +21,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help=COMMANDS["info"],
-        description="Describe a checkpoint: architecture, slider, layers, size, notes. Without a checkpoint, describe "
+        description="Describe a checkpoint or a knob: architecture, slider, layers, size, notes. Without one, describe "
         "this installation: versions, backends, and how the compiled operators were built.",
     )
-    parser.add_argument("checkpoint", nargs="?", help="tunable or folded network: a file, or the name of a shipped one")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="tunable or folded network: a file, or the name of a shipped one; or a knob file"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -72,14 +74,15 @@ def _installation_table(facts: dict[str, Any]) -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Collect what is known about a checkpoint, as JSON values.
+    """Collect what is known about a checkpoint or a knob, as JSON values.
 
     Numbers of layers are None if the network cannot be built, because `architecture` is not one of this library.
 
     Returns:
-        dict with path, bytes, kind ("tunable" or "plain"), version, architecture, arguments, parameters (values in the
-        file), dtypes, notes; and for a tunable network domain, lambda (a list of name, low, high, default), tuning,
-        tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
+        dict with path, bytes, kind ("tunable", "plain" or "knob"), version, architecture, arguments, parameters (values
+        in the file), dtypes, notes; for a tunable network or a knob domain, lambda (a list of name, low, high,
+        default), tuning, tunable_layers, kernels (per layer, sorted without repetition; a knob's are new ones),
+        plain_parameters (once folded; None for a knob); and for a knob rank (None if full), fingerprint and licence.
 
     Raises:
         FileNotFoundError, ValueError: As for `serialization.load`.
@@ -87,9 +90,9 @@ def describe(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     from tunable_ops import models
-    from tunable_ops.serialization import read_metadata
+    from tunable_ops.knob_files import whole_fingerprint
 
-    metadata = read_metadata(path)
+    metadata = _metadata(path)
     spec, conversion = metadata.get("spec"), metadata.get("conversion")
     with safe_open(str(path), framework="pt") as file:
         slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (not a dict)
@@ -98,7 +101,7 @@ def describe(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(path),
         "bytes": path.stat().st_size,
-        "kind": "plain" if conversion is None else "tunable",
+        "kind": "knob" if "base" in metadata else "plain" if conversion is None else "tunable",
         "version": metadata["version"],
         "architecture": metadata.get("architecture"),
         "arguments": metadata.get("arguments"),
@@ -112,7 +115,11 @@ def describe(path: Path) -> dict[str, Any]:
     facts["lambda"] = knobs(spec)
     facts["tuning"] = conversion.get("tuning")
     facts |= {"tunable_layers": None, "kernels": None, "plain_parameters": None}
-    if facts["architecture"] in models.ARCHITECTURES:
+    if facts["kind"] == "knob":
+        facts |= {"tunable_layers": len(metadata["layers"]), "kernels": [_new_kernels(conversion)]}
+        facts |= {"rank": conversion.get("rank"), "licence": metadata.get("licence"), "base": metadata["base"]}
+        facts["fingerprint"] = whole_fingerprint(metadata["base"])
+    elif facts["architecture"] in models.ARCHITECTURES:
         facts |= _layers(path)
     return facts
 
@@ -156,6 +163,25 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _metadata(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    from tunable_ops.knob_files import read_knob_metadata
+    from tunable_ops.serialization import KNOB_FORMAT, read_metadata
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            is_knob = (file.metadata() or {}).get("format") == KNOB_FORMAT
+    except (SafetensorError, OSError):
+        is_knob = False  # read_metadata says what it is
+    return read_knob_metadata(path) if is_knob else read_metadata(path)
+
+
+def _new_kernels(conversion: dict[str, Any]) -> int:
+    kernels: int | None = conversion.get("num_kernels")
+    return int(conversion["num_params"]) if kernels is None else kernels - 1
+
+
 def _layers(path: Path) -> dict[str, Any]:
     from tunable_ops.modules import fold
     from tunable_ops.modules.tuning import Tuning
@@ -174,17 +200,19 @@ def _layers(path: Path) -> dict[str, Any]:
 def _table(facts: dict[str, Any]) -> str:
     rows = [
         ("file", f"{facts['path']} ({_bytes(facts['bytes'])})"),
-        ("kind", f"{facts['kind']} network, checkpoint version {facts['version']}"),
+        ("kind", _kind(facts)),
         ("architecture", f"{facts['architecture']}({_arguments(facts['arguments'])})"),
     ]
-    if facts["kind"] == "tunable":
+    if facts["kind"] == "knob":
+        rows.append(("base", f"fingerprint {facts['fingerprint']}, {len(facts['base'])} layers"))
+    if facts["kind"] != "plain":
         sums = "weights that sum to 1" if facts["domain"] == "simplex" else "each moves independently"
         rows.append(("domain", f"{facts['domain']}: {sums}"))
         rows += [("" if index else "lambda", line) for index, line in enumerate(knob_lines(facts["lambda"]))]
         rows.append(("tuning", str(facts["tuning"])))
         if facts["tunable_layers"] is not None:
             kernels = " or ".join(map(str, facts["kernels"]))
-            rows.append(("layers", f"{facts['tunable_layers']} tunable, {kernels} kernels each"))
+            rows.append(("layers", f"{facts['tunable_layers']} tunable, {kernels} {_kernels(facts)} each"))
     parameters = f"{facts['parameters']:,} ({', '.join(facts['dtypes'])})"
     if facts.get("plain_parameters"):
         parameters += f", {facts['plain_parameters']:,} once folded"
@@ -196,7 +224,22 @@ def _table(facts: dict[str, Any]) -> str:
     if isinstance(config, dict):
         lines = [line for name, value in config.items() if value is not None for line in note_lines(name, value)]
         rows += [("" if index else "configuration", line) for index, line in enumerate(lines)]
+    if facts.get("licence"):
+        rows.append(("licence", facts["licence"]))
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
+def _kind(facts: dict[str, Any]) -> str:
+    if facts["kind"] == "knob":
+        return f"knob without its base, version {facts['version']}"
+    return f"{facts['kind']} network, checkpoint version {facts['version']}"
+
+
+def _kernels(facts: dict[str, Any]) -> str:
+    if facts["kind"] != "knob":
+        return "kernels"
+    count = "kernel" + "s" * (facts["kernels"] != [1])
+    return f"new {count} of {'full rank' if facts['rank'] is None else 'rank ' + str(facts['rank'])}"
 
 
 def _arguments(arguments: dict[str, Any] | None) -> str:

@@ -13,11 +13,15 @@ from tunable_ops.grey import PARAMETER, has_knob
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
 
-__all__ = ["HELP", "describe", "numbers", "parse", "sets", "sweep"]
+__all__ = ["HELP", "KNOB", "describe", "numbers", "parse", "sets", "sweep"]
 
 HELP = (
     "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Omitted parameters have their defaults or, "
     "if lambda sums to one, share the rest. Write --lam=-0.1,... if the first number is negative"
+)
+KNOB = (
+    "file of a knob that was trained on the network, which may then be a file of published weights; repeat it for "
+    "several knobs"
 )
 _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 

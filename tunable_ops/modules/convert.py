@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
+from tunable_ops.modules.low_rank import BaseAndLowRank, saves_parameters
 from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
-from tunable_ops.modules.tunable_parameter import ParameterBlend, register_blend, stack_plain
+from tunable_ops.modules.tunable_parameter import ParameterBlend, parametrise, register_blend, stack_plain
 from tunable_ops.modules.tuning import Tuning
 
 _TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
@@ -51,12 +52,15 @@ def convert(
     defaults: Sequence[float] | None = None,
     units: Sequence[str] | None = None,
     on_map: str = "raise",
+    rank: int | None = None,
 ) -> TunableModel:
     """Make a network tunable; it still computes what it did, for every lambda of the domain.
 
     On the simplex (lambda sums to 1) every kernel starts as the plain one; on the box there are p + 1 kernels, the
     plain one under the constant weight 1 and p that start at zero. Entries of lambda that the network reads itself
-    (`LambdaPlanes`) have no kernel on the box, and phi starts without them.
+    (`LambdaPlanes`) have no kernel on the box, and phi starts without them. With `rank` the new kernels are of low
+    rank: ``W + sum_j alpha_j U_j V_j``, U_j [O, r] from zero and V_j [r, C/groups * kh * kw] random (a transposed
+    convolution has C in the place of O and O in that of C).
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
     parameters stay tied. These stay plain, and one warning names them: layers whose `.weight` MultiheadAttention and
@@ -77,6 +81,8 @@ def convert(
         defaults: Where sliders start, in their units.
         units: What each is counted in, such as "of 255" or "pixels"; default "", none.
         on_map: What layers without a grid do with a map of lambda: "raise" or "mean".
+        rank: r of the new kernels, box only; None for full rank, which layers keep where r would save nothing, as do
+            biases and the network's own parameters.
 
     Returns:
         A `TunableModel` in the mode (training or evaluation) of `network`.
@@ -96,6 +102,7 @@ def convert(
         if isinstance(module, TunableLayer | TunableModel):
             raise ValueError(f"convert: network must be plain; got {type(module).__name__} at {name!r}")
     LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
+    _check_rank(rank, domain)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
     chosen, left_alone = _choose(network, include, exclude)
     followed = _followed(network, num_params) if domain == "box" and num_kernels is None else None
@@ -111,6 +118,8 @@ def convert(
     copied = copy_network(network, memo)
     for module in chosen:
         carry_over(module, memo[id(module)], memo)
+    if rank is not None:
+        _lower_rank([memo[id(module)] for module in chosen], rank)
     blends = _make_parameters_tunable(copied, parameters, options, left_alone)
     if not chosen and not blends and followed != []:
         raise ValueError(
@@ -135,9 +144,35 @@ def convert(
         "defaults": list(model.spec.defaults),
         "units": list(model.spec.units),
         "on_map": on_map,
+        **({} if rank is None else {"rank": rank}),
     }
     model.training = network.training  # not train(): parts of the network may be in another mode
     return model
+
+
+def _check_rank(rank: int | None, domain: str) -> None:
+    if rank is None:
+        return
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"convert: rank must be a positive int, or None for full rank; got {rank!r}")
+    if domain != "box":
+        raise ValueError(
+            f"convert: rank must be None on the simplex, where every kernel starts as the plain one; got {rank}: use "
+            "domain='box'"
+        )
+
+
+def _lower_rank(layers: Sequence[StackedLayer], rank: int) -> None:
+    """Keep the new kernels of every layer as factors where that saves numbers; tied stacks stay tied."""
+    done: dict[int, Any] = {}
+    for layer in layers:
+        stack = layer.weight
+        if not saves_parameters(rank, tuple(stack.shape[1:])):
+            continue
+        parametrise(layer, "weight", BaseAndLowRank(rank))
+        parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        _, first = done.setdefault(id(stack), (stack, parts))
+        parts.original0, parts.original1, parts.original2 = first.original0, first.original1, first.original2
 
 
 def _followed(network: nn.Module, num_params: int) -> list[int] | None:

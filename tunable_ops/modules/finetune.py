@@ -47,8 +47,10 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, (tensors, _, stacked) in targets.items():
             value = state[name].to(tensors[0].device, tensors[0].dtype)
-            parts = (value,)
-            if stacked is not None:
+            parts: tuple[Tensor, ...] = (value,)
+            if len(tensors) == 3:  # new kernels of low rank are zero when their first factor is
+                parts = (value.unsqueeze(0), torch.zeros_like(tensors[1]), tensors[2])
+            elif stacked is not None:
                 counts = [len(tensor) for tensor in tensors]
                 stack = stack_plain(value, sum(counts), stacked.tuning.constant)
                 parts = stack.view(-1, *tensors[0].shape[1:]).split(counts)
@@ -87,7 +89,8 @@ def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
 def split_base(net: TunableModel) -> None:
     """Keep the base kernels (the plain ones, box domain) and the new ones in separate parameters.
 
-    Costs one copy of the kernels per call; `merge_base` undoes it. State dicts keep their names and shapes.
+    Costs one copy of the kernels per call; `merge_base` undoes it. State dicts keep their names and shapes. New
+    kernels of low rank (`convert(..., rank=r)`) are apart from the start and stay so.
 
     Raises:
         ValueError: A model on the simplex, where every kernel starts as the plain one and none is the base.
@@ -117,12 +120,12 @@ def split_base(net: TunableModel) -> None:
 
 
 def merge_base(net: TunableModel) -> None:
-    """Undo `split_base`: one stack per layer again, trainable if one of its parts was."""
+    """Undo `split_base`: one stack per layer again, trainable if one of its parts was; low ranks stay as they are."""
     _check_model("merge_base", net)
     done: dict[int, tuple[Tensor, nn.Parameter]] = {}
     for _, owner, attribute, layer in list(_stacks(net)):
         parts = stack_parts(owner, attribute)
-        if len(parts) < 2:
+        if len(parts) != 2:
             continue
         stack = nn.Parameter(unparametrise(owner, attribute), any(part.requires_grad for part in parts))
         _, stack = done.setdefault(id(parts[0]), (parts[0], stack))  # tied stacks stay tied
@@ -192,7 +195,7 @@ def optimizer_groups(
     groups: dict[str, dict[int, Tensor]] = {"base": {}, "new": {}, "phi": {}, "rest": {}}
     for _, owner, attribute, _ in _stacks(net):
         parts = stack_parts(owner, attribute)
-        for name, part in zip(("base", "new") if len(parts) > 1 else ("new",), parts, strict=True):
+        for name, part in zip(("base", "new", "new") if len(parts) > 1 else ("new",), parts, strict=False):
             groups[name][id(part)] = part
     for layer in net.layers:
         groups["phi"].update((id(t), t) for t in layer.tuning.parameters())
@@ -215,7 +218,7 @@ def _check_model(op: str, net: Any) -> None:
 def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str]]:
     """Yield the names (whole, base, new) that every split stack has in the state dict."""
     for name, owner, attribute, layer in _stacks(net):
-        if len(stack_parts(owner, attribute)) < 2:
+        if len(stack_parts(owner, attribute)) != 2:
             continue
         start = f"{prefix}network.{name}." if name else f"{prefix}network."
         inner = f"{start}parametrizations.{attribute}."

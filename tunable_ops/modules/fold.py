@@ -46,6 +46,32 @@ def fold(net: nn.Module, lam: Lambda | None = None) -> nn.Module:
     return folded
 
 
+def base_network(net: TunableModel) -> nn.Module:
+    """Return the plain network of a conversion's base kernels: what was given to `convert`, if these did not move.
+
+    Args:
+        net: A TunableModel on the box.
+
+    Returns:
+        A copy with torch's own layers, which still reads the entries of lambda that it read itself; `net` is not
+        changed.
+
+    Raises:
+        TypeError: Not a model.
+        ValueError: A model on the simplex, where no kernel is the base, or layers without a plain form.
+    """
+    if not isinstance(net, TunableModel):
+        raise TypeError(f"base_network: net must be a TunableModel; got {type(net).__name__}")
+    if net.spec.domain != "box":
+        raise ValueError(f"base_network: net must be on the box; got domain {net.spec.domain!r}")
+    with torch.no_grad():
+        plain, targets = _skeleton(net)
+        for target in targets.found:
+            base = stack_parts(target.owner, target.attribute)[0][0]
+            target.plain.copy_(base.view(target.plain.shape))
+    return plain
+
+
 class LiveFold(nn.Module):
     """A plain network whose lambda can be changed: the kernels are blended in place, at the same addresses.
 

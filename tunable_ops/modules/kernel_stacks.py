@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tunable_ops import functional
+from tunable_ops.modules.low_rank import BaseAndLowRank
 from tunable_ops.modules.tuning import Tuning
 
-# The parameters of each stack: one, or base and new after `split_base`.
+# The parameters of each stack: one, base and new after `split_base`, or base and the two factors of low rank.
 Parts = tuple[tuple[Tensor, ...], ...]
 
 
@@ -27,7 +28,7 @@ class BaseAndNew(nn.Module):
 
 
 def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
-    """Return the parameters that hold a stack: one, or base and new after `split_base`."""
+    """Return the parameters that hold a stack: one, base and new after `split_base`, or base, U and V."""
     if parametrize.is_parametrized(owner, attribute):
         parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
         return list(parametrisation.parameters(recurse=False))
@@ -37,7 +38,14 @@ def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
 def whole_stack(owner: nn.Module, attribute: str) -> Tensor:
     """Return the stack in one tensor."""
     parts = stack_parts(owner, attribute)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    step = owner.parametrizations[attribute][0]  # type: ignore[index]
+    whole: Tensor = step(*parts) if isinstance(step, BaseAndLowRank) else torch.cat(parts)
+    return whole
+
+
+_FORMS = (BaseAndNew, BaseAndLowRank)
 
 
 class BlendedKernels(NamedTuple):
@@ -85,16 +93,26 @@ class KernelStacks:
                     found.append((parameter,))
                 continue
             homes: Any = layer._modules.get("parametrizations")
-            if homes is None or name not in homes or [type(step) for step in homes[name]] != [BaseAndNew]:
+            if homes is None or name not in homes or [type(step) in _FORMS for step in homes[name]] != [True]:
                 return None
             found.append(tuple(homes[name]._parameters.values()))
         return tuple(found)
+
+    def join(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return the stack that `parts` hold, one of the entries that the method of that name returns."""
+        if len(parts) == 1:
+            return parts[0]
+        if len(parts) == 2:
+            return torch.cat(parts)
+        homes: Any = self.layer._modules["parametrizations"]
+        stack: Tensor = homes[self.names[0]][0](*parts)  # only kernels are of low rank
+        return stack
 
     def blends_first(self, kernels: Tensor, dtype: torch.dtype) -> bool:
         """Return True if blending first beats the fused kernel; decided once per dtype, layout and device.
 
         Args:
-            kernels: The first stack, or its new kernels.
+            kernels: The first stack, or its base kernels.
             dtype: What the layer computes in.
         """
         if self.fused is None:
@@ -142,7 +160,7 @@ def blend_stacks(
         if parts is None or not all(_is_plain(part, alphas) for part in flat):
             continue
         # On a CPU every layer of a model is blended beforehand.
-        if not alphas.is_cpu and not stacks.blends_first(parts[0][-1], dtype or flat[0].dtype):
+        if not alphas.is_cpu and not stacks.blends_first(parts[0][0], dtype or flat[0].dtype):
             continue
         keys = []
         for stack in parts:
@@ -150,7 +168,7 @@ def blend_stacks(
             key = (id(tuning), *map(id, stack))
             same = wanted.setdefault(result, {})
             if key not in same:
-                same[key] = (stack[0] if len(stack) == 1 else torch.cat(stack), start)
+                same[key] = (stacks.join(stack), start)
             keys.append((result, key))
         sources[place] = flat, keys
     kernels: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}

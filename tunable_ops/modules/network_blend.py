@@ -74,7 +74,7 @@ class BlendPlan:
             flat = [part for stack in parts for part in stack]
             group = next((group_of[id(part)] for part in flat if id(part) in group_of), None)
             if group is None:
-                added = sum(part.nbytes for part in flat) // each.num_kernels
+                added = sum(stack[0][0].nbytes for stack in parts)
                 size += added
                 if size > limit or not self.groups:
                     self.groups.append([])

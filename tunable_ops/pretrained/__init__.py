@@ -10,8 +10,10 @@ was trained (`tunable-ops info NAME`).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from tunable_ops.knob_files import load_base, load_knob
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import load as _load
 
@@ -50,18 +52,23 @@ def find(model: str | os.PathLike[str]) -> Path:
     return _FOLDER / f"{model}.safetensors"
 
 
-def load(model: str | os.PathLike[str]) -> TunableModel:
+def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] = ()) -> TunableModel:
     """Load a tunable network in float32, in evaluation mode, on the CPU.
 
     Args:
-        model: Name of a shipped network (see `names`), or a checkpoint file.
+        model: Name of a shipped network (see `names`), or a checkpoint file; with knobs also a file of published
+            weights that the first knob says how to read.
+        knobs: Knob files to add, trained on that network (`tunable_ops.load_knob`).
 
     Raises:
-        FileNotFoundError: As for `find`.
-        ValueError: As for `tunable_ops.serialization.load`.
+        FileNotFoundError: As for `find`, or a knob does not exist.
+        ValueError: As for `tunable_ops.serialization.load`; with knobs as for `tunable_ops.knob_files.load_base` and
+            `tunable_ops.load_knob`.
 
     Example:
         >>> load("denoise").spec.names
         ('denoise',)
     """
+    if knobs:
+        return load_knob(load_base(find(model), knobs[0]).float(), knobs)
     return _load(find(model)).float()

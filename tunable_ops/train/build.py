@@ -95,6 +95,7 @@ def _tunable(config: Config, plain: nn.Module) -> TunableModel:
         parameters=tuple(tuning.parameters),
         names=names,
         defaults=tuning.defaults,
+        rank=tuning.rank,
     )
 
 

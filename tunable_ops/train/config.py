@@ -67,12 +67,14 @@ class Tuning(Section):
         lam: For the kind "none", the fixed weights of the objectives; left out: the first objective alone.
         freeze: On the box, let only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
             that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
+        rank: Of the new kernels, on the box; left out: full.
     """
 
     kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
     control: dict[str, Any] = Field(default_factory=dict)
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     include: list[str] | None = None
     exclude: list[str] = Field(default_factory=list)
     parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
@@ -95,12 +97,17 @@ class Tuning(Section):
                 'tuning.freeze must go with kind "affine" on the box, where the plain kernels are apart; got kind '
                 f'"{self.kind}", domain "{self.domain}"'
             )
-        foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign = [key for key in ("num_kernels", "rank", "include", "exclude") if getattr(self, key)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
             raise ValueError(
                 f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
                 "of its own in tuning.control and lives on the simplex"
+            )
+        if self.rank is not None and (self.domain != "box" or self.kind == "none"):
+            raise ValueError(
+                'tuning.rank must be left out where no new kernels stand beside a base, that is for kind "none" and '
+                f'outside the domain "box"; got {self.rank} for kind "{self.kind}", domain "{self.domain}"'
             )
         return self
 

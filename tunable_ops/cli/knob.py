@@ -1,0 +1,64 @@
+"""`tunable-ops knob`: write what a tunable network adds to its base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tunable_ops.cli import COMMANDS
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "knob",
+        help=COMMANDS["knob"],
+        description="Write what a tunable network on the box adds to its base: new kernels, the map from lambda to "
+        "them, names and ranges. Whoever has the base gets the slider with tunable_ops.load_knob(network, FILE), or "
+        "with `--model BASE --knob FILE` in apply, eval and fold.",
+    )
+    parser.add_argument("checkpoint", help="tunable network: a file, such as a training's model.safetensors")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--base", metavar="FILE", help="published weights of the base, compared with the network's base kernels"
+    )
+    parser.add_argument("--licence", metavar="TEXT", help="licence of the knob, such as MIT; kept in the file")
+    parser.add_argument("--half", action="store_true", help="store the new kernels in half precision")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file and return 0."""
+    import torch
+
+    from tunable_ops import models, serialization
+    from tunable_ops.knob_files import save_knob
+    from tunable_ops.pretrained import find
+
+    out: Path = args.out
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors; got {str(out)!r}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
+    file = find(args.checkpoint)
+    if out.exists() and out.samefile(file):
+        raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
+    net, metadata = serialization.load(file), serialization.read_metadata(file)
+    architecture, arguments = metadata["architecture"], metadata["arguments"]
+    base = None
+    if args.base is not None:
+        base = models.build(architecture, **arguments)
+        serialization.fill(args.base, base, serialization.read_weights(args.base)[0])
+    save_knob(
+        net,
+        out,
+        architecture=architecture,
+        arguments=arguments,
+        licence=args.licence,
+        dtype=torch.float16 if args.half else None,
+        base=base,
+    )
+    print(f"{out}: {', '.join(net.spec.names)} for {architecture}, {out.stat().st_size:,} bytes")
+    return 0
