@@ -87,8 +87,8 @@ ARROWS: dict[str, set[str]] = {
 }
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
-    *("spec", "tuning", "kernel_stacks", "network_blend", "frame", "layer"),
-    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune"),
+    *("spec", "tuning", "kernel_stacks", "network_blend", "frame", "read_only", "layer"),
+    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "choice", "convert", "fold", "finetune"),
 ]
 # Compiled and triton code is known to these alone.
 KERNEL_IMPORTERS = {"tunable_ops.backends", "tunable_ops.triton_kernels"}
