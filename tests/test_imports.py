@@ -93,8 +93,9 @@ ARROWS: dict[str, set[str]] = {
 }
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
-    *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes", "layer"),
-    *("tunable_conv", "tunable_linear", "tunable_parameter", "model", "convert", "fold", "finetune", "knobs"),
+    *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes"),
+    *("read_only", "layer", "tunable_conv", "tunable_linear", "tunable_parameter", "model", "choice", "convert"),
+    *("fold", "finetune", "knobs"),
 ]
 # Compiled and triton code is known to these alone.
 KERNEL_IMPORTERS = {"tunable_ops.backends", "tunable_ops.triton_kernels"}

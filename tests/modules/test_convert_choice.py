@@ -40,13 +40,16 @@ def test_attention_is_left_alone(training):
     with pytest.warns(UserWarning, match=r"^convert: left alone: ") as caught:
         net = tunable_ops.convert(plain, 2)
     assert len(caught) == 1
-    named = str(caught[0].message).removeprefix("convert: left alone: ").split(", ")
-    assert named == [
-        "attention.out_proj",
-        *[f"encoder.layers.{i}.{name}" for i in range(2) for name in ("self_attn.out_proj", "linear1", "linear2")],
-        "decoder.self_attn.out_proj",
-        "decoder.multihead_attn.out_proj",
-    ]
+    projections = ["attention", *[f"encoder.layers.{i}.self_attn" for i in range(2)]]
+    projections += ["decoder.self_attn", "decoder.multihead_attn"]
+    assert net.left_alone == {
+        **{f"{name}.out_proj": "read by MultiheadAttention" for name in projections},
+        **{f"encoder.layers.{i}.linear{k}": "read by TransformerEncoderLayer" for i in range(2) for k in (1, 2)},
+    }
+    assert str(caught[0].message).endswith(
+        "; encoder.layers.0.linear1, encoder.layers.0.linear2, encoder.layers.1."
+        "linear1, encoder.layers.1.linear2 (read by TransformerEncoderLayer)"
+    )
     # A decoder layer does call its linear layers.
     layers = [name for name in converted(net) if "tuning" not in name]
     assert layers == ["decoder.linear1", "decoder.linear2", "embed", "out"]
@@ -85,9 +88,24 @@ class Odd(nn.Module):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_layers_that_are_not_exactly_torchs_are_left_alone_and_named():
     plain, x = Odd().to(DTYPE).eval(), draw(2, 3, 4, 4)
-    names = [name for name, _ in plain.named_children() if name != "plain"]
-    with pytest.warns(UserWarning, match=f"^convert: left alone: {', '.join(names)}$"):
+    added = "parameters, buffers or children of its own"
+    reasons = {
+        "mine": "a subclass of Conv2d",
+        "old_weight_norm": added,
+        "old_spectral_norm": added,
+        "weight_norm": "parametrised",
+        "spectral_norm": "parametrised",
+        "pruned": added,
+        "masked": added,
+        "patched": "a forward of its own",
+        "transposed": "no tunable form of ConvTranspose1d",
+    }
+    text = (
+        f"^convert: left alone: mine \\(a subclass of Conv2d\\); old_weight_norm, .*masked \\({added}\\); weight_norm"
+    )
+    with pytest.warns(UserWarning, match=text):
         net = tunable_ops.convert(plain, 2)
+    assert net.left_alone == reasons
     assert converted(net) == ["plain"]
     assert_equal(net(x, [0.3, 0.7]), plain(x))
     assert_equal(tunable_ops.fold(net, [0.3, 0.7])(x), plain(x))
@@ -112,7 +130,10 @@ class Language(nn.Module):
 
 def test_layers_tied_to_what_stays_are_left_alone():
     plain, index = Language().to(DTYPE), torch.tensor([[0, 3, 6]])
-    with pytest.warns(UserWarning, match="left alone: head, extra$"):
+    with pytest.warns(
+        UserWarning,
+        match=r"alone: head \(tied to embed, which stays plain\); extra \(tied to head, which stays plain\)$",
+    ):
         net = tunable_ops.convert(plain, 2)
     assert converted(net) == ["mid"]
     assert net.network.head.weight is net.network.embed.weight
@@ -123,7 +144,7 @@ def test_layers_tied_to_what_stays_are_left_alone():
 def test_layers_tied_to_an_excluded_one_are_left_alone():
     plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     plain[1].weight = plain[0].weight
-    with pytest.warns(UserWarning, match="left alone: 1$"):
+    with pytest.warns(UserWarning, match=r"left alone: 1 \(tied to 0, which stays plain\)$"):
         net = tunable_ops.convert(plain, 2, exclude=["0"])
     assert converted(net) == ["2"]
 
@@ -218,7 +239,7 @@ def test_a_network_without_a_convolution():
     for network in (nn.ReLU(), nn.Sequential(nn.BatchNorm2d(3), nn.GELU()), nn.Identity(), nn.Embedding(3, 4)):
         with pytest.raises(ValueError, match=text + type(network).__name__ + "$"):
             tunable_ops.convert(network, 2)
-    with pytest.raises(ValueError, match=text + "MultiheadAttention, of which these stay: out_proj"):
+    with pytest.raises(ValueError, match=text + r"MultiheadAttention, of which these stay: out_proj \(read by "):
         tunable_ops.convert(nn.MultiheadAttention(4, 2), 2)
 
 

@@ -140,7 +140,7 @@ def test_an_error_leaves_no_lambda_behind():
     with pytest.raises(ValueError, match="must hold p = 3"):
         outer(draw(2, 4), [0.5, 0.5], [0.5, 0.5])
     assert frames.current() is None
-    with pytest.raises(RuntimeError, match=r"^TunableConv2d: lam must be given outside"):
+    with pytest.raises(RuntimeError, match=r"^TunableConv2d head: lam must be given outside"):
         net.network(draw(2, 3, 8, 8))
     assert net(draw(2, 3, 8, 8), [0.5, 0.5]).isfinite().all()
 
@@ -239,7 +239,7 @@ def test_alphas_equal_those_of_the_layers(options):
     for lam in (point("box", 2), point("box", 2, 3)):
         frame = frame_of(net, lam)
         for layer in net.layers:
-            assert_equal(frame.alpha("layer", layer.tuning, None, tuple), layer.tuning(lam))
+            assert_equal(frame.alpha(layer, None, tuple), layer.tuning(lam))
 
 
 def test_autocast_keeps_phi_in_single_precision():
@@ -379,7 +379,9 @@ def test_bad_lambda(lam, error, text):
 
 
 def test_a_lambda_for_another_batch():
-    with pytest.raises(ValueError, match=r"^TunableConv2d: lam must fit the input's leading size 2.*got B = 3"):
+    with pytest.raises(
+        ValueError, match=r"^TunableConv2d [a-z0-9.]+: lam must fit the input's leading size 2.*got B = 3"
+    ):
         model()(draw(2, 3, 8, 8), point("simplex", 2, 3))
 
 

@@ -109,11 +109,11 @@ def test_split_stacks(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def change_in_place(layer: nn.Module) -> None:
     with torch.no_grad():
-        layer.weight.mul_(2)
+        layer.stack("weight").mul_(2)
 
 
 def replace(layer: nn.Module) -> None:
-    layer.weight = nn.Parameter(2 * layer.weight.detach())
+    layer.weight = nn.Parameter(2 * layer.stack("weight").detach())
 
 
 @pytest.mark.parametrize("change", [change_in_place, replace])
@@ -291,8 +291,9 @@ def test_gradients_that_the_network_turns_on_reach_phi() -> None:
 
 def test_a_stack_replaced_by_data_during_the_call() -> None:
     def replace(network: nn.Module) -> None:
-        network.b.weight.data = torch.zeros_like(network.b.weight)
-        network.b.bias.data = torch.zeros_like(network.b.bias)
+        for name in ("weight", "bias"):
+            stack = network.b.stack(name)
+            stack.data = torch.zeros_like(stack)
 
     net = tunable_ops.convert(_TwoConvolutions(replace), num_params=2)
     assert net(torch.rand(1, 2, 3, 3), [0.3, 0.7]).abs().max() == 0

@@ -1,8 +1,6 @@
 """convert: make a plain network tunable, layer by layer, without a change to its code."""
 
 import copy
-import difflib
-import fnmatch
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,29 +10,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from tunable_ops.modules.choice import BY_CHOICE, TUNABLE, USUAL_PARAMETERS, check_patterns, choose, describe, matches
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 from tunable_ops.modules.low_rank import BaseAndLowRank, saves_parameters
 from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
-from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
-from tunable_ops.modules.tunable_linear import TunableLinear
 from tunable_ops.modules.tunable_parameter import ParameterBlend, parametrise, register_blend, stack_plain
 from tunable_ops.modules.tuning import Tuning
 
-_TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
-    nn.Conv1d: TunableConv1d,
-    nn.Conv2d: TunableConv2d,
-    nn.Conv3d: TunableConv3d,
-    nn.ConvTranspose2d: TunableConvTranspose2d,
-    nn.Linear: TunableLinear,
-}
-# They read `.weight` of their children instead of calling them.
-_READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_FAMILY = (nn.Linear, nn.modules.conv._ConvNd)
 # Torch's modules whose own parameters are the network's, not those of a layer.
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-# Residual scales; the only patterns that may match nothing.
-USUAL_PARAMETERS = ("*.beta", "*.gamma")
 
 
 def convert(
@@ -63,9 +48,15 @@ def convert(
     convolution has C in the place of O and O in that of C).
 
     Modules of exactly torch's types are converted: Conv1d, 2d, 3d, ConvTranspose2d, Linear. Tied modules and tied
-    parameters stay tied. These stay plain, and one warning names them: layers whose `.weight` MultiheadAttention and
-    TransformerEncoderLayer read, parametrised layers, subclasses, layers with a `forward`, buffers or children of
-    their own, and layers that are tied to one that stays plain.
+    parameters stay tied. These stay plain, and one warning names them with the reason: layers whose `.weight`
+    MultiheadAttention and TransformerEncoderLayer read, parametrised, complex, quantised and uninitialised layers,
+    subclasses, layers with a `forward`, buffers or children of their own, and layers that are tied to one that stays
+    plain. `net.left_alone` has these reasons and those of your own choice, by name.
+
+    A network may read `weight` and `bias` of its layers, as in ``self.conv(x) / self.conv.weight.norm()``. While the
+    model runs they read as the blend at lambda, of the shape that the plain layer's have; with one lambda per sample or
+    a map there is no such kernel, and with an attempt to write to it nothing to keep: both raise and name the layer.
+    Elsewhere they are the stacks [P, *]. For torch.compile, too.
 
     Args:
         network: Any nn.Module; it is copied, not changed.
@@ -104,16 +95,17 @@ def convert(
     LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
     _check_rank(rank, domain)
     options: dict[str, Any] = {"num_params": num_params, "num_kernels": num_kernels, "tuning": tuning, "domain": domain}
-    chosen, left_alone = _choose(network, include, exclude)
+    chosen, left_alone = choose(network, include, exclude)
     followed = _followed(network, num_params) if domain == "box" and num_kernels is None else None
     if followed == []:
-        chosen, left_alone, parameters = {}, [], ()  # the network reads all of lambda itself
+        chosen, left_alone, parameters = {}, {}, ()  # the network reads all of lambda itself
     elif followed is not None:
         options["num_kernels"] = len(followed) + 1
     memo: dict[int, Any] = {}
     stacks: dict[int, tuple[nn.Parameter, StackedLayer]] = {}
     for module in chosen:
         memo[id(module)] = layer = _tunable(module, options)
+        layer.shows_blend = True
         _tie(module, layer, stacks, list(memo.values()))
     copied = copy_network(network, memo)
     for module in chosen:
@@ -124,10 +116,11 @@ def convert(
     if not chosen and not blends and followed != []:
         raise ValueError(
             "convert: network must have a convolution, a linear layer or a parameter to convert; got "
-            f"{type(network).__name__}" + (f", of which these stay: {', '.join(left_alone)}" if left_alone else "")
+            f"{type(network).__name__}" + (f", of which these stay: {describe(left_alone)}" if left_alone else "")
         )
-    if left_alone:
-        warnings.warn(f"convert: left alone: {', '.join(left_alone)}", stacklevel=2)
+    unasked = {name: reason for name, reason in left_alone.items() if reason not in BY_CHOICE}
+    if unasked:
+        warnings.warn(f"convert: left alone: {describe(unasked)}", stacklevel=2)
     model = TunableModel(
         copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, units=units, on_map=on_map
     )
@@ -146,6 +139,7 @@ def convert(
         "on_map": on_map,
         **({} if rank is None else {"rank": rank}),
     }
+    model.left_alone = left_alone
     model.training = network.training  # not train(): parts of the network may be in another mode
     return model
 
@@ -181,76 +175,11 @@ def _followed(network: nn.Module, num_params: int) -> list[int] | None:
     return [entry for entry in range(num_params) if entry not in read] if read else None
 
 
-def _choose(
-    network: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]
-) -> tuple[dict[nn.Module, None], list[str]]:
-    """Return the modules to convert, in order, and the names of those that look convertible but stay plain."""
-    named: dict[nn.Module, list[str]] = {}
-    for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, _FAMILY):
-            named.setdefault(module, []).append(name)
-    every_name = [name for names in named.values() for name in names]
-    _check_patterns("include", include or (), every_name, "convertible module")
-    _check_patterns("exclude", exclude, every_name, "convertible module")
-    guarded = {child for owner in network.modules() if isinstance(owner, _READ_WEIGHTS) for child in owner.modules()}
-    chosen: dict[nn.Module, None] = {}
-    left_alone: list[str] = []
-    for module, names in named.items():
-        if include is not None and not _matches(names, include):
-            continue
-        if _matches(names, exclude):
-            continue
-        if module in guarded or not _is_plain(module):
-            left_alone.append(names[0])
-        else:
-            chosen[module] = None
-    _leave_tied(network, chosen, named, left_alone)
-    return chosen, left_alone
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Return True for one of torch's own layers to which nobody has added anything that it may depend on."""
-    return (
-        type(module) in _TUNABLE
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and set(module._parameters) <= {"weight", "bias"}
-        and not (module._buffers or module._modules or "forward" in vars(module))
-    )
-
-
-def _leave_tied(
-    network: nn.Module, chosen: dict[nn.Module, None], named: dict[nn.Module, list[str]], left_alone: list[str]
-) -> None:
-    """Remove layers that share a parameter with a module that stays plain, until none is left."""
-    while True:
-        kept = {id(p) for module in network.modules() if module not in chosen for p in module._parameters.values()}
-        tied = [m for m in chosen if any(p is not None and id(p) in kept for p in m._parameters.values())]
-        if not tied:
-            return
-        for module in tied:
-            del chosen[module]
-            left_alone.append(named[module][0])
-
-
-def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
-    if isinstance(patterns, str):
-        raise TypeError(f"convert: {argument} must be a sequence of patterns; got the string {patterns!r}")
-    for pattern in patterns:
-        if pattern not in USUAL_PARAMETERS and not _matches(names, [pattern]):
-            near = difflib.get_close_matches(pattern, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"convert: {argument} must match a {what}; got {pattern!r}{hint}")
-
-
 def _tunable(module: nn.Module, options: dict[str, Any]) -> StackedLayer:
     """Return the tunable counterpart of a plain layer, its kernels not set yet."""
     factory: dict[str, Any] = {"device": module.weight.device, "dtype": module.weight.dtype}
     has_bias = module.bias is not None
-    kind: Any = _TUNABLE[type(module)]
+    kind: Any = TUNABLE[type(module)]
     layer: StackedLayer
     if isinstance(module, nn.Linear):
         layer = kind(module.in_features, module.out_features, has_bias, **factory, **options)
@@ -338,23 +267,23 @@ def carry_over(source: nn.Module, target: nn.Module, memo: dict[int, Any]) -> No
 
 
 def _make_parameters_tunable(
-    network: nn.Module, patterns: Sequence[str], options: dict[str, Any], left_alone: list[str]
+    network: nn.Module, patterns: Sequence[str], options: dict[str, Any], left_alone: dict[str, str]
 ) -> list[ParameterBlend]:
     """Put a blend behind every parameter of the network's own that a pattern names; tied ones share it."""
     own = list(_own_parameters(network))
     # Each name with a dot before it too, so that "*.beta" matches a parameter of the network itself.
     names = {name: (name, f".{name}") for name, _, _ in own}
-    _check_patterns(
+    check_patterns(
         "parameters", patterns, [n for both in names.values() for n in both], "parameter of the network's own"
     )
-    chosen = [entry for entry in own if _matches(names[entry[0]], patterns)]
+    chosen = [entry for entry in own if matches(names[entry[0]], patterns)]
     holders = Counter(id(p) for module in network.modules() for p in module._parameters.values())
     taken = Counter(id(getattr(owner, attribute)) for _, owner, attribute in chosen)
     stacks: dict[int, tuple[nn.Parameter, nn.Parameter, ParameterBlend]] = {}
     for name, owner, attribute in chosen:
         value = getattr(owner, attribute)
         if taken[id(value)] < holders[id(value)]:
-            left_alone.append(name)
+            left_alone[name] = "shared with a module whose parameters stay plain"
             continue
         if id(value) not in stacks:
             blend = ParameterBlend(value.detach(), name=name, **options)

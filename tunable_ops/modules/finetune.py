@@ -18,6 +18,11 @@ from tunable_ops.modules.tunable_parameter import (
     unparametrise,
 )
 
+# Where checkpoints hold the state dict, the average over training before the last step; and what wrappers (of several
+# processes, of trainers, of torch.compile) put before its names.
+_HOLDERS = ("params_ema", "params", "state_dict", "model")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
 
 def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
     """Load a plain network's state dict into its conversion, as if `convert` had been given that network.
@@ -26,16 +31,17 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
 
     Args:
         net: A conversion of the plain network's architecture.
-        state: The plain network's state dict.
+        state: The plain network's state dict, or a checkpoint that holds it under one of the keys "params_ema",
+            "params", "state_dict" and "model"; where there are several, under the first of these. A prefix "module.",
+            "model." or "_orig_mod." that all names have is removed unless the network's own names have it.
 
     Raises:
         TypeError: Not a model, or not a mapping of tensors.
         ValueError: Names or shapes that do not fit; the first ones are named and nothing is loaded.
     """
     _check_model("load_plain", net)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError(f"load_plain: state must be a mapping of names to tensors; got {type(state).__name__}")
     targets = dict(_plain_targets(net))
+    state = _without_prefixes(_unwrapped(state), targets)
     missing = sorted(set(targets) - set(state))
     unexpected = sorted(set(state) - set(targets))
     shapes = [n for n in targets if n in state and targets[n][1] != tuple(state[n].shape)]
@@ -58,6 +64,37 @@ def load_plain(net: TunableModel, state: Mapping[str, Tensor]) -> None:
                 tensor.copy_(part)
 
 
+def _unwrapped(state: Any) -> Mapping[str, Tensor]:
+    """Return the state dict in a checkpoint."""
+    found = state
+    if isinstance(state, Mapping) and not _holds_tensors(state):
+        found = next((state[key] for key in _HOLDERS if isinstance(state.get(key), Mapping)), state)
+    if not _holds_tensors(found):
+        got = type(state).__name__
+        if isinstance(found, Mapping):
+            other = next(key for key, value in found.items() if not isinstance(value, Tensor))
+            got += f" with a {type(found[other]).__name__} at {other!r}"
+        raise TypeError(
+            f"load_plain: state must be a mapping of names to tensors; got {got}. A checkpoint may hold it under "
+            f"{', '.join(_HOLDERS)}"
+        )
+    return found
+
+
+def _holds_tensors(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
+
+
+def _without_prefixes(state: Mapping[str, Tensor], targets: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Remove the prefixes that wrappers give to all names of a network."""
+    while state and not all(name in state for name in targets):
+        prefix = next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
 def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
     """Yield every name of the plain network's state dict with its tensors in `net`, its shape and its tunable layer."""
     hidden: set[int] = set()
@@ -78,7 +115,7 @@ def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
     for prefix, module in net.network.named_modules(remove_duplicate=False):
         if isinstance(module, StackedLayer):
             for attribute in ("weight", "bias"):
-                if getattr(module, attribute) is not None:
+                if module.stack(attribute) is not None:
                     yield prefix, module, attribute, module
         elif parametrize.is_parametrized(module):
             for attribute, blends in module.parametrizations.items():  # type: ignore[union-attr, operator]

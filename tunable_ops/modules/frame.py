@@ -5,8 +5,8 @@
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,16 @@ _POOL: dict[int, Callable[..., Tensor]] = {
 }
 
 
+class Blending(Protocol):
+    """What a frame needs to know of a layer."""
+
+    tuning: Tuning
+
+    @property
+    def title(self) -> str:
+        """What errors call the layer."""
+
+
 class Frame:
     """One lambda and, for the layers of one model, their alphas and (one lambda for all samples) their kernels.
 
@@ -33,24 +43,31 @@ class Frame:
         tunings: The phi of each layer. Their alphas come from one matrix product.
         plan: What is blended together; None: layers blend by themselves.
         on_map: What layers without a grid do with a map: "raise", or take its "mean".
+        late: Slots of layers whose phi is not there yet (`PreHooks`); these evaluate it when they run.
 
     Attributes:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "inference", "lam", "on_map", "parts", "recorded", "starts", "tunings")
+    __slots__ = ("alphas", "blend", "inference", "lam", "late", "on_map", "parts", "recorded", "starts", "tunings")
 
     def __init__(
-        self, lam: Tensor, tunings: Sequence[Tuning] = (), plan: BlendPlan | None = None, on_map: str = "raise"
+        self,
+        lam: Tensor,
+        tunings: Sequence[Tuning] = (),
+        plan: BlendPlan | None = None,
+        on_map: str = "raise",
+        late: Collection[int] = (),
     ) -> None:
-        self.lam, self.tunings, self.on_map = lam, tunings, on_map
+        self.lam, self.tunings, self.on_map, self.late = lam, tunings, on_map, late
         self.recorded = torch.is_grad_enabled()
         self.inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         self.blend: NetworkBlend | None = None
         self.parts: list[Tensor] | None = None
         if lam.dim() > 2 or not tunings:
             return
-        self.alphas, self.starts = blend_weights(tunings, lam)
+        self.alphas, starts = blend_weights(self._ready(), lam)
+        self.starts = self._by_slot(starts, -1)
         if plan is not None and lam.dim() == 1:
             self.blend = NetworkBlend.start(plan, tunings, self.alphas, self.starts)
 
@@ -64,13 +81,25 @@ class Frame:
         slot = tuning.slot
         return slot is not None and slot < len(self.tunings) and self.tunings[slot] is tuning
 
-    def alpha(self, name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
-        """Return the blend for a call of the layer `name` with the phi `tuning`, as `TunableLayer.alpha` says."""
+    def _ready(self) -> Sequence[Tuning]:
+        if not self.late:
+            return self.tunings
+        return [tuning for slot, tuning in enumerate(self.tunings) if slot not in self.late]
+
+    def _by_slot(self, values: list[Any], missing: Any) -> list[Any]:
+        """Return the values of the layers that are ready by slot, with `missing` for the late ones."""
+        if not self.late:
+            return values
+        left = iter(values)
+        return [missing if slot in self.late else next(left) for slot in range(len(self.tunings))]
+
+    def alpha(self, layer: Blending, batch: int | None, grid: Grid) -> Tensor:
+        """Return the blend for a call of a layer, as `TunableLayer.alpha` says."""
+        tuning = layer.tuning
         if self.lam.dim() > 2:
-            alpha = self._map_alpha(name, tuning, grid() if callable(grid) else grid)
-        # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
-        elif tuning.slot is not None and self.holds(tuning) and (self.recorded or not torch.is_grad_enabled()):
-            alpha = self._part(tuning.slot)
+            alpha = self._map_alpha(layer, grid() if callable(grid) else grid)
+        elif self._has_alpha(tuning):
+            alpha = self._part(tuning.slot)  # type: ignore[arg-type]  # _has_alpha: an int
         else:
             alpha = tuning(self.lam)
         if alpha.dim() == 1:
@@ -81,15 +110,22 @@ class Frame:
             return alpha
         if alpha.shape[0] == 0 or batch % alpha.shape[0]:
             raise ValueError(
-                f"{name}: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B (windows of "
-                f"a sample side by side); got B = {alpha.shape[0]}"
+                f"{layer.title}: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B "
+                f"(windows of a sample side by side); got B = {alpha.shape[0]}"
             )
         if alpha.dim() > 2 and alpha.shape[0] > 1:
             raise ValueError(
-                f"{name}: lam must not be a map for a layer that sees parts of a sample side by side; got B = "
+                f"{layer.title}: lam must not be a map for a layer that sees parts of a sample side by side; got B = "
                 f"{alpha.shape[0]} and an input of leading size {batch}"
             )
         return alpha.repeat_interleave(batch // alpha.shape[0], 0)
+
+    def _has_alpha(self, tuning: Tuning) -> bool:
+        """Return True if the alphas of the frame hold those of `tuning`."""
+        # Where the network turns gradients on, the alphas made without them would hide phi and lambda.
+        if not self.holds(tuning) or not (self.recorded or not torch.is_grad_enabled()):
+            return False
+        return not self.late or tuning.slot not in self.late
 
     def _part(self, slot: int) -> Tensor:
         """Return the alpha of a layer, from one split for all of them: a slice each costs more."""
@@ -98,18 +134,18 @@ class Frame:
             return self.alphas[..., start : start + self.tunings[slot].num_kernels]
         if self.parts is None:
             with torch.set_grad_enabled(self.recorded):
-                self.parts = split_weights(self.alphas, self.tunings)
+                self.parts = self._by_slot(split_weights(self.alphas, self._ready()), None)
         return self.parts[slot]
 
-    def _map_alpha(self, name: str, tuning: Tuning, grid: Sequence[int]) -> Tensor:
+    def _map_alpha(self, layer: Blending, grid: Sequence[int]) -> Tensor:
         """Average the map down to the layer's output grid and send it through phi: [B, P, *grid]."""
-        lam = self.lam
+        lam, tuning = self.lam, layer.tuning
         if len(grid) != lam.dim() - 2:
             if self.on_map == "mean":
                 return tuning(lam.flatten(2).mean(-1))
             raise ValueError(
-                f"{name}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got shape "
-                f"{list(lam.shape)}. on_map='mean' gives such layers the map's mean"
+                f"{layer.title}: lam must not be a map for a layer without a grid of {lam.dim() - 2} dimensions; got "
+                f"shape {list(lam.shape)}. on_map='mean' gives such layers the map's mean"
             )
         # The operator raises its own error for an empty grid.
         pooled = _POOL[len(grid)](lam, tuple(max(n, 1) for n in grid))
@@ -137,7 +173,7 @@ def current() -> Frame | None:
     return frames[-1] if frames else None
 
 
-def alpha(name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
+def alpha(layer: Blending, batch: int | None, grid: Grid) -> Tensor:
     """Return the blend for a call of a layer inside a TunableModel, as `Frame.alpha`.
 
     Raises:
@@ -146,10 +182,10 @@ def alpha(name: str, tuning: Tuning, batch: int | None, grid: Grid) -> Tensor:
     frame = current()
     if frame is None:
         raise RuntimeError(
-            f"{name}: lam must be given outside a TunableModel's forward; got None. In activation checkpointing use "
-            "tunable_ops.checkpoint, which carries lambda to the recomputation"
+            f"{layer.title}: lam must be given outside a TunableModel's forward; got None. In activation checkpointing "
+            "use tunable_ops.checkpoint, which carries lambda to the recomputation"
         )
-    return frame.alpha(name, tuning, batch, grid)
+    return frame.alpha(layer, batch, grid)
 
 
 def blended(layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, ...] | None:

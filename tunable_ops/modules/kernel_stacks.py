@@ -32,7 +32,9 @@ def stack_parts(owner: nn.Module, attribute: str) -> list[Tensor]:
     if parametrize.is_parametrized(owner, attribute):
         parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
         return list(parametrisation.parameters(recurse=False))
-    return [getattr(owner, attribute)]
+    # Not by getattr alone: in a model's forward a converted layer shows its blend.
+    parameter = owner._parameters.get(attribute)
+    return [getattr(owner, attribute) if parameter is None else parameter]
 
 
 def whole_stack(owner: nn.Module, attribute: str) -> Tensor:

@@ -1,15 +1,28 @@
 """What every tunable layer has: phi, and where its alpha or its blended kernels come from."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunable_ops import functional
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import KernelStacks
 from tunable_ops.modules.read_lambda import read_lambda
+from tunable_ops.modules.read_only import read_only
 from tunable_ops.modules.tuning import Tuning
+
+# They gather, shard and move the parameters of a network from hooks that run in its forward.
+_MANAGERS = ("torch.distributed.", "accelerate.", "deepspeed.")
+
+
+def _is_read_by_a_manager() -> bool:
+    """Return True if the code that reads an attribute of a layer looks after parameters, and is not the network's."""
+    # Three calls up, past `shown` and `__getattr__`, is what asked for the attribute. Graphs are of the network's code
+    # alone.
+    return not torch.compiler.is_compiling() and sys._getframe(3).f_globals.get("__name__", "").startswith(_MANAGERS)
 
 
 class TunableLayer(nn.Module):
@@ -20,6 +33,7 @@ class TunableLayer(nn.Module):
     """
 
     tuning: Tuning
+    place = ""  # the layer's name in the network of its TunableModel
 
     def __init__(
         self,
@@ -50,12 +64,19 @@ class TunableLayer(nn.Module):
             RuntimeError: No lambda.
             ValueError: A lambda of the wrong length, or for another batch.
         """
-        name, tuning = type(self).__name__, self.tuning
         if lam is None:
-            return frames.alpha(name, tuning, batch, grid)
+            return frames.alpha(self, batch, grid)
+        tuning = self.tuning
         like = next(self.parameters()) if tuning.weight is None else tuning.weight
-        lam = read_lambda(name, lam, tuning.num_params, like)
-        return frames.Frame(lam).alpha(name, tuning, batch, grid)
+        lam = read_lambda(type(self).__name__, lam, tuning.num_params, like)
+        return frames.Frame(lam).alpha(self, batch, grid)
+
+    @property
+    def title(self) -> str:
+        """What errors call the layer: its class and its place in the network."""
+        # The classes that torch derives for parametrised and sharded modules are its own affair.
+        kind = next(c.__name__ for c in type(self).__mro__ if not c.__module__.startswith("torch."))
+        return f"{kind} {self.place}" if self.place else kind
 
     def blended_for(self, input: Tensor, dim: int, channels: int) -> tuple[Tensor, ...] | None:
         """Return the layer's kernels from the blend of the whole TunableModel; None if there are none for this input.
@@ -80,8 +101,14 @@ class TunableLayer(nn.Module):
 
 
 class StackedLayer(TunableLayer):
-    """A layer whose `weight` [P, *kernel] is a stack of kernels of a plain layer's rank `kernel_dim`."""
+    """A layer whose `weight` [P, *kernel] is a stack of kernels of a plain layer's rank `kernel_dim`.
 
+    Code of the layer's own takes the stacks from `stack(name)`: see `shows_blend`.
+    """
+
+    # True for the layers that `convert` makes, whose network was written for plain ones. While their TunableModel runs,
+    # `layer.weight` and `layer.bias` read as the blend.
+    shows_blend = False
     stack_names: tuple[str, ...] = ("weight", "bias")
     autocasts = False  # True if autocast casts the kernels
     kernel_dim: int
@@ -92,13 +119,53 @@ class StackedLayer(TunableLayer):
         """Return the stacks `weight` and `bias`."""
         return KernelStacks(self, self.stack_names, self.tuning.num_kernels, self.autocasts)
 
+    def stack(self, name: str) -> Any:
+        """Return the stack `name` itself, "weight" or "bias", also where the attribute shows its blend."""
+        parameters = self._parameters
+        if name in parameters:
+            return parameters[name]
+        homes: Any = self._modules.get("parametrizations")
+        return homes[name]() if homes is not None and name in homes else getattr(self, name)
+
+    def shown(self, name: str) -> Any:
+        """Return what `layer.weight` or `layer.bias` reads as: the stack, or its blend while a model runs.
+
+        The blend has the shape of a plain layer's kernel and that of the stack's dtype; it is no nn.Parameter.
+
+        Raises:
+            RuntimeError: Another model runs, whose lambda is not the layer's.
+            ValueError: A lambda per sample or a map, for which there is no one kernel.
+        """
+        stack = self.stack(name)
+        frame = frames.current() if self.shows_blend else None
+        if stack is None or frame is None or _is_read_by_a_manager():
+            return stack
+        if not frame.holds(self.tuning):
+            raise RuntimeError(
+                f"{self.title}: {name} must be read while the layer's own model runs, which gives it lambda; got "
+                "another TunableModel's forward"
+            )
+        if frame.lam.dim() > 1:
+            raise ValueError(
+                f"{self.title}: lam must be [p], one for all samples, because the network reads the layer's {name}; "
+                f"got shape {list(frame.lam.shape)}. convert(..., exclude=[{self.place!r}]) leaves the layer plain"
+            )
+        return read_only(functional.tunable_parameter(stack, self.alpha(None, None)), f"{self.title}: {name}")
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a parameter, buffer or child, as nn.Module does; for the kernels what `shown` says."""
+        if (name == "weight" or name == "bias") and name in self._parameters:
+            return self.shown(name)
+        return nn.Module.__getattr__(self, name)
+
     def reset_parameters(self) -> None:
         """Initialise every kernel by itself, as torch's plain layer does (fan-in of one kernel, not of the stack)."""
         plain: Any = self.plain(meta=True)
+        weight, bias = self.stack("weight"), self.stack("bias")
         with torch.no_grad():
-            for p in range(self.weight.shape[0]):
-                plain.weight = nn.Parameter(self.weight[p])
-                plain.bias = None if self.bias is None else nn.Parameter(self.bias[p])
+            for p in range(weight.shape[0]):
+                plain.weight = nn.Parameter(weight[p])
+                plain.bias = None if bias is None else nn.Parameter(bias[p])
                 plain.reset_parameters()
         self.tuning.reset_parameters()
 

@@ -1,6 +1,6 @@
 """TunableModel: a network with tunable layers, called with lambda."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class TunableModel(nn.Module):
         spec: Names, units, ranges, defaults and domain of lambda (`LambdaSpec`). phi gets lambda divided by its scales:
             on the box the largest end of each range, so that a knob from 0 to 50 sends 0 to 1 to the layers.
         conversion: The keyword arguments of the `convert` call that made the model, else None.
+        left_alone: Names of the convertible layers and parameters that `convert` left plain, each with the reason.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
     """
 
@@ -60,6 +61,7 @@ class TunableModel(nn.Module):
         self.spec = LambdaSpec.create(num_params, domain, names, ranges, defaults, units)
         self.on_map = on_map
         self.conversion: Mapping[str, Any] | None = None
+        self.left_alone: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
         self._layers = [layer for _, layer in tunable_layers(network)]
         read = entries_read(network)
@@ -75,9 +77,24 @@ class TunableModel(nn.Module):
                     f"TunableModel: network must have layers of num_params = {num_params}; got "
                     f"{layer.tuning.num_params} in {name!r}"
                 )
+            layer.place = name
         for slot, layer in enumerate(self._layers):
             layer.tuning.slot = slot
-        self._plans: dict[str, BlendPlan] = {}
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._plans: dict[tuple[str, Collection[int]], BlendPlan] = {}
+        self._pre_hooks: PreHooks | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is found again at the next call belongs to this object alone.
+        return {key: value for key, value in vars(self).items() if key not in ("_plans", "_pre_hooks")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_plans()
+        for attribute in ("left_alone", "notes"):  # older versions had neither
+            vars(self).setdefault(attribute, {})
 
     @property
     def layers(self) -> tuple[TunableLayer, ...]:
@@ -114,20 +131,30 @@ class TunableModel(nn.Module):
         elif lam.dim() == 1 and torch.jit.is_tracing():
             lam = lam.reshape(self.spec.num_params)
         lam = self.spec.normalise(lam)
-        tunings, plan = [layer.tuning for layer in self._layers], self._plan(lam.device.type)
-        frames.Frame(lam, tunings, plan, self.on_map).push()
+        tunings, late = [layer.tuning for layer in self._layers], self._late()
+        frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late).push()
         try:
             return self.network(input, *args, **kwargs)
         finally:
             frames.pop()
 
-    def _plan(self, device_type: str) -> BlendPlan | None:
+    def _late(self) -> Collection[int]:
+        """Return the slots of layers whose parameters a forward pre-hook may yet put in place."""
+        if torch.compiler.is_compiling():
+            return ()
+        if self._pre_hooks is None:
+            self._pre_hooks = PreHooks(self.network, self._layers)
+        return self._pre_hooks.late()
+
+    def _plan(self, device_type: str, late: Collection[int]) -> BlendPlan | None:
         """Return what is blended together, found once for each kind of device; None while compiling."""
         if torch.compiler.is_compiling():
             return None
-        if device_type not in self._plans:
-            self._plans[device_type] = BlendPlan([layer.kernel_stacks() for layer in self._layers], device_type)
-        return self._plans[device_type]
+        key = device_type, late
+        if key not in self._plans:
+            stacks = [None if slot in late else layer.kernel_stacks() for slot, layer in enumerate(self._layers)]
+            self._plans[key] = BlendPlan(stacks, device_type)
+        return self._plans[key]
 
     def extra_repr(self) -> str:
         """Return the names of lambda and its domain."""
@@ -162,6 +189,50 @@ def _own_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from walk(inner, f"{name}.{child}" if name else child)
 
     return walk(network, "")
+
+
+class PreHooks:
+    """The forward pre-hooks on the way from a network down to its layers, and whose parameters they may put in place.
+
+    FSDP and wrappers like it gather the parameters of a module when the module is called, and release them after it.
+    The layers below such a module find their phi and kernels when they run, not when the network starts.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[TunableLayer]) -> None:
+        sharing: dict[int, set[int]] = {}  # slots of layers, by the id of their phi
+        slot_of: dict[int, int] = {}
+        for slot, layer in enumerate(layers):
+            sharing.setdefault(id(layer.tuning), set()).add(slot)
+            slot_of[id(layer)] = slot
+        below: dict[int, frozenset[int]] = {}  # slots of the layers in a module, by its id
+        self._hooks: list[Mapping[int, Any]] = []
+        self._slots: list[frozenset[int]] = []
+
+        def walk(module: nn.Module) -> frozenset[int]:
+            if id(module) not in below:
+                below[id(module)] = frozenset(sharing.get(id(module), ()))
+                found = set(below[id(module)])
+                if id(module) in slot_of:
+                    found |= sharing[id(layers[slot_of[id(module)]].tuning)]
+                for child in module.children():
+                    if not isinstance(child, TunableModel):
+                        found |= walk(child)
+                below[id(module)] = frozenset(found)
+                if found:
+                    self._hooks.append(module._forward_pre_hooks)
+                    self._slots.append(below[id(module)])
+            return below[id(module)]
+
+        walk(network)
+
+    def late(self) -> frozenset[int]:
+        """Return the slots of the layers that pre-hooks stand before now."""
+        if not any(self._hooks):
+            return _NONE
+        return _NONE.union(*(slots for hooks, slots in zip(self._hooks, self._slots, strict=True) if hooks))
+
+
+_NONE: frozenset[int] = frozenset()
 
 
 def first_float(network: nn.Module) -> Tensor:

@@ -87,12 +87,13 @@ class _TunableConvNd(StackedLayer):
             "padding": self.padding,
             "dilation": self.dilation,
             "groups": self.groups,
-            "bias": self.bias is not None,
+            "bias": self.stack("bias") is not None,
             "padding_mode": self.padding_mode,
         }
         if self.transposed:
             arguments["output_padding"] = self.output_padding
-        device = torch.device("meta") if meta else self.weight.device
+        weight = self.stack("weight")
+        device = torch.device("meta") if meta else weight.device
         return nn.utils.skip_init(
             self.plain_type,
             self.in_channels,
@@ -100,7 +101,7 @@ class _TunableConvNd(StackedLayer):
             self.kernel_size,
             **arguments,
             device=device,
-            dtype=self.weight.dtype,
+            dtype=weight.dtype,
         )
 
     def _batch(self, input: Tensor) -> int | None:
@@ -118,7 +119,7 @@ class _TunableConvNd(StackedLayer):
             text += f", dilation={self.dilation}"
         if self.groups != 1:
             text += f", groups={self.groups}"
-        if self.bias is None:
+        if self.stack("bias") is None:
             text += ", bias=False"
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode!r}"
@@ -167,8 +168,8 @@ class _TunableConv(_TunableConvNd):
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), 0
-        operator = _OPERATORS[self.ndim]
-        return operator(input, self.weight, self.bias, alpha, self.stride, padding, self.dilation, self.groups)
+        operator, weight, bias = _OPERATORS[self.ndim], self.stack("weight"), self.stack("bias")
+        return operator(input, weight, bias, alpha, self.stride, padding, self.dilation, self.groups)
 
     def _grid(self, input: Tensor) -> tuple[int, ...]:
         """Return the output's spatial size; the operator refuses sizes that do not fit."""
@@ -307,8 +308,7 @@ class TunableConvTranspose2d(_TunableConvNd):
                 not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)
             ):
                 raise ValueError(
-                    f"TunableConvTranspose2d: output_size must be {list(smallest)} or up to stride - 1 more; got "
-                    f"{list(wanted)}"
+                    f"{self.title}: output_size must be {list(smallest)} or up to stride - 1 more; got {list(wanted)}"
                 )
         if lam is None and (blended := self.blended_for(input, -3, self.in_channels)) is not None:
             bias = blended[1] if len(blended) > 1 else None
@@ -317,8 +317,8 @@ class TunableConvTranspose2d(_TunableConvNd):
         grid = [n + e for n, e in zip(smallest, extra, strict=True)]
         return functional.tunable_conv_transpose2d(
             input,
-            self.weight,
-            self.bias,
+            self.stack("weight"),
+            self.stack("bias"),
             self.alpha(lam, self._batch(input), lambda: grid),
             self.stride,
             self.start,

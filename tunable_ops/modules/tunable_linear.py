@@ -48,14 +48,15 @@ class TunableLinear(StackedLayer):
 
     def plain(self, meta: bool = False) -> nn.Module:
         """Return torch's layer of the same arguments, uninitialised (`meta`: without memory)."""
-        device = torch.device("meta") if meta else self.weight.device
+        weight = self.stack("weight")
+        device = torch.device("meta") if meta else weight.device
         return nn.utils.skip_init(
             nn.Linear,
             self.in_features,
             self.out_features,
-            self.bias is not None,
+            self.stack("bias") is not None,
             device=device,
-            dtype=self.weight.dtype,
+            dtype=weight.dtype,
         )
 
     def forward(self, input: Tensor, lam: Tensor | Sequence[float] | None = None) -> Tensor:
@@ -71,11 +72,11 @@ class TunableLinear(StackedLayer):
         if lam is None and (blended := self.blended_for(input, -1, self.in_features)) is not None:
             return F.linear(input, *blended)
         alpha = self.alpha(lam, input.shape[0] if input.dim() > 1 else None)
-        return functional.tunable_linear(input, self.weight, self.bias, alpha)
+        return functional.tunable_linear(input, self.stack("weight"), self.stack("bias"), alpha)
 
     def extra_repr(self) -> str:
         """Return the arguments."""
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.stack('bias') is not None}, "
             f"num_kernels={self.tuning.num_kernels}"
         )

@@ -1,7 +1,7 @@
 """TunableParameter: any tensor with P copies; and the same behind an attribute of a network, whose code stays."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from tunable_ops.modules.kernel_stacks import BaseAndNew, KernelStacks, Parts, w
 from tunable_ops.modules.layer import StackedLayer, TunableLayer
 
 
-def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
+def blend_parameter(stack: Tensor, alpha: Tensor, layer: TunableLayer) -> Tensor:
     """Blend [P, *shape]; per sample, the batch replaces a leading 1 of the shape, else it comes before the shape.
 
     Raises:
@@ -25,8 +25,8 @@ def blend_parameter(stack: Tensor, alpha: Tensor, name: str) -> Tensor:
         return blended
     if stack.dim() < 3:
         raise ValueError(
-            f"{name}: lam must be [p] for a tensor of shape {list(stack.shape[1:])}; got one lambda per sample. Give "
-            "the tensor a leading 1, as [1, C, 1, 1]"
+            f"{layer.title}: lam must be [p] for a tensor of shape {list(stack.shape[1:])}; got one lambda per sample. "
+            "Give the tensor a leading 1, as [1, C, 1, 1]"
         )
     return blended.squeeze(1) if stack.shape[1] == 1 else blended
 
@@ -67,18 +67,18 @@ class TunableParameter(StackedLayer):
 
     def plain(self, meta: bool = False) -> nn.Module:
         """Return a module that holds one tensor and returns it: called as this one is, without lambda."""
-        return PlainParameter(self.weight[0])
+        return PlainParameter(self.stack("weight")[0])
 
     def forward(self, lam: Tensor | Sequence[float] | None = None) -> Tensor:
         """Return the blended tensor, [*shape] or per sample as the class says."""
         if lam is None and (blended := frames.blended(self)) is not None:
             return own_blend(blended[0])
         alpha = self.alpha(lam, None)
-        return blend_parameter(self.weight, alpha, "TunableParameter")
+        return blend_parameter(self.stack("weight"), alpha, self)
 
     def extra_repr(self) -> str:
         """Return the shape of one copy, and how many there are."""
-        return f"shape={list(self.weight.shape[1:])}, num_kernels={self.tuning.num_kernels}"
+        return f"shape={list(self.stack('weight').shape[1:])}, num_kernels={self.tuning.num_kernels}"
 
 
 class PlainParameter(nn.Module):
@@ -119,7 +119,12 @@ class ParameterBlend(TunableLayer):
             return own_blend(blended[0]).view(self.shape)
         stack = torch.cat(parts) if len(parts) > 1 else parts[0]
         alpha = self.alpha(None, None)
-        return blend_parameter(stack.view(-1, *self.shape), alpha, self.name)
+        return blend_parameter(stack.view(-1, *self.shape), alpha, self)
+
+    @property
+    def title(self) -> str:
+        """What errors call it: its name in the network."""
+        return self.name
 
     def kernel_stacks(self) -> KernelStacks:
         """Return the one stack."""
@@ -152,11 +157,38 @@ def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend:
 
 
 def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) -> None:
-    """Register a parametrisation with torch for an owner that may be a deepcopy; its modules take the owner's mode."""
+    """Register a parametrisation with torch for an owner that may be a deepcopy; its modules take the owner's mode.
+
+    Unlike other modules with parametrisations, the owner can be pickled.
+    """
     if parametrize.is_parametrized(owner):
         _unshare_class(owner)
     parametrize.register_parametrization(owner, attribute, parametrisation, unsafe=True)
     owner.parametrizations.train(owner.training)  # type: ignore[union-attr, operator]
+    kind: Any = type(owner)
+    kind.__reduce_ex__ = _reduce_parametrised
+    if isinstance(owner, StackedLayer):
+        kept = vars(kind)[attribute]
+        setattr(kind, attribute, property(lambda layer: layer.shown(attribute), kept.fset, kept.fdel))
+
+
+def _reduce_parametrised(owner: Any, protocol: SupportsIndex) -> tuple[Any, ...]:
+    """Pickle the state of a parametrised module, and of its class, which torch made for it, what it was made from."""
+    plain = parametrize.type_before_parametrizations(owner)
+    getstate = getattr(plain, "__getstate__", None)  # every class has it from Python 3.11 on
+    state = vars(owner).copy() if getstate is None else getstate(owner)
+    return _parametrised_again, (plain, tuple(owner.parametrizations)), state
+
+
+def _parametrised_again(plain: type[nn.Module], attributes: tuple[str, ...]) -> nn.Module:
+    """Return a module of a class with these attributes parametrised; pickle then gives it its state."""
+    owner = plain.__new__(plain)
+    nn.Module.__init__(owner)
+    for attribute in attributes:
+        owner.register_parameter(attribute, nn.Parameter(torch.empty(0)))
+        parametrise(owner, attribute, nn.Identity())
+    vars(owner).clear()
+    return owner
 
 
 def unparametrise(owner: nn.Module, attribute: str) -> Tensor:

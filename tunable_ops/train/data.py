@@ -221,7 +221,7 @@ class Batches(Dataset[Batch]):
         draws = generator(self.config.seed, "degradation", step, self.rank)
         pair = degrade(clean, self.config.degradation, draws, lam)
         if chosen is not None:  # the first channel's noise on all
-            pair = Degraded(*(None if part is None else torch.where(chosen, part[:, :1], part) for part in pair))
+            pair = Degraded(*(part if part is None else torch.where(chosen, part[:, :1], part) for part in pair))  # type: ignore[arg-type]
         targets = {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}
         if pair.noisy is not None:
             targets["noisy"] = pair.noisy
