@@ -230,3 +230,5 @@ def test_errors() -> None:
         FFDNet(features=4, depth=2)(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="FFDNet: knob must be at least 0; got -1"):
         FFDNet(knob=-1)
+    with pytest.raises(ValueError, match="FFDNet: top must be positive; got 0"):
+        FFDNet(knob=0, top=0)

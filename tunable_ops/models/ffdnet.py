@@ -27,7 +27,7 @@ class FFDNet(nn.Module):
         features: Width of the hidden layers; published: 96 in colour, 64 in grey.
         depth: Number of convolutions, at least 2; published: 12 in colour, 15 in grey.
         knob: Position in lambda of the noise level, for calls without sigma; None where every call gives sigma.
-        top: Noise level, of 255, where that entry of lambda, as phi gets it, is 1.
+        top: Noise level, of 255, where that entry of lambda, as phi gets it, is 1; positive.
 
     Source: Zhang et al., "FFDNet: Toward a Fast and Flexible Solution for CNN based Image Denoising", 2018 (arXiv
     1710.04026).
@@ -47,6 +47,8 @@ class FFDNet(nn.Module):
         if knob is not None:
             check_int("FFDNet", "knob", knob, 0)
         check_number("FFDNet", "top", top)
+        if not top > 0:
+            raise ValueError(f"FFDNet: top must be positive; got {top}")
         self.channels = channels
         self.planes = None if knob is None else LambdaPlanes([knob], [top / 255])
         ends = channels * _SIDE**2

@@ -124,8 +124,9 @@ def convert(
     model = TunableModel(
         copied, num_params, domain=domain, names=names, ranges=ranges, defaults=defaults, units=units, on_map=on_map
     )
-    for following in model.layers if followed else ():
-        following.tuning.follow(followed or ())
+    if followed:
+        for tuned in model.layers:
+            tuned.tuning.follow(followed)
     model.conversion = {
         **options,
         "num_kernels": num_kernels,

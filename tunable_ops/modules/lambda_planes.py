@@ -88,7 +88,7 @@ class LambdaPlanes(nn.Module):
                     f"got B = {values.shape[0]}"
                 )
             values = values.repeat_interleave(batch // values.shape[0], 0)
-        return torch.cat((x, values.to(x.dtype).expand(batch, -1, *grid)), dim=1)
+        return torch.cat((x, values.to(x).expand(batch, -1, *grid)), dim=1)
 
     def hold(self, lam: Tensor) -> None:
         """Stop following lambda: the planes become those of `lam` [p], as phi gets it. Again: in place."""
@@ -123,8 +123,7 @@ class LambdaPlanes(nn.Module):
 
 def expect_values(network: nn.Module, state: Mapping[str, Any], prefix: str = "") -> None:
     """Prepare the planes of a plain network for the state dict of a folded one, which holds their constants."""
-    like = next(network.parameters(), None)
     for name, module in network.named_modules():
         key = f"{prefix}{name}.values" if name else f"{prefix}values"
         if isinstance(module, LambdaPlanes) and module.values is None and key in state:
-            module.values = torch.zeros(len(module.entries), device=None if like is None else like.device)
+            module.values = torch.zeros(len(module.entries))  # `forward` moves them to the input's device
