@@ -157,17 +157,14 @@ def test_the_published_denoiser_with_its_level_as_a_knob() -> None:
     plain.load_state_dict(weights("ffdnet_color"))
     reading = models.FFDNet(knob=0).eval()
     reading.load_state_dict(weights("ffdnet_color"))
-    net = tunable_ops.convert(reading, 2, domain="box", names=("sigma", "texture"))
+    net = tunable_ops.convert(reading, 2, domain="box", names=("sigma", "texture"), ranges=((0, 50), (0, 1)))
     source = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, 48, 41)
     with torch.no_grad():
         for layer in net.layers:
             layer.weight[1:] = 0.01 * torch.randn(layer.weight[1:].shape, generator=source)
         for sigma in range(0, 51, 5):
-            position = torch.tensor([sigma / 50, 0.0])
-            same = plain(x, float(position[0] * (50 / 255)))
-            assert torch.equal(net(x, position), same)
-            assert torch.equal(tunable_ops.fold(net, position)(x), same)
-            # lambda counts in 50ths in float32, so that the level is sigma / 255 up to its last bit
-            torch.testing.assert_close(same, plain(x, sigma / 255), atol=5e-6, rtol=0)
-        assert not torch.allclose(net(x, [0.5, 1.0]), net(x, [0.5, 0.0]), atol=1e-2)
+            expected = plain(x, sigma / 255)
+            assert torch.equal(net(x, [sigma, 0]), expected)
+            assert torch.equal(tunable_ops.fold(net, [sigma, 0])(x), expected)
+        assert not torch.allclose(net(x, [25, 1]), net(x, [25, 0]), atol=1e-2)

@@ -25,7 +25,7 @@ from tunable_ops.tiles import apply_tiled
 def plain_net(entry: int = 0) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        LambdaPlanes([entry], [0.5]), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, stride=2, padding=1)
+        LambdaPlanes([entry], [2.0]), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, stride=2, padding=1)
     ).eval()
 
 
@@ -75,7 +75,7 @@ def test_one_lambda_per_sample_and_map() -> None:
 
 @torch.no_grad()
 def test_a_batch_of_windows_and_other_dimensions() -> None:
-    net = TunableModel(LambdaPlanes([2, 0], [1.0, 10.0]), 3, domain="box")
+    net = TunableModel(LambdaPlanes([2, 0], [1.0, 0.1]), 3, domain="box")
     out = net(torch.zeros(4, 1, 2), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     assert out.shape == (4, 3, 2)
     assert out[:, 1:, 0].tolist() == [[3.0, 10.0], [3.0, 10.0], [6.0, 40.0], [6.0, 40.0]]
@@ -186,22 +186,22 @@ def test_compile_and_export(batch: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 def test_ffdnet_with_its_level_as_a_knob() -> None:
-    """It is FFDNet at the level that lambda says, bit for bit, for one lambda and folded."""
+    """It is FFDNet at the level that lambda says in units of 255, bit for bit, for one lambda and folded."""
     plain = FFDNet(features=8, depth=4).eval()
-    reading = FFDNet(features=8, depth=4, knob=1, top=40.0).eval()
+    reading = FFDNet(features=8, depth=4, knob=1).eval()
     reading.load_state_dict(plain.state_dict())  # the same keys
-    net = trained(convert(reading, 2, domain="box", names=["texture", "sigma"]))
+    net = trained(convert(reading, 2, domain="box", names=["texture", "sigma"], ranges=[(0, 1), (0, 50)]))
     x = torch.rand(2, 3, 9, 7)
-    for sigma in (0.0, 0.3, 1.0, 1.5):
-        level = float(torch.tensor(sigma) * (40.0 / 255))
+    for sigma in (0, *range(1, 50, 6), 12.3, 50):
+        level = sigma / 255
         assert torch.equal(net(x, [0.0, sigma]), plain(x, level))
         assert torch.equal(fold(net, [0.0, sigma])(x), plain(x, level))
         assert torch.equal(LiveFold(net, [0.0, sigma])(x), plain(x, level))
-    rows = torch.tensor([[0.0, 0.3], [0.0, 1.0]])
-    expected = plain(x, rows[:, 1] * (40.0 / 255))
+    rows = torch.tensor([[0.0, 15.0], [0.0, 40.0]])
+    expected = plain(x, rows[:, 1] / 255)
     torch.testing.assert_close(net(x, rows), expected, atol=1e-6, rtol=1e-5)
     # what a call says itself comes first, inside and outside
-    assert torch.equal(net(x, [0.0, 1.0], 0.1), plain(x, 0.1))
+    assert torch.equal(net(x, [0.0, 40.0], 0.1), plain(x, 0.1))
     assert torch.equal(reading(x, 0.1), plain(x, 0.1))
 
 
@@ -212,9 +212,9 @@ def test_errors() -> None:
         LambdaPlanes([])
     with pytest.raises(TypeError, match=r"LambdaPlanes: entries must be ints; got \[0\.5\]"):
         LambdaPlanes([0.5])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"LambdaPlanes: factors must hold one number per entry, 1; got \[1.0, 2.0\]"):
+    with pytest.raises(ValueError, match=r"LambdaPlanes: divisors must hold one positive number per entry, 1; got \[1"):
         LambdaPlanes([0], [1.0, 2.0])
-    with pytest.raises(TypeError, match=r"LambdaPlanes: factors must be numbers; got \['1'\]"):
+    with pytest.raises(TypeError, match=r"LambdaPlanes: divisors must be numbers; got \['1'\]"):
         LambdaPlanes([0], ["1"])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="LambdaPlanes: lam must come from the forward of a TunableModel"):
         plain_net()(torch.rand(1, 3, 4, 4))
@@ -230,5 +230,5 @@ def test_errors() -> None:
         FFDNet(features=4, depth=2)(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="FFDNet: knob must be at least 0; got -1"):
         FFDNet(knob=-1)
-    with pytest.raises(ValueError, match="FFDNet: top must be positive; got 0"):
-        FFDNet(knob=0, top=0)
+    with pytest.raises(ValueError, match=r"LambdaPlanes: divisors must hold one positive number .*; got \[0\]"):
+        LambdaPlanes([0], [0])

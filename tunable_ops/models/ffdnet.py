@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunable_ops.models.checks import check_input, check_int, check_number
+from tunable_ops.models.checks import check_input, check_int
 from tunable_ops.models.dncnn import chain
 from tunable_ops.modules import LambdaPlanes
 
@@ -16,10 +16,10 @@ _SIDE = 2  # pixels are unshuffled in blocks of 2 x 2
 class FFDNet(nn.Module):
     """The classic tunable denoiser: ``y = shuffle(chain(cat(unshuffle(x), sigma)))``.
 
-    The noise level is an input map: a knob without tunable layers. With `knob` it is an entry of lambda, beside others
-    that tunable layers follow: ``convert(FFDNet(knob=0), 2, domain="box", names=("sigma", "texture"))`` is called
-    without sigma, and lambda (0.5, 0) gives what FFDNet computes at ``sigma = 0.5 * top / 255``. Parameters have the
-    names of the published weights: ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded
+    The noise level is an input map: a knob without tunable layers. With `knob` it is an entry of lambda, of 255, beside
+    others that tunable layers follow: ``convert(FFDNet(knob=0), 2, domain="box", names=("sigma", "texture"),
+    ranges=((0, 50), (0, 1)), units=("of 255", ""))`` is called without sigma, and lambda (25, 0) gives what FFDNet
+    computes at ``sigma = 25 / 255``, bit for bit. Parameters have the names of the published weights: ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded
     by repeating the border, and the output is cropped.
 
     Args:
@@ -27,7 +27,6 @@ class FFDNet(nn.Module):
         features: Width of the hidden layers; published: 96 in colour, 64 in grey.
         depth: Number of convolutions, at least 2; published: 12 in colour, 15 in grey.
         knob: Position in lambda of the noise level, for calls without sigma; None where every call gives sigma.
-        top: Noise level, of 255, where that entry of lambda, as phi gets it, is 1; positive.
 
     Source: Zhang et al., "FFDNet: Toward a Fast and Flexible Solution for CNN based Image Denoising", 2018 (arXiv
     1710.04026).
@@ -38,19 +37,14 @@ class FFDNet(nn.Module):
         torch.Size([2, 1, 7, 9])
     """
 
-    def __init__(
-        self, channels: int = 3, features: int = 96, depth: int = 12, knob: int | None = None, top: float = 50.0
-    ) -> None:
+    def __init__(self, channels: int = 3, features: int = 96, depth: int = 12, knob: int | None = None) -> None:
         super().__init__()
         for name, value, least in (("channels", channels, 1), ("features", features, 1), ("depth", depth, 2)):
             check_int("FFDNet", name, value, least)
         if knob is not None:
             check_int("FFDNet", "knob", knob, 0)
-        check_number("FFDNet", "top", top)
-        if not top > 0:
-            raise ValueError(f"FFDNet: top must be positive; got {top}")
         self.channels = channels
-        self.planes = None if knob is None else LambdaPlanes([knob], [top / 255])
+        self.planes = None if knob is None else LambdaPlanes([knob], [255.0])
         ends = channels * _SIDE**2
         self.model = chain([ends + 1, *[features] * (depth - 1), ends])
 

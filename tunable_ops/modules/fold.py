@@ -42,7 +42,7 @@ def fold(net: nn.Module, lam: Lambda | None = None) -> nn.Module:
     with torch.no_grad():
         folded, targets = _skeleton(net)
         shared = _shared_lambda("fold", net, lam)
-        _blend_into(targets, net.spec.normalise(shared) if isinstance(net, TunableModel) else shared)
+        _blend_into(targets, shared, net.spec.normalise(shared) if isinstance(net, TunableModel) else shared)
     return folded
 
 
@@ -108,7 +108,7 @@ class LiveFold(nn.Module):
         with torch.no_grad():
             net = self._source[0]
             self.lam = _shared_lambda("LiveFold.set", net, lam)
-            _blend_into(self._targets, net.spec.normalise(self.lam))
+            _blend_into(self._targets, self.lam, net.spec.normalise(self.lam))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the plain network."""
@@ -191,10 +191,16 @@ def _fold_parameters(network: nn.Module, folded: nn.Module, layers: Sequence[Tun
                 module.register_parameter(attribute, plain)
 
 
-def _blend_into(targets: _Targets, lam: Tensor) -> None:
-    """Blend every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once; set the planes."""
+def _blend_into(targets: _Targets, natural: Tensor, lam: Tensor) -> None:
+    """Blend every stack into its plain parameter, in fp32 (fp64 for fp64), rounding once; set the planes.
+
+    Args:
+        targets: What is set.
+        natural: lambda [p] in its units, for the planes.
+        lam: The same as phi gets it.
+    """
     for planes in targets.planes:
-        planes.hold(lam)
+        planes.hold(natural)
     found = targets.found
     alphas, starts = blend_weights((target.layer.tuning for target in found), lam)
     if found:

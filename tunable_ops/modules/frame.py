@@ -39,17 +39,30 @@ class Frame:
     """One lambda and, for the layers of one model, their alphas and (one lambda for all samples) their kernels.
 
     Args:
-        lam: [p], [B, p] or a map [B, p, *grid].
+        lam: [p], [B, p] or a map [B, p, *grid], as phi gets it.
         tunings: The phi of each layer. Their alphas come from one matrix product.
         plan: What is blended together; None: layers blend by themselves.
         on_map: What layers without a grid do with a map: "raise", or take its "mean".
         late: Slots of layers whose phi is not there yet (`PreHooks`); these evaluate it when they run.
+        natural: lambda in its units, for what reads it itself; None where these are those of `lam`.
 
     Attributes:
         blend: The blends of the layers' kernels (`NetworkBlend`), or None.
     """
 
-    __slots__ = ("alphas", "blend", "inference", "lam", "late", "on_map", "parts", "recorded", "starts", "tunings")
+    __slots__ = (
+        "alphas",
+        "blend",
+        "inference",
+        "lam",
+        "late",
+        "natural",
+        "on_map",
+        "parts",
+        "recorded",
+        "starts",
+        "tunings",
+    )
 
     def __init__(
         self,
@@ -58,8 +71,10 @@ class Frame:
         plan: BlendPlan | None = None,
         on_map: str = "raise",
         late: Collection[int] = (),
+        natural: Tensor | None = None,
     ) -> None:
         self.lam, self.tunings, self.on_map, self.late = lam, tunings, on_map, late
+        self.natural = lam if natural is None else natural
         self.recorded = torch.is_grad_enabled()
         self.inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
         self.blend: NetworkBlend | None = None

@@ -13,7 +13,7 @@ _POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: 
 
 
 class LambdaPlanes(nn.Module):
-    """Append a plane of constants for each of some tuning parameters: ``y = cat(x, factors * lam[entries])``.
+    """Append a plane of constants for each of some tuning parameters: ``y = cat(x, lam[entries] / divisors)``.
 
     For networks that take a parameter, such as the noise level, as an input: inside a `TunableModel` it becomes an
     entry of lambda like the others, per call, per sample or as a map. Kernels leave it alone: `convert` on the box
@@ -22,18 +22,18 @@ class LambdaPlanes(nn.Module):
 
     Args:
         entries: Positions in lambda, from 0; different ones.
-        factors: What lambda, as phi gets it, is multiplied by: one number for each entry. Default 1.
+        divisors: What lambda, in its units, is divided by: one positive number for each entry. Default 1.
 
     Attributes:
         values: [n], the planes' constants after `fold`; None while they follow lambda.
 
     Raises:
-        TypeError: Entries that are not ints, or factors that are not numbers.
-        ValueError: No entries, negative or equal ones, or another number of factors.
+        TypeError: Entries that are not ints, or divisors that are not numbers.
+        ValueError: No entries, negative or equal ones, another number of divisors, or one that is not positive.
 
     Example:
         >>> from tunable_ops.modules.model import TunableModel
-        >>> net = TunableModel(LambdaPlanes([1], [10.0]), num_params=2, domain="box")
+        >>> net = TunableModel(LambdaPlanes([1], [0.1]), num_params=2, domain="box")
         >>> net(torch.zeros(1, 1, 1, 2), [0.5, 0.25])
         tensor([[[[0.0000, 0.0000]],
         <BLANKLINE>
@@ -42,19 +42,21 @@ class LambdaPlanes(nn.Module):
 
     values: Tensor | None
 
-    def __init__(self, entries: Sequence[int], factors: Sequence[float] | None = None) -> None:
+    def __init__(self, entries: Sequence[int], divisors: Sequence[float] | None = None) -> None:
         super().__init__()
         entries = list(entries)
-        factors = [1.0] * len(entries) if factors is None else list(factors)
+        divisors = [1.0] * len(entries) if divisors is None else list(divisors)
         if not all(type(entry) is int for entry in entries):
             raise TypeError(f"LambdaPlanes: entries must be ints; got {entries}")
         if not entries or min(entries) < 0 or len(set(entries)) < len(entries):
             raise ValueError(f"LambdaPlanes: entries must be different positions from 0; got {entries}")
-        if not all(isinstance(factor, int | float) for factor in factors):
-            raise TypeError(f"LambdaPlanes: factors must be numbers; got {factors}")
-        if len(factors) != len(entries):
-            raise ValueError(f"LambdaPlanes: factors must hold one number per entry, {len(entries)}; got {factors}")
-        self.entries, self.factors = tuple(entries), tuple(factors)
+        if not all(isinstance(divisor, int | float) for divisor in divisors):
+            raise TypeError(f"LambdaPlanes: divisors must be numbers; got {divisors}")
+        if len(divisors) != len(entries) or not all(divisor > 0 for divisor in divisors):
+            raise ValueError(
+                f"LambdaPlanes: divisors must hold one positive number per entry, {len(entries)}; got {divisors}"
+            )
+        self.entries, self.divisors = tuple(entries), tuple(divisors)
         self.register_buffer("values", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class LambdaPlanes(nn.Module):
         return torch.cat((x, values.to(x).expand(batch, -1, *grid)), dim=1)
 
     def hold(self, lam: Tensor) -> None:
-        """Stop following lambda: the planes become those of `lam` [p], as phi gets it. Again: in place."""
+        """Stop following lambda: the planes become those of `lam` [p], in its units. Again: in place."""
         values = self._scaled(lam)
         if self.values is None:
             self.values = values
@@ -105,11 +107,11 @@ class LambdaPlanes(nn.Module):
         frame = frames.current()
         if frame is None:
             raise RuntimeError("LambdaPlanes: lam must come from the forward of a TunableModel around it; got none")
-        return self._scaled(frame.lam)
+        return self._scaled(frame.natural)
 
     def _scaled(self, lam: Tensor) -> Tensor:
         axis = 0 if lam.dim() == 1 else 1
-        chosen = [factor * lam.select(axis, entry) for entry, factor in zip(self.entries, self.factors, strict=True)]
+        chosen = [lam.select(axis, entry) / divisor for entry, divisor in zip(self.entries, self.divisors, strict=True)]
         return torch.stack(chosen, axis)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -118,7 +120,7 @@ class LambdaPlanes(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments."""
-        return f"entries={list(self.entries)}, factors={list(self.factors)}"
+        return f"entries={list(self.entries)}, divisors={list(self.divisors)}"
 
 
 def expect_values(network: nn.Module, state: Mapping[str, Any], prefix: str = "") -> None:

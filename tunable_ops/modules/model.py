@@ -130,9 +130,9 @@ class TunableModel(nn.Module):
             lam = lam.reshape(self.spec.num_params) if torch.jit.is_tracing() else lam[0]
         elif lam.dim() == 1 and torch.jit.is_tracing():
             lam = lam.reshape(self.spec.num_params)
-        lam = self.spec.normalise(lam)
+        natural, lam = lam, self.spec.normalise(lam)
         tunings, late = [layer.tuning for layer in self._layers], self._late()
-        frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late).push()
+        frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late, natural).push()
         try:
             return self.network(input, *args, **kwargs)
         finally:
