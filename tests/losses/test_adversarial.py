@@ -81,7 +81,12 @@ def test_extreme_scores_stay_finite() -> None:
             "generator_loss: fake must be floating po",
         ),
         (lambda s: losses.discriminator_loss(s, s, "x"), ValueError, "discriminator_loss: form must be one of"),
-        (lambda s: losses.discriminator_loss(s, s[:1]), ValueError, "discriminator_loss: target must have output's sh"),
+        (
+            lambda s: losses.discriminator_loss(s, s[:1]),
+            ValueError,
+            r"discriminator_loss: real must have fake's shape \[2",
+        ),
+        (lambda s: losses.generator_loss(s, s.long()), TypeError, "generator_loss: real must be floating point"),
     ],
 )
 def test_wrong_scores(call, error, text) -> None:

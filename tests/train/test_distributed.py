@@ -80,3 +80,16 @@ def test_two_processes_resume_to_the_same_bits(make_config, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="must have as many processes as before, 2; got 1"):
         train(config, tmp_path / "whole", resume=True, progress=False)
     assert (tmp_path / "whole" / STATE).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_discriminator(make_config, tmp_path: Path) -> None:
+    """Were there two, those of a resumed run, which both read the first one's state, would go on otherwise."""
+    objectives = [{"name": "clean"}, {"name": "real", "loss": "adversarial", "scale": 0.1}]
+    config = make_config(objectives=objectives, adversarial={"features": 4, "depth": 2, "lr": 1e-2})
+    (tmp_path / "c.json").write_text(config.model_dump_json())
+    torchrun(tmp_path, tmp_path / "whole")
+    torchrun(tmp_path, tmp_path / "parts", "3")
+    torchrun(tmp_path, tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / run / STATE) for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tunable_ops.losses.reduction import at_least_float32, check_image, check_pair, mean_per_sample
+from tunable_ops.losses.reduction import at_least_float32, check_image, mean_per_sample
 
 FORMS = ("relativistic", "hinge", "non_saturating")
 
@@ -59,7 +59,7 @@ def generator_loss(fake: Tensor, real: Tensor | None = None, form: str = "relati
     if form == "relativistic":
         if real is None:
             raise TypeError("generator_loss: real must be a Tensor for the form 'relativistic'; got None")
-        fake, real = check_pair("generator_loss", fake, real)
+        fake, real = _score_pair("generator_loss", fake, real)
         return mean_per_sample(F.softplus(real - fake))
     fake = _scores("generator_loss", "fake", fake)
     return mean_per_sample(-fake if form == "hinge" else F.softplus(-fake))
@@ -88,7 +88,7 @@ def discriminator_loss(fake: Tensor, real: Tensor, form: str = "relativistic") -
         tensor([0.7500])
     """
     _check_form("discriminator_loss", form)
-    fake, real = check_pair("discriminator_loss", fake, real)
+    fake, real = _score_pair("discriminator_loss", fake, real)
     if form == "relativistic":
         return mean_per_sample(F.softplus(fake - real))
     if form == "hinge":
@@ -231,3 +231,13 @@ def _check_form(loss: str, form: str) -> None:
 def _scores(loss: str, name: str, value: Tensor) -> Tensor:
     check_image(loss, name, value)
     return value.to(at_least_float32(value))
+
+
+def _score_pair(loss: str, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    fake, real = _scores(loss, "fake", fake), _scores(loss, "real", real)
+    if real.shape != fake.shape or real.device != fake.device:
+        raise ValueError(
+            f"{loss}: real must have fake's shape {list(fake.shape)} and device {fake.device}; got {list(real.shape)} "
+            f"on {real.device}"
+        )
+    return fake, real
