@@ -2,6 +2,7 @@
 
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -343,3 +344,25 @@ def test_strip_at_a_given_height_and_its_round_trip(tmp_path):
 def test_bad_strips(pictures, labels, options, error, text):
     with pytest.raises(error, match=f"images: {text}"):
         images.strip(pictures, labels, **options)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.jpg", "deep.tiff"])
+def test_the_size_is_read_from_the_header(tmp_path: Path, name: str) -> None:
+    """Half a file is enough; what is no picture is named."""
+    import numpy as np
+    import tifffile
+
+    from tunable_ops.images import read_size
+
+    file = tmp_path / name
+    if name == "deep.tiff":
+        tifffile.imwrite(file, np.zeros((40, 70, 3), np.uint16), photometric="rgb")
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 70, 3), np.uint8)).save(file)
+    assert read_size(file) == (70, 40)
+    if not name.endswith("tiff"):  # its directory may stand at the end
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        assert read_size(file) == (70, 40)
+    file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=rf"images: path must be a readable image; got .*{name}"):
+        read_size(file)
