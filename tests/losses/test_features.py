@@ -149,7 +149,9 @@ def test_missing_weights_say_where_and_how(empty: Path, monkeypatch) -> None:
     monkeypatch.delenv(weights.DATA_VARIABLE)
     with pytest.raises(FileNotFoundError, match="TUNABLE_OPS_DATA is not set"):
         losses.VGG16Features()
-    with pytest.raises(FileNotFoundError, match=r'weights must be a file, a folder, "download" or "random"; got .*nowhere'):
+    with pytest.raises(
+        FileNotFoundError, match=r'weights must be a file, a folder, "download" or "random"; got .*nowhere'
+    ):
         losses.VGG16Features(weights="nowhere.pth")
 
 
