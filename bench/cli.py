@@ -209,7 +209,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             print("bench: stopped; what was measured is kept", file=sys.stderr)
     results["seconds"] = time.perf_counter() - start
     results["clocks"]["after"] = machine.clocks(device)
-    print("\n".join(report.summary(results)))
+    print("\n".join([*report.summary(results), *report.unsteady_ratios(results)]))
     return results
 
 

@@ -112,17 +112,21 @@ def summary(results: dict[str, Any]) -> list[str]:
             text = f"{what}: tunable / plain {geomean(ratios):.2f} (worst {max(ratios):.2f})"
             text += f", best of today's practice {geomean(practice):.2f}" if len(practice) == len(rows) else ""
             lines.append(f"{text}, over {len(rows)} cases")
-    shaky = [row["id"] for row in results["rows"] for name in row["providers"] if (r := ok(row, name)) and unsteady(r)]
-    if shaky:
-        kinds = len(set(shaky))
-        lines.append(
-            f"{UNSTEADY} quartiles further apart than a factor of {SPREAD}: {len(shaky)} ratios of {kinds} cases"
-        )
     if not any(best_practice(row) for row in results["rows"]):
         return lines
     lost = losses(results)
     lines.append(f"slower than the best of today's practice by more than 5 %: {len(lost)} cases")
     return lines + [f"  {text}" for text in lost]
+
+
+def unsteady_ratios(results: dict[str, Any]) -> list[str]:
+    """Return how many ratios are unsteady, as a line, or nothing if none is."""
+    rows = [row["id"] for row in results["rows"] for name in row["providers"] if (r := ok(row, name)) and unsteady(r)]
+    if not rows:
+        return []
+    return [
+        f"{UNSTEADY} quartiles further apart than a factor of {SPREAD}: {len(rows)} ratios of {len(set(rows))} cases"
+    ]
 
 
 def losses(results: dict[str, Any]) -> list[str]:
@@ -145,7 +149,7 @@ def markdown(results: dict[str, Any]) -> str:
         else f"{machine['name']}, {versions}, commit {machine['commit']}.",
         header(),
         "",
-        *(f"- {text.strip()}" for text in summary(results)),
+        *(f"- {text.strip()}" for text in [*summary(results), *unsteady_ratios(results)]),
     ]
     cases = [row for row in results["rows"] if "case" in row and ok(row, "plain")]
     if cases and results["suite"] == "per-sample":

@@ -154,7 +154,5 @@ def row(q1: float, q3: float) -> dict[str, Any]:
 def test_wide_quartiles_are_marked(q1: float, q3: float, marked: bool) -> None:
     found = row(q1, q3)
     assert (report.UNSTEADY in report.line(found)) == marked
-    assert any(report.UNSTEADY in text for text in report.summary({"rows": [found], "machine": {"device": "cpu"}})) == (
-        marked
-    )
+    assert len(report.unsteady_ratios({"rows": [found]})) == marked
     assert (report.UNSTEADY in "".join(report._table([found], ["tunable"]))) == marked

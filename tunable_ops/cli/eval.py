@@ -260,7 +260,7 @@ def _triples(
     The second value is the number of pictures that were skipped.
     """
     from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
-    from tunable_ops.train.evaluate import degraded_pictures
+    from tunable_ops.train.evaluate import degraded_pictures, grey_as_grey
 
     multiple = max(scale, args.downsample or 1)
     cropped = []
@@ -281,7 +281,7 @@ def _triples(
     )
     if scale > 1 and args.downsample != scale:
         raise ValueError(f"--downsample must be {scale}, the enlargement of the network; got {args.downsample}")
-    named = [(clean.name, clean.picture) for clean in cropped]
+    named = grey_as_grey([(clean.name, clean.picture) for clean in cropped])
     return degraded_pictures(named, degradation, args.seed), skipped
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from tunable_ops.cli import COMMANDS
 
-_WIDTH = 100  # columns of a note that is written in one line
+__all__ = ["add_parser", "describe", "describe_installation", "knob_lines", "knobs", "note_lines", "run"]
 
-__all__ = ["add_parser", "describe", "describe_installation", "knob_lines", "knobs", "run"]
+_WIDTH = 100  # columns of a note that is written in one line
 
 
 def add_parser(subparsers: Any) -> None:

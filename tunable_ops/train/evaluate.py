@@ -17,7 +17,16 @@ from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
 
-__all__ = ["Score", "default_lams", "degraded_pictures", "evaluate", "mean_psnr", "positions", "restore"]
+__all__ = [
+    "Score",
+    "default_lams",
+    "degraded_pictures",
+    "evaluate",
+    "grey_as_grey",
+    "mean_psnr",
+    "positions",
+    "restore",
+]
 
 _MEASURE = Measure()
 
@@ -58,20 +67,23 @@ def positions(spec: LambdaSpec) -> list[list[float]]:
     return [[*lam[:place], 0.0, *lam[place:]] for lam in default_lams(spec.num_params - 1, spec.domain)]
 
 
+def grey_as_grey(pictures: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Return named pictures with grey ones, also those of three equal channels, as [1, H, W]."""
+    return [(name, as_grey(picture) if is_grey(picture) else picture) for name, picture in pictures]
+
+
 def degraded_pictures(
     pictures: Sequence[tuple[str, Tensor]],
     degradation: Degradation,
     seed: int,
     lam: Sequence[float] | None = None,
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """Return (name, clean, degraded) per picture, [3, H, W] each; the draws depend on the seed and the picture's place.
+    """Return (name, clean, degraded) per picture, shaped as it is; draws depend on the seed and the picture's place.
 
-    Grey pictures, also those of three equal channels, become [1, H, W] and are degraded as grey. `lam` is needed where
-    blur or noise follow it.
+    `lam` is needed where blur or noise follow it.
     """
     out = []
-    for index, (name, given) in enumerate(pictures):
-        clean = as_grey(given) if is_grey(given) else given
+    for index, (name, clean) in enumerate(pictures):
         draws = generator(seed, "evaluation", index)
         pair = degrade(clean.unsqueeze(0), degradation, draws, None if lam is None else torch.tensor(lam))
         out.append((name, clean, pair.input[0]))
@@ -160,7 +172,7 @@ def sweep(
 
     Args:
         net: As for `evaluate`.
-        pictures: (name, [3, H, W]), from `tunable_ops.train.data.held_out`.
+        pictures: (name, [3, H, W]), from `tunable_ops.train.data.held_out`; grey ones are degraded and judged as grey.
         degradation: What is done to them.
         lams: The points.
         seed: Of the draws.
@@ -169,6 +181,7 @@ def sweep(
     Returns:
         As `evaluate`; the inputs themselves have no scores where they differ from lambda to lambda.
     """
+    pictures = grey_as_grey(pictures)
     if not degradation.follows:
         return evaluate(net, degraded_pictures(pictures, degradation, seed), lams, **options)
     found = []
