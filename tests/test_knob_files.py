@@ -371,6 +371,8 @@ def test_bad_arguments(tmp_path, base):
         ValueError, match=r"net must be made with tunable_ops.convert, on the box .*; got domain 'simplex'"
     ):
         save_knob(tunable_ops.convert(base, 2), file)
+    with pytest.raises(ValueError, match=r"load_knob: network must be made with tunable_ops.convert, on the box"):
+        load_knob(tunable_ops.convert(base, 2), file)
     with pytest.raises(TypeError, match="licence must be a string; got 3"):
         save_knob(net, file, licence=3)
     with pytest.raises(TypeError, match=r"dtype must be a floating-point dtype; got torch.int8"):

@@ -80,7 +80,7 @@ def save_knob(
         raise TypeError(f"save_knob: dtype must be a floating-point dtype; got {dtype!r}")
     if notes is None:
         notes, licence = _own_notes(net, licence)
-    knob = take_knob(net)
+    knob = take_knob(net, "save_knob: net")
     if not knob.layers:
         raise ValueError("save_knob: net must have new kernels; got a network that only reads lambda itself")
     own = base_network(net)
@@ -153,7 +153,7 @@ def load_knob(
     knobs, entries, notes = [], [], {}
     plain = network
     if isinstance(network, TunableModel):
-        knobs.append(take_knob(network))
+        knobs.append(take_knob(network, "load_knob: network"))
         plain = base_network(network).train(network.training)
         notes = dict(network.notes)
         entries += notes.pop("knobs", [])

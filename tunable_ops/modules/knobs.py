@@ -50,15 +50,19 @@ class Knob(NamedTuple):
         return None
 
 
-def take_knob(net: TunableModel) -> Knob:
+def take_knob(net: TunableModel, argument: str) -> Knob:
     """Return what a conversion adds to its base; the tensors are the model's own.
+
+    Args:
+        net: The conversion.
+        argument: What errors call it, such as "save_knob: net".
 
     Raises:
         ValueError: A model on the simplex, or one that `convert` did not make.
     """
     if net.spec.domain != "box" or net.conversion is None or "control" in net.conversion:
         how = "with tunable_ops.convert, on the box (domain='box'), where the base is a kernel of its own"
-        raise ValueError(f"take_knob: net must be made {how}; got domain {net.spec.domain!r}, {type(net).__name__}")
+        raise ValueError(f"{argument} must be made {how}; got domain {net.spec.domain!r}, {type(net).__name__}")
     layers: dict[str, nn.Module] = {}
     tensors: dict[str, Tensor] = {}
     for stack, layer_name, layer, parts in _named_stacks(net):
