@@ -306,4 +306,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[Knob, dict[str, Any]]:
     if missing:
         raise ValueError(f"load_knob: path must be a whole knob file; got {str(path)!r} without {', '.join(missing)}")
     spec = LambdaSpec.from_dict(metadata["spec"])
+    weight, bias = (tensors[name] for name in _PHI)
+    wanted = [len(metadata["layers"]), *bias.shape[1:], spec.num_params]
+    if bias.dim() != 2 or list(weight.shape) != wanted or len(bias) != len(weight):
+        raise ValueError(
+            f"load_knob: path must hold phi.weight [layers, R, p] and phi.bias [layers, R] for {wanted[0]} layers and "
+            f"p = {spec.num_params}; got {list(weight.shape)} and {list(bias.shape)} in {str(path)!r}"
+        )
     return Knob(spec, metadata["read"], metadata["conversion"], metadata["layers"], tensors), metadata
