@@ -351,6 +351,15 @@ def test_damaged_files(tmp_path, base):
     save_file({k: v for k, v in tensors.items() if k != "phi.bias"}, file, metadata=metadata)
     with pytest.raises(ValueError, match=r"without phi\.bias"):
         load_knob(base, file)
+    for name in ("head.weight.v", "head.weight.u", "head.bias.new"):
+        save_file({k: v for k, v in tensors.items() if k != name}, file, metadata=metadata)
+        with pytest.raises(ValueError, match=f"must be a whole knob file; got one without {re.escape(name)}"):
+            load_knob(base, file)
+    save_file({**tensors, "phi.bias": torch.zeros(2, 1)}, file, metadata=metadata)
+    with pytest.raises(
+        ValueError, match=r"must hold phi.weight .* for 11 layers and p = 1; got \[11, 1, 1\] and \[2, 1\]"
+    ):
+        load_knob(base, file)
     save_file({**tensors, "head.bias.new": torch.zeros(1, 9)}, file, metadata=metadata)
     with pytest.raises(ValueError, match=r"head.bias.new must be \[1, 4\] for this network; got \[1, 9\]"):
         load_knob(base, file)
@@ -371,6 +380,8 @@ def test_bad_arguments(tmp_path, base):
         ValueError, match=r"net must be made with tunable_ops.convert, on the box .*; got domain 'simplex'"
     ):
         save_knob(tunable_ops.convert(base, 2), file)
+    with pytest.raises(ValueError, match=r"load_knob: network must be made with tunable_ops.convert, on the box"):
+        load_knob(tunable_ops.convert(base, 2), file)
     with pytest.raises(TypeError, match="licence must be a string; got 3"):
         save_knob(net, file, licence=3)
     with pytest.raises(TypeError, match=r"dtype must be a floating-point dtype; got torch.int8"):

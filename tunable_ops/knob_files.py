@@ -80,7 +80,7 @@ def save_knob(
         raise TypeError(f"save_knob: dtype must be a floating-point dtype; got {dtype!r}")
     if notes is None:
         notes, licence = _own_notes(net, licence)
-    knob = take_knob(net)
+    knob = take_knob(net, "save_knob: net")
     if not knob.layers:
         raise ValueError("save_knob: net must have new kernels; got a network that only reads lambda itself")
     own = base_network(net)
@@ -153,7 +153,7 @@ def load_knob(
     knobs, entries, notes = [], [], {}
     plain = network
     if isinstance(network, TunableModel):
-        knobs.append(take_knob(network))
+        knobs.append(take_knob(network, "load_knob: network"))
         plain = base_network(network).train(network.training)
         notes = dict(network.notes)
         entries += notes.pop("knobs", [])
@@ -306,4 +306,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[Knob, dict[str, Any]]:
     if missing:
         raise ValueError(f"load_knob: path must be a whole knob file; got {str(path)!r} without {', '.join(missing)}")
     spec = LambdaSpec.from_dict(metadata["spec"])
+    weight, bias = (tensors[name] for name in _PHI)
+    wanted = [len(metadata["layers"]), *bias.shape[1:], spec.num_params]
+    if bias.dim() != 2 or list(weight.shape) != wanted or len(bias) != len(weight):
+        raise ValueError(
+            f"load_knob: path must hold phi.weight [layers, R, p] and phi.bias [layers, R] for {wanted[0]} layers and "
+            f"p = {spec.num_params}; got {list(weight.shape)} and {list(bias.shape)} in {str(path)!r}"
+        )
     return Knob(spec, metadata["read"], metadata["conversion"], metadata["layers"], tensors), metadata

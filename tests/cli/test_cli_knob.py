@@ -104,6 +104,13 @@ def test_info(run, knobs):
     assert facts["parameters"] == 31 + 40 + 39 + 11 + 6
 
 
+def test_info_counts_no_kernels_for_what_the_base_reads(run, tmp_path):
+    plain = models.FFDNet(features=4, depth=3, knob=0)
+    save_knob(convert(plain, 2, domain="box", names=["sigma", "texture"]), tmp_path / "k.safetensors")
+    code, out, err = run("info", tmp_path / "k.safetensors")
+    assert code == 0 and "3 tunable, 1 new kernel of full rank each" in out, (out, err)
+
+
 def test_knob(run, base, weights, tmp_path):
     whole, out = tmp_path / "whole.safetensors", tmp_path / "knob.safetensors"
     net = trained(base, "texture", 3)

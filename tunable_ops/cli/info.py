@@ -116,7 +116,7 @@ def describe(path: Path) -> dict[str, Any]:
     facts["tuning"] = conversion.get("tuning")
     facts |= {"tunable_layers": None, "kernels": None, "plain_parameters": None}
     if facts["kind"] == "knob":
-        facts |= {"tunable_layers": len(metadata["layers"]), "kernels": [_new_kernels(conversion)]}
+        facts |= {"tunable_layers": len(metadata["layers"]), "kernels": [_new_kernels(metadata)]}
         facts |= {"rank": conversion.get("rank"), "licence": metadata.get("licence"), "base": metadata["base"]}
         facts["fingerprint"] = whole_fingerprint(metadata["base"])
     elif facts["architecture"] in models.ARCHITECTURES:
@@ -177,9 +177,9 @@ def _metadata(path: Path) -> dict[str, Any]:
     return read_knob_metadata(path) if is_knob else read_metadata(path)
 
 
-def _new_kernels(conversion: dict[str, Any]) -> int:
-    kernels: int | None = conversion.get("num_kernels")
-    return int(conversion["num_params"]) if kernels is None else kernels - 1
+def _new_kernels(metadata: dict[str, Any]) -> int:
+    kernels: int | None = metadata["conversion"].get("num_kernels")
+    return len(metadata["spec"]["names"]) - len(metadata["read"]) if kernels is None else kernels - 1
 
 
 def _layers(path: Path) -> dict[str, Any]:

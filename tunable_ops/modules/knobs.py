@@ -43,22 +43,26 @@ class Knob(NamedTuple):
         """Return the new kernels of a stack, [R, *kernel]; None if the knob leaves that stack alone."""
         if f"{stack}.new" in self.tensors:
             return self.tensors[f"{stack}.new"]
-        if f"{stack}.u" in self.tensors:
+        if {f"{stack}.u", f"{stack}.v"} <= set(self.tensors):
             u, v = self.tensors[f"{stack}.u"], self.tensors[f"{stack}.v"]
             wide = torch.promote_types(u.dtype, torch.float32)
             return torch.bmm(u.to(wide), v.to(wide)).view(-1, *kernel)
         return None
 
 
-def take_knob(net: TunableModel) -> Knob:
+def take_knob(net: TunableModel, argument: str) -> Knob:
     """Return what a conversion adds to its base; the tensors are the model's own.
+
+    Args:
+        net: The conversion.
+        argument: What errors call it, such as "save_knob: net".
 
     Raises:
         ValueError: A model on the simplex, or one that `convert` did not make.
     """
     if net.spec.domain != "box" or net.conversion is None or "control" in net.conversion:
         how = "with tunable_ops.convert, on the box (domain='box'), where the base is a kernel of its own"
-        raise ValueError(f"take_knob: net must be made {how}; got domain {net.spec.domain!r}, {type(net).__name__}")
+        raise ValueError(f"{argument} must be made {how}; got domain {net.spec.domain!r}, {type(net).__name__}")
     layers: dict[str, nn.Module] = {}
     tensors: dict[str, Tensor] = {}
     for stack, layer_name, layer, parts in _named_stacks(net):
@@ -98,7 +102,7 @@ def add_knobs(network: nn.Module, knobs: Sequence[Knob]) -> TunableModel:
     with torch.no_grad():
         filled: list[set[str]] = [set() for _ in knobs]
         for stack, layer_name, layer, parts in _named_stacks(net):
-            _fill(stack, parts, knobs, filled)
+            _fill(stack, layer_name, parts, knobs, filled)
             _fill_phi(layer.tuning, layer_name, knobs, columns)
     for knob, names in zip(knobs, filled, strict=True):
         unused = sorted(set(knob.tensors) - names - {"phi.weight", "phi.bias"})
@@ -163,7 +167,7 @@ def _conversion(network: nn.Module, knobs: Sequence[Knob], spec: LambdaSpec) -> 
     }
 
 
-def _fill(stack: str, parts: Sequence[Tensor], knobs: Sequence[Knob], filled: Sequence[set[str]]) -> None:
+def _fill(stack: str, layer: str, parts: Sequence[Tensor], knobs: Sequence[Knob], filled: Sequence[set[str]]) -> None:
     """Write the new kernels of every knob into its part of a stack."""
     start = 0
     for knob, names in zip(knobs, filled, strict=True):
@@ -175,8 +179,10 @@ def _fill(stack: str, parts: Sequence[Tensor], knobs: Sequence[Knob], filled: Se
             target = parts[1][start:end] if len(parts) == 2 else parts[0][1 + start : 1 + end]
             pieces, values = [(f"{stack}.new", target)], [knob.new_kernels(stack, target.shape[1:])]
         for (name, target), value in zip(pieces, values, strict=True):
-            if value is None:
+            if value is None and layer not in knob.layers:
                 continue
+            if value is None:
+                raise ValueError(f"load_knob: path must be a whole knob file; got one without {name}")
             if value.shape != target.shape:
                 raise ValueError(
                     f"load_knob: {name} must be {list(target.shape)} for this network; got {list(value.shape)}"
