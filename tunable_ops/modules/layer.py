@@ -14,14 +14,13 @@ from tunable_ops.modules.read_only import read_only
 from tunable_ops.modules.spec import read_lambda
 from tunable_ops.modules.tuning import Tuning
 
-
 # They gather, shard and move the parameters of a network from hooks that run in its forward.
 _MANAGERS = ("torch.distributed.", "accelerate.", "deepspeed.")
 
 
 def _is_read_by_a_manager() -> bool:
     """Return True if the code that reads an attribute of a layer looks after parameters, and is not the network's."""
-    # Three calls up, past `shown` and `__getattr__`, is what asked for the attribute. Graphs are of the network's code alone.
+    # Three calls up, past `shown` and `__getattr__`, is what asked. Graphs are of the network's code alone.
     return not torch.compiler.is_compiling() and sys._getframe(3).f_globals.get("__name__", "").startswith(_MANAGERS)
 
 
