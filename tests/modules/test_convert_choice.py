@@ -262,3 +262,44 @@ def test_the_arguments_travel_with_the_model():
     again = tunable_ops.convert(Net(), **net.conversion)
     again.load_state_dict(net.state_dict())
     assert again.spec == net.spec
+
+
+def test_reasons_by_choice_and_by_kind_of_layer():
+    plain = nn.ModuleDict(
+        {
+            "kept": nn.Linear(3, 3),
+            "skipped": nn.Linear(3, 3),
+            "other": nn.Linear(3, 3),
+            "complex": nn.Linear(3, 3, dtype=torch.complex64),
+            "lazy": nn.LazyConv2d(3, 3),
+            "own": Mine(3, 3, 1),
+        }
+    )
+    with pytest.warns(UserWarning) as caught:
+        net = tunable_ops.convert(plain, 2, include=["[!o]*", "own"], exclude=["skipped"])
+    assert net.left_alone == {
+        "skipped": "in exclude",
+        "other": "not in include",
+        "complex": "weights in complex64",
+        "lazy": "not initialised: call the network once before convert",
+        "own": "a subclass of Conv2d",
+    }
+    assert str(caught[0].message) == (
+        "convert: left alone: complex (weights in complex64); lazy (not initialised: call the network once before "
+        "convert); own (a subclass of Conv2d)"
+    )
+    assert converted(net) == ["kept"]
+
+
+def test_a_network_of_complex_layers_alone():
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1, dtype=torch.complex64), nn.Linear(3, 3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"got Sequential, of which these stay: 0, 1 \(weights in complex64\)$"):
+        tunable_ops.convert(plain, 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*reduce_range:UserWarning")
+def test_quantised_layers_are_named():
+    linear = torch.ao.nn.quantized.Linear(3, 3)
+    with pytest.warns(UserWarning, match=r"left alone: 0 \(quantised\)$"):
+        net = tunable_ops.convert(nn.Sequential(linear, nn.Linear(3, 3)), 2)
+    assert converted(net) == ["1"]

@@ -361,3 +361,55 @@ def test_groups_leave_out_what_is_frozen():
     groups = tunable_ops.optimizer_groups(net)
     assert [group["name"] for group in groups] == ["new", "phi"]
     assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("key", ["params_ema", "params", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod.module."])
+def test_load_plain_takes_checkpoints_and_prefixed_names(key, prefix):
+    net, other = model(), plain_net(Net)
+    perturb(other)
+    checkpoint = {"epoch": 3, "optimizer": {"state": {}}, key: prefixed(prefix, other.state_dict())}
+    wanted = model()
+    for target, state in ((wanted, other.state_dict()), (net, checkpoint)):
+        tunable_ops.load_plain(target, state)
+    assert same(stacks(net), stacks(wanted))
+
+
+def test_load_plain_takes_the_average_over_training_first():
+    net, other, average, wanted = model(), plain_net(), plain_net(), model()
+    perturb(average, seed=1)
+    tunable_ops.load_plain(net, {"params": other.state_dict(), "params_ema": average.state_dict()})
+    tunable_ops.load_plain(wanted, average.state_dict())
+    assert same(stacks(net), stacks(wanted))
+
+
+def test_load_plain_leaves_prefixes_of_the_networks_own():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Conv2d(3, 3, 1)
+
+    plain = Wrapped()
+    for prefix in ("", "model.", "module."):
+        net = tunable_ops.convert(plain, 2)
+        with torch.no_grad():
+            net.network.model.weight.zero_()
+        tunable_ops.load_plain(net, prefixed(prefix, plain.state_dict()))
+        assert torch.equal(net.network.model.weight[1], plain.model.weight)
+
+
+def test_load_plain_names_what_a_checkpoint_holds_instead():
+    for state, got in (
+        ({"weights": {}, "epoch": 3}, "dict with a dict at 'weights'"),
+        ({"model": plain_net()}, "dict with a Net at 'model'"),
+        ({"params": {"head.weight": [1]}}, "dict with a list at 'head.weight'"),
+    ):
+        with pytest.raises(TypeError, match=f"got {got}. A checkpoint may hold it under params_ema, "):
+            tunable_ops.load_plain(model(), state)
+    state = {**prefixed("model.", plain_net().state_dict()), "loss.weight": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"missing: blocks\.0\.beta, "):
+        tunable_ops.load_plain(model(), {"state_dict": state})

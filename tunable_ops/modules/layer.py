@@ -20,8 +20,7 @@ _MANAGERS = ("torch.distributed.", "accelerate.", "deepspeed.")
 
 def _is_read_by_a_manager() -> bool:
     """Return True if the code that reads an attribute of a layer looks after parameters, and is not the network's."""
-    # Three calls up, past `shown` and `__getattr__`, is what asked for the attribute. Graphs are of the network's code
-    # alone.
+    # Three calls up, past `shown` and `__getattr__`, is what asked. Graphs are of the network's code alone.
     return not torch.compiler.is_compiling() and sys._getframe(3).f_globals.get("__name__", "").startswith(_MANAGERS)
 
 
