@@ -132,7 +132,9 @@ def cpp_extensions() -> list[Any]:
 
     def stable(name: str, sources: list[str]) -> Any:
         macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
-        return CppExtension(name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True, extra_link_args=LINK)
+        return CppExtension(
+            name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True, extra_link_args=LINK
+        )
 
     module = CppExtension(
         "tunable_ops._C",
