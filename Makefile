@@ -16,7 +16,7 @@ CONSTRAINTS := --constraint .venv/constraints.txt
 CSRC := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all setup test test-all demo docs wheel sdist lint format clean
+.PHONY: all setup test test-all sanitize demo docs wheel sdist lint format clean
 
 all: test
 
@@ -67,6 +67,18 @@ demo: .venv/.train .venv/.ops
 docs: .venv/.train
 	$(BIN)/python -m tunable_ops.train.keys >docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+
+# The C++ operators under AddressSanitizer and UBSan, in a package of their own, with random calls: a few minutes.
+# The leaks of an interpreter that ends are no findings; libstdc++ must be there before the sanitizer looks for it.
+SANITIZED := LD_PRELOAD="$$($(or $(CXX),g++) -print-file-name=libasan.so) $$($(or $(CXX),g++) -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize:.
+FUZZ_SECONDS ?= 120
+SEED ?= 0
+
+sanitize: .venv/.dev
+	TUNABLE_OPS_SANITIZE=1 TUNABLE_OPS_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/sanitize \
+		--build-temp build/sanitize-objects
+	$(SANITIZED) $(BIN)/python tests/csrc/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
 
 # build/lib is what the last build left; modules that were deleted since would be packed again
 wheel: .venv/.torch

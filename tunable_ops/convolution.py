@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 _PLAIN: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 
 
 def convolve(
@@ -141,9 +141,13 @@ def with_new_strides(tensor: Tensor) -> Tensor:
     stride = tensor.stride()
     first = tuple(range(len(shape)))
     last = (0, *first[2:], 1)
-    if _are_new(shape, stride, first) or (len(shape) > 3 and _are_new(shape, stride, last)):
+    spatial = [d for d in first[2:] if shape[d] > 1]
+    if shape[1] > 1 and spatial:
+        order = last if all(stride[1] < stride[d] for d in spatial) else first
+    else:  # both formats
+        order = last if _are_new(shape, stride, last) or suggest_memory_format(tensor) in _CHANNELS_LAST else first
+    if _are_new(shape, stride, order):
         return tensor
-    order = last if _channels_are_innermost(tensor) else first
     view = tensor.permute(order)
     for d in reversed(first):
         if view.shape[d] == 1:
@@ -159,16 +163,6 @@ def _are_new(shape: Sequence[int], stride: Sequence[int], order: Sequence[int]) 
             return False
         step = shape[d] * stride[d]
     return True
-
-
-def _channels_are_innermost(tensor: Tensor) -> bool:
-    shape, stride = tensor.shape, tensor.stride()
-    if len(shape) not in _CHANNELS_LAST:
-        return False
-    spatial = [d for d in range(2, len(shape)) if shape[d] > 1]
-    if shape[1] > 1 and spatial:
-        return all(stride[1] < stride[d] for d in spatial)
-    return suggest_memory_format(tensor) == _CHANNELS_LAST[len(shape)]
 
 
 def _each(value: int | Sequence[int], ndim: int) -> Sequence[int]:

@@ -172,11 +172,8 @@ def lay_out(case: Case, tensors: list[Tensor | None]) -> list[Tensor | None]:
     if case.op == "tunable_linear":  # its input already has them there
         return [x, weight.mT.contiguous().mT, bias, alpha]
     weight = weight.movedim(2, -1).contiguous().movedim(-1, 2)
-    if case.batched:
-        return [x.movedim(1, -1).contiguous().movedim(-1, 1), weight, bias, alpha]
-    # An unbatched input gets other strides, because torch 2.13 computes a wrong float64 weight gradient of grouped
-    # convolutions if a batch of one is in channels_last and its batch stride is not C * H * W.
-    return [x.mT.contiguous().mT, weight, bias, alpha]
+    place = 1 if case.batched else 0
+    return [x.movedim(place, -1).contiguous().movedim(-1, place), weight, bias, alpha]
 
 
 def run(case: Case, tensors: list[Any], grad: Tensor, options: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
