@@ -297,7 +297,7 @@ def test_a_network_of_complex_layers_alone():
         tunable_ops.convert(plain, 2)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*reduce_range:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
 def test_quantised_layers_are_named():
     linear = torch.ao.nn.quantized.Linear(3, 3)
     with pytest.warns(UserWarning, match=r"left alone: 0 \(quantised\)$"):

@@ -142,7 +142,7 @@ def train_steps(net: nn.Module, rows: slice) -> None:
         optimiser.zero_grad()
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", [pytest.param(s, marks=pytest.mark.slow) if s != "layers" else s for s in STYLES])
 def test_fully_shard_trains_to_the_values_of_one_process(style: str, tmp_path: Path) -> None:
     """fully_shard per layer raised "mixed torch.Tensor and DTensor": phi was multiplied before it was gathered."""
     processes = [
