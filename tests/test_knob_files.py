@@ -440,7 +440,9 @@ def denoiser(**options):
 
 
 def turn_denoiser(plain, name, seed, rank=1, names=None):
-    net = tunable_ops.convert(plain, 2, domain="box", names=names or ["sigma", name], rank=rank)
+    names = names or ["sigma", name]
+    ranges = [(0, 50) if each == "sigma" else (0, 1) for each in names]
+    net = tunable_ops.convert(plain, 2, domain="box", names=names, ranges=ranges, rank=rank)
     tunable_ops.freeze_all_but_new(net)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -458,17 +460,17 @@ def test_knobs_share_what_the_base_reads_itself(tmp_path):
         save_knob(net, file, architecture="ffdnet", arguments={"features": 8, "depth": 4, "knob": 0})
     one = load_knob(plain, files[0])
     assert one.spec.names == ("sigma", "texture") and one.conversion == nets[0].conversion
-    assert torch.equal(one(x, [0.4, 0.7]), nets[0](x, [0.4, 0.7]))
+    assert torch.equal(one(x, [20, 0.7]), nets[0](x, [20, 0.7]))
     both = load_knob(plain, files)
     assert both.spec.names == ("sigma", "texture", "deblur")
-    for sigma in (0.0, 0.5, 1.0):
-        assert torch.equal(both(x, [sigma, 0.0, 0.0]), denoiser()(x, sigma * 50 / 255))
+    for sigma in (0, 25, 50):
+        assert torch.equal(both(x, [sigma, 0.0, 0.0]), denoiser()(x, sigma / 255))
         torch.testing.assert_close(both(x, [sigma, 0.6, 0.0]), nets[0](x, [sigma, 0.6]))
         torch.testing.assert_close(both(x, [sigma, 0.0, 0.6]), nets[1](x, [sigma, 0.6]))
-    assert not torch.allclose(both(x, [0.5, 0.6, 0.0]), both(x, [0.5, 0.0, 0.6]))
-    torch.testing.assert_close(tunable_ops.fold(both, [0.5, 0.6, 0.3])(x), both(x, [0.5, 0.6, 0.3]))
+    assert not torch.allclose(both(x, [25, 0.6, 0.0]), both(x, [25, 0.0, 0.6]))
+    torch.testing.assert_close(tunable_ops.fold(both, [25, 0.6, 0.3])(x), both(x, [25, 0.6, 0.3]))
     found = load_base(saved(denoiser().state_dict(), tmp_path / "bare"), files[0])
-    assert torch.equal(load_knob(found, files)(x, [0.5, 0.6, 0.3]), both(x, [0.5, 0.6, 0.3]))
+    assert torch.equal(load_knob(found, files)(x, [25, 0.6, 0.3]), both(x, [25, 0.6, 0.3]))
 
 
 def saved(state, path):
@@ -479,15 +481,15 @@ def saved(state, path):
 def test_a_base_with_a_spec_of_its_own(tmp_path):
     """A base that is tunable without new kernels gives its parameter's name, range and default."""
     plain, x = denoiser(knob=0), torch.rand(1, 3, 8, 8)
-    own = tunable_ops.convert(plain, 1, domain="box", names=["noise"], ranges=[(0, 1.5)], defaults=[0.5])
+    own = tunable_ops.convert(plain, 1, domain="box", names=["noise"], ranges=[(0, 75)], defaults=[25])
     save_knob(turn_denoiser(plain, "texture", 1), tmp_path / "texture")
     save_knob(turn_denoiser(plain, "deblur", 2), tmp_path / "deblur")
     one = load_knob(own, tmp_path / "texture")
-    assert one.spec.names == ("noise", "texture") and one.spec.ranges[0] == (0.0, 1.5) and one.conversion["rank"] == 1
+    assert one.spec.names == ("noise", "texture") and one.spec.ranges[0] == (0, 75) and one.conversion["rank"] == 1
     two = load_knob(one, tmp_path / "deblur")
-    assert two.spec.names == ("noise", "texture", "deblur") and two.spec.defaults == (0.5, 0.0, 0.0)
-    assert torch.equal(two(x, [0.4, 0.0, 0.0]), own(x, [0.4]))
-    torch.testing.assert_close(two(x, [0.4, 0.7, 0.0]), one(x, [0.4, 0.7]))
+    assert two.spec.names == ("noise", "texture", "deblur") and two.spec.defaults == (25, 0, 0)
+    assert torch.equal(two(x, [20, 0.0, 0.0]), own(x, [20]))
+    torch.testing.assert_close(two(x, [20, 0.7, 0.0]), one(x, [20, 0.7]))
     with pytest.raises(ValueError, match="net must have new kernels; got a network that only reads lambda itself"):
         save_knob(own, tmp_path / "own")
 
@@ -498,7 +500,7 @@ def test_the_place_of_what_the_base_reads(tmp_path):
         save_knob(turn_denoiser(plain, name, seed, names=[name, "sigma"]), tmp_path / name)
     both = load_knob(plain, [tmp_path / "texture", tmp_path / "deblur"])
     assert both.spec.names == ("texture", "sigma", "deblur")
-    assert torch.equal(both(x, [0.0, 0.5, 0.0]), denoiser()(x, 25 / 255))
+    assert torch.equal(both(x, [0.0, 25, 0.0]), denoiser()(x, 25 / 255))
 
 
 def test_a_base_that_does_not_read_lambda(tmp_path):
