@@ -16,7 +16,7 @@ from tunable_ops.convolution import convolve, convolve_backward
 
 # Size of the per-sample weight gradients in fp32 that are kept at a time; larger batches are contracted in chunks.
 CHUNK_BYTES = 64 << 20
-Geometry = Any  # (stride, padding, dilation), each a pair
+Geometry = tuple[Any, Any, Any]  # (stride, padding, dilation), each a pair
 Pieces = Iterator[tuple[Tensor, Tensor | None, Tensor | None]]
 
 

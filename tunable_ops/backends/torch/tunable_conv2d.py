@@ -40,7 +40,7 @@ def forward(
         picked = pick(input, stride, padding).contiguous(memory_format=form)
         output = forward(picked, weight, bias, alpha, (1, 1), (0, 0), (1, 1), groups, activation, algorithm)
         return output.contiguous(memory_format=form)
-    geometry: Any = (stride, padding, dilation)
+    geometry: per_sample.Geometry = (stride, padding, dilation)
     if alpha.dim() == 4:
         products = _map_products(input, weight, bias, geometry, groups)
         accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -84,7 +84,7 @@ def backward(
         if grad is not None:
             grad = put_back(grad, input, stride, padding).contiguous(memory_format=form)
         return grad, others[0], others[1], others[2]
-    geometry: Any = (stride, padding, dilation)
+    geometry: per_sample.Geometry = (stride, padding, dilation)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
     grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
@@ -140,7 +140,9 @@ def _contract(
     return grad_weight, grad_bias, alphas
 
 
-def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, groups: int) -> Tensor:
+def _map_products(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: per_sample.Geometry, groups: int
+) -> Tensor:
     """Return conv_p(x) + bias_p for all kernels, [B, P, O, OH, OW], by one convolution."""
     kernels, outputs = weight.shape[:2]
     merged_bias = None if bias is None else _merge_groups(bias, groups)
@@ -168,7 +170,7 @@ def _map_backward(
     weight: Tensor,
     bias: Tensor | None,
     alpha: Tensor,
-    geometry: Any,
+    geometry: per_sample.Geometry,
     groups: int,
     mask: Sequence[bool],
 ) -> Gradients:

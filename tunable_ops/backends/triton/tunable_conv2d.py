@@ -72,7 +72,7 @@ def forward(
         return apply_activation(pre, activation)
     if choice.algorithm == "premix" and alpha.dim() == 1:
         kernel, shift = blend(weight, bias, alpha)
-        result = convolve(input, kernel, shift, *geometry[:3], groups=groups)
+        result = convolve(input, kernel, shift, geometry[0], geometry[1], geometry[2], groups)
         if pre is not None:
             pre.copy_(result)
         return apply_activation(result, activation).contiguous(memory_format=memory_format)
