@@ -33,7 +33,7 @@ from setuptools.command.build_py import build_py
 STABLE_ABI = "0x020b000000000000"  # 2.11
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
-# `make sanitize` looks for wrong accesses and undefined behaviour: it needs lines for its reports, and stops at the first.
+# For `make sanitize`, which looks for wrong accesses and undefined behaviour, and stops at the first.
 SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 if os.environ.get("TUNABLE_OPS_SANITIZE") == "1":
     FLAGS += ["-O1", "-g1", *SANITIZERS]
@@ -146,6 +146,7 @@ def cpp_extensions() -> list[Any]:
             ("TO_STABLE_ABI", STABLE_ABI),
         ],
         extra_compile_args=FLAGS,
+        extra_link_args=LINK,
     )
     module.libraries, module.library_dirs = [], []  # build information alone: it loads whatever torch is there
     # In a folder that is no package: nothing that walks through the modules of tunable_ops may load the schemas.

@@ -16,7 +16,7 @@ from tunable_ops.convolution import convolve, convolve_backward
 
 # Size of the per-sample weight gradients in fp32 that are kept at a time; larger batches are contracted in chunks.
 CHUNK_BYTES = 64 << 20
-Geometry = Any  # (stride, padding, dilation), each a pair
+Geometry = tuple[Any, Any, Any]  # (stride, padding, dilation), each a pair
 Pieces = Iterator[tuple[Tensor, Tensor | None, Tensor | None]]
 
 
@@ -34,7 +34,7 @@ def _grouped(
         kernel.reshape(-1, *kernel.shape[2:]),
         None if shift is None else shift.reshape(-1),
         *geometry,
-        batch * groups,
+        groups=batch * groups,
     )
     return output.reshape(batch, -1, *output.shape[2:])
 
@@ -42,7 +42,7 @@ def _grouped(
 def _loop(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geometry: Geometry, groups: int) -> Tensor:
     kernel, shift = _blended(weight, bias, alpha)
     samples = [
-        convolve(input[b : b + 1], kernel[b], None if shift is None else shift[b], *geometry, groups)
+        convolve(input[b : b + 1], kernel[b], None if shift is None else shift[b], *geometry, groups=groups)
         for b in range(input.shape[0])
     ]
     return torch.cat(samples)

@@ -19,7 +19,6 @@ from tunable_ops.backends.torch.layout import empty_stack_like, output_format
 from tunable_ops.convolution import convolve, convolve_backward, is_strided_pointwise, pick, put_back
 from tunable_ops.reference.activation import activation_backward, apply_activation
 
-_UNSTRIDED: Any = ((1, 1), (0, 0), (1, 1))  # stride, padding, dilation
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -39,9 +38,9 @@ def forward(
     if is_strided_pointwise(weight.shape[3:], stride):
         form = output_format(input, weight)
         picked = pick(input, stride, padding).contiguous(memory_format=form)
-        output = forward(picked, weight, bias, alpha, *_UNSTRIDED, groups, activation, algorithm)
+        output = forward(picked, weight, bias, alpha, (1, 1), (0, 0), (1, 1), groups, activation, algorithm)
         return output.contiguous(memory_format=form)
-    geometry: Any = (stride, padding, dilation)
+    geometry: per_sample.Geometry = (stride, padding, dilation)
     if alpha.dim() == 4:
         products = _map_products(input, weight, bias, geometry, groups)
         accumulate = torch.promote_types(input.dtype, torch.float32)
@@ -52,9 +51,9 @@ def forward(
         output = output.to(input.dtype)
     elif alpha.dim() == 1:
         kernel, shift = blend.forward(weight, alpha), None if bias is None else blend.forward(bias, alpha)
-        output = convolve(input, kernel, shift, *geometry, groups)
+        output = convolve(input, kernel, shift, *geometry, groups=groups)
     elif input.shape[0] == 0:
-        output = convolve(input, weight[0], None, *geometry, groups)
+        output = convolve(input, weight[0], None, *geometry, groups=groups)
     else:
         algorithm = algorithm or choose_algorithm(input, weight, geometry, groups)
         output = per_sample.FORWARD[algorithm](input, weight, bias, alpha, geometry, groups)
@@ -80,12 +79,12 @@ def backward(
     if is_strided_pointwise(weight.shape[3:], stride):
         form = output_format(input, weight)
         picked = pick(input, stride, padding).contiguous(memory_format=form)
-        tensors = (picked, weight, bias, alpha)
-        grad, *others = backward(grad_output, saved, *tensors, *_UNSTRIDED, groups, activation, mask, algorithm)
+        options: Any = ((1, 1), (0, 0), (1, 1), groups, activation, mask, algorithm)
+        grad, *others = backward(grad_output, saved, picked, weight, bias, alpha, *options)
         if grad is not None:
             grad = put_back(grad, input, stride, padding).contiguous(memory_format=form)
-        return (grad, *others)
-    geometry: Any = (stride, padding, dilation)
+        return grad, others[0], others[1], others[2]
+    geometry: per_sample.Geometry = (stride, padding, dilation)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
     grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
@@ -141,11 +140,13 @@ def _contract(
     return grad_weight, grad_bias, alphas
 
 
-def _map_products(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, groups: int) -> Tensor:
+def _map_products(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: per_sample.Geometry, groups: int
+) -> Tensor:
     """Return conv_p(x) + bias_p for all kernels, [B, P, O, OH, OW], by one convolution."""
     kernels, outputs = weight.shape[:2]
     merged_bias = None if bias is None else _merge_groups(bias, groups)
-    products = convolve(input, _merge_groups(weight, groups), merged_bias, *geometry, groups)
+    products = convolve(input, _merge_groups(weight, groups), merged_bias, *geometry, groups=groups)
     return _split_groups(products, kernels, outputs, groups)
 
 
@@ -169,7 +170,7 @@ def _map_backward(
     weight: Tensor,
     bias: Tensor | None,
     alpha: Tensor,
-    geometry: Any,
+    geometry: per_sample.Geometry,
     groups: int,
     mask: Sequence[bool],
 ) -> Gradients:

@@ -17,6 +17,7 @@ from tunable_ops.backends.torch.per_sample import chunks
 from tunable_ops.backends.triton.problem import choose, forward_kind, input_kind, make_problem, weight_kind
 from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
+from tunable_ops.convolution import convolve, convolve_backward
 from tunable_ops.geometry import output_size
 from tunable_ops.reference.activation import activation_backward, apply_activation
 from tunable_ops.triton_kernels import choose_algorithm as rule
@@ -71,7 +72,7 @@ def forward(
         return apply_activation(pre, activation)
     if choice.algorithm == "premix" and alpha.dim() == 1:
         kernel, shift = blend(weight, bias, alpha)
-        result = per_sample.conv2d(input, kernel, shift, *geometry[:3], groups)
+        result = convolve(input, kernel, shift, geometry[0], geometry[1], geometry[2], groups)
         if pre is not None:
             pre.copy_(result)
         return apply_activation(result, activation).contiguous(memory_format=memory_format)
@@ -148,7 +149,7 @@ def backward(
         if any(wanted):
             grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
             kernel = blend(weight, None, alpha)[0] if wanted[0] else weight[0]
-            grad_input, gradient, _ = per_sample.conv_backward(grad_output, input, kernel, geometry[:3], groups, wanted)
+            grad_input, gradient, _ = convolve_backward(grad_output, input, kernel, geometry[:3], groups, wanted)
     if mask[0] and grad_input is None:
         grad_input = torch.empty_like(input, memory_format=output_format(input, weight))
         _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
