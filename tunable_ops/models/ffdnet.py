@@ -19,8 +19,9 @@ class FFDNet(nn.Module):
     The noise level is an input map: a knob without tunable layers. With `knob` it is an entry of lambda, of 255, beside
     others that tunable layers follow: ``convert(FFDNet(knob=0), 2, domain="box", names=("sigma", "texture"),
     ranges=((0, 50), (0, 1)), units=("of 255", ""))`` is called without sigma, and lambda (25, 0) gives what FFDNet
-    computes at ``sigma = 25 / 255``, bit for bit. Parameters have the names of the published weights: ``model.0``, ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded
-    by repeating the border, and the output is cropped.
+    computes at ``sigma = 25 / 255``, bit for bit. Parameters have the names of the published weights: ``model.0``,
+    ``model.2``, ... (the odd numbers are the ReLUs). Odd sizes are padded by repeating the border, and the output is
+    cropped.
 
     Args:
         channels: Channels C of the picture, 3 for RGB.
