@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunable_ops.modules import LambdaSpec
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.degradations import Degradation, Noise
 from tunable_ops.train.sections import (
@@ -48,6 +49,8 @@ class Tuning(Section):
     "*.relative_position_bias_table"). ``kind="none"`` trains the plain network itself with the fixed weights ``lam``
     of the objectives (default: the first objective alone). ``names`` are the names of the tuning parameters (default:
     those of the objectives that follow lambda); names beyond these objectives are knobs of the degradation alone.
+    ``ranges`` ([low, high] of each, default [0, 1]), ``defaults`` and ``lam`` are in the ``units`` ("of 255",
+    "pixels"); on the box an objective's weight is lambda divided by the largest end of its range.
 
     The other kinds are those of `tunable_ops.control`, ``control`` their arguments: trained in as many phases as there
     are objectives, each with an equal part of the steps and a schedule of its own.
@@ -61,7 +64,9 @@ class Tuning(Section):
     exclude: list[str] = Field(default_factory=list)
     parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
     names: list[str] | None = None
+    ranges: list[tuple[float, float]] | None = None
     defaults: list[float] | None = None
+    units: list[str] | None = None
     lam: list[float] | None = None
 
     @property
@@ -73,7 +78,7 @@ class Tuning(Section):
     def _fit(self) -> Tuning:
         if self.control and not self.phased:
             raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
-        foreign = [key for key in ("num_kernels", "include", "exclude") if getattr(self, key)]
+        foreign = [key for key in ("num_kernels", "include", "exclude", "ranges", "units") if getattr(self, key)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
             raise ValueError(
@@ -228,7 +233,7 @@ class Config(RunConfig):
                 f"lambda; got {self.tuning.names}"
             )
         self._check_levels(sum(following))
-        for key in ("defaults", "lam"):
+        for key in ("ranges", "defaults", "units", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != count:
                 raise ValueError(f"tuning.{key} must have one entry per tuning parameter, {count}; got {given}")
@@ -238,6 +243,7 @@ class Config(RunConfig):
         for lam in self.validation.lams or ():
             if len(lam) != count:
                 raise ValueError(f"validation.lams must have {count} numbers each, as lambda has; got {lam}")
+        _ = self.spec  # raises for ranges and defaults that make no sense
         groups = self.sampler.groups
         if groups is not None and self.data.batch % groups:
             raise ValueError(f"sampler.groups must divide data.batch, {self.data.batch}; got {groups}")
@@ -302,9 +308,18 @@ class Config(RunConfig):
         return len(self.param_names)
 
     @property
+    def spec(self) -> LambdaSpec:
+        """Names, units, ranges and defaults of lambda."""
+        tuning = self.tuning
+        domain = "simplex" if tuning.phased else tuning.domain
+        return LambdaSpec.create(
+            self.num_params, domain, self.param_names, tuning.ranges, tuning.defaults, tuning.units
+        )
+
+    @property
     def fixed_lam(self) -> list[float]:
-        """Lambda where the plain network is trained."""
-        return self.tuning.lam or [1.0] + [0.0] * (self.num_params - 1)
+        """Lambda where the plain network is trained, in its units."""
+        return self.tuning.lam or [self.spec.scales[0]] + [0.0] * (self.num_params - 1)
 
 
 class PerceptualLoss(Section):

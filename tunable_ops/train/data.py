@@ -164,7 +164,10 @@ class Photographs:
 
 
 class Batch(NamedTuple):
-    """One step's worth: network input [B, C, H, W], the possible targets by name, lambda [B, p] or, if fixed, [p]."""
+    """One step's worth: network input [B, C, H, W], the possible targets by name, lambda in its units.
+
+    lambda is [B, p] or, if fixed, [p].
+    """
 
     input: Tensor
     targets: dict[str, Tensor]
@@ -179,7 +182,7 @@ class Batches(Dataset[Batch]):
     Args:
         photographs: The clean pictures.
         config: The run's configuration.
-        sampler: Draws lambda; None for the fixed one of the configuration, or of a step's phase.
+        sampler: Draws lambda as phi gets it; None for the fixed one of the configuration, or of a step's phase.
         rank: Of this process; ranks draw different batches.
     """
 
@@ -191,22 +194,24 @@ class Batches(Dataset[Batch]):
         return self.config.optim.steps
 
     def __getitem__(self, step: int) -> Batch:
-        data = self.config.data
+        data, spec = self.config.data, self.config.spec
         crops = generator(self.config.seed, "crops", step, self.rank)
         clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
         if self.config.model.arguments.get("channels", 3) == 1:
             clean = grey(clean)
         if self.sampler is None:
-            lam = torch.tensor(self.schedule.at(step).lam)
+            lam = spec.normalise(torch.tensor(self.schedule.at(step).lam))
         else:
             count = self.config.sampler.groups or data.batch
             lam = self.sampler(count, generator=generator(self.config.seed, "lambda", step, self.rank))
             if self.config.sampler.balanced:
-                lam = balance(lam, self.sampler.kind)
+                lam = balance(lam, self.sampler.kind, self.sampler.ranges)
             lam = lam.repeat_interleave(data.batch // count, dim=0)
         draws = generator(self.config.seed, "degradation", step, self.rank)
         pair = degrade(clean, self.config.degradation, draws, lam)
-        return Batch(pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, lam)
+        return Batch(
+            pair.input, {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}, spec.denormalise(lam)
+        )
 
 
 def draw_crop(photographs: Photographs, data: Data, source: torch.Generator) -> Tensor:
@@ -238,19 +243,22 @@ def grey(pictures: Tensor) -> Tensor:
     return (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
-def balance(lam: Tensor, kind: str) -> Tensor:
+def balance(lam: Tensor, kind: str, ranges: Sequence[tuple[float, float]] | None = None) -> Tensor:
     """Replace draws by mirror images of others, so that the mean of lambda hardly varies from batch to batch.
 
     Of p rows that follow one another on the simplex, the later ones become cyclic shifts of the first; on the box the
-    second of two becomes 1 minus the first. Every row keeps its distribution; only rows of a batch go together.
+    second of two becomes the mirror image of the first, ``low + high - lambda``. Every row keeps its distribution;
+    only rows of a batch go together.
 
     Args:
-        lam: [B, p] draws of `tunable_ops.losses.sampler` over its standard range.
+        lam: [B, p] draws of `tunable_ops.losses.sampler`.
         kind: Of the sampler, "simplex" or "uniform".
+        ranges: Those of a uniform one; default [0, 1].
     """
     count, params = lam.shape
     if kind == "uniform":
-        return torch.stack([lam[::2], 1 - lam[::2]], dim=1).flatten(0, 1)[:count]
+        ends = lam.new_tensor([low + high for low, high in ranges or ((0.0, 1.0),) * params])
+        return torch.stack([lam[::2], ends - lam[::2]], dim=1).flatten(0, 1)[:count]
     shifts = torch.stack([lam[::params].roll(k, dims=1) for k in range(params)], dim=1)  # [ceil(B/p), p, p]
     return shifts.flatten(0, 1)[:count]
 

@@ -24,8 +24,9 @@ _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 class Noise(Section):
     """White Gaussian noise; its standard deviation is drawn per sample from ``sigma``, on the scale 0..255.
 
-    With ``levels``, one per tuning parameter, it follows lambda instead: ``sum_i lambda_i * levels_i``. The knob then
-    says how noisy the input is, rather than what to make of it. ``floor`` is added to that level.
+    With ``levels``, one per tuning parameter, it follows lambda instead: ``sum_i lambda_i / scale_i * levels_i``, where
+    level i is that at the largest end of the range. The knob then says how noisy the input is, rather than what to make
+    of it. ``floor`` is added to that level.
     """
 
     sigma: _Range = (25.0, 25.0)
@@ -92,7 +93,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
         clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
         config: What to do, with the ranges that the parameters are drawn from.
         generator: Source of all draws.
-        lam: [p] or [B, p], for blur and noise that follow it.
+        lam: [p] or [B, p], divided by its scales, for blur and noise that follow it.
 
     Returns:
         `Degraded`, both [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.

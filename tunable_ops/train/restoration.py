@@ -98,7 +98,8 @@ class Restoration(Task):
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             output = self._output(x, lam)
-        return self.criterion(output.float(), targets, objective_weights(objectives, lam))
+        weights = objective_weights(objectives, self.config.spec.normalise(lam))
+        return self.criterion(output.float(), targets, weights)
 
     def _output(self, x: Tensor, lam: Tensor) -> Tensor:
         """Return the network's output; samples that share a lambda go through it together."""
@@ -120,12 +121,13 @@ class Restoration(Task):
         """The points of a validation sweep."""
         if not isinstance(self.net, TunableModel):
             return [self.config.fixed_lam]
-        return self.config.validation.lams or default_lams(self.net.spec.num_params, self.net.spec.domain)
+        return self.config.validation.lams or default_lams(self.net.spec)
 
     def validate(self, average: nn.Module, pictures: Sequence[tuple[str, Tensor]]) -> dict[str, float]:
         """Measure PSNR over lambda."""
         degradation = self.config.validation.degradation or self.config.degradation
-        self.scores = sweep(average, pictures, degradation, self.lams, self.config.seed, measure=Measure(ssim=False))
+        measure, seed = Measure(ssim=False), self.config.seed
+        self.scores = sweep(average, pictures, degradation, self.lams, seed, self.config.spec, measure=measure)
         return {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
 
     def describe(self, values: dict[str, float]) -> str:
