@@ -75,8 +75,8 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         dict with path, bytes, kind ("tunable" or "plain"), version, architecture, arguments, parameters (values in the
-        file), dtypes, notes; and for a tunable network domain, lambda (a list of name, low, high, default), tuning,
-        tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
+        file), dtypes, notes; and for a tunable network domain, lambda (a list of name, unit, low, high, default),
+        tuning, tunable_layers, kernels (per layer, sorted without repetition), plain_parameters (once folded).
 
     Raises:
         FileNotFoundError, ValueError: As for `serialization.load`.
@@ -105,10 +105,12 @@ def describe(path: Path) -> dict[str, Any]:
     }
     if conversion is None or spec is None:
         return facts
-    limits = zip(spec["names"], spec["ranges"], spec["defaults"], strict=True)
+    units = spec.get("units") or [""] * len(spec["names"])
+    limits = zip(spec["names"], units, spec["ranges"], spec["defaults"], strict=True)
     facts["domain"] = spec["domain"]
     facts["lambda"] = [
-        {"name": name, "low": low, "high": high, "default": default} for name, (low, high), default in limits
+        {"name": name, "unit": unit, "low": low, "high": high, "default": default}
+        for name, unit, (low, high), default in limits
     ]
     facts["tuning"] = conversion.get("tuning")
     facts |= {"tunable_layers": None, "kernels": None, "plain_parameters": None}
@@ -143,7 +145,8 @@ def _table(facts: dict[str, Any]) -> str:
         rows.append(("domain", f"{facts['domain']}: {sums}"))
         width = max(len(part["name"]) for part in facts["lambda"])
         for index, part in enumerate(facts["lambda"]):
-            text = f"{part['name']:<{width}}  {part['low']:g} to {part['high']:g}, default {part['default']:g}"
+            unit = part["unit"] and f" {part['unit']}"
+            text = f"{part['name']:<{width}}  {part['low']:g} to {part['high']:g}{unit}, default {part['default']:g}"
             rows.append(("" if index else "lambda", text))
         rows.append(("tuning", str(facts["tuning"])))
         if facts["tunable_layers"] is not None:
