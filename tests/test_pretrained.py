@@ -47,9 +47,20 @@ def test_each_says_where_it_comes_from(name: str) -> None:
 def test_the_denoiser_is_best_where_its_knob_says_how_noisy_it_is(photo) -> None:
     net = pretrained.load("denoise")
     noisy = photo + 25 / 255 * torch.randn(photo.shape)
-    found = [psnr(net(noisy[None], [lam]), photo) for lam in (0.1, 0.5, 1.0)]
+    found = [psnr(net(noisy[None], [lam]), photo) for lam in (5, 25, 50)]
     assert found[1] > found[0] + 1 and found[1] > found[2] + 1 and found[1] > 29, found
     assert psnr(net(photo[None], [0.0]), photo) > 40
+
+
+@torch.no_grad()
+def test_sigma_means_the_same_everywhere(photo) -> None:
+    """It was sigma / 50 in one network and sigma / 25 in the other."""
+    noisy = photo + 15 / 255 * torch.randn(photo.shape)
+    one, two = pretrained.load("denoise"), pretrained.load("denoise_deblur")
+    assert (one.spec.units[0], two.spec.units) == ("of 255", ("of 255", "pixels"))
+    for net, rest in ((one, {}), (two, {"deblur": 0})):
+        found = [psnr(net(noisy[None], {"sigma": sigma, **rest}), photo) for sigma in (4, 15, 25)]
+        assert found[1] == max(found) > psnr(noisy[None], photo) + 4, found
 
 
 @torch.no_grad()
@@ -59,10 +70,10 @@ def test_the_two_knobs_are_independent(photo) -> None:
     blurred = gaussian_blur(photo[None], torch.tensor([1.5])) + 1 / 255 * torch.randn(1, *photo.shape)
     noisy = photo[None] + 15 / 255 * torch.randn(1, *photo.shape)
     both = gaussian_blur(photo[None], torch.tensor([1.0])) + 12.5 / 255 * torch.randn(1, *photo.shape)
-    assert psnr(net(blurred, [0.0, 0.75]), photo) > psnr(blurred, photo) + 2
-    assert psnr(net(noisy, [0.6, 0.0]), photo) > psnr(noisy, photo) + 4
-    right = psnr(net(both, [0.5, 0.5]), photo)
-    assert right > max(psnr(net(both, lam), photo) for lam in ([0.5, 0.0], [0.0, 0.5], [0.0, 0.0])) + 0.3
+    assert psnr(net(blurred, [0.0, 1.5]), photo) > psnr(blurred, photo) + 2
+    assert psnr(net(noisy, {"sigma": 15, "deblur": 0}), photo) > psnr(noisy, photo) + 4
+    right = psnr(net(both, [12.5, 1.0]), photo)
+    assert right > max(psnr(net(both, lam), photo) for lam in ([12.5, 0.0], [0.0, 1.0], [0.0, 0.0])) + 0.3
     assert psnr(net(photo[None], [0.0, 0.0]), photo) > 36
 
 
@@ -80,10 +91,12 @@ def test_super_resolution_beats_bicubic(photo) -> None:
 def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     """As the README says it, right after an installation."""
     write_image(photo[:, :64, :80], tmp_path / "photo.png")
-    words = ["apply", str(tmp_path / "photo.png"), "--model", "denoise", "--lam", "0.8", "--out", str(tmp_path)]
+    words = ["apply", str(tmp_path / "photo.png"), "--model", "denoise", "--lam", "sigma=40", "--out", str(tmp_path)]
     assert main(words) == 0
-    assert read_image(tmp_path / "photo_lam0.80.png").shape == (3, 64, 80)
-    assert main(["info", "denoise"]) == 0 and "licence" in capsys.readouterr().out
+    assert read_image(tmp_path / "photo_lam40.00.png").shape == (3, 64, 80)
+    assert main(["info", "denoise"]) == 0
+    shown = capsys.readouterr().out
+    assert "licence" in shown and "sigma  0 to 50 of 255, default 25" in shown
     assert main(["apply", str(tmp_path / "photo.png"), "--model", "denoiser"]) == 2
     assert "model must be an existing file or one of denoise, denoise_deblur," in capsys.readouterr().err
 

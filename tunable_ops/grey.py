@@ -2,7 +2,7 @@
 
 x = images.read_image("scan.png")
 if is_grey(x):
-    lam = grey_lambda(net, [0.5])
+    lam = grey_lambda(net, [25])
     y = apply_tiled(on_grey(lambda part: net(part, lam)), as_grey(x)[None])     # [1, 1, H, W]
 """
 
@@ -27,6 +27,12 @@ class _Spec(Protocol):
 
     @property
     def domain(self) -> str: ...
+
+    @property
+    def units(self) -> tuple[str, ...]: ...
+
+    @property
+    def scales(self) -> tuple[float, ...]: ...
 
 
 def is_grey(picture: Tensor) -> bool:
@@ -129,11 +135,12 @@ def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
     The mean of three equal channels with independent noise of sqrt(3) sigma has noise of sigma: a grey picture with
     noise of sigma is worth as much as three such channels. So the noise level
 
-        sigma = sum_i lambda_i * levels_i + floor
+        sigma = sum_i lambda_i / scale_i * levels_i + floor
 
-    by which the network was trained (its notes, `degradation.noise`) is multiplied by sqrt(3), floor included. Lambda
-    may then leave its range. It stays as it is for networks of one channel, those without such levels, those that were
-    trained on grey pictures too (`data.grey`), and on the simplex.
+    by which the network was trained (its notes, `degradation.noise`) is multiplied by sqrt(3), floor included. Without
+    such notes the level is the parameter whose unit is "of 255". Lambda may then leave its range. It stays as it is for
+    networks of one channel, those without a level, those that were trained on grey pictures too (`data.grey`), and on
+    the simplex.
 
     Args:
         net: `TunableModel`.
@@ -141,7 +148,9 @@ def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
     """
     spec, config = net.spec, (net.notes or {}).get("config") or {}
     noise = (config.get("degradation") or {}).get("noise") or {}
-    levels, floor = noise.get("levels") or (), noise.get("floor") or 0.0
+    levels, floor = noise.get("levels"), noise.get("floor") or 0.0
+    if not levels:
+        levels = [scale if unit == "of 255" else 0.0 for unit, scale in zip(spec.units, spec.scales, strict=True)]
     channels = getattr(net.network, "channels", 3)
     if channels != 3 or spec.domain != "box" or has_knob(spec) or len(levels) != len(spec.names):
         return tuple(lam)
@@ -150,8 +159,8 @@ def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
         return tuple(lam)
     factor = math.sqrt(3)
     return tuple(
-        factor * value + (factor - 1) * floor / (moving * level) if level > 0 else value
-        for value, level in zip(lam, levels, strict=True)
+        factor * value + scale * (factor - 1) * floor / (moving * level) if level > 0 else value
+        for value, level, scale in zip(lam, levels, spec.scales, strict=True)
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import tunable_ops
 from tunable_ops import models, serialization
 
-SINGLE = (0.0, 50 / 255)  # noise levels at which the knob is 0 and 1
+SINGLE = (0.0, 50 / 255)  # noise levels at the two ends of the knob
 WITH_DEBLUR = (1 / 255, 26 / 255)
 TUNABLE = (
     "model.0",
@@ -49,11 +49,16 @@ def convert(weights: dict[str, Tensor], deblur: bool = False) -> tunable_ops.Tun
         raise ValueError(f"ffdnet: model.0.weight must be [96, 13, 3, 3]; got {got}: is it FFDNet for colour pictures?")
     plain = models.build("dncnn", **ARGUMENTS)
     serialization.fill("weights", plain, {**weights, "model.0.weight": first[:, :12]})
-    names = ["denoise", "deblur"] if deblur else ["denoise"]
-    include = TUNABLE if deblur else None
-    net = tunable_ops.convert(
-        plain, len(names), domain="box", names=names, defaults=[0.5] * len(names), include=include
-    )
+    knobs = {"names": ["sigma"], "ranges": [(0, 50)], "units": ["of 255"], "defaults": [25]}
+    if deblur:
+        knobs = {
+            "names": ["sigma", "deblur"],
+            "ranges": [(0, 25), (0, 2)],
+            "units": ["of 255", "pixels"],
+            "defaults": [12.5, 1],
+            "include": TUNABLE,
+        }
+    net = tunable_ops.convert(plain, len(knobs["names"]), domain="box", **knobs)
     weakest, strongest = WITH_DEBLUR if deblur else SINGLE
     bias = net.get_submodule("network.model.0").get_parameter("bias")  # [constant and moving kernels, 96]
     with torch.no_grad():

@@ -30,7 +30,7 @@ from tunable_ops.train.measure import Measure
 
 Method = Callable[[Tensor], Tensor]
 SIGMAS = (5, 15, 25, 35, 50)
-GRID = [(noise, blur) for noise in (0.0, 0.5, 1.0) for blur in (0.0, 0.5, 1.0)]
+GRID = [(noise, blur) for noise in (0.0, 12.5, 25.0) for blur in (0.0, 1.0, 2.0)]  # of 255, pixels
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -85,7 +85,7 @@ def denoise(args: argparse.Namespace, pictures: Sequence[tuple[str, Tensor]]) ->
     rows: dict[str, Any] = {}
     for sigma in SIGMAS:
         pairs = degraded(pictures, Degradation(noise=Noise(sigma=(sigma, sigma))))
-        methods = {"noisy": lambda x: x, "ours": at([sigma / 50])}
+        methods = {"noisy": lambda x: x, "ours": at([sigma])}
         if args.ffdnet:
             methods["FFDNet"] = ffdnet(args.ffdnet, sigma)
         for name, method in methods.items():
@@ -105,11 +105,11 @@ def denoise_deblur(args: argparse.Namespace, pictures: Sequence[tuple[str, Tenso
     at, measure = tunable(args.model or "denoise_deblur"), Measure(ssim=False, rounded=True)
     rows: dict[str, Any] = {}
     for noise, blur in GRID:
-        level = 25 * noise + 1
-        config = Degradation(blur=Blur(sigma=(2 * blur, 2 * blur)), noise=Noise(sigma=(level, level)))
+        level = noise + 1  # the floor of the training
+        config = Degradation(blur=Blur(sigma=(blur, blur)), noise=Noise(sigma=(level, level)))
         pairs = degraded(pictures, config)
         methods = {"input": lambda x: x, "both knobs": at([noise, blur])}
-        methods.update({"denoise alone": at([noise, 0]), "deblur alone": at([0, blur])})
+        methods.update({"sigma alone": at([noise, 0]), "deblur alone": at([0, blur])})
         if args.ffdnet:
             methods["FFDNet"] = ffdnet(args.ffdnet, level)
         for name, method in methods.items():

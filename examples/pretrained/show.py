@@ -42,7 +42,7 @@ def denoise() -> Tensor:
     """Show noise of sigma 25 over the knob."""
     net, clean = pretrained.load("denoise"), part("chelsea")
     noisy = add_noise(clean, torch.tensor([25.0]), generator(0, "show"))
-    return row(clean, [("sigma 25", noisy), *((f"denoise {k:g}", net(noisy, [k])) for k in (0.25, 0.5, 0.75, 1.0))])
+    return row(clean, [("sigma 25", noisy), *((f"knob at {k}", net(noisy, k)) for k in (12, 25, 38, 50))])
 
 
 def denoise_deblur() -> Tensor:
@@ -50,8 +50,8 @@ def denoise_deblur() -> Tensor:
     net, clean = pretrained.load("denoise_deblur"), part("astronaut")
     damaged = add_noise(gaussian_blur(clean, torch.tensor([1.2])), torch.tensor([7.5]), generator(0, "show"))
     shown = [("sigma 7.5, blur 1.2", damaged)]
-    for lam in ([0.26, 0.0], [0.0, 0.6], [0.26, 0.6]):
-        shown.append((f"denoise {lam[0]:g}, deblur {lam[1]:g}", net(damaged, lam)))
+    for lam in ([6.5, 0.0], [0.0, 1.2], [6.5, 1.2]):
+        shown.append((f"sigma {lam[0]:g}, deblur {lam[1]:g}", net(damaged, lam)))
     return row(clean, shown)
 
 

@@ -207,7 +207,7 @@ def test_outputs_of_different_inputs_have_different_names():
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--lam", "0.3"], "--lam must have 2 values (denoise, keep); got '0.3'"),
+        (["--lam", "0.3"], "--lam must have 2 values: denoise 0 to 1"),
         (["--lam", "nan,0"], "--lam must be finite numbers; got 'nan,0'"),
         (
             ["--lam", "denoice=1"],

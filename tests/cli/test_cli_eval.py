@@ -106,7 +106,7 @@ def test_lpips_needs_its_weights(run, clean, model, monkeypatch, tmp_path):
         (["--noise", "5", "--border", "-1"], "--border must be at least 0; got -1"),
         (["--noise", "5", "--border", "9"], "pictures must be at least 29 x 29 pixels for a border of 9"),
         (["--noise", "5", "--json", "/no/folder/r.json"], "--json must lie in an existing folder"),
-        (["--noise", "5", "--lam", "1,2,3"], "--lam must have 2 values (denoise, keep); got '1,2,3'"),
+        (["--noise", "5", "--lam", "1,2,3"], "--lam must have 2 values: denoise 0 to 1"),
         (["--noise", "5", "--threads", "0"], "--threads must be at least 1; got 0"),
     ],
 )

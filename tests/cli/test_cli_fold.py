@@ -53,7 +53,7 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
     (tmp_path / "text.safetensors").write_text("not a checkpoint, whatever its name says")
     before = model.read_bytes()
     cases = [
-        ([model, "--lam", "1"], "--lam must have 2 values (denoise, keep); got '1'"),
+        ([model, "--lam", "1"], "--lam must have 2 values: denoise 0 to 1"),
         ([model, "--lam", "nan,1"], "--lam must be finite numbers"),
         ([model, "--lam", "1,0", "--out", tmp_path / "a.pt"], "--out must end in .safetensors; got"),
         (

@@ -30,7 +30,7 @@ def test_json(run, model, tmp_path, save_network):
     assert code == 0
     assert facts["kind"] == "tunable" and facts["architecture"] == "dncnn"
     assert facts["arguments"] == {"channels": 3, "features": 4, "depth": 3}
-    assert facts["lambda"][1] == {"name": "keep", "low": 0.0, "high": 1.0, "default": 0.5}
+    assert facts["lambda"][1] == {"name": "keep", "unit": "", "low": 0.0, "high": 1.0, "default": 0.5}
     assert facts["bytes"] == model.stat().st_size
     assert (facts["tunable_layers"], facts["kernels"], facts["plain_parameters"]) == (3, [2], 371)
     # two kernels each, and phi: a 2x2 map with bias per layer

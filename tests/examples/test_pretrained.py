@@ -43,8 +43,8 @@ def test_ffdnet_becomes_a_tunable_chain(tmp_path: Path) -> None:
     net = serialization.load(tmp_path / "start.safetensors")
     x = torch.rand(1, 3, 80, 72)
     inside = (..., slice(26, -26), slice(26, -26))
-    for lam in (0.0, 0.4, 1.0):
-        torch.testing.assert_close(net(x, [lam])[inside], ffdnet(x, lam * 50 / 255)[inside], rtol=1e-4, atol=1e-5)
+    for sigma in (0.0, 20.0, 50.0):
+        torch.testing.assert_close(net(x, sigma)[inside], ffdnet(x, sigma / 255)[inside], rtol=1e-4, atol=1e-5)
     save_file({k.replace("model", "net"): v for k, v in ffdnet.state_dict().items()}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"ffdnet: model.0.weight must be .*; got no such key"):
         program("ffdnet_start.py")["main"]([str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "x")])
@@ -57,7 +57,7 @@ def packed(pictures: Path, tmp_path_factory) -> Path:
     config = Config.model_validate(
         {
             "model": {"arguments": {"features": 8, "depth": 3}},
-            "tuning": {"domain": "box", "names": ["denoise"]},
+            "tuning": {"domain": "box", "names": ["sigma"], "ranges": [[0, 50]], "units": ["of 255"]},
             "objectives": [{"name": "clean", "follows": False}],
             "data": {"source": str(pictures), "crop": 16, "batch": 2},
             "degradation": {"noise": {"levels": [50]}},

@@ -48,7 +48,7 @@ def test_ten_positions_compile_twice_at_most(form):
     compiled = torch.compile(net, backend=counter, fullgraph=True)
     with torch.no_grad():
         for k in range(10):
-            torch.testing.assert_close(compiled(x, position(k)), net(x, position(k)))
+            torch.testing.assert_close(compiled(x, position(k)), net(x, position(k)), rtol=1e-4, atol=1e-4)
     assert counter.frame_count <= 2
 
 

@@ -18,7 +18,7 @@ _FORMATS = ("png", "jpg", "webp", "tiff")
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP, KNOB
+    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB
 
     parser = subparsers.add_parser(
         "apply",
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     position = parser.add_mutually_exclusive_group()
-    position.add_argument("--lam", metavar="LAM", help=f"{HELP}. Default: the network's default")
+    position.add_argument("--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}. Default: the network's default")
     position.add_argument(
         "--sweep",
         type=int,
@@ -121,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
             at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
             raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
     elif args.sweep is None:
-        lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec)
+        lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec, auto=True)
+        lambdas.already_warned()
         rows = [("", [tuple(lam)])]
     else:
         rows = lambdas.sweep(spec, args.sweep)
@@ -152,8 +153,10 @@ def _load(model: str, knobs: list[str]) -> tuple[Any, Any, tuple[float, ...] | N
     if metadata.get("conversion") is not None:
         net = load(file)
         return net, net.spec, None
-    fixed = (metadata.get("notes") or {}).get("lambda") or {}
-    return load_folded(file).float(), SimpleNamespace(names=tuple(fixed)), tuple(fixed.values())
+    notes = metadata.get("notes") or {}
+    fixed, units = notes.get("lambda") or {}, notes.get("units") or {}
+    spec = SimpleNamespace(names=tuple(fixed), units=tuple(units.get(name, "") for name in fixed))
+    return load_folded(file).float(), spec, tuple(fixed.values())
 
 
 def _sets_grey(args: argparse.Namespace, spec: Any) -> bool:

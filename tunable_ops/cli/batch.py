@@ -105,9 +105,10 @@ class Batch:
         from tunable_ops.grey import set_knob
 
         args = self.args
-        kind, suffix = self._target(picture, source)
         grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
-        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in self.rows]
+        rows = self._settled(picture, source, grey, progress)
+        kind, suffix = self._target(picture, source)
+        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
         names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
         for note in images.losses(picture, kind, args.bits, colours=None if grey else 3):
             progress.write(f"{source.path}: {note}", sys.stderr)
@@ -135,6 +136,26 @@ class Batch:
                 strip = images.strip([shown for shown, _ in columns], [text for _, text in columns])
                 images.write_image(strip, strip_path)
                 yield str(strip_path)
+
+    def _settled(self, picture: Picture, source: Source, grey: bool, progress: Progress) -> list[tuple[str, list[Any]]]:
+        """Return the rows with the noise of the picture estimated where that is asked for; compare others with it."""
+        from tunable_ops.cli import noise
+        from tunable_ops.cli.lam import AUTO
+
+        if (
+            self.args.sweep is not None
+            or getattr(self.spec, "domain", None) != "box"
+            or "of 255" not in self.spec.units
+        ):
+            return self.rows
+        ((name, (lam,)),) = self.rows
+        sigma = noise.estimate(next(iter(_given(picture, self.args, grey)))[1])
+        if AUTO in lam:
+            progress.write(f"{source.path}: noise estimated at {sigma:.1f} of 255")
+            return [(name, [noise.settle(lam, self.spec, sigma)])]
+        if text := noise.advice(lam, self.spec, sigma):
+            progress.write(f"tunable-ops apply: warning: {source.path}: {text}", sys.stderr)
+        return self.rows
 
     def _target(self, picture: Picture, source: Source) -> tuple[str, str]:
         """Choose the kind of file to write, and its extension.
@@ -244,16 +265,12 @@ class _Frames:
         batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
 
     def __iter__(self) -> Iterator[Frame]:
-        import torch
-
         from tunable_ops.images import Frame
 
         noise, bits = self.batch.args.noise, self.batch.args.bits
-        generator = torch.Generator().manual_seed(self.batch.args.seed)
-        for frame in self.picture.frames():
-            clean = given = frame.colour[:1] if self.grey else frame.colour.expand(3, -1, -1)
+        for frame, given in _given(self.picture, self.batch.args, self.grey):
+            clean = frame.colour[:1] if self.grey else frame.colour.expand(3, -1, -1)
             if noise is not None:
-                given = clean + noise / 255 * torch.randn(clean.shape, generator=generator)
                 self.noisy.append(_error(given, clean))
             if self._shown is None:
                 self._shown = _small(given).expand(3, -1, -1)
@@ -278,6 +295,21 @@ class _Frames:
         """The first frame that the network was given, small, and what it is."""
         assert self._shown is not None
         return self._shown, f"noisy {_decibels(self.noisy)}" if self.noisy else "input"
+
+
+def _given(picture: Picture, args: argparse.Namespace, grey: bool) -> Iterator[tuple[Frame, Tensor]]:
+    """Yield the frames of a picture and what the network is given of each: the noise of --noise added.
+
+    [3, H, W], or [1, H, W] in grey.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(args.seed)
+    for frame in picture.frames():
+        given = frame.colour[:1] if grey else frame.colour.expand(3, -1, -1)
+        if args.noise is not None:
+            given = given + args.noise / 255 * torch.randn(given.shape, generator=generator)
+        yield frame, given
 
 
 def _default_kind(picture: Picture, bits: int) -> str:

@@ -192,7 +192,8 @@ def _show_pretrained(out: Path, pictures: Sequence[Any], progress: bool) -> dict
     from tunable_ops.train.measure import Measure
 
     net = pretrained.load("denoise")
-    lams = [(level,) for level in SLIDER[::2]]
+    high = net.spec.ranges[0][1]
+    lams = [(level * high,) for level in SLIDER[::2]]
     found = evaluate(net, pictures, lams, measure=Measure(ssim=False), progress=progress)
     _draw_strips(out, net, pictures, found, lams, "_pretrained")
     return {"model": "denoise", "psnr": {f"{lam[0]:g}": mean_psnr(found, lam) for lam in lams}}
@@ -211,10 +212,11 @@ def _draw_strips(
     from tunable_ops.train.evaluate import restore
 
     scores = {(score.picture, score.lam): score.psnr for score in found}
+    unit = f" {net.spec.units[0]}" if net.spec.units[0] else ""
     for name, clean, noisy in pictures:
         parts = [noisy, *(restore(net, noisy, lam) for lam in lams), clean]
         labels = [f"noisy\n{scores[name, None]:.1f} dB"]
-        labels += [f"{net.spec.names[0]} {lam[0]:g}\n{scores[name, lam]:.1f} dB" for lam in lams]
+        labels += [f"{net.spec.names[0]} {lam[0]:g}{unit}\n{scores[name, lam]:.1f} dB" for lam in lams]
         top, left = ((size - min(size, STRIP)) // 2 for size in clean.shape[-2:])
         crops = [part[:, top : top + STRIP, left : left + STRIP] for part in parts]
         write_image(strip(crops, [*labels, "clean\n "]), out / f"strip_{name}{suffix}.png")

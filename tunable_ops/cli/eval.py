@@ -17,6 +17,7 @@ from tunable_ops.cli.progress import printable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tunable_ops.cli.progress import Progress
     from tunable_ops.modules import LambdaSpec, TunableModel
     from tunable_ops.train.evaluate import Score
     from tunable_ops.train.measure import Measure
@@ -37,7 +38,7 @@ _METRICS = ("psnr", "ssim", "lpips")
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP, KNOB
+    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB
 
     parser = subparsers.add_parser(
         "eval",
@@ -72,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     positions = parser.add_mutually_exclusive_group()
-    positions.add_argument("--lam", action="append", metavar="LAM", help=f"{HELP}. Can be repeated")
+    positions.add_argument("--lam", action="append", metavar="LAM", help=f"{HELP}; {AUTO_HELP}. Can be repeated")
     positions.add_argument(
         "--sweep", type=int, metavar="N", help="N positions, as in apply (default: the corners and points in between)"
     )
@@ -174,7 +175,6 @@ def _scores(
         ValueError: No picture can be measured; the error is that of the first.
     """
     from tunable_ops.cli.progress import Progress
-    from tunable_ops.train.evaluate import evaluate
 
     scores: list[Score] = []
     errors: list[tuple[str, Exception]] = []
@@ -184,7 +184,7 @@ def _scores(
             progress.start(triple[0], len(lams))
             try:
                 measure(triple[1], triple[1])  # before the network runs
-                scores += evaluate(net, [triple], lams, measure=measure, as_given=as_given)
+                scores += _at(net, triple, lams, measure, as_given, progress)
             except (ValueError, RuntimeError) as error:  # too small for the metrics or the network, ...
                 errors.append((triple[0], error))
             progress.finish()
@@ -194,6 +194,32 @@ def _scores(
     for name, why in errors:
         _skip(name, why)
     return scores, len(errors)
+
+
+def _at(
+    net: TunableModel,
+    triple: tuple[str, Tensor, Tensor],
+    lams: Sequence[tuple[Any, ...]],
+    measure: Measure,
+    as_given: Collection[tuple[Any, ...]],
+    progress: Progress,
+) -> list[Score]:
+    """Score a picture at every lambda, `AUTO` standing for its estimated noise; the scores keep that word."""
+    from dataclasses import replace
+
+    from tunable_ops.cli import noise
+    from tunable_ops.cli.lam import AUTO
+    from tunable_ops.train.evaluate import evaluate
+
+    positions = lams
+    if any(AUTO in lam for lam in lams):
+        sigma = noise.estimate(triple[2])
+        progress.write(f"{triple[0]}: noise estimated at {sigma:.1f} of 255")
+        positions = [noise.settle(lam, net.spec, sigma) for lam in lams]
+    kept = {position for position, lam in zip(positions, lams, strict=True) if lam in as_given}
+    scores = evaluate(net, [triple], positions, measure=measure, as_given=kept)
+    first = len(scores) - len(lams)  # that of the input, if it was scored
+    return scores[:first] + [replace(score, lam=lam) for score, lam in zip(scores[first:], lams, strict=True)]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -218,11 +244,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
-    from tunable_ops.cli.lam import parse, sweep
+    from tunable_ops.cli.lam import already_warned, parse, sweep
     from tunable_ops.train.evaluate import positions
 
     if args.lam is not None:
-        return list(dict.fromkeys(parse(text, spec) for text in args.lam))
+        lams = list(dict.fromkeys(parse(text, spec, auto=True) for text in args.lam))
+        already_warned()
+        return lams
     if args.sweep is not None:
         return list(dict.fromkeys(lam for _, lams in sweep(spec, args.sweep) for lam in lams))
     return [tuple(lam) for lam in positions(spec)]
@@ -235,7 +263,7 @@ def _as_given(args: argparse.Namespace, spec: LambdaSpec) -> set[tuple[float, ..
 
     if args.lam is None:
         return set(_positions(args, spec)) if spec.names == (PARAMETER,) else set()
-    return {parse(text, spec, warn=lambda _: None) for text in args.lam if sets(text, PARAMETER, spec)}
+    return {parse(text, spec, warn=lambda _: None, auto=True) for text in args.lam if sets(text, PARAMETER, spec)}
 
 
 def _lpips(weights: Path | None) -> nn.Module:

@@ -50,12 +50,15 @@ def run(args: argparse.Namespace) -> int:
     net = load(file, args.knob)
     metadata = _metadata(file, args.knob)
     lam = lambdas.parse(args.lam, net.spec)
+    lambdas.already_warned()
     if out is None:
         out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
     if out.exists() and out.samefile(file):
         raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
     notes = dict(net.notes)
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
+    if any(net.spec.units):
+        notes["units"] = dict(zip(net.spec.names, net.spec.units, strict=True))
     notes["folded_from"] = file.name
     save(
         fold(net, lam),

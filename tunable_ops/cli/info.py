@@ -80,8 +80,8 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         dict with path, bytes, kind ("tunable", "plain" or "knob"), version, architecture, arguments, parameters (values
-        in the file), dtypes, notes; for a tunable network or a knob domain, lambda (a list of name, low, high,
-        default), tuning, tunable_layers, kernels (per layer, sorted without repetition; a knob's are new ones),
+        in the file), dtypes, notes; for a tunable network or a knob domain, lambda (a list of name, unit, low,
+        high, default), tuning, tunable_layers, kernels (per layer, sorted without repetition; a knob's are new ones),
         plain_parameters (once folded; None for a knob); and for a knob rank (None if full), fingerprint and licence.
 
     Raises:
@@ -125,17 +125,23 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def knobs(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return name, low, high and default of every parameter, from the metadata of a checkpoint."""
-    limits = zip(spec["names"], spec["ranges"], spec["defaults"], strict=True)
-    return [{"name": name, "low": low, "high": high, "default": default} for name, (low, high), default in limits]
+    """Return name, unit, low, high and default of every parameter, from the metadata of a checkpoint."""
+    units = spec.get("units") or [""] * len(spec["names"])
+    limits = zip(spec["names"], units, spec["ranges"], spec["defaults"], strict=True)
+    return [
+        {"name": name, "unit": unit, "low": low, "high": high, "default": default}
+        for name, unit, (low, high), default in limits
+    ]
 
 
 def knob_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each of `knobs`: name, range and default."""
+    """Return a line for each of `knobs`: name, range with its unit, and default."""
     width = max(len(knob["name"]) for knob in found)
-    return [
-        f"{knob['name']:<{width}}  {knob['low']:g} to {knob['high']:g}, default {knob['default']:g}" for knob in found
-    ]
+    lines = []
+    for knob in found:
+        unit = knob["unit"] and f" {knob['unit']}"
+        lines.append(f"{knob['name']:<{width}}  {knob['low']:g} to {knob['high']:g}{unit}, default {knob['default']:g}")
+    return lines
 
 
 def note_lines(name: str, value: Any, indent: str = "") -> list[str]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.grey import PARAMETER, has_knob
 
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
 
-__all__ = ["HELP", "KNOB", "describe", "numbers", "parse", "sets", "sweep"]
+__all__ = [
+    "AUTO",
+    "AUTO_HELP",
+    "HELP",
+    "KNOB",
+    "already_warned",
+    "describe",
+    "describe_spec",
+    "noise_knob",
+    "numbers",
+    "parse",
+    "sets",
+    "sweep",
+]
 
+AUTO = "auto"  # in the place of a number: what the noise of each picture is estimated at
 HELP = (
-    "slider position: numbers in order (0.3,0.7) or by name (denoise=0.3). Omitted parameters have their defaults or, "
-    "if lambda sums to one, share the rest. Write --lam=-0.1,... if the first number is negative"
+    "slider position: numbers in order (0.3,0.7) or by name (sigma=25), in the units that `tunable-ops info MODEL` "
+    "lists. Omitted parameters have their defaults or, if lambda sums to one, share the rest. Write --lam=-0.1,... if "
+    "the first number is negative"
 )
+AUTO_HELP = "`auto`, or `sigma=auto`, estimates the noise of each picture, for networks with such a parameter"
 KNOB = (
     "file of a knob that was trained on the network, which may then be a file of published weights; repeat it for "
     "several knobs"
@@ -26,7 +41,9 @@ KNOB = (
 _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
-def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.warn) -> tuple[float, ...]:
+def parse(
+    text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.warn, auto: bool = False
+) -> tuple[Any, ...]:
     """Parse `0.3,0.7` or `denoise=0.3,keep=0.7`.
 
     Values outside their range are used with a warning. On the simplex, values whose sum is positive but not 1 are
@@ -36,23 +53,26 @@ def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.
         text: Argument of --lam.
         spec: Names, ranges, defaults and domain.
         warn: Called with each warning.
+        auto: Take `auto` and `sigma=auto`.
 
     Returns:
-        One value per parameter.
+        One value per parameter, `AUTO` where it is to be estimated.
 
     Raises:
         ValueError: Values are not finite numbers, too few or too many, a name is unknown or repeated, or the sum on the
             simplex is not positive.
     """
+    if text.strip() == AUTO and auto:
+        return spec.fill({spec.names[noise_knob(spec)]: AUTO})
     parts = [part.strip() for part in text.split(",")]
     named = ["=" in part for part in parts]
     if any(named) and not all(named):
         raise ValueError(f"--lam must be all numbers or all name=number; got {text!r}")
     if all(named):
-        values = fill(spec, _named(text, parts, spec))
+        values = spec.fill(_named(text, parts, spec, auto))
     else:
         if len(parts) != spec.num_params:
-            raise ValueError(f"--lam must have {spec.num_params} values ({', '.join(spec.names)}); got {text!r}")
+            raise ValueError(f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}")
         values = tuple(_number(part, text) for part in parts)
     if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
         if sum(values) <= _SLACK:
@@ -60,9 +80,9 @@ def parse(text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.
         total = sum(values)
         values = tuple(value / total for value in values)
         warn(f"--lam must sum to 1; got {text!r}, which sums to {total:g}: using {describe(spec, values)}")
-    for name, value, (low, high) in zip(spec.names, values, spec.ranges, strict=True):
-        if not low - _SLACK <= value <= high + _SLACK:
-            warn(f"{name} = {value:g} is outside the range {low:g}..{high:g} of the training")
+    defaults = zip(values, spec.defaults, strict=True)
+    for remark in spec.outside([default if value == AUTO else value for value, default in defaults]):
+        warn(remark)
     return values
 
 
@@ -74,26 +94,31 @@ def sets(text: str, name: str, spec: LambdaSpec) -> bool:
     return len(parts) == spec.num_params
 
 
-def fill(spec: LambdaSpec, given: Mapping[str, float]) -> tuple[float, ...]:
-    """Complete a lambda of which some values are given.
+def already_warned() -> None:
+    """Ignore the warnings that the network gives for a lambda about which `parse` has warned."""
+    from tunable_ops.modules import LambdaWarning
 
-    On the box the others have their defaults; on the simplex they share the rest of 1 in proportion to their defaults
-    (equally, if those are all 0).
+    warnings.simplefilter("ignore", LambdaWarning)
+
+
+def noise_knob(spec: LambdaSpec) -> int:
+    """Return the place of the parameter that says how strong the noise is: the only one in units "of 255".
+
+    Raises:
+        ValueError: There is none, or more than one.
     """
-    if spec.domain != "simplex" or len(given) == spec.num_params:
-        return tuple(given.get(name, default) for name, default in zip(spec.names, spec.defaults, strict=True))
-    rest = {name: default for name, default in zip(spec.names, spec.defaults, strict=True) if name not in given}
-    total, left = sum(rest.values()), 1 - sum(given.values())
-    # rounded, so that 1 - 0.8 reads 0.2 in file names and notes
-    share = {name: round(left * (value / total if total > 0 else 1 / len(rest)), 12) for name, value in rest.items()}
-    return tuple(given[name] if name in given else share[name] for name in spec.names)
+    places = [place for place, unit in enumerate(spec.units) if unit == "of 255"]
+    if len(places) != 1 or spec.domain != "box":
+        units = ", ".join(f"{name} ({unit or 'no unit'})" for name, unit in zip(spec.names, spec.units, strict=True))
+        raise ValueError(f"--lam must be numbers for a network without one parameter for noise (of 255); got {units}")
+    return places[0]
 
 
 def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
     """List the positions of a sweep as rows (name of the moving parameter, `count` lambdas).
 
     Two parameters that sum to one give one row, from (1, 0) to (0, 1). Otherwise there is one row per parameter, over
-    its range, with the others completed by `fill`; a parameter "grey" has none, as the picture sets it.
+    its range, with the others completed by `LambdaSpec.fill`; a parameter "grey" has none, as the picture sets it.
 
     Raises:
         ValueError: `count` is below 2, or the slider cannot move.
@@ -109,7 +134,7 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
         if len(moving) < spec.num_params:
             low, high = high, low
         steps = [round(low + (high - low) * k / (count - 1), 12) for k in range(count)]
-        rows.append((name, [fill(spec, {name: step}) for step in steps]))
+        rows.append((name, [spec.fill({name: step}) for step in steps]))
     return [row for row in rows if row[0] != PARAMETER or not has_knob(spec) or len(rows) == 1]
 
 
@@ -126,23 +151,36 @@ def numbers(lams: Sequence[Sequence[float]]) -> list[str]:
     return texts
 
 
-def describe(spec: LambdaSpec, lam: Sequence[float], only: str | None = None) -> str:
-    """Format a lambda for people, as `denoise 0.30, keep 0.70`, or only the parameter `only`."""
-    chosen = [(name, value) for name, value in zip(spec.names, lam, strict=True) if only in (None, name)]
-    return ", ".join(f"{name} {value + 0.0:.2f}" for name, value in chosen)
+def describe(spec: Any, lam: Sequence[Any], only: str | None = None) -> str:
+    """Format a lambda for people, as `sigma 25.00 of 255, keep 0.70`, or only the parameter `only`."""
+    units = getattr(spec, "units", None) or ("",) * len(spec.names)
+    chosen = [part for part in zip(spec.names, lam, units, strict=True) if only in (None, part[0])]
+    return ", ".join(
+        f"{name} {AUTO}" if value == AUTO else f"{name} {value + 0.0:.2f}{unit and f' {unit}'}"
+        for name, value, unit in chosen
+    )
 
 
-def _named(text: str, parts: Sequence[str], spec: LambdaSpec) -> dict[str, float]:
-    given: dict[str, float] = {}
+def describe_spec(spec: LambdaSpec) -> str:
+    """Format the parameters for people: name, range, unit and default of each."""
+    return ", ".join(
+        f"{name} {low:g} to {high:g}{unit and f' {unit}'} (default {default:g})"
+        for name, (low, high), unit, default in zip(spec.names, spec.ranges, spec.units, spec.defaults, strict=True)
+    )
+
+
+def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dict[str, Any]:
+    given: dict[str, Any] = {}
     for part in parts:
         name, _, number = (piece.strip() for piece in part.partition("="))
         if name not in spec.names:
-            near = difflib.get_close_matches(name, spec.names, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"--lam must name parameters of the network ({', '.join(spec.names)}); got {name!r}{hint}")
+            raise ValueError(f"--lam must name {spec.unknown(name)}")
         if name in given:
             raise ValueError(f"--lam must name each parameter once; got {text!r}")
-        given[name] = _number(number, text)
+        if auto and number == AUTO and name == spec.names[noise_knob(spec)]:
+            given[name] = AUTO
+        else:
+            given[name] = _number(number, text)
     return given
 
 

@@ -8,6 +8,7 @@ more than 8 bits need imagecodecs and tifffile as well.
 
 from tunable_ops.images.encode import KINDS
 from tunable_ops.images.files import EXTENSIONS, find_images, search
+from tunable_ops.images.noise import estimate_noise
 from tunable_ops.images.picture import Frame, Metadata, Picture
 from tunable_ops.images.read import open_picture, read_image, read_images, read_size
 from tunable_ops.images.strips import strip
@@ -21,6 +22,7 @@ __all__ = [
     "Metadata",
     "Picture",
     "check_size",
+    "estimate_noise",
     "find_images",
     "kind_of",
     "losses",

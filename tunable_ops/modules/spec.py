@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class LambdaSpec:
     domain: str = "simplex"
     units: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
+    _bounds: ClassVar[tuple[tuple[float, float], ...]]
+    _all_one: ClassVar[bool]
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -72,6 +74,11 @@ class LambdaSpec:
             raise ValueError(f"LambdaSpec: scales must be positive and finite; got {self.scales}")
         if self.domain == "simplex" and set(self.scales) != {1.0}:
             raise ValueError(f"LambdaSpec: scales must be 1 on the simplex; got {self.scales}")
+        # Kept for every call; not functools.cached_property, which torch.compile does not trace.
+        slacks = [_RANGE_SLACK * scale for scale in self.scales]
+        bounds = tuple((low - slack, high + slack) for (low, high), slack in zip(self.ranges, slacks, strict=True))
+        object.__setattr__(self, "_bounds", bounds)
+        object.__setattr__(self, "_all_one", set(self.scales) == {1.0})
 
     @classmethod
     def create(
@@ -176,11 +183,14 @@ class LambdaSpec:
 
     def normalise(self, lam: Tensor) -> Tensor:
         """Return what phi gets, ``lambda / scales``, for lambda [p], [B, p] or a map [B, p, *grid]."""
-        first = self.scales[0]
-        if all(scale == first for scale in self.scales):
-            return lam if first == 1 else lam / first
+        if self._all_one:
+            return lam
         divisor = _divisor(self.scales, lam)
         return lam / (divisor if lam.dim() < 3 else divisor.view(-1, *(1,) * (lam.dim() - 2)))
+
+    def denormalise(self, lam: Tensor) -> Tensor:
+        """Return lambda [p] or [B, p] in its units from what phi gets."""
+        return lam * lam.new_tensor(self.scales)
 
     def fill(self, given: Mapping[str, Any], op: str = "lambda") -> tuple[Any, ...]:
         """Complete a lambda of which some values are given by name: numbers, or tensors.
@@ -227,18 +237,13 @@ class LambdaSpec:
         """Return True if every lambda of a flat list is in the domain; False where there is a NaN."""
         count, bounds = len(self.names), self._bounds
         for start in range(0, len(values), count):
-            row = values[start : start + count]
+            row = values if len(values) == count else values[start : start + count]
             for value, (low, high) in zip(row, bounds, strict=True):
                 if not low <= value <= high:
                     return False
             if self.domain == "simplex" and not 1 - _SUM_SLACK <= sum(row) <= 1 + _SUM_SLACK:
                 return False
         return True
-
-    @functools.cached_property
-    def _bounds(self) -> tuple[tuple[float, float], ...]:
-        slacks = [_RANGE_SLACK * scale for scale in self.scales]
-        return tuple((low - slack, high + slack) for (low, high), slack in zip(self.ranges, slacks, strict=True))
 
     def _complete(self, op: str, given: Mapping[str, Any]) -> Any:
         """Return numbers, or a tensor [p], [B, p] or [B, p, *grid], from named parts."""

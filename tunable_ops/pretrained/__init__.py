@@ -1,7 +1,7 @@
 """Tunable networks that ship with the package, by name.
 
 net = pretrained.load("denoise")
-y = net(x, [0.5])                  # x: noisy pictures [B, 3, H, W] in [0, 1]; 0.5: half the strongest noise, sigma 50
+y = net(x, {"sigma": 25})          # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy they are, of 255
 
 Each is a half-precision checkpoint of `tunable_ops.serialization` in this folder; its notes describe how and on what it
 was trained (`tunable-ops info NAME`).
@@ -67,7 +67,7 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
 
     Example:
         >>> load("denoise").spec.names
-        ('denoise',)
+        ('sigma',)
     """
     if knobs:
         return load_knob(load_base(find(model), knobs[0]).float(), knobs)

@@ -72,11 +72,13 @@ def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mappi
         "arguments": config.model.arguments,
         "conversion": net.conversion if isinstance(net, TunableModel) else None,
     }
+    conversion = metadata.get("conversion") or {}
+    found = {**metadata, "conversion": {"units": [""] * conversion.get("num_params", 0), **conversion}}
     for key, value in wanted.items():
-        if json.loads(json.dumps(value)) != metadata.get(key):
+        if json.loads(json.dumps(value)) != found.get(key):
             raise ValueError(
                 f"train: model.weights must hold the network of the configuration, whose {key} is {value}; got "
-                f"{metadata.get(key)} in {path!r}"
+                f"{found.get(key)} in {path!r}"
             )
 
 
@@ -94,7 +96,9 @@ def _tunable(config: Config, plain: nn.Module) -> TunableModel:
         exclude=tuple(tuning.exclude),
         parameters=tuple(tuning.parameters),
         names=names,
+        ranges=tuning.ranges,
         defaults=tuning.defaults,
+        units=tuning.units,
         rank=tuning.rank,
     )
 
@@ -113,7 +117,7 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
 
 
 def objective_weights(objectives: Sequence[Objective], names: Sequence[str], lam: Tensor) -> Tensor:
-    """Return the weights of n objectives, [n] or [B, n], for lambda [p] or [B, p].
+    """Return the weights of n objectives, [n] or [B, n], for lambda [p] or [B, p] divided by its scales.
 
     lambda_i for objective i; 1 for those that do not follow it; and ``prod_k (a_k + (b_k - a_k) * lambda_k)`` for those
     with ``weight``, over the knobs k that it names and their weights a_k at 0 and b_k at 1.
@@ -234,12 +238,19 @@ def named_files(config: Config) -> dict[str, Sequence[Path] | str | None]:
 
 
 def build_sampler(config: Config) -> losses.Sampler | None:
-    """Return what draws lambda; None where it is fixed: for the plain network, and for each phase of a phased one."""
+    """Return what draws lambda as phi gets it, divided by its scales.
+
+    None where it is fixed: for the plain network, and for each phase of a phased one.
+    """
     if config.tuning.kind == "none" or config.tuning.phased:
         return None
     kind = config.sampler.kind or ("simplex" if config.tuning.domain == "simplex" else "uniform")
-    chosen = config.sampler
-    return losses.sampler(kind, config.num_params, corners=chosen.corners, stratified=chosen.stratified)
+    spec = config.spec
+    ends = zip(spec.ranges, spec.scales, strict=True)
+    ranges = [(low / scale, high / scale) for (low, high), scale in ends] if kind == "uniform" else None
+    return losses.sampler(
+        kind, config.num_params, corners=config.sampler.corners, ranges=ranges, stratified=config.sampler.stratified
+    )
 
 
 def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:

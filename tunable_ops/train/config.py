@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tunable_ops.grey import PARAMETER
+from tunable_ops.modules import LambdaSpec
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.adversarial import Adversarial
 from tunable_ops.train.degradations import Degradation, Noise
@@ -55,7 +56,7 @@ class Tuning(Section):
             with fixed weights of the objectives. The other kinds are those of `tunable_ops.control`, trained in as many
             phases as there are objectives, each with an equal part of the steps and a schedule of its own.
         control: Arguments of the kinds of `tunable_ops.control`.
-        domain: "simplex" (the parameters sum to 1) or "box" (each in [0, 1] by itself).
+        domain: "simplex" (the parameters sum to 1) or "box" (each by itself).
         num_kernels: Kernels per layer; left out: as many as parameters, one more on the box.
         include: Patterns of the modules that become tunable; left out: all that can.
         exclude: Patterns of the modules that stay plain.
@@ -63,8 +64,12 @@ class Tuning(Section):
             "*.relative_position_bias_table").
         names: Of the tuning parameters; left out: those of the objectives that follow lambda. Names beyond these
             objectives are knobs of the degradation, or of objectives with a ``weight``.
-        defaults: Of lambda, which the checkpoint keeps; left out: the middle of the simplex, 0 on the box.
-        lam: For the kind "none", the fixed weights of the objectives; left out: the first objective alone.
+        ranges: [low, high] of each, in its unit; left out: [0, 1]. On the box an objective's weight is lambda divided
+            by the largest end of its range.
+        defaults: Of lambda, in its units, which the checkpoint keeps; left out: the middle of the simplex, 0 on the
+            box.
+        units: What each parameter is counted in, such as "of 255" or "pixels"; left out: none.
+        lam: For the kind "none", the fixed lambda, in its units; left out: the first objective alone.
         freeze: On the box, let only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
             that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
         rank: Of the new kernels, on the box; left out: full.
@@ -79,7 +84,9 @@ class Tuning(Section):
     exclude: list[str] = Field(default_factory=list)
     parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
     names: list[str] | None = None
+    ranges: list[tuple[float, float]] | None = None
     defaults: list[float] | None = None
+    units: list[str] | None = None
     lam: list[float] | None = None
     freeze: bool = False
 
@@ -97,7 +104,7 @@ class Tuning(Section):
                 'tuning.freeze must go with kind "affine" on the box, where the plain kernels are apart; got kind '
                 f'"{self.kind}", domain "{self.domain}"'
             )
-        foreign = [key for key in ("num_kernels", "rank", "include", "exclude") if getattr(self, key)]
+        foreign = [k for k in ("num_kernels", "rank", "include", "exclude", "ranges", "units") if getattr(self, k)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
         if self.phased and (foreign or self.domain != "simplex"):
             raise ValueError(
@@ -358,7 +365,7 @@ class Config(RunConfig):
             )
         self._check_weights()
         self._check_levels(sum(following))
-        for key in ("defaults", "lam"):
+        for key in ("ranges", "defaults", "units", "lam"):
             given = getattr(self.tuning, key)
             if given is not None and len(given) != count:
                 raise ValueError(f"tuning.{key} must have one entry per tuning parameter, {count}; got {given}")
@@ -368,6 +375,7 @@ class Config(RunConfig):
         for lam in self.validation.lams or ():
             if len(lam) != count:
                 raise ValueError(f"validation.lams must have {count} numbers each, as lambda has; got {lam}")
+        _ = self.spec  # raises for ranges and defaults that make no sense
         groups = self.sampler.groups
         if groups is not None and self.data.batch % groups:
             raise ValueError(f"sampler.groups must divide data.batch, {self.data.batch}; got {groups}")
@@ -501,9 +509,18 @@ class Config(RunConfig):
         return self.param_names.index(PARAMETER)
 
     @property
+    def spec(self) -> LambdaSpec:
+        """Names, units, ranges and defaults of lambda."""
+        tuning = self.tuning
+        domain = "simplex" if tuning.phased else tuning.domain
+        return LambdaSpec.create(
+            self.num_params, domain, self.param_names, tuning.ranges, tuning.defaults, tuning.units
+        )
+
+    @property
     def fixed_lam(self) -> list[float]:
-        """Lambda where the plain network is trained."""
-        return self.tuning.lam or [1.0] + [0.0] * (self.num_params - 1)
+        """Lambda where the plain network is trained, in its units."""
+        return self.tuning.lam or [self.spec.scales[0]] + [0.0] * (self.num_params - 1)
 
 
 class PerceptualLoss(Section):

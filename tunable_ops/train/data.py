@@ -178,7 +178,10 @@ class Photographs:
 
 
 class Batch(NamedTuple):
-    """One step's worth: network input [B, C, H, W], the possible targets by name, lambda [B, p] or, if fixed, [p]."""
+    """One step's worth: network input [B, C, H, W], the possible targets by name, lambda in its units.
+
+    lambda is [B, p] or, if fixed, [p].
+    """
 
     input: Tensor
     targets: dict[str, Tensor]
@@ -195,7 +198,7 @@ class Batches(Dataset[Batch]):
     Args:
         photographs: The clean pictures.
         config: The run's configuration.
-        sampler: Draws lambda; None for the fixed one of the configuration, or of a step's phase.
+        sampler: Draws lambda as phi gets it; None for the fixed one of the configuration, or of a step's phase.
         rank: Of this process; ranks draw different batches.
     """
 
@@ -225,12 +228,12 @@ class Batches(Dataset[Batch]):
         targets = {"clean": clean, "noiseless": pair.noiseless, "input": pair.input}
         if pair.noisy is not None:
             targets["noisy"] = pair.noisy
-        return Batch(pair.input, targets, lam)
+        return Batch(pair.input, targets, self.config.spec.denormalise(lam))
 
     def _lam(self, step: int) -> Tensor:
-        """Return lambda [B, p], or the fixed one [p]."""
+        """Return lambda as phi gets it, [B, p], or the fixed one [p]."""
         if self.sampler is None:
-            return torch.tensor(self.schedule.at(step).lam)
+            return self.config.spec.normalise(torch.tensor(self.schedule.at(step).lam))
         batch, balanced = self.config.data.batch, self.config.sampler.balanced
         count = self.config.sampler.groups or batch
         source = generator(self.config.seed, "lambda", step, self.rank)
@@ -241,7 +244,7 @@ class Batches(Dataset[Batch]):
         else:
             lam = self.sampler(count, generator=source)
         if balanced:
-            lam = balance(lam, self.sampler.kind)
+            lam = balance(lam, self.sampler.kind, self.sampler.ranges)
         return lam.repeat_interleave(batch // count, dim=0)
 
     def _grey_samples(self, step: int) -> Tensor | None:
@@ -288,19 +291,22 @@ def mirror_images(params: int, kind: str) -> int:
     return 2 if kind == "uniform" else params
 
 
-def balance(lam: Tensor, kind: str) -> Tensor:
+def balance(lam: Tensor, kind: str, ranges: Sequence[tuple[float, float]] | None = None) -> Tensor:
     """Replace draws by mirror images of others, so that the mean of lambda hardly varies from batch to batch.
 
     Of p rows that follow one another on the simplex, the later ones become cyclic shifts of the first; on the box the
-    second of two becomes 1 minus the first. Every row keeps its distribution; only rows of a batch go together.
+    second of two becomes the mirror image of the first, ``low + high - lambda``. Every row keeps its distribution;
+    only rows of a batch go together.
 
     Args:
-        lam: [B, p] draws of `tunable_ops.losses.sampler` over its standard range.
+        lam: [B, p] draws of `tunable_ops.losses.sampler`.
         kind: Of the sampler, "simplex" or "uniform".
+        ranges: Those of a uniform one; default [0, 1].
     """
     count, params = lam.shape
     if kind == "uniform":
-        return torch.stack([lam[::2], 1 - lam[::2]], dim=1).flatten(0, 1)[:count]
+        ends = lam.new_tensor([low + high for low, high in ranges or ((0.0, 1.0),) * params])
+        return torch.stack([lam[::2], ends - lam[::2]], dim=1).flatten(0, 1)[:count]
     shifts = torch.stack([lam[::params].roll(k, dims=1) for k in range(params)], dim=1)  # [ceil(B/p), p, p]
     return shifts.flatten(0, 1)[:count]
 

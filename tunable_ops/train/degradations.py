@@ -26,8 +26,9 @@ class Noise(Section):
 
     Attributes:
         sigma: [low, high] from which the standard deviation is drawn per sample, on the scale 0..255.
-        levels: One per tuning parameter: the standard deviation follows lambda instead, ``sum_i lambda_i * levels_i``.
-            The knob then says how noisy the input is, rather than what to make of it.
+        levels: One per tuning parameter: the standard deviation follows lambda instead, ``sum_i lambda_i / scale_i *
+            levels_i``, where level i is that at the largest end of the range. The knob then says how noisy the input
+            is, rather than what to make of it.
         floor: Added to the level that follows lambda.
         clip: Clip the noisy picture to [0, 1].
     """
@@ -110,7 +111,7 @@ def degrade(clean: Tensor, config: Degradation, generator: torch.Generator, lam:
         clean: [B, C, H, W] float32 on the CPU, values in [0, 1].
         config: What to do, with the ranges that the parameters are drawn from.
         generator: Source of all draws.
-        lam: [p] or [B, p], for blur and noise that follow it.
+        lam: [p] or [B, p], divided by its scales, for blur and noise that follow it.
 
     Returns:
         `Degraded`, all [B, C, H, W], or [B, C, H/f, W/f] where down-sampling by f does not enlarge again.

@@ -42,29 +42,35 @@ class Score:
     lpips: float | None = None
 
 
-def default_lams(num_params: int, domain: str) -> list[list[float]]:
-    """Return the points of a sweep: five between the two corners of a 2-simplex; else all corners and the middle."""
+def default_lams(spec: LambdaSpec) -> list[list[float]]:
+    """Return the points of a sweep, in the units of lambda.
+
+    Five between the two corners of a 2-simplex, or between the ends of one knob; else all corners and the middle.
+    """
+    num_params, domain = spec.num_params, spec.domain
     if domain == "simplex" and num_params == 2:
         return [[1 - t, t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
     if domain == "simplex":
         corners = torch.eye(num_params).tolist()
         middle = [1 / num_params] * num_params
     elif num_params == 1:
-        return [[t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        ((low, high),) = spec.ranges
+        return [[low + (high - low) * t] for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
     else:
-        corners = [
-            list(map(float, corner)) for corner in itertools.islice(itertools.product((0, 1), repeat=num_params), 16)
-        ]
-        middle = [0.5] * num_params
+        corners = [list(corner) for corner in itertools.islice(itertools.product(*spec.ranges), 16)]
+        middle = [(low + high) / 2 for low, high in spec.ranges]
     return corners + ([middle] if num_params > 1 else [])
 
 
 def positions(spec: LambdaSpec) -> list[list[float]]:
     """Return `default_lams` of a network; its parameter "grey" does not move, as the pictures decide it."""
     if not has_knob(spec) or spec.num_params == 1:
-        return default_lams(spec.num_params, spec.domain)
+        return default_lams(spec)
     place = spec.names.index(PARAMETER)
-    return [[*lam[:place], 0.0, *lam[place:]] for lam in default_lams(spec.num_params - 1, spec.domain)]
+    kept = [index for index in range(spec.num_params) if index != place]
+    names, ranges = [spec.names[index] for index in kept], [spec.ranges[index] for index in kept]
+    others = LambdaSpec.create(len(kept), spec.domain, names, ranges)
+    return [[*lam[:place], 0.0, *lam[place:]] for lam in default_lams(others)]
 
 
 def grey_as_grey(pictures: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
@@ -80,7 +86,7 @@ def degraded_pictures(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Return (name, clean, degraded) per picture, shaped as it is; draws depend on the seed and the picture's place.
 
-    `lam` is needed where blur or noise follow it.
+    `lam`, divided by its scales, is needed where blur or noise follow it.
     """
     out = []
     for index, (name, clean) in enumerate(pictures):
@@ -166,6 +172,7 @@ def sweep(
     degradation: Degradation,
     lams: Sequence[Sequence[float]],
     seed: int,
+    spec: LambdaSpec | None = None,
     **options: Any,
 ) -> list[Score]:
     """Degrade clean pictures and score them at every lambda; where they follow lambda, each at its own.
@@ -176,6 +183,7 @@ def sweep(
         degradation: What is done to them.
         lams: The points.
         seed: Of the draws.
+        spec: Of lambda; default the network's.
         options: Those of `evaluate`.
 
     Returns:
@@ -184,9 +192,12 @@ def sweep(
     pictures = grey_as_grey(pictures)
     if not degradation.follows:
         return evaluate(net, degraded_pictures(pictures, degradation, seed), lams, **options)
+    if spec is None:
+        spec = net.spec if isinstance(net, TunableModel) else LambdaSpec.create(len(lams[0]))
     found = []
     for lam in lams:
-        scores = evaluate(net, degraded_pictures(pictures, degradation, seed, lam), [lam], **options)
+        position = spec.normalise(torch.tensor(lam)).tolist()
+        scores = evaluate(net, degraded_pictures(pictures, degradation, seed, position), [lam], **options)
         found += [score for score in scores if score.lam is not None]
     return found
 

@@ -116,10 +116,11 @@ class Restoration(Task):
         targets = {o.name: batch.targets[o.target].to(device, non_blocking=True) for o in objectives}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             output = self._output(x, lam)
-        output, weights = output.float(), objective_weights(objectives, self.config.param_names, lam)
+        position = self.config.spec.normalise(lam)
+        output, weights = output.float(), objective_weights(objectives, self.config.param_names, position)
         if self.adversary is None:
             return self.criterion(output, targets, weights)
-        return self._adversarial_loss(self.adversary, output, targets, weights, lam, step)
+        return self._adversarial_loss(self.adversary, output, targets, weights, position, step)
 
     def _adversarial_loss(
         self,
@@ -177,11 +178,11 @@ class Restoration(Task):
         """Measure PSNR over lambda; with ``data.grey`` of the same pictures in grey, too."""
         degradation = self.config.validation.degradation or self.config.degradation
         seed, measure = self.config.seed, Measure(ssim=False)
-        self.scores = sweep(average, pictures, degradation, self.lams, seed, measure=measure)
+        self.scores = sweep(average, pictures, degradation, self.lams, seed, self.config.spec, measure=measure)
         values = {f"psnr {label}": value for label, value in self._psnr(self.scores).items()}
         if self.config.data.grey:
             in_grey = [(name, grey(picture.unsqueeze(0))[0]) for name, picture in pictures]
-            scores = sweep(average, in_grey, degradation, self.lams, seed, measure=measure)
+            scores = sweep(average, in_grey, degradation, self.lams, seed, self.config.spec, measure=measure)
             values |= {f"psnr grey {label}": value for label, value in self._psnr(scores).items()}
         return values
 
@@ -192,6 +193,7 @@ class Restoration(Task):
         """
         degradation = self.config.validation.degradation or self.config.degradation
         at = list(average.spec.defaults) if isinstance(average, TunableModel) else self.config.fixed_lam
+        at = self.config.spec.normalise(torch.tensor(at)).tolist()
         labels = ["input", *(_label(lam) for lam in self.lams), "clean"]
         found = {}
         for name, clean, degraded in degraded_pictures(pictures[:_STRIPS], degradation, self.config.seed, at):
