@@ -142,9 +142,12 @@ def put_back(grad: Tensor, input: Tensor, stride: Sequence[int], padding: Sequen
 
 
 def with_new_strides(tensor: Tensor) -> Tensor:
-    """Return a view in which each dimension of size 1 has the stride that a new tensor of this layout has."""
+    """Return a view in which each dimension of size 1 has the stride that a new tensor of this layout has.
+
+    A trace of torch.jit gets the tensor as it is: it could only record what is right for its example.
+    """
     shape = tensor.shape
-    if 1 not in shape or tensor.dim() < 3:
+    if tensor.dim() < 3 or torch._C._get_tracing_state() is not None or 1 not in shape:
         return tensor
     stride = tensor.stride()
     first = tuple(range(len(shape)))

@@ -21,9 +21,9 @@ def test_every_shipped_network_with_all_that_is_known(run):
         spec = pretrained.load(name).spec
         assert f"({pretrained.find(name).stat().st_size / 1e6:.2f} MB)" in text
         assert "non-commercial" in text.replace("non-\n           ", "non-")
-        for knob, (low, high), default in zip(spec.names, spec.ranges, spec.defaults, strict=True):
+        for knob, (low, high), unit, default in zip(spec.names, spec.ranges, spec.units, spec.defaults, strict=True):
             (line,) = [line for line in text.splitlines() if f"{knob} " in line and "default" in line]
-            assert f"{low:g} to {high:g}, default {default:g}" in line
+            assert f"{low:g} to {high:g}{unit and f' {unit}'}, default {default:g}" in line
             assert line.endswith("(weights that sum to 1)") == (spec.domain == "simplex")
     assert [found["name"] for found in json.loads(run("models", "--json")[1])] == pretrained.names()
 

@@ -255,6 +255,7 @@ def test_the_arguments_travel_with_the_model():
         "names": ["noise", "blur"],
         "ranges": [[0.0, 2.0], [0.0, 1.0]],
         "defaults": [0.5, 0.25],
+        "units": ["", "pixels"],
         "on_map": "mean",
     }
     net = tunable_ops.convert(Net(), **arguments)

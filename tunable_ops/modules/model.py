@@ -152,8 +152,14 @@ class TunableModel(nn.Module):
             return None
         key = device_type, late
         if key not in self._plans:
+            # A trace of torch.jit would record what is read of the kernels here, and differ from that of a later call.
+            tracing = torch._C._get_tracing_state()
+            torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
             stacks = [None if slot in late else layer.kernel_stacks() for slot, layer in enumerate(self._layers)]
-            self._plans[key] = BlendPlan(stacks, device_type)
+            try:
+                self._plans[key] = BlendPlan(stacks, device_type)
+            finally:
+                torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
         return self._plans[key]
 
     def extra_repr(self) -> str:
