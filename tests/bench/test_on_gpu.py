@@ -230,7 +230,7 @@ def test_the_arguments_of_every_stage_are_known(tmp_path: Path) -> None:
     for words in benchmarks:
         assert words[0] == "tunable_ops.bench"
         args = parser.parse_args(words[1:])
-        assert args.suite in cli.SUITES
+        assert (args.suite or "operators") in cli.SUITES
         providers.check_names(args.providers)
 
 
