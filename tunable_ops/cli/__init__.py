@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments of `tunable-ops`; None: those of this process.
 
     Returns:
-        The exit code. Wrong input gives one line on stderr and 2, not a traceback, except with `--debug`.
+        The exit code. Wrong input gives its message on stderr and 2, not a traceback, except with `--debug`. A message
+        is one line, unless it lists several faults of a configuration or a grammar.
     """
     words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     _print_anything()
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise
-        message = one_line(error)
+        message = _lines(error) if isinstance(error, ValueError) else one_line(error)
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 
@@ -101,6 +102,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         text = error.strerror + (f": {error.filename!r}" if error.filename is not None else "")
     return " ".join(text.split()) or type(error).__name__
+
+
+def _lines(error: ValueError) -> str:
+    """Return the message of an error with its own lines."""
+    return "\n".join(line.rstrip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
 def _without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
