@@ -72,3 +72,21 @@ def test_a_run_may_start_from_one_of_its_own(make_config, tmp_path: Path) -> Non
 def test_freezing_needs_a_base(make_config, tuning: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r'tuning\.freeze must go with kind "affine" on the box'):
         make_config(tuning={"freeze": True, "domain": "box", **tuning})
+
+
+@pytest.mark.parametrize("end", [1.0, 50.0])
+def test_a_start_of_before_lambda_had_units(make_config, tmp_path: Path, end: float) -> None:
+    """Its phi got lambda as it was; the same file at another scale is another network."""
+    tuning = {"domain": "box", "ranges": [[0, end], [0, 1]]}
+    train(make_config(tuning=tuning), tmp_path / "first", progress=False)
+    start = tmp_path / "first" / MODEL
+    tensors, metadata = serialization.read_weights(start)
+    del metadata["spec"]["scales"], metadata["spec"]["units"], metadata["conversion"]["units"]
+    kept = {key: value for key, value in metadata.items() if key not in ("format", "version")}
+    serialization.write_file(start, tensors, kept, kind=serialization.FORMAT, version=serialization.VERSION)
+    config = make_config(tuning=tuning, model={**make_config().model.model_dump(), "weights": str(start)})
+    if end == 1:
+        assert train(config, tmp_path / "second", progress=False).finished
+        return
+    with pytest.raises(ValueError, match=r"whose scales is \(50.0, 1.0\); got \[1.0, 1.0\]"):
+        train(config, tmp_path / "second", progress=False)

@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": "compare the speed of tunable and plain convolutions on this machine",
     "autotune": "time the kernels on this GPU and remember the fastest",
 }
+_LISTS = ("train", "bench")  # their errors may list the faults of a configuration, or a grammar, line by line
 _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
 # import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise
-        message = _lines(error) if isinstance(error, ValueError) else one_line(error)
+        message = _lines(error) if isinstance(error, ValueError) and name in _LISTS else one_line(error)
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 

@@ -67,13 +67,20 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
 
 def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mapping[str, Any]) -> None:
     """Check that a tunable start is the same network, made tunable in the same way."""
+    tunable = isinstance(net, TunableModel)
     wanted = {
         "architecture": config.model.name,
         "arguments": config.model.arguments,
-        "conversion": net.conversion if isinstance(net, TunableModel) else None,
+        "conversion": net.conversion if tunable else None,
+        "scales": net.spec.scales if tunable else None,
     }
     conversion = metadata.get("conversion") or {}
-    found = {**metadata, "conversion": {"units": [""] * conversion.get("num_params", 0), **conversion}}
+    count = conversion.get("num_params", 0)
+    found = {
+        **metadata,
+        "conversion": {"units": [""] * count, **conversion},
+        "scales": (metadata.get("spec") or {}).get("scales", [1.0] * count) if tunable else None,  # of before units: 1
+    }
     for key, value in wanted.items():
         if json.loads(json.dumps(value)) != found.get(key):
             raise ValueError(
