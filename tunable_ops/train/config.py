@@ -98,8 +98,8 @@ class Validation(HeldOut):
 
     Attributes:
         degradation: What is done to them, with the keys of ``degradation``; left out: the one of training.
-        lams: Points of the sweep; left out: five between the two corners, or the corners and the middle for more than
-            two objectives.
+        lams: Points of the sweep, in the units of lambda; left out: five between the two corners or the ends of one
+            knob, else all corners and the middle.
         strips: Strips over lambda of the first four pictures go to TensorBoard at every so many validations and at the
             last one; 0 for never.
     """
@@ -291,12 +291,13 @@ def _check_grey(config: Config) -> None:
     knob = config.grey_knob
     if knob is None:
         return
-    following = sum(objective.follows for objective in config.objectives)
+    following = sum(objective.has_own_knob for objective in config.objectives)
+    weighed = any(PARAMETER in (objective.weight or ()) for objective in config.objectives)
     levels = [
         getattr(getattr(config.degradation, key, None), "levels", None) or [0.0] * config.num_params
         for key in ("blur", "noise")
     ]
-    if knob < following or any(level[knob] for level in levels):
+    if knob < following or weighed or any(level[knob] for level in levels):
         raise ValueError(
             f"tuning.names must leave {PARAMETER!r} to grey samples, without an objective or a level, where "
             f"data.grey is set; got {config.param_names}"
