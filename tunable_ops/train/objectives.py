@@ -27,13 +27,14 @@ class Objective(Section):
             only), the "noisy" one (the clean one with the noise of the input, not blurred), or the "input" of the
             network.
         scale: Fixed factor that brings objectives to comparable sizes.
-        follows: Let the weight be lambda_i. Objectives with false come after those that follow; their weight is 1
-            whatever lambda is: for knobs of the degradation, whose levels follow lambda.
-        weight: Knobs that move the objective, whatever its place: knob -> [weight where the knob is 0, weight where it
-            is 1], and between them a straight line; several knobs multiply, others leave it alone. Such objectives come
-            after those that follow the lambda of their place, and ``tuning.names`` must then list all knobs. An L1 that
-            fades as ``texture`` rises has ``{ texture = [1, 0.1] }``; a loss towards the sharp, noisy picture, at its
-            corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
+        follows: Let the weight be lambda_i, on the box divided by the largest end of its range. Objectives with false
+            come after those that follow; their weight is 1 whatever lambda is: for knobs of the degradation, whose
+            levels follow lambda.
+        weight: Knobs that move the objective, whatever its place: knob -> [weight where the knob is 0, weight at the
+            largest end of its range], and between them a straight line; several knobs multiply, others leave it alone.
+            Such objectives come after those that follow the lambda of their place, and ``tuning.names`` must then list
+            all knobs. An L1 that fades as ``texture`` rises has ``{ texture = [1, 0.1] }``; a loss towards the sharp,
+            noisy picture, at its corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
         arguments: Of the loss; those on features take the arguments of their class ("perceptual": network "vgg16" if
             none is given; "perceptual_gradient": ``path``, a file of `losses.PGN`, default the one that ships, and
             ``anchored``). Empty for "style".

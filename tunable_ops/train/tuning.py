@@ -107,8 +107,8 @@ class Sampler(Section):
         corners: Probability with which one of the domain's corners is drawn instead.
         groups: How many lambdas are drawn per batch and process, each for an equal part of it; left out: one per
             sample. Few make a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier.
-        balanced: Let each draw come with its mirror images, cyclic shifts (1 - lambda on the box), so that every batch
-            weighs the objectives alike.
+        balanced: Let each draw come with its mirror images, cyclic shifts (low + high - lambda on the box), so that
+            every batch weighs the objectives alike.
         stratified: Let the draws of a batch cover the domain evenly (`losses.sampler`); where they are balanced, those
             that the others mirror.
     """
