@@ -52,11 +52,12 @@ def read_case(text: str) -> Case:
     parts = re.sub(r"\b(per|channels)-(sample|last)\b", r"\1_\2", text).replace("-", " ").split()
     if not parts:
         raise refuse("must begin with a layer", "nothing")
-    kind, *parts = parts
+    first, *parts = parts
+    kind = first.lower()
     try:
         layer = kind_named(kind)
     except ValueError:
-        raise refuse("must begin with a layer such as 3x3 or dw3x3", repr(kind)) from None
+        raise refuse("must begin with a layer such as 3x3 or dw3x3", repr(first)) from None
     found: dict[str, Any] = {}
     for part in parts:
         for name, value in _read(part, refuse).items():
@@ -97,9 +98,10 @@ def _read(part: str, refuse: Callable[[str, object], ValueError]) -> dict[str, A
     else:
         near = difflib.get_close_matches(word, [w for known in _WORDS.values() for w in known], n=1)
         raise refuse(f"must have parts that it knows{f' (did you mean {near[0]}?)' if near else ''}", repr(part))
+    letters = {"size": "H", "width": "W", **{name: letter.upper() for letter, name in _LETTERS.items()}}
     for name, value in found.items():
         if value < 1 and name != "padding":
-            raise refuse(f"must have a {name} of at least 1", repr(part))
+            raise refuse(f"must have {letters[name]} at least 1", repr(part))
     return found
 
 

@@ -8,6 +8,8 @@ import pytest
 from tunable_ops.bench import cases, cli, machine, measure, problem, providers, report, results_file, step, suites
 from tunable_ops.bench.case_text import GRAMMAR, read_case
 
+from tunable_ops.cli import main as tunable_ops_command
+
 FAST = measure.Settings(rounds=3, min_call=0, budget=0.1)
 TEXTS = [
     "3x3 C4 O6 9x11 B2 P2",
@@ -80,8 +82,9 @@ def test_an_id_is_read_back_and_figures_match_what_runs(text: str) -> None:
         ("3x3 C4 8x8 per_smple", r"must have parts that it knows \(did you mean per_sample\?\); got 'per_smple'"),
         ("3x3 C4 8x8 C5", "must give channels once; got 'C5'"),
         ("3x3 C4 8x8 map shared", "must give alpha once; got 'shared'"),
-        ("3x3 C4 8x8 B0", "must have a batch of at least 1; got 'B0'"),
-        ("3x3 C4 8x0", "must have a width of at least 1; got '8x0'"),
+        ("3x3 C4 8x8 B0", "must have B at least 1; got 'B0'"),
+        ("3x3 C4 8x8 P0", "must have P at least 1; got 'P0'"),
+        ("3x3 C4 8x0", "must have W at least 1; got '8x0'"),
         ("3x3 C5 8x8 G2", "must have C a multiple of the groups, 2; got C5"),
         ("3x3 C4 O5 8x8 G2", "must have O a multiple of the groups, 2; got O5"),
         ("dw3x3 C4 8x8 G2", "must leave groups out for a depthwise layer; got G2"),
@@ -100,6 +103,18 @@ def test_the_grammars_example_and_words_are_read() -> None:
     for word in (*cases.ALPHAS, *cases.DTYPES, *cases.LAYOUTS, *cases.PASSES, *cases.MODES):
         assert word in GRAMMAR
         assert word in read_case(f"3x3 C4 8x8 {word}").id
+
+
+def test_letters_may_be_small_or_large() -> None:
+    """Those of the layer were refused where they were large."""
+    assert read_case("DW3X3 c4 8X9 PAD0") == read_case("dw3x3 C4 8x9 pad0")
+
+
+def test_both_commands_print_the_grammar_line_by_line(capsys: Any) -> None:
+    """`tunable-ops bench` pressed it into one line."""
+    for command in (cli.main, lambda words: tunable_ops_command(["bench", *words])):
+        assert command(["--case", "3x3 C4"]) == 2
+        assert capsys.readouterr().err.endswith(GRAMMAR + "\n")
 
 
 def test_the_command_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -45,9 +45,10 @@ def test_parse_auto():
     assert lambdas.describe(SIGMA, (25, 0.5)) == "sigma 25.00 of 255, blur 0.50 pixels"
     with pytest.raises(ValueError, match=r"--lam must be numbers .* for noise \(of 255\); got denoise \("):
         lambdas.parse("auto", spec(), silent, auto=True)
-    with pytest.raises(ValueError, match=r"--lam must be numbers such as 0.3,0.7 or name=0.3; got 'sigma=auto'"):
-        lambdas.parse("sigma=auto", SIGMA, silent)
-    with pytest.raises(ValueError, match="--lam must be numbers such as"):
+    for text in ("auto", "sigma=auto"):
+        with pytest.raises(ValueError, match=f"--lam must be numbers where there is no picture .*; got '{text}'"):
+            lambdas.parse(text, SIGMA, silent)
+    with pytest.raises(ValueError, match="--lam must be a number for 'blur', 'auto' is for 'sigma' alone; got 'blur"):
         lambdas.parse("blur=auto", SIGMA, silent, auto=True)
 
 
@@ -64,11 +65,19 @@ def test_parse_auto():
     ],
 )
 def test_advice(value, sigma, warned):
-    assert (advice((value, 1.0), SIGMA, sigma) is not None) == warned
+    assert (advice((value, 1.0), SIGMA, [sigma]) is not None) == warned
 
 
 def test_no_advice_for_other_networks():
-    assert advice((0.5, 0.5), spec(), 50.0) is None
+    assert advice((0.5, 0.5), spec(), [50.0]) is None
+
+
+def test_advice_for_several_pictures():
+    assert advice((10, 1.0), SIGMA, [30.0, 10.0, None, 40.0]) == (
+        "sigma is 10 of 255, but the noise of 2 of 4 pictures is estimated at 30.0 to 40.0: consider --lam sigma=auto"
+    )
+    assert advice((10, 1.0), SIGMA, [None]) is None and advice((10, 1.0), SIGMA, []) is None
+    assert advice(("auto", 1.0), SIGMA, [30.0]) is None
 
 
 @pytest.fixture
@@ -93,7 +102,8 @@ def test_apply_estimates_each_picture(model, folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["apply", str(folder), "--model", model, "--lam", "auto", "--out", str(out), "--quiet"]) == 0
     said, err = capsys.readouterr()
-    assert said.count("noise estimated at") == 2 and "warning" not in err
+    assert err.count("noise estimated at") == 2 and "warning" not in err
+    assert [line.partition("_lam")[0] for line in said.splitlines()] == [str(out / "s30"), str(out / "s5")]
     levels = sorted(float(path.stem.partition("_lam")[2].split("-")[0]) for path in out.iterdir())
     assert levels == pytest.approx([5, 30], abs=4)
 
@@ -102,7 +112,7 @@ def test_apply_warns_where_the_knob_is_far_off(model, folder, tmp_path, capsys):
     words = ["apply", str(folder), "--model", model, "--out", str(tmp_path / "out"), "--quiet"]
     assert main([*words, "--lam", "sigma=30"]) == 0
     err = capsys.readouterr().err
-    assert err.count("warning: ") == 1
+    assert err.count("tunable-ops apply: warning: ") == err.count("tunable-ops") == 1
     assert "s5.png: sigma is 30 of 255, but the noise is estimated at" in err and "--lam sigma=auto" in err
     assert main([*words, "--sweep", "2"]) == 0
     assert "estimated" not in capsys.readouterr().err
@@ -118,15 +128,18 @@ def test_out_of_range_is_said_once(model, folder, tmp_path, capsys):
 def test_eval_estimates_each_picture(model, folder, tmp_path, capsys):
     words = ["eval", str(folder), "--model", model, "--noise", "20", "--lam", "auto", "--lam", "20,1", "--quiet"]
     assert main([*words, "--json", str(tmp_path / "found.json")]) == 0
-    said = capsys.readouterr().out
-    assert said.count("noise estimated at") == 2 and "sigma auto, blur 1.00 pixels" in said
+    said, err = capsys.readouterr()
+    assert err.count("noise estimated at") == 2 and "sigma auto, blur 1.00 pixels" in said and "noise" not in said
     scores = json.loads((tmp_path / "found.json").read_text())["scores"]
     assert [score["lam"] for score in scores[:3]] == [None, ["auto", 1.0], [20.0, 1.0]]
 
 
 def test_fold_takes_numbers_only(model, tmp_path, capsys):
     assert main(["fold", model, "--lam", "auto", "--out", str(tmp_path / "x.safetensors")]) == 2
-    assert "--lam must have 2 values: sigma 0 to 50 of 255 (default 25), blur 0 to 2 pixels" in capsys.readouterr().err
+    assert (
+        "--lam must be numbers where there is no picture to estimate the noise of; got 'auto'"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_was_folded_keeps_its_unit(model, folder, tmp_path, capsys):
@@ -134,3 +147,40 @@ def test_what_was_folded_keeps_its_unit(model, folder, tmp_path, capsys):
     assert main(["fold", model, "--lam", "sigma=25", "--out", plain]) == 0
     assert main(["apply", str(folder / "s5.png"), "--model", plain, "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert "sigma 25.00 of 255, blur 1.00 pixels" in capsys.readouterr().out
+
+
+def test_eval_warns_where_the_knob_is_far_off(model, folder, capsys):
+    words = ["eval", str(folder), "--model", model, "--noise", "0", "--quiet"]
+    assert main([*words, "--lam", "sigma=2", "--lam", "auto"]) == 0
+    err = capsys.readouterr().err
+    assert f"tunable-ops eval: warning: {folder}: sigma is 2 of 255, but the noise of 1 of 2 pictures is" in err
+    assert err.count("warning") == 1
+    for words_of_a_sweep in (words, [*words, "--sweep", "2"]):
+        assert main(words_of_a_sweep) == 0
+        assert "estimated" not in capsys.readouterr().err
+
+
+def test_a_picture_too_small_to_estimate_its_noise(model, tmp_path, capsys):
+    """It was "estimated at 0.0", and warned about."""
+    write_image(noisy(30)[:, :7, :20], tmp_path / "thin.png")
+    words = ["apply", str(tmp_path / "thin.png"), "--model", model, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*words, "--lam", "auto"]) == 0
+    said, err = capsys.readouterr()
+    assert "thin.png: too small to estimate its noise (8x8 pixels at least): using the default, 25 of 255" in err
+    assert "sigma 25.00 of 255" in said
+    assert main(words) == 0 and "estimate" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_the_level_inside_for_grey_is_not_warned_about(model, tmp_path, capsys):
+    """It is sqrt(3) times what the knob says, and the knob is in its range."""
+    write_image(noisy(30)[:1].expand(3, -1, -1), tmp_path / "grey.png")
+    grey, out = str(tmp_path / "grey.png"), str(tmp_path / "out")
+    for words in (
+        ["apply", grey, "--model", model, "--sweep", "2", "--out", out, "--quiet"],
+        ["apply", grey, "--model", model, "--lam", "50,1", "--out", out, "--quiet"],
+        ["eval", grey, "--model", model, "--noise", "25", "--sweep", "2", "--quiet"],
+        ["eval", grey, "--model", model, "--noise", "25", "--quiet"],
+    ):
+        assert main(words) == 0
+        assert "outside" not in capsys.readouterr().err, words

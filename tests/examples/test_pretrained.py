@@ -109,3 +109,17 @@ def test_measure_super_resolution(pictures: Path, tmp_path: Path) -> None:
 def test_show(tmp_path: Path) -> None:
     program("show.py")["main"](["--out", str(tmp_path)])
     assert len(list(tmp_path.glob("pretrained_*.png"))) == 3
+
+
+def test_estimates_of_noise(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["noise_estimates.py", str(pictures), str(pictures)])
+    estimates = program("noise_estimates.py")
+    estimates["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 photographs" and lines[-1].endswith("of 4 clean ones are warned about at 25")
+    assert [line.split("|")[1].strip() for line in lines[4:9]] == ["0", "5", "15", "25", "50"]
+    flat = [torch.full((3, 64, 64), 0.5)]
+    assert estimates["estimates"](flat, 25) == pytest.approx([25], rel=0.05)
+    assert estimates["estimates"](flat, 0) == pytest.approx([0], abs=1e-3)

@@ -14,7 +14,7 @@ from tunable_ops.train import MODEL, Config, train
 
 FFDNET = {
     "model": {"name": "ffdnet", "arguments": {"features": 6, "depth": 3, "knob": 1}},
-    "tuning": {"domain": "box", "freeze": True, "names": ["texture", "sigma"]},
+    "tuning": {"domain": "box", "freeze": True, "names": ["texture", "sigma"], "ranges": [[0, 1], [0, 50]]},
     "objectives": [{"name": "texture", "loss": "tv"}, {"name": "clean", "follows": False}],
     "degradation": {"noise": {"levels": [0, 50]}},
 }
@@ -42,12 +42,12 @@ def test_whatever_is_trained_the_base_stays(make_config, tmp_path: Path, changes
     train(config, tmp_path / "whole", progress=False)
     net, x = serialization.load(tmp_path / "whole" / MODEL), torch.rand(1, 3, 16, 18)
     knobs = len(net.spec.names)
-    for other in (0.0, 0.6):  # FFDNet's own knob does not move kernels
+    for other in (0.0, 30.0):  # FFDNet's own knob, of 255, does not move kernels
         lam = [0.0, other][:knobs]
         folded, wanted = fold(net, lam), plain.state_dict()
         assert all(torch.equal(value, folded.state_dict()[name]) for name, value in wanted.items())
         with torch.no_grad():
-            level = (torch.tensor(other) * (50 / 255),) if knobs == 2 else ()
+            level = (torch.tensor(other) / 255,) if knobs == 2 else ()
             assert torch.equal(net(x, lam), plain(x, *level))
             assert not torch.equal(net(x, [1.0, *lam[1:]]), plain(x, *level))
     # what was stopped and resumed ends with the same bits
@@ -72,3 +72,31 @@ def test_a_run_may_start_from_one_of_its_own(make_config, tmp_path: Path) -> Non
 def test_freezing_needs_a_base(make_config, tuning: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r'tuning\.freeze must go with kind "affine" on the box'):
         make_config(tuning={"freeze": True, "domain": "box", **tuning})
+
+
+@pytest.mark.parametrize("end", [1.0, 50.0])
+def test_a_start_of_before_lambda_had_units(make_config, tmp_path: Path, end: float) -> None:
+    """Its phi got lambda as it was; the same file at another scale is another network."""
+    tuning = {"domain": "box", "ranges": [[0, end], [0, 1]]}
+    train(make_config(tuning=tuning), tmp_path / "first", progress=False)
+    start = tmp_path / "first" / MODEL
+    tensors, metadata = serialization.read_weights(start)
+    del metadata["spec"]["scales"], metadata["spec"]["units"], metadata["conversion"]["units"]
+    kept = {key: value for key, value in metadata.items() if key not in ("format", "version")}
+    serialization.write_file(start, tensors, kept, kind=serialization.FORMAT, version=serialization.VERSION)
+    config = make_config(tuning=tuning, model={**make_config().model.model_dump(), "weights": str(start)})
+    if end == 1:
+        assert train(config, tmp_path / "second", progress=False).finished
+        return
+    with pytest.raises(ValueError, match=r"whose scales is \(50.0, 1.0\); got \[1.0, 1.0\]"):
+        train(config, tmp_path / "second", progress=False)
+
+
+@pytest.mark.parametrize(("ranges", "got"), [(None, 1), ([[0, 1], [0, 25]], 25)])
+def test_a_level_that_the_network_reads_is_the_noise(make_config, tmp_path: Path, ranges: Any, got: int) -> None:
+    """FFDNet reads sigma of 255 itself: at other ends of the range it would be told another noise than there is."""
+    config = make_config(**{**FFDNET, "tuning": {**FFDNET["tuning"], "ranges": ranges}})
+    message = rf"degradation.noise.levels must be the end of the range of 'sigma', {got}, .* network reads .*; got 50"
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()

@@ -157,3 +157,15 @@ def test_a_run_learns_the_knob_and_resumes_with_the_same_bits(make: Make, tmp_pa
     x = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert not torch.equal(net(x, (0.5, 0.0)), net(x, (0.5, 1.0)))
+
+
+def test_the_knob_beside_objectives_with_weights(make: Make) -> None:
+    """Objectives that named knobs of their own counted as if they followed the first places."""
+    objectives = [{"name": "near", "weight": {"texture": [1, 0]}}, {"name": "far", "weight": {"texture": [0, 1]}}]
+    names = ["sigma", "grey", "texture"]
+    noise = {"noise": {"levels": [50, 0, 0]}}
+    config = make(tuning={"names": names}, objectives=objectives, degradation=noise)
+    assert config.grey_knob == 1
+    objectives[0]["weight"]["grey"] = [1, 0]
+    with pytest.raises(ValueError, match=r"tuning.names must leave 'grey' to grey samples, without an objective"):
+        make(tuning={"names": names}, objectives=objectives, degradation=noise)

@@ -12,11 +12,11 @@ from tunable_ops import control
 from tunable_ops.serialization import load
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_network, build_sampler
-from tunable_ops.train.config import Tuning
 from tunable_ops.train.data import Batches, Photographs, find_training_files
 from tunable_ops.train.evaluate import degraded_pictures, mean_psnr, sweep
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
+from tunable_ops.train.tuning import Tuning
 
 ARGUMENTS = {
     "dni": {},

@@ -300,3 +300,18 @@ def test_the_command_line_overwrites_on_request_only(pictures: Path, tmp_path: P
     assert main([*arguments, "--overwrite", "--resume"]) == 2
     assert main([*arguments, "--resume", "--set", "optim.steps=3"]) == 0
     assert "3 steps done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [1.0, 50.0])
+def test_states_from_before_lambda_had_units(make_config, tmp_path: Path, end: float) -> None:
+    """phi got lambda as it was: with [0, 50] such a run went on in silence, at a fiftieth of its lambda."""
+    config = make_config(tuning={"domain": "box", "ranges": [[0, end], [0, 1]]})
+    train(config, tmp_path / "x", stop_at=2, progress=False)
+    rewrite(tmp_path / "x" / STATE, lambda metadata: metadata["config"].pop("tuning.units"))
+    if end == 1:
+        assert train(config, tmp_path / "x", resume=True, progress=False).finished
+        return
+    before = (tmp_path / "x" / STATE).read_bytes()
+    with pytest.raises(ValueError, match=r"^train: state must be of a run that divides lambda .*scales \[50.0, 1.0\]"):
+        train(config, tmp_path / "x", resume=True, progress=False)
+    assert (tmp_path / "x" / STATE).read_bytes() == before

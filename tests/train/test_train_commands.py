@@ -85,6 +85,15 @@ def test_errors_are_one_line(arguments: list, message: str, tmp_path: Path, caps
     assert not (tmp_path / "x").exists()
 
 
+def test_several_errors_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were pressed into one."""
+    words = ["train", "demo", "--set", "optim.setps=3", "--set", "data.corp=8", "--out", str(tmp_path / "x")]
+    assert main(words) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("tunable-ops train: error: config: data.corp must be a known key")
+    assert second.startswith("config: optim.setps must be a known key")
+
+
 def test_a_stop_is_reported_and_resumed(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

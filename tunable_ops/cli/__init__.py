@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": "compare the speed of tunable and plain convolutions on this machine",
     "autotune": "time the kernels on this GPU and remember the fastest",
 }
+_LISTS = ("train", "bench")  # their errors may list the faults of a configuration, or a grammar, line by line
 _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
 # import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments of `tunable-ops`; None: those of this process.
 
     Returns:
-        The exit code. Wrong input gives one line on stderr and 2, not a traceback, except with `--debug`.
+        The exit code. Wrong input gives its message on stderr and 2, not a traceback, except with `--debug`. A message
+        is one line, unless it lists several faults of a configuration or a grammar.
     """
     words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     _print_anything()
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise
-        message = one_line(error)
+        message = _lines(error) if isinstance(error, ValueError) and name in _LISTS else one_line(error)
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
 
@@ -101,6 +103,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         text = error.strerror + (f": {error.filename!r}" if error.filename is not None else "")
     return " ".join(text.split()) or type(error).__name__
+
+
+def _lines(error: ValueError) -> str:
+    """Return the message of an error with its own lines."""
+    return "\n".join(line.rstrip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
 def _without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,10 @@ class Batch:
                 yield str(strip_path)
 
     def _settled(self, picture: Picture, source: Source, grey: bool, progress: Progress) -> list[tuple[str, list[Any]]]:
-        """Return the rows with the noise of the picture estimated where that is asked for; compare others with it."""
+        """Return the rows with the noise of the picture estimated where that is asked for; compare others with it.
+
+        An animation or a document is as noisy as its first frame.
+        """
         from tunable_ops.cli import noise
         from tunable_ops.cli.lam import AUTO
 
@@ -151,10 +155,10 @@ class Batch:
         ((name, (lam,)),) = self.rows
         sigma = noise.estimate(next(iter(_given(picture, self.args, grey)))[1])
         if AUTO in lam:
-            progress.write(f"{source.path}: noise estimated at {sigma:.1f} of 255")
+            progress.write(f"{source.path}: {noise.finding(sigma, self.spec)}", sys.stderr)
             return [(name, [noise.settle(lam, self.spec, sigma)])]
-        if text := noise.advice(lam, self.spec, sigma):
-            progress.write(f"tunable-ops apply: warning: {source.path}: {text}", sys.stderr)
+        if text := noise.advice(lam, self.spec, [sigma]):
+            progress.write(f"warning: {source.path}: {text}", sys.stderr)
         return self.rows
 
     def _target(self, picture: Picture, source: Source) -> tuple[str, str]:
@@ -256,13 +260,16 @@ class _Frames:
         self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
     ) -> None:
         from tunable_ops.grey import stronger
+        from tunable_ops.modules import LambdaWarning
 
         self.batch, self.picture, self.grey = batch, picture, grey
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
         self._shown: Tensor | None = None
-        batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LambdaWarning)  # of a level for grey; of `lam` itself `parse` has warned
+            batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
 
     def __iter__(self) -> Iterator[Frame]:
         from tunable_ops.images import Frame

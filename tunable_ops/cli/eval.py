@@ -117,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.pictures:
         pictures, unreadable = _pictures(folder)
         triples, bad = _triples(args, pictures, scale)
-        scores, failed = _scores(net, triples, lams, measure, args.quiet, _as_given(args, net.spec))
+        scores, estimates, failed = _scores(net, triples, lams, measure, args.quiet, _as_given(args, net.spec))
+        if args.lam is not None:  # not of a sweep, as in apply
+            _compare(folder, lams, net.spec, estimates)
         skipped += unreadable + bad + failed
         found[str(folder)] = scores
         print(_table(printable(folder), scores, net.spec, lams))
@@ -168,15 +170,20 @@ def _scores(
     measure: Measure,
     quiet: bool,
     as_given: Collection[tuple[float, ...]],
-) -> tuple[list[Score], int]:
-    """Score every picture at every lambda; return the scores and the number of pictures that were skipped.
+) -> tuple[list[Score], list[float | None], int]:
+    """Score every picture at every lambda.
+
+    Returns:
+        The scores; what the noise of each picture is estimated at; and the number of pictures that were skipped.
 
     Raises:
         ValueError: No picture can be measured; the error is that of the first.
     """
+    from tunable_ops.cli import noise
     from tunable_ops.cli.progress import Progress
 
     scores: list[Score] = []
+    estimates: list[float | None] = []
     errors: list[tuple[str, Exception]] = []
     with Progress("tunable-ops eval", len(triples), quiet) as progress:
         hook = net.register_forward_hook(lambda *_: progress.advance(1))
@@ -184,7 +191,9 @@ def _scores(
             progress.start(triple[0], len(lams))
             try:
                 measure(triple[1], triple[1])  # before the network runs
-                scores += _at(net, triple, lams, measure, as_given, progress)
+                sigma = noise.estimate(triple[2])
+                scores += _at(net, triple, lams, measure, as_given, progress, sigma)
+                estimates.append(sigma)
             except (ValueError, RuntimeError) as error:  # too small for the metrics or the network, ...
                 errors.append((triple[0], error))
             progress.finish()
@@ -193,7 +202,18 @@ def _scores(
         raise errors[0][1]
     for name, why in errors:
         _skip(name, why)
-    return scores, len(errors)
+    return scores, estimates, len(errors)
+
+
+def _compare(
+    folder: Path, lams: Sequence[tuple[Any, ...]], spec: LambdaSpec, estimates: Sequence[float | None]
+) -> None:
+    """Warn about lambdas that are far from what the noise of the pictures is estimated at."""
+    from tunable_ops.cli.noise import advice
+
+    for lam in lams:
+        if text := advice(lam, spec, estimates):
+            print(f"tunable-ops eval: warning: {printable(folder)}: {text}", file=sys.stderr)
 
 
 def _at(
@@ -203,8 +223,9 @@ def _at(
     measure: Measure,
     as_given: Collection[tuple[Any, ...]],
     progress: Progress,
+    sigma: float | None,
 ) -> list[Score]:
-    """Score a picture at every lambda, `AUTO` standing for its estimated noise; the scores keep that word."""
+    """Score a picture at every lambda, `AUTO` standing for its noise, ``sigma``; the scores keep that word."""
     from dataclasses import replace
 
     from tunable_ops.cli import noise
@@ -213,8 +234,7 @@ def _at(
 
     positions = lams
     if any(AUTO in lam for lam in lams):
-        sigma = noise.estimate(triple[2])
-        progress.write(f"{triple[0]}: noise estimated at {sigma:.1f} of 255")
+        progress.write(f"{triple[0]}: {noise.finding(sigma, net.spec)}", sys.stderr)
         positions = [noise.settle(lam, net.spec, sigma) for lam in lams]
     kept = {position for position, lam in zip(positions, lams, strict=True) if lam in as_given}
     scores = evaluate(net, [triple], positions, measure=measure, as_given=kept)

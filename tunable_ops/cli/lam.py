@@ -62,8 +62,10 @@ def parse(
         ValueError: Values are not finite numbers, too few or too many, a name is unknown or repeated, or the sum on the
             simplex is not positive.
     """
-    if text.strip() == AUTO and auto:
-        return spec.fill({spec.names[noise_knob(spec)]: AUTO})
+    if text.strip() == AUTO:
+        name = spec.names[noise_knob(spec)]
+        _check_auto(name, spec, auto, text)
+        return spec.fill({name: AUTO})
     parts = [part.strip() for part in text.split(",")]
     named = ["=" in part for part in parts]
     if any(named) and not all(named):
@@ -177,11 +179,19 @@ def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dic
             raise ValueError(f"--lam must name {spec.unknown(name)}")
         if name in given:
             raise ValueError(f"--lam must name each parameter once; got {text!r}")
-        if auto and number == AUTO and name == spec.names[noise_knob(spec)]:
-            given[name] = AUTO
-        else:
-            given[name] = _number(number, text)
+        if number == AUTO:
+            _check_auto(name, spec, auto, text)
+        given[name] = AUTO if number == AUTO else _number(number, text)
     return given
+
+
+def _check_auto(name: str, spec: LambdaSpec, auto: bool, text: str) -> None:
+    """Refuse `auto` where nothing is estimated."""
+    if not auto:
+        raise ValueError(f"--lam must be numbers where there is no picture to estimate the noise of; got {text!r}")
+    known = spec.names[noise_knob(spec)]
+    if name != known:
+        raise ValueError(f"--lam must be a number for {name!r}, {AUTO!r} is for {known!r} alone; got {text!r}")
 
 
 def _number(part: str, text: str) -> float:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.losses.pgn import PGN
-from tunable_ops.modules import TunableModel, convert, freeze_all_but_new, optimizer_groups
+from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_but_new, optimizer_groups
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.adversarial import Adversary
-from tunable_ops.train.config import Config, Objective, Optim
+from tunable_ops.train.config import Config, Optim
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.distributed import Process
+from tunable_ops.train.objectives import Objective
 from tunable_ops.train.seeding import derive_seed
 
 __all__ = [
@@ -52,6 +53,7 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         plain = models.build(config.model.name, **config.model.arguments)
+        _check_planes(config, plain)
         start = config.model.weights if fresh else None
         weights, metadata = ({}, {}) if start is None else read_weights(start)
         if start is not None and not metadata.get("conversion"):
@@ -65,15 +67,39 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
         return net
 
 
+def _check_planes(config: Config, plain: nn.Module) -> None:
+    """Check that a network that reads the noise level from lambda, of 255, is told the level that there is."""
+    noise, spec = config.degradation.noise, config.spec
+    if noise is None or noise.levels is None:
+        return
+    for planes in (module for module in plain.modules() if isinstance(module, LambdaPlanes)):
+        for entry, divisor in zip(planes.entries, planes.divisors, strict=True):
+            if divisor != 255 or entry >= spec.num_params:
+                continue
+            level, end = noise.levels[entry], spec.scales[entry]
+            if level != end:
+                raise ValueError(
+                    f"train: degradation.noise.levels must be the end of the range of {spec.names[entry]!r}, {end:g}, "
+                    f"which the network reads as the noise level, of 255; got {level:g}"
+                )
+
+
 def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mapping[str, Any]) -> None:
     """Check that a tunable start is the same network, made tunable in the same way."""
+    model = net if isinstance(net, TunableModel) else None
     wanted = {
         "architecture": config.model.name,
         "arguments": config.model.arguments,
-        "conversion": net.conversion if isinstance(net, TunableModel) else None,
+        "conversion": model and model.conversion,
+        "scales": model and model.spec.scales,
     }
     conversion = metadata.get("conversion") or {}
-    found = {**metadata, "conversion": {"units": [""] * conversion.get("num_params", 0), **conversion}}
+    count = conversion.get("num_params", 0)
+    found = {
+        **metadata,
+        "conversion": {"units": [""] * count, **conversion},
+        "scales": (metadata.get("spec") or {}).get("scales", [1.0] * count) if model else None,  # of before units: 1
+    }
     for key, value in wanted.items():
         if json.loads(json.dumps(value)) != found.get(key):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tunable_ops.grey import PARAMETER, as_grey, has_knob, is_grey, on_grey, set_knob, stronger
-from tunable_ops.modules import LambdaSpec, TunableModel
+from tunable_ops.modules import LambdaSpec, LambdaWarning, TunableModel
 from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
@@ -118,7 +119,9 @@ def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None, *, gre
         return output
 
     if grey:
-        y = on_grey(call, channels)(picture.unsqueeze(0))[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LambdaWarning)  # `stronger` may leave the range
+            y = on_grey(call, channels)(picture.unsqueeze(0))[0]
     else:
         y = call(picture.unsqueeze(1))[:, 0] if channels == 1 else call(picture.unsqueeze(0))[0]
     return y.float().clamp(0, 1).cpu()

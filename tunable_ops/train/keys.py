@@ -21,7 +21,8 @@ __all__ = ["descriptions", "page"]
 _HEAD = """# Configuration
 
 Every key of the TOML files that `tunable-ops train` takes. `make docs` makes this page of the schema
-(`tunable_ops/train/config.py`, `sections.py` and `degradations.py`); edit the docstrings there.
+(`config.py`, `tuning.py`, `objectives.py`, `adversarial.py`, `degradations.py`, `sections.py` and `pgn_config.py` in
+`tunable_ops/train`); edit the docstrings there.
 
 `--set KEY=VALUE` changes a key on the command line: `--set optim.lr=1e-4`, `--set objectives.0.scale=2`. A key that is
 left out has its default. What "left out" means as a default is said beside the key: TOML has no null.

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tunable_ops.train.config import Config
 from tunable_ops.train.sections import RunConfig, flatten, unflatten
 from tunable_ops.train.task import Task
 
@@ -28,8 +29,9 @@ def refuse_changes(path: Path, saved: Mapping[str, Any], config: RunConfig, task
 
     Raises:
         ValueError: A key that changes the weights differs, or fewer steps are asked for than are done; every such key
-            is named with both values.
+            is named with both values. Or the state is of before lambda had units, and lambda would be divided now.
     """
+    _refuse_other_scales(path, saved["config"], config)
     then, now = _with_defaults(type(config), saved["config"]), flatten(config)
     files = saved.get("files", {})
     for key in files.keys() & task.files.keys():
@@ -50,6 +52,17 @@ def refuse_changes(path: Path, saved: Mapping[str, Any], config: RunConfig, task
     if config.optim.steps < saved["step"]:
         raise ValueError(
             f"train: optim.steps must be at least {saved['step']}, the steps that are done; got {config.optim.steps}"
+        )
+
+
+def _refuse_other_scales(path: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse states of before lambda had units, when phi got it as it is, if it is divided by its scale now."""
+    scales = config.spec.scales if isinstance(config, Config) else ()
+    if "tuning.units" not in saved and any(scale != 1 for scale in scales):
+        raise ValueError(
+            "train: state must be of a run that divides lambda by the largest end of its range; got "
+            f"{str(path)!r}, of before lambda had units, with scales {list(scales)}: finish the run with the version "
+            "of the code that started it, or start it anew in another folder"
         )
 
 

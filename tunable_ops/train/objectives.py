@@ -1,0 +1,119 @@
+"""The section `objectives` of a configuration, and `style`, which style objectives share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tunable_ops.train.sections import Section
+
+__all__ = ["Objective", "Style"]
+
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Objective(Section):
+    """One objective of the multi-loss; objective i has the weight lambda_i.
+
+    Attributes:
+        name: Of the objective, in the logs and for the knob.
+        loss: A function of `tunable_ops.losses`, or a loss on features: "perceptual" (`losses.Perceptual`), "lpips",
+            "dists", "perceptual_gradient" (`losses.PGN`). With "style" the objective is the style of ``picture``, and
+            ``target`` the content; where one objective is a style all are, and share the section ``style``.
+            With "adversarial" the outputs are to look as real as the targets to a discriminator, which is trained
+            beside the network; one objective may have it.
+        target: What the output is compared with: the "clean" picture, the "noiseless" one (blurred and down-sampled
+            only), the "noisy" one (the clean one with the noise of the input, not blurred), or the "input" of the
+            network.
+        scale: Fixed factor that brings objectives to comparable sizes.
+        follows: Let the weight be lambda_i, on the box divided by the largest end of its range. Objectives with false
+            come after those that follow; their weight is 1 whatever lambda is: for knobs of the degradation, whose
+            levels follow lambda.
+        weight: Knobs that move the objective, whatever its place: knob -> [weight where the knob is 0, weight at the
+            largest end of its range], and between them a straight line; several knobs multiply, others leave it alone.
+            Such objectives come after those that follow the lambda of their place, and ``tuning.names`` must then list
+            all knobs. An L1 that fades as ``texture`` rises has ``{ texture = [1, 0.1] }``; a loss towards the sharp,
+            noisy picture, at its corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
+        arguments: Of the loss; those on features take the arguments of their class ("perceptual": network "vgg16" if
+            none is given; "perceptual_gradient": ``path``, a file of `losses.PGN`, default the one that ships, and
+            ``anchored``). Empty for "style".
+        picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
+    """
+
+    name: str
+    loss: Literal[
+        "mse",
+        "log_mse",
+        "l1",
+        "charbonnier",
+        "ssim",
+        "tv",
+        "perceptual",
+        "perceptual_gradient",
+        "lpips",
+        "dists",
+        "adversarial",
+        "style",
+    ] = "mse"
+    target: Literal["clean", "noiseless", "noisy", "input"] = "clean"
+    scale: float = Field(default=1.0, gt=0)
+    follows: bool = True
+    weight: dict[str, tuple[_Weight, _Weight]] | None = Field(default=None, min_length=1)
+    arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
+    picture: str | None = None
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Objective:
+        if self.weight is not None and not self.follows:
+            raise ValueError(
+                f"objectives.follows must be left out where weight says what the objective follows; got false for "
+                f"{self.name!r}"
+            )
+        idle = [knob for knob, ends in (self.weight or {}).items() if ends[0] == ends[1]]
+        if idle:
+            raise ValueError(
+                f"objectives.weight must differ between the two ends of a knob; got equal ones for "
+                f"{', '.join(idle)} of {self.name!r}: leave the knob out, and give the factor as scale"
+            )
+        return self
+
+    @property
+    def has_own_knob(self) -> bool:
+        """True if its weight is the lambda of its place."""
+        return self.follows and self.weight is None
+
+    @model_validator(mode="after")
+    def _picture_of_a_style(self) -> Objective:
+        if (self.loss == "style") != (self.picture is not None):
+            raise ValueError(
+                f"objectives.picture must be given for the loss 'style' and no other; got {self.picture!r} for the "
+                f"loss {self.loss!r} of {self.name!r}"
+            )
+        if self.loss in ("style", "adversarial") and self.arguments:
+            raise ValueError(f"objectives.arguments must be empty for the loss {self.loss!r}; got {self.arguments}")
+        return self
+
+
+class Style(Section):
+    """What style objectives share; the rest of `tunable_ops.losses.StyleTransfer`.
+
+    Attributes:
+        size: Shorter side to which the style pictures are brought, in pixels: with small ones the strokes are small.
+        layers: Of the Gram matrices.
+        content_layer: Layer of the content term.
+        content: Weight of the content term.
+        smooth: Weight of the total variation.
+        network: Of the features.
+        pool: How the features are pooled.
+        weights: Where the features' weights come from; left out: see `tunable_ops.losses.weights`.
+    """
+
+    size: int = Field(default=256, ge=16)
+    layers: list[str] = Field(default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"], min_length=1)
+    content_layer: str = "relu3_3"
+    content: float = Field(default=0.25, ge=0)
+    smooth: float = Field(default=0.0, ge=0)
+    network: Literal["vgg16", "vgg19"] = "vgg16"
+    pool: Literal["avg", "max"] = "avg"
+    weights: str | None = None

@@ -1,0 +1,120 @@
+"""The sections `model`, `tuning` and `sampler` of a configuration: the network, its knobs, and how lambda is drawn."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tunable_ops.modules.convert import USUAL_PARAMETERS
+from tunable_ops.train.sections import Section
+
+__all__ = ["Model", "Sampler", "Tuning"]
+
+
+class Model(Section):
+    """The plain network.
+
+    Attributes:
+        name: In `tunable_ops.models.ARCHITECTURES`.
+        arguments: Of its class. ``channels = 1`` trains on grey pictures.
+        weights: File to start from: weights of the plain network under its own names (safetensors), or a checkpoint of
+            this package, plain or converted as the configuration says. Left out: random weights, which the seed
+            decides.
+    """
+
+    name: str = "dncnn"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+
+
+class Tuning(Section):
+    """How the network is made tunable; the arguments of `tunable_ops.convert`.
+
+    Attributes:
+        kind: Map from lambda to the blend, "affine" (trained) or "identity"; "none" trains the plain network itself
+            with fixed weights of the objectives. The other kinds are those of `tunable_ops.control`, trained in as many
+            phases as there are objectives, each with an equal part of the steps and a schedule of its own.
+        control: Arguments of the kinds of `tunable_ops.control`.
+        domain: "simplex" (the parameters sum to 1) or "box" (each by itself).
+        num_kernels: Kernels per layer; left out: as many as parameters, one more on the box.
+        include: Patterns of the modules that become tunable; left out: all that can.
+        exclude: Patterns of the modules that stay plain.
+        parameters: Patterns of the network's own parameters that become tunable too (SwinIR's position tables:
+            "*.relative_position_bias_table").
+        names: Of the tuning parameters; left out: those of the objectives that follow lambda. Names beyond these
+            objectives are knobs of the degradation, or of objectives with a ``weight``.
+        ranges: [low, high] of each, in its unit; left out: [0, 1]. On the box an objective's weight is lambda divided
+            by the largest end of its range.
+        defaults: Of lambda, in its units, which the checkpoint keeps; left out: the middle of the simplex, 0 on the
+            box.
+        units: What each parameter is counted in, such as "of 255" or "pixels"; left out: none.
+        lam: For the kind "none", the fixed lambda, in its units; left out: the first objective alone.
+        freeze: On the box, let only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
+            that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
+        rank: Of the new kernels, on the box; left out: full.
+    """
+
+    kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
+    control: dict[str, Any] = Field(default_factory=dict)
+    domain: Literal["simplex", "box"] = "simplex"
+    num_kernels: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
+    include: list[str] | None = None
+    exclude: list[str] = Field(default_factory=list)
+    parameters: list[str] = Field(default_factory=lambda: list(USUAL_PARAMETERS))
+    names: list[str] | None = None
+    ranges: list[tuple[float, float]] | None = None
+    defaults: list[float] | None = None
+    units: list[str] | None = None
+    lam: list[float] | None = None
+    freeze: bool = False
+
+    @property
+    def phased(self) -> bool:
+        """True if the knob is one of `tunable_ops.control`, trained objective after objective."""
+        return self.kind not in ("affine", "identity", "none")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Tuning:
+        if self.control and not self.phased:
+            raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
+        if self.freeze and (self.domain != "box" or self.kind != "affine"):
+            raise ValueError(
+                'tuning.freeze must go with kind "affine" on the box, where the plain kernels are apart; got kind '
+                f'"{self.kind}", domain "{self.domain}"'
+            )
+        foreign = [k for k in ("num_kernels", "rank", "include", "exclude", "ranges", "units") if getattr(self, k)]
+        foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
+        if self.phased and (foreign or self.domain != "simplex"):
+            raise ValueError(
+                f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
+                "of its own in tuning.control and lives on the simplex"
+            )
+        if self.rank is not None and (self.domain != "box" or self.kind == "none"):
+            raise ValueError(
+                'tuning.rank must be left out where no new kernels stand beside a base, that is for kind "none" and '
+                f'outside the domain "box"; got {self.rank} for kind "{self.kind}", domain "{self.domain}"'
+            )
+        return self
+
+
+class Sampler(Section):
+    """How lambda is drawn.
+
+    Attributes:
+        kind: Distribution over the domain; left out: uniform over the domain that the network has.
+        corners: Probability with which one of the domain's corners is drawn instead.
+        groups: How many lambdas are drawn per batch and process, each for an equal part of it; left out: one per
+            sample. Few make a step faster on a CPU, where per-sample kernels cost most, and its gradient noisier.
+        balanced: Let each draw come with its mirror images, cyclic shifts (low + high - lambda on the box), so that
+            every batch weighs the objectives alike.
+        stratified: Let the draws of a batch cover the domain evenly (`losses.sampler`); where they are balanced, those
+            that the others mirror.
+    """
+
+    kind: Literal["simplex", "uniform"] | None = None
+    corners: float = Field(default=0.1, ge=0, le=1)
+    groups: int | None = Field(default=None, ge=1)
+    balanced: bool = True
+    stratified: bool = False
