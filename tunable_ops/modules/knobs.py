@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.modules.convert import convert
-from tunable_ops.modules.finetune import _stacks
+from tunable_ops.modules.finetune import stacks_of
 from tunable_ops.modules.kernel_stacks import stack_parts
 from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
@@ -120,7 +120,7 @@ def _columns(read: Sequence[int], knobs: Sequence[Knob]) -> list[list[int]]:
 def _named_stacks(net: TunableModel) -> Iterator[tuple[str, str, Any, list[Tensor]]]:
     """Yield (name of the stack, name of the layer, layer, parameters) of every stack, once."""
     seen: set[int] = set()
-    for prefix, owner, attribute, layer in _stacks(net):
+    for prefix, owner, attribute, layer in stacks_of(net):
         parts = stack_parts(owner, attribute)
         if id(parts[0]) in seen:
             continue
