@@ -101,9 +101,7 @@ class KernelStacks:
         return tuple(found)
 
     def join(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the stack that `parts` hold, one of the entries that the method of that name returns."""
-        if len(parts) == 1:
-            return parts[0]
+        """Return the stack that `parts` hold, one of the entries of several that the method of that name returns."""
         if len(parts) == 2:
             return join_kernels(*parts)
         homes: Any = self.layer._modules["parametrizations"]
@@ -170,7 +168,7 @@ def blend_stacks(
             key = (id(tuning), *map(id, stack))
             same = wanted.setdefault(result, {})
             if key not in same:
-                same[key] = (stacks.join(stack), start)
+                same[key] = (stack[0] if len(stack) == 1 else stacks.join(stack), start)
             keys.append((result, key))
         sources[place] = flat, keys
     kernels: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}
