@@ -397,6 +397,10 @@ def test_bad_arguments(tmp_path, base):
         load_knob("net", file)
     with pytest.raises(ValueError, match=r"path must name at least one file; got \[\]"):
         load_knob(base, [])
+    with pytest.raises(TypeError, match="path must be a path or a sequence of paths; got 5"):
+        load_knob(base, 5)
+    with pytest.raises(TypeError, match=r"rename must map names to names; got \['texture'\]"):
+        load_knob(base, file, rename=["texture"])
 
 
 # Bases as files
@@ -439,9 +443,9 @@ def denoiser(**options):
     return models.FFDNet(features=8, depth=4, **options).eval()
 
 
-def turn_denoiser(plain, name, seed, rank=1, names=None):
+def turn_denoiser(plain, name, seed, rank=1, names=None, end=50):
     names = names or ["sigma", name]
-    ranges = [(0, 50) if each == "sigma" else (0, 1) for each in names]
+    ranges = [(0, end) if each == "sigma" else (0, 1) for each in names]
     net = tunable_ops.convert(plain, 2, domain="box", names=names, ranges=ranges, rank=rank)
     tunable_ops.freeze_all_but_new(net)
     torch.manual_seed(seed)
@@ -476,6 +480,33 @@ def test_knobs_share_what_the_base_reads_itself(tmp_path):
 def saved(state, path):
     save_file(state, path)
     return path
+
+
+def test_shared_parameters_of_several_ranges(tmp_path):
+    """phi gets lambda divided by the end of its range; the second knob was given that of the first."""
+    plain, x = denoiser(knob=0), torch.rand(1, 3, 8, 8)
+    nets = []
+    for seed, (name, end) in enumerate((("texture", 50), ("deblur", 75))):
+        net = turn_denoiser(plain, name, seed, end=end)
+        perturb_phi(net)
+        save_knob(net, tmp_path / name)
+        nets.append(net)
+    both = load_knob(plain, [tmp_path / "texture", tmp_path / "deblur"])
+    first, second, lam = (nets[0], [30, 0.6]), (nets[1], [30, 0.4]), [30, 0.6, 0.4]
+    wanted = {
+        name: tunable_ops.fold(*first).state_dict()[name] + tunable_ops.fold(*second).state_dict()[name] - value
+        for name, value in plain.state_dict().items()
+    }
+    found = tunable_ops.fold(both, lam).state_dict()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    torch.testing.assert_close(tunable_ops.fold(both, lam)(x), both(x, lam))
+
+
+def perturb_phi(net):
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.tuning.weight.add_(torch.randn_like(layer.tuning.weight))
 
 
 def test_a_base_with_a_spec_of_its_own(tmp_path):

@@ -130,7 +130,7 @@ def load_knob(
 
     Raises:
         FileNotFoundError: A file does not exist.
-        TypeError: `network` is not a module.
+        TypeError: `network` is not a module, or `path` or `rename` of another type.
         ValueError: A file is not a knob or damaged; the network is not the base of a knob (the message names it, both
             fingerprints and the first layer that differs); two tuning parameters have the same name; `rename` names
             none of them.
@@ -147,7 +147,11 @@ def load_knob(
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"load_knob: network must be an nn.Module; got {type(network).__name__}")
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    if not (isinstance(paths, Sequence) and all(isinstance(each, str | os.PathLike) for each in paths)):
+        raise TypeError(f"load_knob: path must be a path or a sequence of paths; got {path!r}")
+    if rename is not None and not isinstance(rename, Mapping):
+        raise TypeError(f"load_knob: rename must map names to names; got {rename!r}")
     if not paths:
         raise ValueError("load_knob: path must name at least one file; got []")
     knobs, entries, notes = [], [], {}

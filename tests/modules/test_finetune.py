@@ -142,6 +142,22 @@ def test_splitting_and_merging_change_no_value_and_no_name():
     assert same(stacks(net), before)
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d])
+def test_split_kernels_keep_channels_last(kind):
+    """Joined by torch.cat alone they became contiguous, which costs every call a change of layout."""
+    layouts = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+    net = tunable_ops.convert(nn.Sequential(kind(4, 5, 3)), 2, domain="box")
+    net.to(memory_format=layouts[kind])
+    (layer,) = net.layers
+    strides = layer.stack("weight").stride()
+    assert strides[2] == 1
+    tunable_ops.split_base(net)
+    assert layer.weight.stride() == net.state_dict()["network.0.weight"].stride() == strides
+    assert all(part.stride()[2] == 1 for part in layer.parametrizations.weight.parameters())
+    tunable_ops.merge_base(net)
+    assert layer.weight.stride() == strides
+
+
 @pytest.mark.parametrize(("source", "target"), [(False, True), (True, False), (True, True)])
 def test_state_dicts_load_into_split_and_whole_models(source, target):
     first, second, x = model(), tunable_ops.convert(plain_net(), 2, domain="box"), draw(2, 3, 8, 8)

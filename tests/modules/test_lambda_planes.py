@@ -224,6 +224,8 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"LambdaPlanes: lam must fit the input's leading size 4: .*; got B = 3"):
         net(torch.rand(4, 3, 4, 4), torch.rand(3, 2))
     flat = TunableModel(LambdaPlanes([0]), 1, domain="box")
+    with pytest.raises(ValueError, match=r"lam must not be a map for an input that holds parts .*; got B = 2"):
+        flat(torch.zeros(4, 1, 2, 2), torch.rand(2, 1, 2, 2))
     with pytest.raises(ValueError, match="LambdaPlanes: lam must be a map of 1 dimensions for this input; got 2"):
         flat(torch.rand(1, 3, 4), torch.rand(1, 1, 4, 4))
     with pytest.raises(TypeError, match=r"FFDNet: sigma must be a number or a tensor where no knob .*; got None"):

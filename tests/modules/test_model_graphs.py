@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,3 +93,42 @@ def test_a_trace_for_one_lambda_refuses_one_per_sample():
     for lam in (torch.tensor([25.0, 1.0]), torch.tensor([[25.0, 1.0]])):
         with pytest.raises(RuntimeError):
             traced(net, x, torch.rand(4, 2))(x, lam)
+
+
+class Scaled(nn.Module):
+    """A network with a residual scale of its own, beside layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.beta = nn.Parameter(torch.rand(1, 3, 1, 1))
+
+    def forward(self, x):
+        return x + self.beta * self.conv(x)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_tunable_parameters_are_traced(grad, split):
+    """torch.jit.trace reads every attribute of a module, outside its forward: the blend asked for lambda."""
+    torch.manual_seed(0)
+    net, x = tunable_ops.convert(Scaled(), 2, domain="box"), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    if split:
+        tunable_ops.split_base(net)
+    one, other = torch.rand(2), torch.rand(2)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(traced(net, x, one)(x, other), net(x, other))
+    with pytest.raises(RuntimeError, match="beta: lam must be given"):
+        _ = net.network.beta  # nobody else is given the stack
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_arrays_of_numpy_are_compiled(batched):
+    """Only lists, numbers and tensors were: an array was taken for a number."""
+    net, x = network(2, **BOX), torch.randn(2, 3, 6, 6)
+    lam = np.array([[25.0, 1.0], [5.0, 0.5]] if batched else [25.0, 1.0])
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, lam), net(x, lam))

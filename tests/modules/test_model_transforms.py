@@ -167,6 +167,20 @@ def test_vmap_over_lambda():
     assert_equal(per_sample, expected)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_vmap_over_lambda_in_single_precision(layout):
+    """The choice of a backend asked for the memory format of the second layer's input, which vmap refuses."""
+    torch.manual_seed(0)
+    net = tunable_ops.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)), 2)
+    perturb(net)
+    x = torch.randn(2, 3, 8, 8).to(memory_format=layout)
+    lam = torch.rand(3, 2)
+    swept = torch.func.vmap(lambda row: net(x, row))(lam)
+    torch.testing.assert_close(swept, torch.stack([net(x, row) for row in lam]))
+    each = torch.func.vmap(lambda picture: net(picture[None], lam[0])[0])(x)
+    torch.testing.assert_close(each, net(x, lam[0]))
+
+
 def test_jacobian_and_forward_mode_over_lambda():
     net, x, lam = tunable_ops.convert(plain_net(Picture), 2), draw(1, 3, 4, 4), point("simplex", 2)
     perturb(net)

@@ -152,7 +152,7 @@ def test_names_with_tensors(x):
         ({"sigm": 1}, ValueError, r"lam must name parameters of the network \(sigma, blur\); got 'sigm'; did you mean "
          "'sigma'"),
         ({3: 1}, ValueError, r"lam must name parameters of the network \(sigma, blur\); got 3$"),
-        ({"sigma": "a"}, TypeError, r"lam must be numbers or a Tensor; got \('a', 1.0\)"),
+        ({"sigma": "a"}, TypeError, "lam must hold numbers or tensors; got 'a' for 'sigma'"),
         ({"sigma": torch.tensor([1, 2])}, TypeError, "lam must be floating point; got torch.int64"),
         ({"sigma": math.nan}, ValueError, "lam must be finite; got"),
         ({"sigma": torch.zeros(2), "blur": torch.zeros(3)}, ValueError,
@@ -248,3 +248,31 @@ def test_a_read_number_stays_what_it_is():
     assert read_lambda("layer", 0.5, 1).tolist() == [0.5]
     with pytest.raises(ValueError, match=r"^layer: lam must hold p = 2 values"):
         read_lambda("layer", 0.5, 2)
+
+
+@pytest.mark.parametrize("value", ["25", None, [1.0, 2.0]])
+@pytest.mark.parametrize("domain", ["box", "simplex"])
+def test_named_values_that_are_no_numbers(domain, value):
+    """On the simplex, where the others share the rest of 1, Python's own error of a sum came out."""
+    spec = LambdaSpec.create(3, domain)
+    with pytest.raises(TypeError, match=r"^net: lam must hold numbers or tensors; got .* for 'lambda1'"):
+        spec.check({"lambda1": value}, op="net")
+
+
+def test_lists_of_tensors_keep_gradients():
+    """torch.as_tensor reads them as numbers: the gradient of lambda was lost."""
+    net, x = two(), torch.randn(2, 3, 6, 6)
+    sigma, other = torch.tensor(20.0, requires_grad=True), torch.tensor(1.0)
+    net(x, [sigma, other]).sum().backward()
+    wanted = torch.tensor([20.0, 1.0], requires_grad=True)
+    net(x, wanted).sum().backward()
+    torch.testing.assert_close(sigma.grad, wanted.grad[0])
+    rows = [wanted.detach(), wanted.detach() / 2]
+    torch.testing.assert_close(net(x, rows), net(x, torch.stack(rows)))
+
+
+def test_a_large_map_with_nan_gives_a_short_message():
+    with pytest.raises(
+        ValueError, match=r"must be finite; got NaN or infinity among the values of shape \[1, 2, 9, 9\]$"
+    ):
+        LambdaSpec.create(2).check(torch.full((1, 2, 9, 9), math.nan))

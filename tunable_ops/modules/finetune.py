@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from tunable_ops.modules.kernel_stacks import BaseAndNew, stack_parts
 from tunable_ops.modules.layer import StackedLayer
+from tunable_ops.modules.low_rank import join_kernels
 from tunable_ops.modules.model import TunableModel
 from tunable_ops.modules.tunable_parameter import (
     ParameterBlend,
@@ -98,7 +99,7 @@ def _without_prefixes(state: Mapping[str, Tensor], targets: Mapping[str, Any]) -
 def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
     """Yield every name of the plain network's state dict with its tensors in `net`, its shape and its tunable layer."""
     hidden: set[int] = set()
-    for prefix, owner, attribute, layer in _stacks(net):
+    for prefix, owner, attribute, layer in stacks_of(net):
         shape = layer.shape if isinstance(layer, ParameterBlend) else tuple(getattr(owner, attribute).shape[1:])
         tensors = stack_parts(owner, attribute)
         hidden.update(map(id, tensors))
@@ -110,7 +111,7 @@ def _plain_targets(net: TunableModel) -> Iterator[tuple[str, Any]]:
             yield name, ([tensor], tuple(tensor.shape), None)
 
 
-def _stacks(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
+def stacks_of(net: TunableModel) -> Iterator[tuple[str, nn.Module, str, Any]]:
     """Yield (name of the owner, owner, attribute, tunable layer) of every stack, under each of its names."""
     for prefix, module in net.network.named_modules(remove_duplicate=False):
         if isinstance(module, StackedLayer):
@@ -136,7 +137,7 @@ def split_base(net: TunableModel) -> None:
     if net.spec.domain != "box":
         raise ValueError(f"split_base: net must be on the box; got domain {net.spec.domain!r}")
     done: dict[int, tuple[Tensor, Any]] = {}
-    for _, owner, attribute, layer in list(_stacks(net)):
+    for _, owner, attribute, layer in list(stacks_of(net)):
         (whole, *more) = stack_parts(owner, attribute)
         if more:
             continue
@@ -160,7 +161,7 @@ def merge_base(net: TunableModel) -> None:
     """Undo `split_base`: one stack per layer again, trainable if one of its parts was; low ranks stay as they are."""
     _check_model("merge_base", net)
     done: dict[int, tuple[Tensor, nn.Parameter]] = {}
-    for _, owner, attribute, layer in list(_stacks(net)):
+    for _, owner, attribute, layer in list(stacks_of(net)):
         parts = stack_parts(owner, attribute)
         if len(parts) != 2:
             continue
@@ -180,7 +181,7 @@ def freeze_base(net: TunableModel, frozen: bool = True) -> None:
         ValueError: As `split_base`.
     """
     split_base(net)
-    for _, owner, attribute, _ in _stacks(net):
+    for _, owner, attribute, _ in stacks_of(net):
         stack_parts(owner, attribute)[0].requires_grad_(not frozen)
 
 
@@ -194,7 +195,7 @@ def freeze_all_but_new(net: TunableModel) -> None:
         ValueError: As `split_base`.
     """
     split_base(net)
-    new = {id(part) for _, owner, attribute, _ in _stacks(net) for part in stack_parts(owner, attribute)[1:]}
+    new = {id(part) for _, owner, attribute, _ in stacks_of(net) for part in stack_parts(owner, attribute)[1:]}
     for parameter in net.parameters():
         if id(parameter) not in new:
             parameter.requires_grad_(False)
@@ -230,7 +231,7 @@ def optimizer_groups(
     if base is not None:
         split_base(net)
     groups: dict[str, dict[int, Tensor]] = {"base": {}, "new": {}, "phi": {}, "rest": {}}
-    for _, owner, attribute, _ in _stacks(net):
+    for _, owner, attribute, _ in stacks_of(net):
         parts = stack_parts(owner, attribute)
         for name, part in zip(("base", "new", "new") if len(parts) > 1 else ("new",), parts, strict=False):
             groups[name][id(part)] = part
@@ -254,7 +255,7 @@ def _check_model(op: str, net: Any) -> None:
 
 def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str]]:
     """Yield the names (whole, base, new) that every split stack has in the state dict."""
-    for name, owner, attribute, layer in _stacks(net):
+    for name, owner, attribute, layer in stacks_of(net):
         if len(stack_parts(owner, attribute)) != 2:
             continue
         start = f"{prefix}network.{name}." if name else f"{prefix}network."
@@ -266,7 +267,7 @@ def _state_names(net: TunableModel, prefix: str) -> Iterator[tuple[str, str, str
 def _merge_state(net: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     for whole, base, new in _state_names(net, prefix):
         if base in state:
-            state[whole] = torch.cat([state.pop(base), state.pop(new)])
+            state[whole] = join_kernels(state.pop(base), state.pop(new))
 
 
 def _split_state(net: Any, state: dict[str, Tensor], prefix: str, *args: Any) -> None:

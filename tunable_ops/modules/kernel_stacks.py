@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tunable_ops import functional
-from tunable_ops.modules.low_rank import BaseAndLowRank
+from tunable_ops.modules.low_rank import BaseAndLowRank, join_kernels
 from tunable_ops.modules.tuning import Tuning
 
 # The parameters of each stack: one, base and new after `split_base`, or base and the two factors of low rank.
@@ -20,7 +20,7 @@ class BaseAndNew(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Return the stack."""
-        return torch.cat(parts)
+        return join_kernels(*parts)
 
     def right_inverse(self, stack: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two parts."""
@@ -43,7 +43,7 @@ def whole_stack(owner: nn.Module, attribute: str) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     step = owner.parametrizations[attribute][0]  # type: ignore[index]
-    whole: Tensor = step(*parts) if isinstance(step, BaseAndLowRank) else torch.cat(parts)
+    whole: Tensor = step(*parts) if isinstance(step, BaseAndLowRank) else join_kernels(*parts)
     return whole
 
 
@@ -101,11 +101,9 @@ class KernelStacks:
         return tuple(found)
 
     def join(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the stack that `parts` hold, one of the entries that the method of that name returns."""
-        if len(parts) == 1:
-            return parts[0]
+        """Return the stack that `parts` hold, one of the entries of several that the method of that name returns."""
         if len(parts) == 2:
-            return torch.cat(parts)
+            return join_kernels(*parts)
         homes: Any = self.layer._modules["parametrizations"]
         stack: Tensor = homes[self.names[0]][0](*parts)  # only kernels are of low rank
         return stack
@@ -170,7 +168,7 @@ def blend_stacks(
             key = (id(tuning), *map(id, stack))
             same = wanted.setdefault(result, {})
             if key not in same:
-                same[key] = (stacks.join(stack), start)
+                same[key] = (stack[0] if len(stack) == 1 else stacks.join(stack), start)
             keys.append((result, key))
         sources[place] = flat, keys
     kernels: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}

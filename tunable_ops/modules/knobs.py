@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.modules.convert import convert
-from tunable_ops.modules.finetune import _stacks
+from tunable_ops.modules.finetune import stacks_of
 from tunable_ops.modules.kernel_stacks import stack_parts
 from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
@@ -103,7 +103,7 @@ def add_knobs(network: nn.Module, knobs: Sequence[Knob]) -> TunableModel:
         filled: list[set[str]] = [set() for _ in knobs]
         for stack, layer_name, layer, parts in _named_stacks(net):
             _fill(stack, layer_name, parts, knobs, filled)
-            _fill_phi(layer.tuning, layer_name, knobs, columns)
+            _fill_phi(layer.tuning, layer_name, knobs, columns, spec)
     for knob, names in zip(knobs, filled, strict=True):
         unused = sorted(set(knob.tensors) - names - {"phi.weight", "phi.bias"})
         if unused:
@@ -120,7 +120,7 @@ def _columns(read: Sequence[int], knobs: Sequence[Knob]) -> list[list[int]]:
 def _named_stacks(net: TunableModel) -> Iterator[tuple[str, str, Any, list[Tensor]]]:
     """Yield (name of the stack, name of the layer, layer, parameters) of every stack, once."""
     seen: set[int] = set()
-    for prefix, owner, attribute, layer in _stacks(net):
+    for prefix, owner, attribute, layer in stacks_of(net):
         parts = stack_parts(owner, attribute)
         if id(parts[0]) in seen:
             continue
@@ -192,8 +192,13 @@ def _fill(stack: str, layer: str, parts: Sequence[Tensor], knobs: Sequence[Knob]
         start = end
 
 
-def _fill_phi(tuning: Any, layer: str, knobs: Sequence[Knob], columns: Sequence[Sequence[int]]) -> None:
-    """Write phi of every knob into its block; the parameters of a knob move its own kernels only."""
+def _fill_phi(
+    tuning: Any, layer: str, knobs: Sequence[Knob], columns: Sequence[Sequence[int]], spec: LambdaSpec
+) -> None:
+    """Write phi of every knob into its block; the parameters of a knob move its own kernels only.
+
+    A parameter that several knobs share is divided by one scale, that of `spec`, before it reaches phi.
+    """
     if sum(bool(knob.layers) for knob in knobs) > 1:
         tuning.weight.zero_()
         tuning.bias.zero_()
@@ -202,6 +207,8 @@ def _fill_phi(tuning: Any, layer: str, knobs: Sequence[Knob], columns: Sequence[
         rows = slice(row, row + knob.num_kernels)
         if layer in knob.layers:
             index = list(knob.layers).index(layer)
-            tuning.weight[rows, places] = knob.tensors["phi.weight"][index].to(tuning.weight)
+            ratios = [spec.scales[place] / own for place, own in zip(places, knob.spec.scales, strict=True)]
+            weight = knob.tensors["phi.weight"][index].to(tuning.weight)
+            tuning.weight[rows, places] = weight * weight.new_tensor(ratios)
             tuning.bias[rows] = knob.tensors["phi.bias"][index].to(tuning.bias)
         row = rows.stop

@@ -75,7 +75,8 @@ class LambdaPlanes(nn.Module):
         """
         values = self._values()
         batch, grid = x.shape[0], tuple(x.shape[2:])
-        if values.dim() > 2:
+        is_map = values.dim() > 2
+        if is_map:
             if values.dim() != x.dim():
                 raise ValueError(
                     f"LambdaPlanes: lam must be a map of {len(grid)} dimensions for this input; got {values.dim() - 2}"
@@ -88,6 +89,11 @@ class LambdaPlanes(nn.Module):
                 raise ValueError(
                     f"LambdaPlanes: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B; "
                     f"got B = {values.shape[0]}"
+                )
+            if is_map:
+                raise ValueError(
+                    "LambdaPlanes: lam must not be a map for an input that holds parts of a sample side by side; got "
+                    f"B = {values.shape[0]} and an input of leading size {batch}"
                 )
             values = values.repeat_interleave(batch // values.shape[0], 0)
         return torch.cat((x, values.to(x).expand(batch, -1, *grid)), dim=1)

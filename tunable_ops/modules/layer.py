@@ -14,14 +14,21 @@ from tunable_ops.modules.read_lambda import read_lambda
 from tunable_ops.modules.read_only import read_only
 from tunable_ops.modules.tuning import Tuning
 
-# They gather, shard and move the parameters of a network from hooks that run in its forward.
-_MANAGERS = ("torch.distributed.", "accelerate.", "deepspeed.")
+# They gather, shard and move the parameters of a network from hooks that run in its forward; torch.jit.trace reads
+# every attribute of a module.
+_MANAGERS = ("torch.distributed.", "accelerate.", "deepspeed.", "torch._jit_internal")
 
 
-def _is_read_by_a_manager() -> bool:
-    """Return True if the code that reads an attribute of a layer looks after parameters, and is not the network's."""
-    # Three calls up, past `shown` and `__getattr__`, is what asked. Graphs are of the network's code alone.
-    return not torch.compiler.is_compiling() and sys._getframe(3).f_globals.get("__name__", "").startswith(_MANAGERS)
+def is_read_by_a_manager(calls: int) -> bool:
+    """Return True if the code that reads an attribute looks after parameters, and is not the network's.
+
+    Args:
+        calls: How many calls up that code is, from the caller of this function.
+    """
+    if torch.compiler.is_compiling():  # graphs are of the network's code alone
+        return False
+    name: str = sys._getframe(calls + 1).f_globals.get("__name__", "")
+    return name.startswith(_MANAGERS)
 
 
 class TunableLayer(nn.Module):
@@ -137,7 +144,8 @@ class StackedLayer(TunableLayer):
         """
         stack = self.stack(name)
         frame = frames.current() if self.shows_blend else None
-        if stack is None or frame is None or _is_read_by_a_manager():
+        # Past `__getattr__` or the property of a parametrised layer is what asked.
+        if stack is None or frame is None or is_read_by_a_manager(2):
             return stack
         if not frame.holds(self.tuning):
             raise RuntimeError(

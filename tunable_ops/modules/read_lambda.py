@@ -53,6 +53,8 @@ def _from_numbers(op: str, lam: Any, dtype: torch.dtype) -> Tensor:
     try:
         if torch.compiler.is_compiling():
             return _from_scalars(lam, dtype)
+        if isinstance(lam, (list, tuple)) and any(isinstance(part, Tensor) for part in lam):
+            return torch.stack([torch.as_tensor(part, dtype=dtype) for part in lam])  # keeps gradients
         return torch.as_tensor(lam, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{op}: lam must be numbers or a Tensor; got {lam!r}") from error
@@ -62,7 +64,9 @@ def _from_scalars(lam: Any, dtype: torch.dtype) -> Tensor:
     # torch.as_tensor of a list makes its numbers constants of a compiled graph; as scalars they are inputs.
     if isinstance(lam, (list, tuple)):
         return torch.stack([_from_scalars(part, dtype) for part in lam])
-    return torch.full((), lam, dtype=dtype)
+    if isinstance(lam, (int, float)):
+        return torch.full((), lam, dtype=dtype)
+    return torch.as_tensor(lam, dtype=dtype)  # an array of NumPy, or a tensor
 
 
 def read_values(lam: Tensor) -> list[float] | None:
@@ -83,7 +87,8 @@ def read_values(lam: Tensor) -> list[float] | None:
 
 def refuse_infinite(op: str, lam: Tensor) -> None:
     """Raise for a lambda with a value that is not finite."""
-    raise ValueError(f"{op}: lam must be finite; got {lam.tolist()}")
+    got = lam.tolist() if lam.numel() <= _FEW else f"NaN or infinity among the values of shape {list(lam.shape)}"
+    raise ValueError(f"{op}: lam must be finite; got {got}")
 
 
 def to_device(lam: Tensor, like: Tensor | None) -> Tensor:

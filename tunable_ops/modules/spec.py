@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -199,11 +200,14 @@ class LambdaSpec:
         defaults (equally, if those are all 0).
 
         Raises:
+            TypeError: A value that is neither a number nor a tensor.
             ValueError: An unknown name.
         """
-        for name in given:
+        for name, value in given.items():
             if name not in self.names:
                 raise ValueError(f"{op}: lam must name {self.unknown(name)}")
+            if not isinstance(value, (Real, Tensor, torch.SymInt, torch.SymFloat)):
+                raise TypeError(f"{op}: lam must hold numbers or tensors; got {value!r} for {name!r}")
         if self.domain != "simplex" or len(given) == self.num_params:
             return tuple(given.get(name, default) for name, default in zip(self.names, self.defaults, strict=True))
         rest = {name: default for name, default in zip(self.names, self.defaults, strict=True) if name not in given}

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from tunable_ops import functional
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import BaseAndNew, KernelStacks, Parts, whole_stack
-from tunable_ops.modules.layer import StackedLayer, TunableLayer
+from tunable_ops.modules.layer import StackedLayer, TunableLayer, is_read_by_a_manager
 
 
 def blend_parameter(stack: Tensor, alpha: Tensor, layer: TunableLayer) -> Tensor:
@@ -32,8 +32,11 @@ def blend_parameter(stack: Tensor, alpha: Tensor, layer: TunableLayer) -> Tensor
 
 
 def own_blend(blend: Tensor) -> Tensor:
-    """Return a tensor that the caller may write to: with gradients the next call is given the same blend."""
-    return blend.clone() if torch.is_grad_enabled() else blend
+    """Return a tensor that the caller may write to: with gradients the next call is given the same blend.
+
+    A trace of torch.jit is checked without gradients, and has to be the same.
+    """
+    return blend.clone() if torch.is_grad_enabled() or torch.jit.is_tracing() else blend
 
 
 class TunableParameter(StackedLayer):
@@ -167,9 +170,16 @@ def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) ->
     owner.parametrizations.train(owner.training)  # type: ignore[union-attr, operator]
     kind: Any = type(owner)
     kind.__reduce_ex__ = _reduce_parametrised
+    kept = vars(kind)[attribute]
     if isinstance(owner, StackedLayer):
-        kept = vars(kind)[attribute]
         setattr(kind, attribute, property(lambda layer: layer.shown(attribute), kept.fset, kept.fdel))
+        return
+
+    def read(module: nn.Module) -> Any:
+        # A blend would ask for lambda.
+        return whole_stack(module, attribute) if is_read_by_a_manager(1) else kept.fget(module)
+
+    setattr(kind, attribute, property(read, kept.fset, kept.fdel))
 
 
 def _reduce_parametrised(owner: Any, protocol: SupportsIndex) -> tuple[Any, ...]:

@@ -87,11 +87,13 @@ def run_checked(
         input = input[None]
     if end_padding:
         input = F.pad(input, (0, end_padding[1], 0, end_padding[0]))
-    chosen = backends.select(op, backend, input, weight, alpha)
+    transformed = checks.is_transformed()
+    # The default looks at memory formats, which tensors under vmap do not tell.
+    chosen = "reference" if transformed and backend is None else backends.select(op, backend, input, weight, alpha)
     if alpha.dim() == 2 and alpha.shape[0] == 1:
         alpha = alpha[0]
     tensors = (input, weight, bias, alpha)
-    if chosen == "reference" or checks.is_transformed():
+    if chosen == "reference" or transformed:
         options = (stride, padding, dilation, groups, TABLE[activation].name)
         output = registration.run_composite(reference.tunable_conv2d, tensors, 3, *options)
     else:
