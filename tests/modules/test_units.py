@@ -180,7 +180,7 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize(("make", "lam", "text"), OUTSIDE, ids=lambda value: getattr(value, "__name__", str(value)[:24]))
+@pytest.mark.parametrize(("make", "lam", "text"), OUTSIDE, ids=lambda v: getattr(v, "__name__", str(v)[:24]))
 def test_what_is_outside_warns(make, lam, text, x):
     with pytest.warns(LambdaWarning, match=text) as caught:
         make()(x, lam)
