@@ -110,7 +110,7 @@ def test_the_shipped_denoiser_serves_grey_noise() -> None:
     errors = {}
     for sigma in (15, 25, 50):
         noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        for name, lam in (("plain", (sigma,)), ("grey", grey.grey_lambda(shipped, (sigma,)))):
+        for name, lam in (("plain", (sigma, 0)), ("grey", grey.grey_lambda(shipped, (sigma, 0)))):
             with torch.no_grad():
                 output = grey.on_grey(lambda x, lam=lam: shipped(x, lam))(noisy)
             errors[name] = 10 * math.log10(float((output - clean).square().mean()))

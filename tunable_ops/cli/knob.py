@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     found = find(args.checkpoint)
     if found.base is not None:
         raise ValueError(
-            f"checkpoint must be a file, such as a training's model.safetensors; got {found.name!r}, which ships as a "
-            f"base and {len(found.knobs)} knob files"
+            f"checkpoint must be a file, such as a training's model.safetensors; got {found.name!r}, which is made "
+            f"of {found.base} and knob files already"
         )
     file = found.file
     if out.exists() and out.samefile(file):

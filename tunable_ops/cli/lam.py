@@ -71,7 +71,7 @@ def parse(
         return spec.fill({spec.names[noise_knob(spec)]: AUTO})
     parts = [part.strip() for part in text.split(",")]
     for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
-        if name in (replaced or {}) and name not in spec.names:
+        if replaced and name in replaced and name not in spec.names:
             raise ValueError(f"--lam must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
     named = ["=" in part for part in parts]
     if any(named) and not all(named):
