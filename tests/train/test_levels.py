@@ -199,6 +199,7 @@ def test_the_plain_network_stays_at_zero(make_config, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["denoise", "denoise_deblur", "super_resolution_x2", "super_resolution_x4"])
 def test_every_task_trains(tmp_path: Path, task: str) -> None:
     """Two steps of each configuration that ships, on small pictures and without the features' weights."""
+    (tmp_path / "pictures").mkdir()
     write_image(torch.rand(3, 64, 70), tmp_path / "pictures" / "0.png")  # RLFN needs small pictures of 15 pixels
     overrides = [f"data.source={tmp_path / 'pictures'}", "data.crop=64", "optim.steps=2", "log.tensorboard=false"]
     if task != "denoise_deblur":
