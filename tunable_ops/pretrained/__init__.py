@@ -120,7 +120,10 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
             "knob files (--knob), or read it plain with pretrained.load_base"
         )
     if files:
-        return load_knob(_load_base(found.file, files[0]).float(), files)
+        net = load_knob(_load_base(found.file, files[0]).float(), files)
+        if found.base is not None and BASES[found.base].grey_noise is not None:
+            net.notes["grey_noise"] = BASES[found.base].grey_noise
+        return net
     return _load(found.file).float()
 
 
