@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
-        "without one, a noise level that lambda sets is taken sqrt(3) times as strong inside. "
+        "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
         "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
