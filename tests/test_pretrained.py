@@ -253,3 +253,11 @@ def test_weights_to_start_from_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "carn_m").touch()  # a file of one's own comes first
     assert pretrained.weights_file("carn_m") == Path("carn_m")
+
+
+def test_fold_replaces_no_knob(capsys) -> None:
+    (knob,) = pretrained.find("denoise").knobs
+    before = knob.read_bytes()
+    assert main(["fold", "denoise", "--lam", "25,0", "--out", str(knob)]) == 2
+    assert "--out must not be the checkpoint itself or one of its knobs" in capsys.readouterr().err
+    assert knob.read_bytes() == before

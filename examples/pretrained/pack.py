@@ -66,8 +66,7 @@ def pack(run: Path, name: str, found: dict[str, Any], out: Path, rank: int | Non
     net = serialization.load(run / "model.safetensors").float()
     step = serialization.read_metadata(run / "model.safetensors")["notes"]["step"]
     config = without_folders(json.loads((run / "config.json").read_text()))
-    if base is not None:
-        config["model"]["weights"] = base
+    config["model"]["weights"] = base
     data = config["data"]
     crops = f"{step} steps of {data['batch']} crops of {data['crop']}x{data['crop']}"
     sentence = f"{crops} from {found['count']} photographs under free licences"

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     lambdas.already_warned()
     if out is None:
         out = Path(f"{found.name}_lam{lambdas.numbers([lam])[0]}.safetensors")
-    if out.exists() and out.samefile(found.file):
-        raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
+    if out.exists() and any(out.samefile(path) for path in (found.file, *found.knobs, *args.knob)):
+        raise ValueError(f"--out must not be the checkpoint itself or one of its knobs; got {str(out)!r}")
     notes = dict(net.notes)
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
     if any(net.spec.units):
