@@ -45,7 +45,8 @@ LIBRARIES = {
 }
 VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA"}
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
-DATA = ["py.typed", "schema.json", "*/schema.json", "*.safetensors", "*/*.safetensors", "*/*.toml", "tables/*.json"]
+DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
+DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt"]
 
 
 def load_build_cuda() -> ModuleType:

@@ -41,7 +41,12 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},
     "tunable_ops.knob_files": {"tunable_ops.models", "tunable_ops.modules", "tunable_ops.serialization"},
-    "tunable_ops.pretrained": {"tunable_ops.knob_files", "tunable_ops.modules", "tunable_ops.serialization"},
+    "tunable_ops.pretrained": {
+        "tunable_ops.knob_files",
+        "tunable_ops.models",
+        "tunable_ops.modules",
+        "tunable_ops.serialization",
+    },
     "tunable_ops.pgn": set(),
     "tunable_ops.grey": set(),
     "tunable_ops.images": set(),
@@ -53,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
+        "tunable_ops.pretrained",
         "tunable_ops.serialization",
     },
     "tunable_ops.bench": {

@@ -1,12 +1,13 @@
-"""The networks that ship: complete, small, and better than what they are given."""
+"""The networks that ship: published ones bit for bit at 0, complete, small, and free."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from tunable_ops import pretrained, serialization
+from tunable_ops import LiveFold, fold, knob_files, models, pretrained, serialization
 from tunable_ops.cli import main
 from tunable_ops.images import read_image, write_image
 from tunable_ops.train.config import packaged_configs
@@ -14,7 +15,9 @@ from tunable_ops.train.data import held_out
 from tunable_ops.train.degradations import bicubic_downsample, gaussian_blur
 from tunable_ops.train.measure import Measure
 
-NAMES = ["denoise", "denoise_deblur", "super_resolution_x2"]
+NAMES = ["denoise", "denoise_deblur", "super_resolution_x2", "super_resolution_x4"]
+COMPOSED = [name for name in NAMES if pretrained.NETWORKS[name].base is not None]
+FOLDER = Path(pretrained.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +32,85 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def test_what_ships() -> None:
     assert pretrained.names() == NAMES
-    assert sum(pretrained.find(name).stat().st_size for name in NAMES) < 8e6
     assert set(NAMES) <= set(packaged_configs()), "every one has the configuration that made it"
+    files = {path for name in NAMES for path in (pretrained.find(name).file, *pretrained.find(name).knobs)}
+    assert files == set(FOLDER.glob("*.safetensors")), "no file too many"
+
+
+def test_bases_and_knobs_stay_small() -> None:
+    """8 MB in all; room is left for the two knobs of the network that is still a whole checkpoint."""
+    files = {path for name in COMPOSED for path in (pretrained.find(name).file, *pretrained.find(name).knobs)}
+    assert sum(path.stat().st_size for path in files) < 8e6
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+@torch.no_grad()
+def test_at_zero_each_is_the_published_network_bit_for_bit(name: str, photo) -> None:
+    """Whatever was trained. The published network is built and filled here, from its bare weights."""
+    base = pretrained.BASES[pretrained.NETWORKS[name].base]
+    weights, metadata = serialization.read_weights(FOLDER / f"{pretrained.NETWORKS[name].base}.safetensors")
+    assert metadata == {} and all(value.dtype == torch.float32 for value in weights.values())
+    plain = models.build(base.architecture, **base.arguments).eval()
+    plain.load_state_dict(weights)
+    net = pretrained.load(name)
+    x = photo[None, :, :60, :52] + 0.1 * torch.randn(1, 3, 60, 52)
+    for sigma in (0.0, 20.0, 50.0) if name == "denoise" else (None,):
+        rest = {} if sigma is None else {"sigma": sigma}
+        lam = net.spec.fill({**rest, net.spec.names[-1]: 0.0})
+        wanted = plain(x) if sigma is None else plain(x, sigma / 255)
+        live = LiveFold(net)
+        live.set(lam)
+        assert torch.equal(net(x, lam), wanted) and torch.equal(live(x), wanted)
+        assert torch.equal(fold(net, lam)(x), wanted)
+        moved = net.spec.fill({**rest, net.spec.names[-1]: 1.0})
+        assert not torch.equal(net(x, moved), wanted), "the knob does something"
+    assert torch.equal(pretrained.load_base(name).state_dict()[next(iter(weights))], next(iter(weights.values())))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_says_where_it_comes_from(name: str) -> None:
-    net = pretrained.load(name)
+    net, found = pretrained.load(name), pretrained.find(name)
     assert not net.training and all(p.dtype == torch.float32 for p in net.parameters())
-    assert "licence" in net.notes and net.notes["step"] > 0
-    assert '"/' not in json.dumps(net.notes["config"]), "no path of the machine that trained it"
-    stored = serialization.read_file(pretrained.find(name), kind=serialization.FORMAT, version=serialization.VERSION)
-    assert all(value.dtype == torch.float16 for value in stored[0].values())
+    entries = [{"licence": net.notes["licence"], "notes": net.notes}] if found.base is None else net.notes["knobs"]
+    for entry in entries:
+        assert entry["licence"] and entry["notes"]["step"] > 0
+        assert '"/' not in json.dumps(entry["notes"]), "no path of the machine that trained it"
+    for path in found.knobs or (found.file,):
+        with safe_open(path, framework="pt") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        assert {kind for key, kind in kinds.items() if not key.startswith("phi.") or not found.knobs} == {"F16"}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_knobs_were_trained_on_free_pictures_and_their_authors_are_named(name: str) -> None:
+    for path in pretrained.find(name).knobs:
+        about = knob_files.read_knob_metadata(path)
+        assert about["licence"].startswith("Apache-2.0")
+        pictures = about["notes"]["pictures"]
+        assert sum(pictures["licences"].values()) == pictures["count"] == 93
+        assert all(licence.startswith(("CC0", "CC-BY-", "public domain")) for licence in pictures["licences"])
+        assert "-NC" not in json.dumps(pictures) and len(pictures["authors"]) == 16
+        assert about["notes"]["config"]["model"]["weights"] == pretrained.NETWORKS[name].base
+
+
+def test_the_notices_of_the_published_networks_ship() -> None:
+    text = (FOLDER / "LICENSES.txt").read_text()
+    for name, base in pretrained.BASES.items():
+        licence, _, owner = base.licence.partition(", copyright ")
+        year, who = owner.split(" ", 1)
+        assert licence == "MIT" and f"{name}.safetensors" in text
+        assert f"Copyright (c) {year} {who}" in " ".join(text.split())
+    assert "The above copyright notice and this permission notice shall be included" in text
+    assert "WITHOUT WARRANTY OF ANY KIND" in text
 
 
 @torch.no_grad()
 def test_the_denoiser_is_best_where_its_knob_says_how_noisy_it_is(photo) -> None:
     net = pretrained.load("denoise")
     noisy = photo + 25 / 255 * torch.randn(photo.shape)
-    found = [psnr(net(noisy[None], [lam]), photo) for lam in (5, 25, 50)]
+    found = [psnr(net(noisy[None], {"sigma": sigma}), photo) for sigma in (5, 25, 50)]
     assert found[1] > found[0] + 1 and found[1] > found[2] + 1 and found[1] > 29, found
-    assert psnr(net(photo[None], [0.0]), photo) > 40
+    assert psnr(net(photo[None], {"sigma": 0}), photo) > 40
 
 
 @torch.no_grad()
@@ -77,31 +138,126 @@ def test_the_two_knobs_are_independent(photo) -> None:
     assert psnr(net(photo[None], [0.0, 0.0]), photo) > 36
 
 
+@pytest.mark.parametrize("scale", [2, 4])
 @torch.no_grad()
-def test_super_resolution_beats_bicubic(photo) -> None:
-    net = pretrained.load("super_resolution_x2")
-    small = bicubic_downsample(photo[None], 2)
-    bicubic = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
-    measure = Measure(ssim=False, y=True, border=2)
-    accurate = measure(net(small, [1.0, 0.0])[0], photo).psnr
+def test_super_resolution_beats_bicubic_and_perceptual_costs_psnr(scale: int, photo) -> None:
+    net = pretrained.load(f"super_resolution_x{scale}")
+    small = bicubic_downsample(photo[None], scale)
+    bicubic = torch.nn.functional.interpolate(small, scale_factor=scale, mode="bicubic")
+    measure = Measure(ssim=False, y=True, border=scale)
+    accurate, middle, perceptual = (measure(net(small, [t])[0], photo).psnr for t in (0.0, 0.5, 1.0))
     assert accurate > measure(bicubic[0], photo).psnr + 0.5
-    assert accurate > measure(net(small, [0.0, 1.0])[0], photo).psnr
+    assert accurate > middle > perceptual
 
 
 def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     """As the README says it, right after an installation."""
     write_image(photo[:, :64, :80], tmp_path / "photo.png")
-    words = ["apply", str(tmp_path / "photo.png"), "--model", "denoise", "--lam", "sigma=40", "--out", str(tmp_path)]
-    assert main(words) == 0
-    assert read_image(tmp_path / "photo_lam40.00.png").shape == (3, 64, 80)
-    assert main(["info", "denoise"]) == 0
-    shown = capsys.readouterr().out
-    assert "licence" in shown and "sigma  0 to 50 of 255, default 25" in shown
-    assert main(["apply", str(tmp_path / "photo.png"), "--model", "denoiser"]) == 2
+    words = ["apply", str(tmp_path / "photo.png"), "--out", str(tmp_path), "--model"]
+    assert main([*words, "denoise", "--lam", "sigma=40,texture=0.5"]) == 0
+    assert read_image(tmp_path / "photo_lam40.00-0.50.png").shape == (3, 64, 80)
+    assert main([*words, "super_resolution_x2", "--lam", "0.5"]) == 0
+    assert read_image(tmp_path / "photo_lam0.50.png").shape == (3, 128, 160)
+    capsys.readouterr()
+    assert main([*words, "denoiser"]) == 2
     assert "model must be an existing file or one of denoise, denoise_deblur," in capsys.readouterr().err
 
 
+def test_a_base_is_taken_by_name_with_a_knob_and_not_without(photo, tmp_path: Path, capsys) -> None:
+    write_image(photo[:, :64, :80], tmp_path / "photo.png")
+    words = ["apply", str(tmp_path / "photo.png"), "--out", str(tmp_path), "--model", "ffdnet_color"]
+    (knob,) = pretrained.find("denoise").knobs
+    assert main([*words, "--knob", str(knob), "--lam", "25,1"]) == 0
+    by_hand = read_image(tmp_path / "photo_lam25.00-1.00.png")
+    assert main([*words[:-1], "denoise", "--lam", "25,1"]) == 0
+    assert torch.equal(read_image(tmp_path / "photo_lam25.00-1.00.png"), by_hand)
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "got the base 'ffdnet_color', which has no knob" in capsys.readouterr().err
+
+
+def test_a_knob_beside_those_that_ship(tmp_path: Path) -> None:
+    (texture,) = pretrained.find("denoise").knobs
+    with pytest.raises(ValueError, match="different names; got 'texture' twice"):
+        pretrained.load("denoise", [texture])
+    (other,) = pretrained.find("super_resolution_x2").knobs
+    with pytest.raises(ValueError, match=r"load_knob: network must be the base of '.*', carn\(scale=2\) with"):
+        pretrained.load("denoise", [other])
+
+
+def test_eval_and_fold_by_name(photo, tmp_path: Path, capsys) -> None:
+    write_image(photo[:, :64, :80], tmp_path / "photo.png")
+    words = ["eval", str(tmp_path / "photo.png"), "--model", "denoise", "--noise", "25", "--quiet"]
+    assert main([*words, "--lam", "25,0"]) == 0
+    assert "mean over 1 picture" in capsys.readouterr().out
+    out = tmp_path / "folded.safetensors"
+    assert main(["fold", "denoise", "--lam", "sigma=30,texture=1", "--out", str(out)]) == 0
+    plain, net = serialization.load_folded(out).float(), pretrained.load("denoise")
+    x = photo[None, :, :40, :44]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), net(x, [30.0, 1.0]), rtol=1e-5, atol=1e-5)
+    notes = serialization.read_metadata(out)["notes"]
+    assert notes["folded_from"] == "denoise" and notes["lambda"] == {"sigma": 30.0, "texture": 1.0}
+
+
+def test_info_by_name(capsys) -> None:
+    assert main(["info", "denoise"]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "sigma    0 to 50 of 255, default 25",
+        "texture  0 to 1, default 0",
+        "base          ffdnet_color, ",
+        "architecture  ffdnet(knob=0)",
+        "licence       MIT, copyright 2019 Kai Zhang",
+        "licence       Apache-2.0",
+        "photographs under free licences",
+        "Tony Webster (CC-BY-2.0)",
+    ):
+        assert text in shown, text
+    assert main(["info", "denoise", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "base with knobs" and facts["base"]["name"] == "ffdnet_color"
+    assert [knob["unit"] for knob in facts["lambda"]] == ["of 255", ""] and len(facts["knobs"]) == 1
+    assert main(["info", "rlfn_x4"]) == 0
+    assert "RLFN of Kong et al." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["apply", "eval", "fold"])
+def test_a_parameter_that_is_gone_says_what_replaced_it(command: str, photo, tmp_path: Path, capsys) -> None:
+    """Once the two ends of super_resolution_x2 were weights that sum to 1."""
+    write_image(photo[:, :32, :32], tmp_path / "photo.png")
+    model = ["super_resolution_x2"] if command == "fold" else [str(tmp_path / "photo.png"), "--model"]
+    model += [] if command == "fold" else ["super_resolution_x2", *(["--downsample", "2"] if command == "eval" else [])]
+    assert main([command, *model, "--lam", "accurate=1"]) == 2
+    assert "--lam must name perceptual; got 'accurate', which is now 1 - perceptual" in capsys.readouterr().err
+
+
 def test_a_file_is_taken_too(tmp_path: Path) -> None:
-    assert pretrained.find(pretrained.find("denoise")) == pretrained.find("denoise")
+    file = pretrained.find("denoise_deblur").file
+    assert pretrained.find(file).file == file and pretrained.find(file).base is None
+    assert pretrained.replaced(file) == {}
     with pytest.raises(FileNotFoundError, match=r"pretrained: model must be an existing file or one of denoise, "):
         pretrained.load(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"pretrained: name must be one of carn_m, .*; got 'denoise_deblur'"):
+        pretrained.load_base("denoise_deblur")
+
+
+def test_a_network_that_ships_is_no_checkpoint_to_make_a_knob_of(tmp_path: Path, capsys) -> None:
+    assert main(["knob", "denoise", "--out", str(tmp_path / "k.safetensors")]) == 2
+    assert "got 'denoise', which is made of ffdnet_color and knob files already" in capsys.readouterr().err
+
+
+def test_weights_to_start_from_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pretrained.weights_file("carn_m") == FOLDER / "carn_m.safetensors"
+    assert pretrained.weights_file("runs/x.safetensors") == Path("runs/x.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "carn_m").touch()  # a file of one's own comes first
+    assert pretrained.weights_file("carn_m") == Path("carn_m")
+
+
+def test_fold_replaces_no_knob(capsys) -> None:
+    (knob,) = pretrained.find("denoise").knobs
+    before = knob.read_bytes()
+    assert main(["fold", "denoise", "--lam", "25,0", "--out", str(knob)]) == 2
+    assert "--out must not be the checkpoint itself or one of its knobs" in capsys.readouterr().err
+    assert knob.read_bytes() == before

@@ -100,7 +100,7 @@ def grey_lambda(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
     Lambda of a picture in colour is what it is; for a grey one, on three equal channels (`on_grey`),
 
     - a network with the tuning parameter "grey" (`set_knob`) gets 1 for it;
-    - a network without, whose lambda says how strong the noise is (`stronger`), gets sqrt(3) times that strength.
+    - a network without, whose lambda says how strong the noise is (`stronger`), gets about sqrt(3) times that strength.
 
     Any other network gets lambda as it is, and so does every network on the simplex.
 
@@ -137,7 +137,8 @@ def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
 
         sigma = sum_i lambda_i / scale_i * levels_i + floor
 
-    by which the network was trained (its notes, `degradation.noise`) is multiplied by sqrt(3), floor included. Without
+    by which the network was trained (its notes, `degradation.noise`) is multiplied by sqrt(3), floor included; or by
+    the factor that the notes give as `grey_noise`, where measurements found a better one. Without
     such notes the level is the parameter whose unit is "of 255". Lambda may then leave its range. It stays as it is for
     networks of one channel, those without a level, those that were trained on grey pictures too (`data.grey`), and on
     the simplex.
@@ -157,7 +158,7 @@ def stronger(net: Any, lam: Sequence[float]) -> tuple[float, ...]:
     moving = sum(level > 0 for level in levels)
     if not moving or (config.get("data") or {}).get("grey"):
         return tuple(lam)
-    factor = math.sqrt(3)
+    factor = (net.notes or {}).get("grey_noise") or math.sqrt(3)
     return tuple(
         factor * value + scale * (factor - 1) * floor / (moving * level) if level > 0 else value
         for value, level, scale in zip(lam, levels, spec.scales, strict=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tunable_ops import models
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.modules.fold import base_network
-from tunable_ops.modules.knobs import Knob, add_knobs, take_knob
+from tunable_ops.modules.knobs import Knob, add_knobs, lower_rank, take_knob
 from tunable_ops.modules.model import entries_read
 from tunable_ops.serialization import (
     KNOB_FORMAT,
@@ -47,6 +47,7 @@ def save_knob(
     licence: str | None = None,
     dtype: torch.dtype | None = None,
     base: nn.Module | None = None,
+    rank: int | None = None,
 ) -> None:
     """Write what a tunable network adds to its base: new kernels (or their factors), phi, and what its lambda is.
 
@@ -65,12 +66,14 @@ def save_knob(
         dtype: Of the new kernels in the file, for instance torch.float16; default as in the network.
         base: The published network. Given, it is compared with the base kernels of `net`, which training may have
             moved.
+        rank: Write the best kernels of this rank in place of the network's own, which have more (or full rank): a
+            smaller file, another network. Look at what it does.
 
     Raises:
-        TypeError: `net` is not a TunableModel, `licence` not a string, `dtype` not floating point, or `arguments` or
-            `notes` are not JSON.
-        ValueError: `net` is on the simplex or was not made by `convert`, its base is not `base`, or a value does not
-            fit `dtype`.
+        TypeError: `net` is not a TunableModel, `licence` not a string, `dtype` not floating point, `rank` not an int,
+            or `arguments` or `notes` are not JSON.
+        ValueError: `net` is on the simplex or was not made by `convert`, its base is not `base`, `rank` is below 1 or
+            not below that of `net`, or a value does not fit `dtype`.
     """
     if not isinstance(net, TunableModel):
         raise TypeError(f"save_knob: net must be a TunableModel; got {type(net).__name__}")
@@ -78,11 +81,17 @@ def save_knob(
         raise TypeError(f"save_knob: licence must be a string; got {licence!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"save_knob: dtype must be a floating-point dtype; got {dtype!r}")
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool)):
+        raise TypeError(f"save_knob: rank must be an int; got {rank!r}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"save_knob: rank must be at least 1; got {rank}")
     if notes is None:
         notes, licence = _own_notes(net, licence)
     knob = take_knob(net, "save_knob: net")
     if not knob.layers:
         raise ValueError("save_knob: net must have new kernels; got a network that only reads lambda itself")
+    if rank is not None:
+        knob = lower_rank(knob, rank)
     own = base_network(net)
     layers = fingerprint(own)
     if base is not None and (difference := _difference(fingerprint(base), layers)):

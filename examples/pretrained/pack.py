@@ -1,7 +1,9 @@
-"""Turn a finished run into a network to ship: half precision, notes about its training, and its log as CSV.
+"""Turn a finished training into the knob file of a network that ships: half precision, low rank, notes.
 
-python examples/pretrained/pack.py runs/denoise denoise --licence "pictures: ..." --out tunable_ops/pretrained \
-    --log docs/training
+The file holds what training added to its base; its notes have the steps, the configuration and the pictures, with the
+authors that their licences want named, from a table with the columns file, author and licence.
+
+python examples/pretrained/pack.py runs/texture denoise.texture --rank 32 --sources FREE_SOURCES.tsv --pictures free
 """
 
 from __future__ import annotations
@@ -9,40 +11,36 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunable_ops import serialization
+import torch
 
-ROWS = 100  # maximum length of the log
+from tunable_ops import knob_files, pretrained, serialization
 
-
-def scalars(folder: Path) -> dict[int, dict[str, float]]:
-    """Read the scalars of TensorBoard's files, by step and name."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False)
-    events.Reload()
-    found: dict[int, dict[str, float]] = {}
-    for name in events.Tags()["scalars"]:
-        for event in events.Scalars(name):
-            found.setdefault(event.step, {})[name] = event.value
-    return dict(sorted(found.items()))
+LICENCE = "Apache-2.0, as this package"
 
 
-def write_log(found: dict[int, dict[str, float]], file: Path) -> None:
-    """Write at most about `ROWS` evenly spaced rows, including the last one."""
-    names = sorted({name for row in found.values() for name in row})
-    steps = list(found)
-    stride = max(1, -(-len(steps) // ROWS))
-    chosen = sorted({*steps[::stride], *steps[-1:]})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["step", *names])
-        for step in chosen:
-            writer.writerow([step, *(f"{found[step][n]:.6g}" if n in found[step] else "" for n in names)])
+def pictures(sources: Path, folder: str) -> dict[str, Any]:
+    """Describe the pictures of a folder: how many, under which licences, and the authors of those under CC-BY.
+
+    Raises:
+        ValueError: The table names no picture of the folder, one whose licence is not free, or a CC-BY without author.
+    """
+    with open(sources, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["file"].startswith(f"{folder}/")]
+    if not rows:
+        raise ValueError(f"pack: --pictures must be a folder that --sources names; got {folder!r}")
+    for row in rows:
+        if not row["licence"].startswith(("CC0", "CC-BY", "public domain")) or "-NC" in row["licence"]:
+            raise ValueError(f"pack: pictures must be free; got {row['licence']!r} for {row['file']}")
+        if row["licence"].startswith("CC-BY") and not row["author"]:
+            raise ValueError(f"pack: pictures under CC-BY must have an author; got none for {row['file']}")
+    kinds = Counter(row["licence"].split(" (")[0] for row in rows)
+    by = sorted({f"{row['author']} ({row['licence']})" for row in rows if row["licence"].startswith("CC-BY")})
+    return {"count": len(rows), "licences": dict(sorted(kinds.items())), "authors": by}
 
 
 def without_folders(value: Any) -> Any:
@@ -54,31 +52,54 @@ def without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def pack(run: Path, name: str, licence: str, out: Path) -> Path:
-    """Write ``out/name.safetensors``; its notes contain the configuration without absolute paths."""
-    net = serialization.load(run / "model.safetensors")
-    metadata = serialization.read_metadata(run / "model.safetensors")
-    config: dict[str, Any] = json.loads((run / "config.json").read_text())
-    notes = {"licence": licence, "step": metadata["notes"]["step"], "config": without_folders(config)}
+def pack(run: Path, name: str, found: dict[str, Any], out: Path, rank: int | None = None) -> Path:
+    """Write ``out/NAME.KNOB.safetensors`` for the network that ships under NAME.
+
+    Raises:
+        ValueError: No network of that name has this knob, or the training moved the base.
+    """
+    network, _, knob = name.partition(".")
+    if network not in pretrained.NETWORKS or knob not in pretrained.NETWORKS[network].knobs:
+        known = ", ".join(f"{each}.{one}" for each, it in pretrained.NETWORKS.items() for one in it.knobs)
+        raise ValueError(f"pack: name must be one of {known}; got {name!r}")
+    base = pretrained.NETWORKS[network].base
+    net = serialization.load(run / "model.safetensors").float()
+    step = serialization.read_metadata(run / "model.safetensors")["notes"]["step"]
+    config = without_folders(json.loads((run / "config.json").read_text()))
+    config["model"]["weights"] = base
+    data = config["data"]
+    crops = f"{step} steps of {data['batch']} crops of {data['crop']}x{data['crop']}"
+    sentence = f"{crops} from {found['count']} photographs under free licences"
+    notes = {"trained_on": sentence, "pictures": found, "step": step, "config": config}
+    plain = pretrained.load_base(network)
+    architecture, arguments = pretrained.BASES[base].architecture, pretrained.BASES[base].arguments
     file = out / f"{name}.safetensors"
-    architecture, arguments = metadata["architecture"], metadata["arguments"]
-    serialization.save(net.half(), file, architecture=architecture, arguments=arguments, notes=notes)
+    knob_files.save_knob(
+        net,
+        file,
+        architecture=architecture,
+        arguments=arguments,
+        notes=notes,
+        licence=LICENCE,
+        dtype=torch.float16,
+        base=plain,
+        rank=rank,
+    )
     return file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options and write both files."""
+    """Read the options and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="name of the network")
-    parser.add_argument("--licence", required=True, help="licence of the pictures and weights used for training")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", type=Path, help="folder for the CSV log")
+    parser.add_argument("name", help="network and knob, such as denoise.texture")
+    parser.add_argument("--sources", type=Path, required=True, help="table of the pictures: file, author, licence")
+    parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
+    parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")
+    parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).parent)
     args = parser.parse_args(argv)
-    file = pack(args.run, args.name, args.licence, args.out)
+    file = pack(args.run, args.name, pictures(args.sources, args.pictures), args.out, args.rank)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
-    if args.log:
-        write_log(scalars(args.run / "logs"), args.log / f"{args.name}.csv")
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 
 def denoise() -> Tensor:
-    """Show noise of sigma 25 over the knob."""
+    """Show noise of sigma 25 over the knob for texture."""
     net, clean = pretrained.load("denoise"), part("chelsea")
     noisy = add_noise(clean, torch.tensor([25.0]), generator(0, "show"))
-    return row(clean, [("sigma 25", noisy), *((f"knob at {k}", net(noisy, k)) for k in (12, 25, 38, 50))])
+    return row(clean, [("sigma 25", noisy), *((f"texture {k:g}", net(noisy, [25, k])) for k in (0.0, 0.5, 1.0))])
 
 
 def denoise_deblur() -> Tensor:
@@ -55,22 +55,32 @@ def denoise_deblur() -> Tensor:
     return row(clean, shown)
 
 
-def super_resolution() -> Tensor:
-    """Show enlargement by 2, from accurate to perceptual, next to bicubic."""
-    net, clean = pretrained.load("super_resolution_x2"), part("coffee")
-    small = bicubic_downsample(clean, 2)
-    shown = [("bicubic", F.interpolate(small, scale_factor=2, mode="bicubic"))]
-    return row(clean, [*shown, *((f"perceptual {k:g}", net(small, [1 - k, k])) for k in (0.0, 0.5, 1.0))])
+def super_resolution_x2() -> Tensor:
+    """Show enlargement by 2."""
+    return enlarged(2, "coffee")
+
+
+def super_resolution_x4() -> Tensor:
+    """Show enlargement by 4."""
+    return enlarged(4, "chelsea")
+
+
+def enlarged(scale: int, name: str) -> Tensor:
+    """Show enlargement, from accurate to perceptual, next to bicubic."""
+    net, clean = pretrained.load(f"super_resolution_x{scale}"), part(name)
+    small = bicubic_downsample(clean, scale)
+    shown = [("bicubic", F.interpolate(small, scale_factor=scale, mode="bicubic"))]
+    return row(clean, [*shown, *((f"perceptual {k:g}", net(small, [k])) for k in (0.0, 0.5, 1.0))])
 
 
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options and write the three strips."""
+    """Read the options and write the strips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    for draw in (denoise, denoise_deblur, super_resolution):
+    for draw in (denoise, denoise_deblur, super_resolution_x2, super_resolution_x4):
         print(write_image(draw(), args.out / f"pretrained_{draw.__name__}.png"))
 
 

@@ -19,8 +19,13 @@ def test_every_shipped_network_with_all_that_is_known(run):
     assert [text.split("  ")[0] for text in paragraphs] == pretrained.names()
     for name, text in zip(pretrained.names(), paragraphs, strict=True):
         spec = pretrained.load(name).spec
-        assert f"({pretrained.find(name).stat().st_size / 1e6:.2f} MB)" in text
-        assert "non-commercial" in text.replace("non-\n           ", "non-")
+        found = pretrained.find(name)
+        assert f"({found.bytes / 1e6:.2f} MB)" in text
+        words = " ".join(text.split())
+        assert ("non-commercial" in words) == (found.base is None)
+        if found.base is not None:
+            assert f"base {found.base} (MIT, copyright" in words and "licence Apache-2.0" in words
+            assert "from 93 photographs under free licences" in words
         for knob, (low, high), unit, default in zip(spec.names, spec.ranges, spec.units, spec.defaults, strict=True):
             (line,) = [line for line in text.splitlines() if f"{knob} " in line and "default" in line]
             assert f"{low:g} to {high:g}{unit and f' {unit}'}, default {default:g}" in line
@@ -30,7 +35,7 @@ def test_every_shipped_network_with_all_that_is_known(run):
 
 def test_every_shipped_network_says_what_it_is_for():
     for name in pretrained.names():
-        assert describe(name, pretrained.find(name))["purpose"]
+        assert describe(pretrained.find(name))["purpose"]
     assert set(pretrained.PURPOSES) <= set(pretrained.names())
 
 
@@ -38,11 +43,11 @@ def test_the_notes_come_first(tmp_path, save_network):
     net = save_network(tmp_path / "net.safetensors", domain="box", names=("sigma", "grey"))
     net.notes = {"purpose": "tests", "licence": "MIT"}
     save(net, tmp_path / "denoise.safetensors", architecture="dncnn", arguments={}, notes=net.notes)
-    found = describe("denoise", tmp_path / "denoise.safetensors")
+    found = describe(pretrained.find(tmp_path / "denoise.safetensors"))
     assert (found["purpose"], found["licence"]) == ("tests", "MIT")
     assert [knob["name"] for knob in found["knobs"]] == ["sigma", "grey"]
     save(net, tmp_path / "denoise.safetensors", architecture="dncnn", arguments={}, notes={})
-    assert describe("other", tmp_path / "denoise.safetensors")["licence"] is None
+    assert describe(pretrained.find(tmp_path / "denoise.safetensors"))["licence"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The programs of examples/pretrained, on networks and pictures small enough for a test."""
 
-import csv
 import json
 import runpy
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from tunable_ops import models, serialization
+from tunable_ops import pretrained, serialization
 from tunable_ops.images import write_image
-from tunable_ops.train import Config, train
+from tunable_ops.knob_files import read_knob_metadata
+from tunable_ops.train import load_config, train
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pretrained"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the examples")
@@ -31,84 +30,106 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-@torch.no_grad()
-def test_ffdnet_becomes_a_tunable_chain(tmp_path: Path) -> None:
-    """Away from the border, where the published network's map ends, the two agree at every level."""
-    torch.manual_seed(0)
-    ffdnet = models.FFDNet().eval()
-    save_file(ffdnet.state_dict(), tmp_path / "ffdnet.safetensors")
-    program("ffdnet_start.py")["main"](
-        [str(tmp_path / "ffdnet.safetensors"), "--out", str(tmp_path / "start.safetensors")]
-    )
-    net = serialization.load(tmp_path / "start.safetensors")
-    x = torch.rand(1, 3, 80, 72)
-    inside = (..., slice(26, -26), slice(26, -26))
-    for sigma in (0.0, 20.0, 50.0):
-        torch.testing.assert_close(net(x, sigma)[inside], ffdnet(x, sigma / 255)[inside], rtol=1e-4, atol=1e-5)
-    save_file({k.replace("model", "net"): v for k, v in ffdnet.state_dict().items()}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"ffdnet: model.0.weight must be .*; got no such key"):
-        program("ffdnet_start.py")["main"]([str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "x")])
+SOURCES = """file\tauthor\tlicence
+free/a.jpg\tA. Person\tCC-BY-4.0
+free/b.jpg\t\tCC0-1.0
+free/c.jpg\t\tpublic domain (Unlicense)
+other/d.jpg\tB. Person\tUnsplash License
+bare/e.jpg\t\tCC-BY-2.0
+"""
 
 
 @pytest.fixture(scope="module")
-def packed(pictures: Path, tmp_path_factory) -> Path:
-    """A run of four steps, packed."""
-    folder = tmp_path_factory.mktemp("packed")
-    config = Config.model_validate(
-        {
-            "model": {"arguments": {"features": 8, "depth": 3}},
-            "tuning": {"domain": "box", "names": ["sigma"], "ranges": [[0, 50]], "units": ["of 255"]},
-            "objectives": [{"name": "clean", "follows": False}],
-            "data": {"source": str(pictures), "crop": 16, "batch": 2},
-            "degradation": {"noise": {"levels": [50]}},
-            "optim": {"steps": 4, "warmup": 1},
-            "log": {"every": 1},
-            "validation": {"every": 0},
-            "compute": {"device": "cpu"},
-        }
-    )
-    train(config, folder / "run", progress=False)
-    words = [str(folder / "run"), "small", "--licence", "none", "--out", str(folder), "--log", str(folder / "logs")]
-    program("pack.py")["main"](words)
-    return folder
+def run(pictures: Path, tmp_path_factory) -> Path:
+    """The first two steps of the shipped configuration, without the features' weights."""
+    folder = tmp_path_factory.mktemp("run")
+    overrides = [f"data.source={pictures}", "data.crop=16", "optim.steps=2", "log.tensorboard=false"]
+    overrides += ["objectives.1.loss=mse", "objectives.1.arguments={}", "optim.lr=0.001", "ema.decay=0"]
+    train(load_config("denoise", overrides), folder / "run", progress=False)
+    return folder / "run"
 
 
-def test_pack(packed: Path) -> None:
-    net, whole = (serialization.load(packed / name) for name in ("small.safetensors", "run/model.safetensors"))
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(value, whole.state_dict()[name].half(), rtol=0, atol=0)
-    assert net.notes["licence"] == "none" and "/" not in net.notes["config"]["data"]["source"]
-    with open(packed / "logs" / "small.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
-    assert all(float(row["loss/total"]) > 0 for row in rows)
+@torch.no_grad()
+def test_pack(run: Path, tmp_path: Path) -> None:
+    """The file gives the trained network on the shipped base; at low rank something near it."""
+    (tmp_path / "sources.tsv").write_text(SOURCES)
+    words = [str(run), "denoise.texture", "--sources", str(tmp_path / "sources.tsv"), "--out", str(tmp_path)]
+    main = program("pack.py")["main"]
+    main(words)
+    file = tmp_path / "denoise.texture.safetensors"
+    trained = serialization.load(run / "model.safetensors")
+    net = pretrained.load("ffdnet_color", [file])
+    x = torch.rand(1, 3, 24, 20)
+    torch.testing.assert_close(net(x, [25.0, 1.0]), trained(x, [25.0, 1.0]), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(net(x, [25.0, 1.0]), net(x, [25.0, 0.0]))
+    about = read_knob_metadata(file)
+    notes = about["notes"]
+    assert notes["trained_on"] == "2 steps of 2 crops of 16x16 from 3 photographs under free licences"
+    assert notes["pictures"]["authors"] == ["A. Person (CC-BY-4.0)"]
+    assert notes["pictures"]["licences"] == {"CC-BY-4.0": 1, "CC0-1.0": 1, "public domain": 1}
+    assert "/" not in notes["config"]["data"]["source"] and notes["config"]["model"]["weights"] == "ffdnet_color"
+    full = file.stat().st_size
+    main([*words, "--rank", "2"])
+    assert file.stat().st_size < full / 5 and read_knob_metadata(file)["conversion"]["rank"] == 2
+    assert torch.equal(pretrained.load("ffdnet_color", [file])(x, [25.0, 0.0]), net(x, [25.0, 0.0]))
 
 
-def test_measure_denoise(packed: Path, pictures: Path, tmp_path: Path, capsys) -> None:
-    words = ["denoise", "--sets", str(pictures), "--model", str(packed / "small.safetensors"), "--count", "1"]
-    program("measure.py")["main"]([*words, "--json", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())[pictures.name]
-    assert list(found) == ["noisy", "ours"]
-    assert found["noisy"]["sigma 25"][0]["psnr"] == pytest.approx(20.3, abs=0.8)
-    assert "| noisy |" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name, folder, message",
+    [
+        ("denoise.sharp", "free", r"pack: name must be one of denoise.texture, .*; got 'denoise.sharp'"),
+        ("denoise.texture", "other", "pack: pictures must be free; got 'Unsplash License' for other/d.jpg"),
+        ("denoise.texture", "bare", "pack: pictures under CC-BY must have an author; got none for bare/e.jpg"),
+        ("denoise.texture", "none", "pack: --pictures must be a folder that --sources names; got 'none'"),
+    ],
+)
+def test_pack_refuses(run: Path, tmp_path: Path, name: str, folder: str, message: str) -> None:
+    (tmp_path / "sources.tsv").write_text(SOURCES)
+    words = [str(run), name, "--sources", str(tmp_path / "sources.tsv"), "--pictures", folder, "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        program("pack.py")["main"](words)
+
+
+def test_measure_denoise(pictures: Path, tmp_path: Path, capsys) -> None:
+    docs = tmp_path / "page.md"
+    docs.write_text("before\n<!-- denoise -->\nold\n<!-- /denoise -->\nafter\n")
+    words = ["--networks", "denoise", "--sets", str(pictures), "--count", "1", "--sigmas", "25", "--no-perceptual"]
+    program("measure.py")["main"]([*words, "--out", str(tmp_path), "--docs", str(docs)])
+    found = json.loads((tmp_path / "denoise.json").read_text())
+    assert found["at_zero_equals_base"] is True
+    case = found["cases"][f"{pictures.name}, sigma 25"]
+    assert case["pictures"] == 1 and list(case["positions"]) == ["input", *(f"{k / 8:g}" for k in range(9))]
+    assert case["positions"]["input"]["psnr"] == pytest.approx(20.3, abs=0.8)
+    text = docs.read_text()
+    assert text.startswith("before\n<!-- denoise -->\n| PSNR dB") and text.endswith("<!-- /denoise -->\nafter\n")
+    assert "old" not in text and "| noisy | texture 0 | texture 0.25 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="measure: --docs must have the marks <!-- denoise_deblur -->"):
+        program("measure.py")["insert"](docs, "denoise_deblur", "")
 
 
 def test_measure_super_resolution(pictures: Path, tmp_path: Path) -> None:
-    """A network that enlarges; sizes that the factor does not divide are cut."""
-    from tunable_ops import convert
+    """Sizes that the factor does not divide are cut."""
+    words = ["--networks", "super_resolution_x2", "--sets", str(pictures), "--others", str(pictures)]
+    words += ["--others-count", "1", "--others-crop", "32", "--no-perceptual", "--out", str(tmp_path)]
+    program("measure.py")["main"](words)
+    found = json.loads((tmp_path / "super_resolution_x2.json").read_text())
+    assert [case["pictures"] for case in found["cases"].values()] == [2, 1]
+    assert "other photographs" in found["cases"] and set(found["order"]) == {"psnr"}
 
-    arguments = {"scale": 2, "features": 4, "num_blocks": 1}
-    net = convert(models.build("edsr", **arguments), 2)
-    serialization.save(net, tmp_path / "sr.safetensors", architecture="edsr", arguments=arguments)
-    words = ["super_resolution_x2", "--sets", str(pictures), "--model", str(tmp_path / "sr.safetensors")]
-    program("measure.py")["main"]([*words, "--json", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())[pictures.name]
-    assert len(found["bicubic"][""]) == 2 and len(found) == 6
+
+def test_order_finds_the_worst_step() -> None:
+    rows = {"input": {"psnr": 20.0}, **{f"{k / 8:g}": {"psnr": 30 - k / 8, "lpips": 0.2 - k / 100} for k in range(9)}}
+    order = program("measure.py")["order"]
+    assert all(kind["passed"] for kind in order({"a": {"positions": rows}}).values())
+    rows["0.5"] = {"psnr": 29.7, "lpips": 0.18}
+    worst = order({"a": {"positions": rows}, "b": {"positions": {"0": {"psnr": 1.0}}}})
+    assert worst["psnr"] == {"step": pytest.approx(0.075), "case": "a", "passed": False}
+    assert worst["lpips"]["passed"] is False and worst["lpips"]["step"] == pytest.approx(0.01)
 
 
 def test_show(tmp_path: Path) -> None:
     program("show.py")["main"](["--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("pretrained_*.png"))) == 3
+    assert len(list(tmp_path.glob("pretrained_*.png"))) == 4
 
 
 def test_estimates_of_noise(

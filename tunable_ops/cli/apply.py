@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
-        "without one, a noise level that lambda sets is taken sqrt(3) times as strong inside. "
+        "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
         "A network for grey images (one channel) is applied to each colour channel.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.sources import find_sources
+    from tunable_ops.pretrained import replaced
 
     single = _is_file(args.out)
     folder = args.out.parent if single else args.out
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
             at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
             raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
     elif args.sweep is None:
-        lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec, auto=True)
+        was = replaced(args.model)
+        lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec, auto=True, replaced=was)
         lambdas.already_warned()
         rows = [("", [tuple(lam)])]
     else:
@@ -145,10 +147,11 @@ def _load(model: str, knobs: list[str]) -> tuple[Any, Any, tuple[float, ...] | N
     from tunable_ops.pretrained import find, load
     from tunable_ops.serialization import load_folded, read_metadata
 
-    if knobs:
+    found = find(model)
+    if knobs or found.base is not None:
         net = load(model, knobs)
         return net, net.spec, None
-    file = find(model)
+    file = found.file
     metadata = read_metadata(file)
     if metadata.get("conversion") is not None:
         net = load(file)

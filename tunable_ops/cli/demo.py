@@ -192,8 +192,8 @@ def _show_pretrained(out: Path, pictures: Sequence[Any], progress: bool) -> dict
     from tunable_ops.train.measure import Measure
 
     net = pretrained.load("denoise")
-    high = net.spec.ranges[0][1]
-    lams = [(level * high,) for level in SLIDER[::2]]
+    high = net.spec.ranges[net.spec.names.index("sigma")][1]
+    lams = [net.spec.fill({"sigma": level * high}) for level in SLIDER[::2]]
     found = evaluate(net, pictures, lams, measure=Measure(ssim=False), progress=progress)
     _draw_strips(out, net, pictures, found, lams, "_pretrained")
     return {"model": "denoise", "psnr": {f"{lam[0]:g}": mean_psnr(found, lam) for lam in lams}}

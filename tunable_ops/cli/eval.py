@@ -265,10 +265,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _positions(args: argparse.Namespace, spec: LambdaSpec) -> list[tuple[float, ...]]:
     from tunable_ops.cli.lam import already_warned, parse, sweep
+    from tunable_ops.pretrained import replaced
     from tunable_ops.train.evaluate import positions
 
     if args.lam is not None:
-        lams = list(dict.fromkeys(parse(text, spec, auto=True) for text in args.lam))
+        was = replaced(args.model)
+        lams = list(dict.fromkeys(parse(text, spec, auto=True, replaced=was) for text in args.lam))
         already_warned()
         return lams
     if args.sweep is not None:

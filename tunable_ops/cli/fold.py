@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Fold, write the file and return 0."""
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.modules import fold
-    from tunable_ops.pretrained import find, load
+    from tunable_ops.pretrained import find, load, replaced
     from tunable_ops.serialization import save
 
     out: Path | None = args.out
@@ -46,20 +47,20 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out must end in .safetensors; got {str(out)!r}")
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
-    file = find(args.checkpoint)
-    net = load(file, args.knob)
-    metadata = _metadata(file, args.knob)
-    lam = lambdas.parse(args.lam, net.spec)
+    found = find(args.checkpoint)
+    net = load(args.checkpoint, args.knob)
+    metadata = _metadata(found.file, [*found.knobs, *args.knob])
+    lam = lambdas.parse(args.lam, net.spec, replaced=replaced(args.checkpoint))
     lambdas.already_warned()
     if out is None:
-        out = Path(f"{file.stem}_lam{lambdas.numbers([lam])[0]}.safetensors")
-    if out.exists() and out.samefile(file):
-        raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
+        out = Path(f"{found.name}_lam{lambdas.numbers([lam])[0]}.safetensors")
+    if out.exists() and any(out.samefile(path) for path in (found.file, *found.knobs, *args.knob)):
+        raise ValueError(f"--out must not be the checkpoint itself or one of its knobs; got {str(out)!r}")
     notes = dict(net.notes)
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
     if any(net.spec.units):
         notes["units"] = dict(zip(net.spec.names, net.spec.units, strict=True))
-    notes["folded_from"] = file.name
+    notes["folded_from"] = found.file.name if found.base is None else found.name
     save(
         fold(net, lam),
         out,
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _metadata(file: Path, knobs: list[str]) -> dict[str, Any]:
+def _metadata(file: Path, knobs: Sequence[str | Path]) -> dict[str, Any]:
     """Return architecture and arguments of a network, which for bare weights its knob knows."""
     from tunable_ops.knob_files import read_knob_metadata
     from tunable_ops.serialization import read_metadata, read_weights

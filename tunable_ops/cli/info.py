@@ -7,11 +7,24 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
 
-__all__ = ["add_parser", "describe", "describe_installation", "knob_lines", "knobs", "note_lines", "run"]
+if TYPE_CHECKING:
+    from tunable_ops.pretrained import Found
+
+__all__ = [
+    "add_parser",
+    "base_facts",
+    "describe",
+    "describe_installation",
+    "describe_shipped",
+    "knob_lines",
+    "knobs",
+    "note_lines",
+    "run",
+]
 
 _WIDTH = 100  # columns of a note that is written in one line
 
@@ -37,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         from tunable_ops.pretrained import find
 
-        facts, table = describe(find(args.checkpoint)), _table
+        found = find(args.checkpoint)
+        facts, table = (
+            (describe(found.file), _table) if found.base is None else (describe_shipped(found), _shipped_table)
+        )
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else table(facts))
     return 0
 
@@ -70,7 +86,7 @@ def _installation_table(facts: dict[str, Any]) -> str:
         rows.append(("" if index else "backends", name if reason is None else f"{name}: no; {reason}"))
     for index, (name, value) in enumerate((facts["operators"] or {}).items()):
         rows.append(("" if index else "C++ operators", f"{name:<11} {value}"))
-    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+    return _lines(rows)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -122,6 +138,37 @@ def describe(path: Path) -> dict[str, Any]:
     elif facts["architecture"] in models.ARCHITECTURES:
         facts |= _layers(path)
     return facts
+
+
+def base_facts(name: str) -> dict[str, Any]:
+    """Return name, path, bytes, architecture, arguments, licence, source and pictures of a base, as JSON values."""
+    from tunable_ops import pretrained
+
+    base = pretrained.BASES[name]
+    file = pretrained.weights_file(name)
+    facts = {"architecture": base.architecture, "arguments": dict(base.arguments), "licence": base.licence}
+    facts |= {"source": base.source, "pictures": base.pictures}
+    return {"name": name, "path": str(file), "bytes": file.stat().st_size, **facts}
+
+
+def describe_shipped(found: Found) -> dict[str, Any]:
+    """Collect what is known about a network that ships as a base with knobs, or about a base, as JSON values.
+
+    Returns:
+        dict with name, kind ("base with knobs" or "base"), bytes (all files), base (`base_facts`); with knobs also
+        purpose, domain, lambda (as in `describe`), and knobs (`describe` of every file).
+    """
+    from tunable_ops import pretrained
+
+    assert found.base is not None
+    kind = "base with knobs" if found.knobs else "base"
+    facts: dict[str, Any] = {"name": found.name, "kind": kind, "bytes": found.bytes, "base": base_facts(found.base)}
+    if not found.knobs:
+        return facts
+    each = [describe(path) for path in found.knobs]
+    known = {knob["name"]: knob for part in each for knob in part["lambda"]}
+    facts |= {"purpose": pretrained.PURPOSES[found.name], "domain": "box", "lambda": list(known.values())}
+    return {**facts, "knobs": each}
 
 
 def knobs(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -203,6 +250,25 @@ def _layers(path: Path) -> dict[str, Any]:
     }
 
 
+def _shipped_table(facts: dict[str, Any]) -> str:
+    base = facts["base"]
+    rows = [("network", f"{facts['name']} ({_bytes(facts['bytes'])}): {facts.get('purpose', 'a base, without knobs')}")]
+    if "lambda" in facts:
+        rows += [("" if index else "lambda", line) for index, line in enumerate(knob_lines(facts["lambda"]))]
+    rows += [
+        ("base", f"{base['name']}, {base['path']} ({_bytes(base['bytes'])})"),
+        ("architecture", f"{base['architecture']}({_arguments(base['arguments'])})"),
+        ("source", base["source"]),
+        ("trained on", base["pictures"]),
+        ("licence", f"{base['licence']} (LICENSES.txt beside the file)"),
+    ]
+    return "\n\n".join([_lines(rows), *map(_table, facts.get("knobs", []))])
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
 def _table(facts: dict[str, Any]) -> str:
     rows = [
         ("file", f"{facts['path']} ({_bytes(facts['bytes'])})"),
@@ -232,7 +298,7 @@ def _table(facts: dict[str, Any]) -> str:
         rows += [("" if index else "configuration", line) for index, line in enumerate(lines)]
     if facts.get("licence"):
         rows.append(("licence", facts["licence"]))
-    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+    return _lines(rows)
 
 
 def _kind(facts: dict[str, Any]) -> str:

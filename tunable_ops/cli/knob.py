@@ -23,10 +23,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("checkpoint", help="tunable network: a file, such as a training's model.safetensors")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument(
-        "--base", metavar="FILE", help="published weights of the base, compared with the network's base kernels"
+        "--base",
+        metavar="FILE",
+        help="published weights of the base (a file, or the name of a base that ships), "
+        "compared with the network's base kernels",
     )
     parser.add_argument("--licence", metavar="TEXT", help="licence of the knob, such as MIT; kept in the file")
     parser.add_argument("--half", action="store_true", help="store the new kernels in half precision")
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="write the best kernels of rank R in place of those that have more"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,14 +41,20 @@ def run(args: argparse.Namespace) -> int:
 
     from tunable_ops import models, serialization
     from tunable_ops.knob_files import save_knob
-    from tunable_ops.pretrained import find
+    from tunable_ops.pretrained import find, weights_file
 
     out: Path = args.out
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors; got {str(out)!r}")
     if not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
-    file = find(args.checkpoint)
+    found = find(args.checkpoint)
+    if found.base is not None:
+        raise ValueError(
+            f"checkpoint must be a file, such as a training's model.safetensors; got {found.name!r}, which is made "
+            f"of {found.base} and knob files already"
+        )
+    file = found.file
     if out.exists() and out.samefile(file):
         raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
     net, metadata = serialization.load(file), serialization.read_metadata(file)
@@ -50,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     base = None
     if args.base is not None:
         base = models.build(architecture, **arguments)
-        serialization.fill(args.base, base, serialization.read_weights(args.base)[0])
+        weights = weights_file(args.base)
+        serialization.fill(weights, base, serialization.read_weights(weights)[0])
     save_knob(
         net,
         out,
@@ -59,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         licence=args.licence,
         dtype=torch.float16 if args.half else None,
         base=base,
+        rank=args.rank,
     )
     print(f"{out}: {', '.join(net.spec.names)} for {architecture}, {out.stat().st_size:,} bytes")
     return 0

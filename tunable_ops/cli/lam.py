@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops.grey import PARAMETER, has_knob
@@ -42,7 +42,11 @@ _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
 def parse(
-    text: str, spec: LambdaSpec, warn: Callable[[str], object] = warnings.warn, auto: bool = False
+    text: str,
+    spec: LambdaSpec,
+    warn: Callable[[str], object] = warnings.warn,
+    auto: bool = False,
+    replaced: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Parse `0.3,0.7` or `denoise=0.3,keep=0.7`.
 
@@ -54,6 +58,7 @@ def parse(
         spec: Names, ranges, defaults and domain.
         warn: Called with each warning.
         auto: Take `auto` and `sigma=auto`.
+        replaced: Names that parameters had before, with what they are now, for the error about such a name.
 
     Returns:
         One value per parameter, `AUTO` where it is to be estimated.
@@ -67,6 +72,9 @@ def parse(
         _check_auto(name, spec, auto, text)
         return spec.fill({name: AUTO})
     parts = [part.strip() for part in text.split(",")]
+    for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
+        if replaced and name in replaced and name not in spec.names:
+            raise ValueError(f"--lam must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
     named = ["=" in part for part in parts]
     if any(named) and not all(named):
         raise ValueError(f"--lam must be all numbers or all name=number; got {text!r}")

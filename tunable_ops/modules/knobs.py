@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tunable_ops.modules.convert import convert
 from tunable_ops.modules.finetune import stacks_of
 from tunable_ops.modules.kernel_stacks import stack_parts
+from tunable_ops.modules.low_rank import BaseAndLowRank, saves_parameters
 from tunable_ops.modules.model import TunableModel, entries_read
 from tunable_ops.modules.spec import LambdaSpec
 from tunable_ops.modules.tunable_parameter import ParameterBlend
@@ -77,6 +78,36 @@ def take_knob(net: TunableModel, argument: str) -> Knob:
         tensors["phi.bias"] = torch.stack([tuning.bias for tuning in tunings])
     detached = {name: value.detach() for name, value in tensors.items()}
     return Knob(net.spec, entries_read(net.network), net.conversion, tuple(layers), detached)
+
+
+def lower_rank(knob: Knob, rank: int) -> Knob:
+    """Return the knob with the best new kernels of rank r, as factors, by mean squares over the entries of each.
+
+    Formula: ``W_j = U_j V_j`` from the r largest singular values of W_j [O, C/g * kh * kw]. Biases, a network's own
+    parameters and kernels that have r or less, or for which factors would save nothing, stay as they are.
+
+    Args:
+        knob: Of full rank, or of more than `rank`.
+        rank: r, at least 1.
+
+    Raises:
+        ValueError: The knob has a lower rank already.
+    """
+    own = knob.conversion.get("rank")
+    if own is not None and own <= rank:
+        raise ValueError(f"save_knob: rank must be below that of the knob, {own}; got {rank}")
+    tensors = dict(knob.tensors)
+    for name in knob.tensors:
+        stack, _, part = name.rpartition(".")
+        if part == "u":
+            product = torch.bmm(tensors.pop(f"{stack}.u").float(), tensors.pop(f"{stack}.v").float())
+        elif part == "new" and stack not in knob.layers and saves_parameters(rank, tuple(knob.tensors[name].shape[1:])):
+            product = tensors.pop(name).flatten(2)
+        else:
+            continue
+        base = torch.zeros_like(product[:1])
+        _, tensors[f"{stack}.u"], tensors[f"{stack}.v"] = BaseAndLowRank(rank).right_inverse(torch.cat((base, product)))
+    return knob._replace(conversion={**knob.conversion, "rank": rank}, tensors=tensors)
 
 
 def add_knobs(network: nn.Module, knobs: Sequence[Knob]) -> TunableModel:

@@ -17,6 +17,7 @@ from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.losses.pgn import PGN
 from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_but_new, optimizer_groups
+from tunable_ops.pretrained import weights_file
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.adversarial import Adversary
 from tunable_ops.train.config import Config, Optim
@@ -55,7 +56,7 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
         plain = models.build(config.model.name, **config.model.arguments)
         _check_planes(config, plain)
         start = config.model.weights if fresh else None
-        weights, metadata = ({}, {}) if start is None else read_weights(start)
+        weights, metadata = ({}, {}) if start is None else read_weights(weights_file(start))
         if start is not None and not metadata.get("conversion"):
             fill(start, plain, weights)
         net = plain if config.tuning.kind == "none" else _tunable(config, plain)

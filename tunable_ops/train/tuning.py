@@ -19,8 +19,8 @@ class Model(Section):
         name: In `tunable_ops.models.ARCHITECTURES`.
         arguments: Of its class. ``channels = 1`` trains on grey pictures.
         weights: File to start from: weights of the plain network under its own names (safetensors), or a checkpoint of
-            this package, plain or converted as the configuration says. Left out: random weights, which the seed
-            decides.
+            this package, plain or converted as the configuration says; or the name of a base that ships
+            (`pretrained.BASES`), such as "ffdnet_color". Left out: random weights, which the seed decides.
     """
 
     name: str = "dncnn"
