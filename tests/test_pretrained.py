@@ -56,14 +56,16 @@ def test_at_zero_each_is_the_published_network_bit_for_bit(name: str, photo) -> 
     x = photo[None, :, :60, :52] + 0.1 * torch.randn(1, 3, 60, 52)
     for sigma in (0.0, 20.0, 50.0) if name == "denoise" else (None,):
         rest = {} if sigma is None else {"sigma": sigma}
-        lam = net.spec.fill({**rest, net.spec.names[-1]: 0.0})
+        own = set(base.spec.get("names", ()))
+        knobs = [each for each in net.spec.names if each not in own]
+        lam = net.spec.fill({**rest, **dict.fromkeys(knobs, 0.0)})
         wanted = plain(x) if sigma is None else plain(x, sigma / 255)
         live = LiveFold(net)
         live.set(lam)
         assert torch.equal(net(x, lam), wanted) and torch.equal(live(x), wanted)
         assert torch.equal(fold(net, lam)(x), wanted)
-        moved = net.spec.fill({**rest, net.spec.names[-1]: 1.0})
-        assert not torch.equal(net(x, moved), wanted), "the knob does something"
+        for knob in knobs:
+            assert not torch.equal(net(x, net.spec.fill({**rest, knob: 1.0})), wanted), "the knob does something"
     assert torch.equal(pretrained.load_base(name).state_dict()[next(iter(weights))], next(iter(weights.values())))
 
 
@@ -71,11 +73,13 @@ def test_at_zero_each_is_the_published_network_bit_for_bit(name: str, photo) -> 
 def test_each_says_where_it_comes_from(name: str) -> None:
     net, found = pretrained.load(name), pretrained.find(name)
     assert not net.training and all(p.dtype == torch.float32 for p in net.parameters())
-    entries = [{"licence": net.notes["licence"], "notes": net.notes}] if found.base is None else net.notes["knobs"]
+    own = [{"licence": net.notes["licence"], "notes": net.notes}] if found.base is None else []
+    entries = own or net.notes.get("knobs", [])
+    assert len(entries) == len(found.knobs) + len(own)
     for entry in entries:
         assert entry["licence"] and entry["notes"]["step"] > 0
         assert '"/' not in json.dumps(entry["notes"]), "no path of the machine that trained it"
-    for path in found.knobs or (found.file,):
+    for path in found.knobs if found.base else (found.file,):
         with safe_open(path, framework="pt") as file:
             kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
         assert {kind for key, kind in kinds.items() if not key.startswith("phi.") or not found.knobs} == {"F16"}
@@ -154,8 +158,8 @@ def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     """As the README says it, right after an installation."""
     write_image(photo[:, :64, :80], tmp_path / "photo.png")
     words = ["apply", str(tmp_path / "photo.png"), "--out", str(tmp_path), "--model"]
-    assert main([*words, "denoise", "--lam", "sigma=40,texture=0.5"]) == 0
-    assert read_image(tmp_path / "photo_lam40.00-0.50.png").shape == (3, 64, 80)
+    assert main([*words, "denoise", "--lam", "sigma=40"]) == 0
+    assert read_image(tmp_path / "photo_lam40.00.png").shape == (3, 64, 80)
     assert main([*words, "super_resolution_x2", "--lam", "0.5"]) == 0
     assert read_image(tmp_path / "photo_lam0.50.png").shape == (3, 128, 160)
     capsys.readouterr()
@@ -165,21 +169,26 @@ def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
 
 def test_a_base_is_taken_by_name_with_a_knob_and_not_without(photo, tmp_path: Path, capsys) -> None:
     write_image(photo[:, :64, :80], tmp_path / "photo.png")
-    words = ["apply", str(tmp_path / "photo.png"), "--out", str(tmp_path), "--model", "ffdnet_color"]
-    (knob,) = pretrained.find("denoise").knobs
-    assert main([*words, "--knob", str(knob), "--lam", "25,1"]) == 0
-    by_hand = read_image(tmp_path / "photo_lam25.00-1.00.png")
-    assert main([*words[:-1], "denoise", "--lam", "25,1"]) == 0
-    assert torch.equal(read_image(tmp_path / "photo_lam25.00-1.00.png"), by_hand)
+    words = ["apply", str(tmp_path / "photo.png"), "--out", str(tmp_path), "--model", "rlfn_x4"]
+    (knob,) = pretrained.find("super_resolution_x4").knobs
+    assert main([*words, "--knob", str(knob), "--lam", "1"]) == 0
+    by_hand = read_image(tmp_path / "photo_lam1.00.png")
+    assert main([*words[:-1], "super_resolution_x4", "--lam", "1"]) == 0
+    assert torch.equal(read_image(tmp_path / "photo_lam1.00.png"), by_hand)
     capsys.readouterr()
     assert main(words) == 2
-    assert "got the base 'ffdnet_color', which has no knob" in capsys.readouterr().err
+    assert "got the base 'rlfn_x4', which has no knob" in capsys.readouterr().err
+
+
+def test_a_base_that_reads_a_parameter_needs_no_knob() -> None:
+    assert pretrained.load("ffdnet_color").spec == pretrained.load("denoise").spec
+    assert pretrained.load("denoise").spec.units == ("of 255",)
 
 
 def test_a_knob_beside_those_that_ship(tmp_path: Path) -> None:
-    (texture,) = pretrained.find("denoise").knobs
-    with pytest.raises(ValueError, match="different names; got 'texture' twice"):
-        pretrained.load("denoise", [texture])
+    (perceptual,) = pretrained.find("super_resolution_x4").knobs
+    with pytest.raises(ValueError, match="different names; got 'perceptual' twice"):
+        pretrained.load("super_resolution_x4", [perceptual])
     (other,) = pretrained.find("super_resolution_x2").knobs
     with pytest.raises(ValueError, match=r"load_knob: network must be the base of '.*', carn\(scale=2\) with"):
         pretrained.load("denoise", [other])
@@ -188,36 +197,38 @@ def test_a_knob_beside_those_that_ship(tmp_path: Path) -> None:
 def test_eval_and_fold_by_name(photo, tmp_path: Path, capsys) -> None:
     write_image(photo[:, :64, :80], tmp_path / "photo.png")
     words = ["eval", str(tmp_path / "photo.png"), "--model", "denoise", "--noise", "25", "--quiet"]
-    assert main([*words, "--lam", "25,0"]) == 0
+    assert main([*words, "--lam", "25"]) == 0
     assert "mean over 1 picture" in capsys.readouterr().out
     out = tmp_path / "folded.safetensors"
-    assert main(["fold", "denoise", "--lam", "sigma=30,texture=1", "--out", str(out)]) == 0
+    assert main(["fold", "denoise", "--lam", "sigma=30", "--out", str(out)]) == 0
     plain, net = serialization.load_folded(out).float(), pretrained.load("denoise")
     x = photo[None, :, :40, :44]
     with torch.no_grad():
-        torch.testing.assert_close(plain(x), net(x, [30.0, 1.0]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain(x), net(x, [30.0]), rtol=1e-5, atol=1e-5)
     notes = serialization.read_metadata(out)["notes"]
-    assert notes["folded_from"] == "denoise" and notes["lambda"] == {"sigma": 30.0, "texture": 1.0}
+    assert notes["folded_from"] == "denoise" and notes["lambda"] == {"sigma": 30.0}
 
 
 def test_info_by_name(capsys) -> None:
     assert main(["info", "denoise"]) == 0
     shown = capsys.readouterr().out
     for text in (
-        "sigma    0 to 50 of 255, default 25",
-        "texture  0 to 1, default 0",
+        "sigma  0 to 50 of 255, default 25",
         "base          ffdnet_color, ",
         "architecture  ffdnet(knob=0)",
         "licence       MIT, copyright 2019 Kai Zhang",
-        "licence       Apache-2.0",
-        "photographs under free licences",
-        "Tony Webster (CC-BY-2.0)",
     ):
         assert text in shown, text
     assert main(["info", "denoise", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kind"] == "base with knobs" and facts["base"]["name"] == "ffdnet_color"
-    assert [knob["unit"] for knob in facts["lambda"]] == ["of 255", ""] and len(facts["knobs"]) == 1
+    assert facts["base"]["name"] == "ffdnet_color" and [knob["unit"] for knob in facts["lambda"]] == ["of 255"]
+    assert main(["info", "super_resolution_x4"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("licence       Apache-2.0", "photographs under free licences", "Tony Webster (CC-BY-2.0)"):
+        assert text in shown, text
+    assert main(["info", "super_resolution_x4", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "base with knobs" and len(facts["knobs"]) == 1
     assert main(["info", "rlfn_x4"]) == 0
     assert "RLFN of Kong et al." in capsys.readouterr().out
 
@@ -256,8 +267,8 @@ def test_weights_to_start_from_by_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_fold_replaces_no_knob(capsys) -> None:
-    (knob,) = pretrained.find("denoise").knobs
+    (knob,) = pretrained.find("super_resolution_x4").knobs
     before = knob.read_bytes()
-    assert main(["fold", "denoise", "--lam", "25,0", "--out", str(knob)]) == 2
+    assert main(["fold", "super_resolution_x4", "--lam", "0", "--out", str(knob)]) == 2
     assert "--out must not be the checkpoint itself or one of its knobs" in capsys.readouterr().err
     assert knob.read_bytes() == before

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
+
+if TYPE_CHECKING:
+    from tunable_ops.pretrained import Found
 
 __all__ = ["add_parser", "run"]
 
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
     found = find(args.checkpoint)
     net = load(args.checkpoint, args.knob)
-    metadata = _metadata(found.file, [*found.knobs, *args.knob])
+    metadata = _metadata(found, [*found.knobs, *args.knob])
     lam = lambdas.parse(args.lam, net.spec, replaced=replaced(args.checkpoint))
     lambdas.already_warned()
     if out is None:
@@ -72,11 +75,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _metadata(file: Path, knobs: Sequence[str | Path]) -> dict[str, Any]:
-    """Return architecture and arguments of a network, which for bare weights its knob knows."""
+def _metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
+    """Return architecture and arguments of a network, which for bare weights the table or its knob knows."""
     from tunable_ops.knob_files import read_knob_metadata
+    from tunable_ops.pretrained import BASES
     from tunable_ops.serialization import read_metadata, read_weights
 
-    if knobs and not read_weights(file)[1]:
+    if found.base is not None:
+        base = BASES[found.base]
+        return {"architecture": base.architecture, "arguments": dict(base.arguments)}
+    if knobs and not read_weights(found.file)[1]:
         return read_knob_metadata(knobs[0])
-    return read_metadata(file)
+    return read_metadata(found.file)

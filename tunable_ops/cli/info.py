@@ -163,11 +163,14 @@ def describe_shipped(found: Found) -> dict[str, Any]:
     assert found.base is not None
     kind = "base with knobs" if found.knobs else "base"
     facts: dict[str, Any] = {"name": found.name, "kind": kind, "bytes": found.bytes, "base": base_facts(found.base)}
+    purpose = pretrained.PURPOSES.get(found.name)
     if not found.knobs:
-        return facts
+        spec = pretrained.BASES[found.base].spec
+        own = {"domain": "box", "lambda": knobs(dict(spec))} if spec else {}
+        return {**facts, **({} if purpose is None else {"purpose": purpose}), **own}
     each = [describe(path) for path in found.knobs]
     known = {knob["name"]: knob for part in each for knob in part["lambda"]}
-    facts |= {"purpose": pretrained.PURPOSES[found.name], "domain": "box", "lambda": list(known.values())}
+    facts |= {"purpose": purpose, "domain": "box", "lambda": list(known.values())}
     return {**facts, "knobs": each}
 
 

@@ -48,7 +48,11 @@ def describe(found: Found) -> dict[str, Any]:
     from tunable_ops.knob_files import read_knob_metadata
     from tunable_ops.serialization import read_metadata
 
-    parts = [read_knob_metadata(path) for path in found.knobs] or [read_metadata(found.file)]
+    if found.base is not None and not found.knobs:
+        base = pretrained.BASES[found.base]
+        parts: list[dict[str, Any]] = [{"spec": {"domain": "box", **base.spec}, "licence": base.licence}]
+    else:
+        parts = [read_knob_metadata(path) for path in found.knobs] or [read_metadata(found.file)]
     notes = parts[0].get("notes") or {}
     known = {knob["name"]: knob for part in parts for knob in knobs(part["spec"])}
     return {
@@ -79,7 +83,9 @@ def _paragraph(found: dict[str, Any]) -> str:
         lines += _wrapped("base", f"{base['name']} ({base['licence']}): {base['source']}")
     if found["trained_on"]:
         lines += _wrapped("trained", found["trained_on"])
-    lines += _wrapped("licence", (found["licence"] or "not stated") + (", for the knobs" if base else ""))
+    lines += _wrapped(
+        "licence", (found["licence"] or "not stated") + (", for the knobs" if base and found["trained_on"] else "")
+    )
     return "\n".join(lines)
 
 

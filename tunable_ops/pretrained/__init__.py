@@ -1,7 +1,7 @@
 """Tunable networks that ship with the package, by name.
 
 net = pretrained.load("denoise")
-y = net(x, {"sigma": 25, "texture": 0.5})    # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy, of 255
+y = net(x, {"sigma": 25})                    # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy, of 255
 
 Most are a published network, in full precision, with knob files (`tunable_ops.load_knob`): with the knobs at 0 they
 give what that network gives, bit for bit. The notes of a knob describe how and on what it was trained (`tunable-ops
@@ -20,7 +20,7 @@ from torch import nn
 from tunable_ops import models
 from tunable_ops.knob_files import load_base as _load_base
 from tunable_ops.knob_files import load_knob
-from tunable_ops.modules import TunableModel
+from tunable_ops.modules import TunableModel, convert
 from tunable_ops.pretrained.table import BASES, NETWORKS, Base, Network
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.serialization import load as _load
@@ -110,21 +110,26 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
 
     Example:
         >>> load("denoise").spec.names
-        ('sigma', 'texture')
+        ('sigma',)
     """
     found = find(model)
     files = [*found.knobs, *knobs]
-    if not files and found.base is not None:
+    if not files and found.base is not None and not BASES[found.base].spec:
         raise ValueError(
             f"pretrained: model must be a tunable network; got the base {found.name!r}, which has no knob: name the "
             "knob files (--knob), or read it plain with pretrained.load_base"
         )
+    if not files and found.base is None:
+        return _load(found.file).float()
     if files:
-        net = load_knob(_load_base(found.file, files[0]).float(), files)
-        if found.base is not None and BASES[found.base].grey_noise is not None:
-            net.notes["grey_noise"] = BASES[found.base].grey_noise
-        return net
-    return _load(found.file).float()
+        plain = _load_base(found.file, files[0]) if found.base is None else load_base(found.base)
+        net = load_knob(plain.float(), files)
+    else:
+        spec = BASES[str(found.base)].spec
+        net = convert(load_base(str(found.base)), len(spec["names"]), domain="box", **spec)
+    if found.base is not None and BASES[found.base].grey_noise is not None:
+        net.notes["grey_noise"] = BASES[found.base].grey_noise
+    return net
 
 
 def load_base(name: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ class Base:
         source: Authors, paper and repository.
         pictures: What its authors say that it was trained on.
         arguments: Of the architecture.
+        spec: Of the parameters that the network reads itself, as in `LambdaSpec.create`; empty where it reads none.
         grey_noise: How many times as strong noise on a grey picture is for it, where that is not sqrt(3) (see
             `tunable_ops.grey.stronger`).
     """
@@ -28,12 +29,15 @@ class Base:
     source: str
     pictures: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     grey_noise: float | None = None
 
 
 @dataclass(frozen=True)
 class Network:
     """A network that ships: a base with its knobs, the files NAME.KNOB.safetensors; or a checkpoint NAME.safetensors.
+
+    A base that reads parameters itself (`Base.spec`) needs no other knob.
 
     Args:
         purpose: What it is for, in one line.
@@ -62,6 +66,7 @@ BASES = {
         "FFDNet of Zhang, Zuo and Zhang, IEEE TIP 2018 (arXiv 1710.04026); github.com/cszn/KAIR",
         "parts of the Berkeley segmentation data set, ImageNet and the Waterloo database, by its authors",
         {"knob": 0},
+        {"names": ["sigma"], "ranges": [[0, 50]], "defaults": [25], "units": ["of 255"]},
         grey_noise=1.65,  # best of 1.55 to 1.73 on ten grey photographs at sigma 15, 25 and 50
     ),
     "rlfn_x4": Base(
@@ -75,10 +80,8 @@ BASES = {
 
 NETWORKS = {
     "denoise": Network(
-        "removes white noise of a known strength from photographs, from the smallest error to fine texture; grey ones "
-        "too",
+        "removes white noise of a known strength from photographs, grey ones too",
         "ffdnet_color",
-        ("texture",),
     ),
     "denoise_deblur": Network("removes white noise and Gaussian blur of known strengths from photographs"),
     "super_resolution_x2": Network(
