@@ -119,10 +119,10 @@ def denoise_cases(sets: dict[str, Pictures], args: argparse.Namespace) -> list[C
         for label, pictures in sets.items():
             positions = NINE if sigma == 25 else FIVE
             triples = degraded_pictures(pictures, config, seed=0)
-            cases.append(Case(f"{label}, sigma {sigma}", triples, {"sigma": sigma}, positions))
+            cases.append(Case(f"{label}, sigma {sigma}", triples, {"sigma": float(sigma)}, positions))
         if args.set12 is not None and sigma > 5:
             triples = degraded_pictures(pictures_of(args.set12, args.count), config, seed=0)
-            cases.append(Case(f"set12 (grey), sigma {sigma}", triples, {"sigma": sigma}, FIVE))
+            cases.append(Case(f"set12 (grey), sigma {sigma}", triples, {"sigma": float(sigma)}, FIVE))
     return cases
 
 
@@ -134,26 +134,28 @@ def enlarging_cases(sets: dict[str, Pictures], args: argparse.Namespace, scale: 
     return cases
 
 
-def equals_base(name: str, net: TunableModel, case: Case) -> bool:
+def equals_base(name: str, net: TunableModel, knob: str | None, case: Case) -> bool:
     """Return True if the network with its knob at 0 gives what the published one gives, bit for bit."""
     base = pretrained.load_base(name)
     clean = case.triples[0][2]
     x = in_colour(clean.unsqueeze(0)).contiguous()
     with torch.no_grad():
         level = {"sigma": case.fixed["sigma"] / 255} if "sigma" in case.fixed else {}
-        return torch.equal(net(x, {**case.fixed, net.spec.names[-1]: 0.0}), base(x, **level))
+        return torch.equal(net(x, {**case.fixed, **({} if knob is None else {knob: 0.0})}), base(x, **level))
 
 
 def run(name: str, cases: list[Case], perceptual: bool) -> dict[str, Any]:
     """Measure a network; return the means of each case by position, and what has been checked."""
     net = pretrained.load(name)
-    knob = net.spec.names[-1]
+    knob = next((each for each in net.spec.names if each not in cases[0].fixed), None)
     scale = getattr(net.network, "scale", 1)
     judge = Judge(scale, perceptual)
     found: dict[str, Any] = {"knob": knob, "at_zero_equals_base": True, "cases": {}}
     for case in cases:
-        if not equals_base(name, net, case):
-            raise RuntimeError(f"measure: {name} at {knob} 0 must be its base bit for bit; got another on {case.label}")
+        if not equals_base(name, net, knob, case):
+            raise RuntimeError(
+                f"measure: {name} at {knob or 'any lambda'} 0 must be its base bit for bit; got another on {case.label}"
+            )
         rows: dict[str, Any] = {}
         for label, method, dists in _methods(net, knob, case, scale):
             scores = [judge(method(x), clean, case.luma, dists) for _, clean, x in case.triples]
@@ -165,14 +167,17 @@ def run(name: str, cases: list[Case], perceptual: bool) -> dict[str, Any]:
 
 
 def _methods(
-    net: TunableModel, knob: str, case: Case, scale: int
+    net: TunableModel, knob: str | None, case: Case, scale: int
 ) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
-    """List (label, picture -> picture, measure DISTS too): without the network, then at every position."""
+    """List (label, picture -> picture, measure DISTS too): without the network, then at every position of a knob."""
 
     def without(x: Tensor) -> Tensor:
         return x if scale == 1 else F.interpolate(x.unsqueeze(0), scale_factor=scale, mode="bicubic")[0]
 
     methods: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("input", without, True)]
+    if knob is None:
+        lam = net.spec.fill(case.fixed)
+        return [*methods, ("output", lambda x: restore(net, x, lam), True)]
     for position in case.positions:
         lam = net.spec.fill({**case.fixed, knob: position})
         methods.append((f"{position:g}", lambda x, lam=lam: restore(net, x, lam), position in FIVE))
@@ -200,11 +205,12 @@ def order(cases: dict[str, Any]) -> dict[str, Any]:
 def table(name: str, found: dict[str, Any]) -> str:
     """Return the means as a Markdown table, and a line about the order of the positions."""
     without = "bicubic" if name.startswith("super") else "noisy"
-    heads = [without, *(f"{found['knob']} {position:g}" for position in FIVE)]
+    columns = ["output"] if found["knob"] is None else [f"{position:g}" for position in FIVE]
+    heads = [without, *(f"{found['knob']} {column}" if found["knob"] else name for column in columns)]
     lines = [f"| PSNR dB, LPIPS, DISTS | pictures | {' | '.join(heads)} |", "|" + " --- |" * (len(heads) + 2)]
     for label, case in found["cases"].items():
         rows = case["positions"]
-        cells = [_cell(rows[key]) for key in ("input", *(f"{position:g}" for position in FIVE))]
+        cells = [_cell(rows[key]) for key in ("input", *columns)]
         lines.append(f"| {label} | {case['pictures']} | {' | '.join(cells)} |")
     said = []
     for kind, unit in (("psnr", " dB"), ("lpips", "")):

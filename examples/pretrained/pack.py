@@ -56,14 +56,17 @@ def pack(run: Path, name: str, found: dict[str, Any], out: Path, rank: int | Non
     """Write ``out/NAME.KNOB.safetensors`` for the network that ships under NAME.
 
     Raises:
-        ValueError: No network of that name has this knob, or the training moved the base.
+        ValueError: No network of that name has a base, the training had no such knob, or it moved the base.
     """
     network, _, knob = name.partition(".")
-    if network not in pretrained.NETWORKS or knob not in pretrained.NETWORKS[network].knobs:
-        known = ", ".join(f"{each}.{one}" for each, it in pretrained.NETWORKS.items() for one in it.knobs)
-        raise ValueError(f"pack: name must be one of {known}; got {name!r}")
-    base = pretrained.NETWORKS[network].base
+    base = pretrained.NETWORKS[network].base if network in pretrained.NETWORKS else None
+    if base is None:
+        known = ", ".join(each for each, it in pretrained.NETWORKS.items() if it.base is not None)
+        raise ValueError(f"pack: name must begin with one of {known}; got {name!r}")
     net = serialization.load(run / "model.safetensors").float()
+    own = [each for each in net.spec.names if each not in pretrained.BASES[base].spec.get("names", ())]
+    if knob not in own:
+        raise ValueError(f"pack: name must end with a knob of the training, {', '.join(own)}; got {name!r}")
     step = serialization.read_metadata(run / "model.safetensors")["notes"]["step"]
     config = without_folders(json.loads((run / "config.json").read_text()))
     config["model"]["weights"] = base

@@ -39,10 +39,10 @@ def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 
 def denoise() -> Tensor:
-    """Show noise of sigma 25 over the knob for texture."""
+    """Show noise of sigma 25, and the knob below, at and above it."""
     net, clean = pretrained.load("denoise"), part("chelsea")
     noisy = add_noise(clean, torch.tensor([25.0]), generator(0, "show"))
-    return row(clean, [("sigma 25", noisy), *((f"texture {k:g}", net(noisy, [25, k])) for k in (0.0, 0.5, 1.0))])
+    return row(clean, [("sigma 25", noisy), *((f"knob at {k:g}", net(noisy, [k])) for k in (15.0, 25.0, 40.0))])
 
 
 def denoise_deblur() -> Tensor:

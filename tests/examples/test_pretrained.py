@@ -77,7 +77,12 @@ def test_pack(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, folder, message",
     [
-        ("denoise.sharp", "free", r"pack: name must be one of denoise.texture, .*; got 'denoise.sharp'"),
+        ("denoise.sharp", "free", "pack: name must end with a knob of the training, texture; got 'denoise.sharp'"),
+        (
+            "denoise_deblur.texture",
+            "free",
+            "pack: name must begin with one of denoise, .*; got 'denoise_deblur.texture'",
+        ),
         ("denoise.texture", "other", "pack: pictures must be free; got 'Unsplash License' for other/d.jpg"),
         ("denoise.texture", "bare", "pack: pictures under CC-BY must have an author; got none for bare/e.jpg"),
         ("denoise.texture", "none", "pack: --pictures must be a folder that --sources names; got 'none'"),
@@ -98,11 +103,11 @@ def test_measure_denoise(pictures: Path, tmp_path: Path, capsys) -> None:
     found = json.loads((tmp_path / "denoise.json").read_text())
     assert found["at_zero_equals_base"] is True
     case = found["cases"][f"{pictures.name}, sigma 25"]
-    assert case["pictures"] == 1 and list(case["positions"]) == ["input", *(f"{k / 8:g}" for k in range(9))]
+    assert case["pictures"] == 1 and list(case["positions"]) == ["input", "output"]
     assert case["positions"]["input"]["psnr"] == pytest.approx(20.3, abs=0.8)
     text = docs.read_text()
     assert text.startswith("before\n<!-- denoise -->\n| PSNR dB") and text.endswith("<!-- /denoise -->\nafter\n")
-    assert "old" not in text and "| noisy | texture 0 | texture 0.25 |" in capsys.readouterr().out
+    assert "old" not in text and "| noisy | denoise |" in capsys.readouterr().out
     with pytest.raises(ValueError, match="measure: --docs must have the marks <!-- denoise_deblur -->"):
         program("measure.py")["insert"](docs, "denoise_deblur", "")
 

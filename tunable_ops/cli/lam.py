@@ -70,7 +70,7 @@ def parse(
     if text.strip() == AUTO:
         name = spec.names[noise_knob(spec)]
         _check_auto(name, spec, auto, text)
-        return spec.fill({name: AUTO})
+        return _fill(spec, {name: AUTO})
     parts = [part.strip() for part in text.split(",")]
     for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
         if replaced and name in replaced and name not in spec.names:
@@ -79,7 +79,7 @@ def parse(
     if any(named) and not all(named):
         raise ValueError(f"--lam must be all numbers or all name=number; got {text!r}")
     if all(named):
-        values = spec.fill(_named(text, parts, spec, auto))
+        values = _fill(spec, _named(text, parts, spec, auto))
     else:
         if len(parts) != spec.num_params:
             raise ValueError(f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}")
@@ -177,6 +177,13 @@ def describe_spec(spec: LambdaSpec) -> str:
         f"{name} {low:g} to {high:g}{unit and f' {unit}'} (default {default:g})"
         for name, (low, high), unit, default in zip(spec.names, spec.ranges, spec.units, spec.defaults, strict=True)
     )
+
+
+def _fill(spec: LambdaSpec, given: dict[str, Any]) -> tuple[Any, ...]:
+    """Complete a lambda as `LambdaSpec.fill`; `AUTO` stays."""
+    numbers = {name: 0.0 if value == AUTO else value for name, value in given.items()}
+    filled = zip(spec.names, spec.fill(numbers), strict=True)
+    return tuple(AUTO if given.get(name) == AUTO else value for name, value in filled)
 
 
 def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dict[str, Any]:

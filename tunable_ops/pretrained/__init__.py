@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -125,7 +125,7 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
         plain = _load_base(found.file, files[0]) if found.base is None else load_base(found.base)
         net = load_knob(plain.float(), files)
     else:
-        spec = BASES[str(found.base)].spec
+        spec: dict[str, Any] = dict(BASES[str(found.base)].spec)
         net = convert(load_base(str(found.base)), len(spec["names"]), domain="box", **spec)
     if found.base is not None and BASES[found.base].grey_noise is not None:
         net.notes["grey_noise"] = BASES[found.base].grey_noise
