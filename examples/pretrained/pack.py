@@ -3,7 +3,7 @@
 The file holds what training added to its base; its notes have the steps, the configuration and the pictures, with the
 authors that their licences want named, from a table with the columns file, author and licence.
 
-python examples/pretrained/pack.py runs/texture denoise.texture --rank 32 --sources FREE_SOURCES.tsv --pictures free
+python examples/pretrained/pack.py runs/x2 super_resolution_x2.perceptual --rank 16 --sources FREE_SOURCES.tsv
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tunable_ops import knob_files, pretrained, serialization
+from tunable_ops import TunableModel, knob_files, pretrained, serialization
 
 LICENCE = "Apache-2.0, as this package"
 
@@ -52,8 +52,40 @@ def without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def pack(run: Path, name: str, found: dict[str, Any], out: Path, rank: int | None = None) -> Path:
+def move_end(net: TunableModel, knob: str, end: float) -> None:
+    """Make 1 of a knob what `end` was: lambda of the knob is multiplied by it before phi.
+
+    Raises:
+        ValueError: `end` is not positive.
+    """
+    if not end > 0:
+        raise ValueError(f"pack: --end must be positive; got {end}")
+    place = net.spec.names.index(knob)
+    with torch.no_grad():
+        for layer in net.layers:
+            assert layer.tuning.weight is not None
+            layer.tuning.weight[:, place] *= end
+
+
+def pack(
+    run: Path,
+    name: str,
+    found: dict[str, Any],
+    out: Path,
+    rank: int | None = None,
+    earlier: Sequence[Path] = (),
+    end: float = 1.0,
+) -> Path:
     """Write ``out/NAME.KNOB.safetensors`` for the network that ships under NAME.
+
+    Args:
+        run: Folder of the training.
+        name: NAME.KNOB.
+        found: The pictures, as `pictures` returns them.
+        out: Folder of the file.
+        rank: Of the new kernels; None: as trained.
+        earlier: Folders of the trainings whose results this one began with, in their order.
+        end: Position of the training's knob that becomes 1 (`move_end`).
 
     Raises:
         ValueError: No network of that name has a base, the training had no such knob, or it moved the base.
@@ -67,13 +99,19 @@ def pack(run: Path, name: str, found: dict[str, Any], out: Path, rank: int | Non
     own = [each for each in net.spec.names if each not in pretrained.BASES[base].spec.get("names", ())]
     if knob not in own:
         raise ValueError(f"pack: name must end with a knob of the training, {', '.join(own)}; got {name!r}")
-    step = serialization.read_metadata(run / "model.safetensors")["notes"]["step"]
-    config = without_folders(json.loads((run / "config.json").read_text()))
-    config["model"]["weights"] = base
-    data = config["data"]
-    crops = f"{step} steps of {data['batch']} crops of {data['crop']}x{data['crop']}"
+    move_end(net, knob, end)
+    runs = [*earlier, run]
+    steps = [serialization.read_metadata(each / "model.safetensors")["notes"]["step"] for each in runs]
+    configs = [without_folders(json.loads((each / "config.json").read_text())) for each in runs]
+    configs[0]["model"]["weights"] = base
+    config, data = configs[-1], configs[-1]["data"]
+    crops = f"{sum(steps)} steps of {data['batch']} crops of {data['crop']}x{data['crop']}"
     sentence = f"{crops} from {found['count']} photographs under free licences"
-    notes = {"trained_on": sentence, "pictures": found, "step": step, "config": config}
+    notes = {"trained_on": sentence, "pictures": found, "step": sum(steps), "config": config}
+    if earlier:
+        notes["earlier"] = [{"step": step, "config": each} for step, each in zip(steps[:-1], configs[:-1], strict=True)]
+    if end != 1:
+        notes["end"] = end
     plain = pretrained.load_base(network)
     architecture, arguments = pretrained.BASES[base].architecture, pretrained.BASES[base].arguments
     file = out / f"{name}.safetensors"
@@ -95,13 +133,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="network and knob, such as denoise.texture")
+    parser.add_argument("name", help="network and knob, such as super_resolution_x2.perceptual")
     parser.add_argument("--sources", type=Path, required=True, help="table of the pictures: file, author, licence")
     parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
     parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")
+    parser.add_argument(
+        "--earlier", nargs="+", type=Path, default=[], help="folders of the runs that this one went on from"
+    )
+    parser.add_argument("--end", type=float, default=1.0, help="position of the training's knob that becomes 1")
     parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).parent)
     args = parser.parse_args(argv)
-    file = pack(args.run, args.name, pictures(args.sources, args.pictures), args.out, args.rank)
+    file = pack(args.run, args.name, pictures(args.sources, args.pictures), args.out, args.rank, args.earlier, args.end)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 

@@ -149,3 +149,17 @@ def test_estimates_of_noise(
     flat = [torch.full((3, 64, 64), 0.5)]
     assert estimates["estimates"](flat, 25) == pytest.approx([25], rel=0.05)
     assert estimates["estimates"](flat, 0) == pytest.approx([0], abs=1e-3)
+
+
+@torch.no_grad()
+def test_pack_moves_the_end_of_the_knob_and_adds_up_the_runs(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "sources.tsv").write_text(SOURCES)
+    words = [str(run), "denoise.texture", "--sources", str(tmp_path / "sources.tsv"), "--out", str(tmp_path)]
+    program("pack.py")["main"]([*words, "--end", "0.5", "--earlier", str(run)])
+    file, trained = tmp_path / "denoise.texture.safetensors", serialization.load(run / "model.safetensors")
+    net, x = pretrained.load("ffdnet_color", [file]), torch.rand(1, 3, 24, 20)
+    torch.testing.assert_close(net(x, [25.0, 1.0]), trained(x, [25.0, 0.5]), rtol=1e-3, atol=1e-3)
+    notes = read_knob_metadata(file)["notes"]
+    assert notes["step"] == 4 and notes["end"] == 0.5 and [each["step"] for each in notes["earlier"]] == [2]
+    with pytest.raises(ValueError, match="pack: --end must be positive; got 0"):
+        program("pack.py")["main"]([*words, "--end", "0"])
