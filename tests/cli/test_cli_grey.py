@@ -218,3 +218,12 @@ def test_lpips_of_a_grey_picture(tmp_path):
     assert found == pytest.approx(three)
     luma = Measure(y=True)(x, y).psnr
     assert luma == pytest.approx(found.psnr + 20 * math.log10(255 / 219), abs=1e-4)
+
+
+def test_a_network_that_was_folded_for_colour_says_so_for_a_grey_picture(run, tmp_path):
+    """It ran at the level for colour, without a word, and left most of the noise."""
+    plain, scan = tmp_path / "plain.safetensors", picture(tmp_path / "scan.png")
+    assert run("fold", "denoise", "--lam", "25", "--out", plain)[0] == 0
+    code, _, err = run("apply", scan, "--model", plain, "--out", tmp_path / "out")
+    assert code == 0 and "scan.png: a grey picture, but the network was folded for noise in colour" in err
+    assert "folded for" not in run("apply", scan, "--model", "denoise", "--out", tmp_path / "other")[2]

@@ -108,6 +108,9 @@ class Batch:
         args = self.args
         grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
         rows = self._settled(picture, source, grey, progress)
+        if grey and self.net is None and "of 255" in getattr(self.spec, "units", ()):
+            said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
+            progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
         kind, suffix = self._target(picture, source)
         rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
         names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
