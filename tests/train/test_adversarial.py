@@ -139,7 +139,7 @@ def test_a_plain_network_and_grey_pictures(make, tmp_path: Path) -> None:
 def test_the_plain_network_stays_at_zero(make, tmp_path: Path) -> None:
     """Base kernels and phi frozen: bit for bit at texture 0, and something else at 1."""
     config = make(optim={"base_lr": 0, "phi_lr": 0})
-    before = build_network(config).eval()
+    before = build_network(config).eval().to(memory_format=torch.channels_last)  # as the trainer has it
     after = train(config, tmp_path / "run", progress=False).net
     x = torch.rand(1, 3, 20, 20)
     assert torch.equal(before(x, [0.0]), after(x, [0.0]))

@@ -189,7 +189,7 @@ def test_the_plain_network_stays_at_zero(make_config, tmp_path: Path) -> None:
     optim = {"base_lr": 0, "phi_lr": 0}
     noise = {"noise": {"levels": [25, 9], "floor": 25}}
     config = make_config(tuning=BOX, objectives=FIXED, degradation=noise, optim=optim)
-    before = build_network(config).eval()
+    before = build_network(config).eval().to(memory_format=torch.channels_last)  # as the trainer has it
     after = train(config, tmp_path / "run", progress=False).net
     x = torch.rand(1, 3, 20, 20)
     assert torch.equal(before(x, [0.0, 0.0]), after(x, [0.0, 0.0]))
