@@ -41,12 +41,13 @@ def convolve(
     Returns:
         [B, O, *grid] or [O, *grid].
     """
-    if input.dim() == kernel.dim() - 1:  # torch would add the dimension with the stride of C values
+    shape = kernel.shape
+    ndim = len(shape) - 2
+    if input.dim() == ndim + 1:  # torch would add the dimension with the stride of C values
         return convolve(input[None], kernel, bias, stride, padding, dilation, groups)[0]
-    ndim = kernel.dim() - 2
-    strides = stride if type(stride) is tuple and len(stride) == ndim else _each(stride, ndim)
-    if is_strided_pointwise(kernel.shape[2:], strides) and padding != "same":
-        input = pick(input, strides, _each(0 if isinstance(padding, str) else padding, ndim))
+    # The last size alone tells most kernels: this is on the way of every layer.
+    if shape[-1] == 1 and padding != "same" and is_strided_pointwise(shape[2:], _each(stride, ndim)):
+        input = pick(input, _each(stride, ndim), _each(0 if isinstance(padding, str) else padding, ndim))
         stride, padding, dilation = 1, 0, 1
     return _PLAIN[ndim](with_new_strides(input), with_new_strides(kernel), bias, stride, padding, dilation, groups)
 
@@ -147,7 +148,7 @@ def with_new_strides(tensor: Tensor) -> Tensor:
     A trace of torch.jit gets the tensor as it is: it could only record what is right for its example.
     """
     shape = tensor.shape
-    if tensor.dim() < 3 or torch._C._get_tracing_state() is not None or 1 not in shape:
+    if torch._C._get_tracing_state() is not None or 1 not in shape or len(shape) < 3:
         return tensor
     stride = tensor.stride()
     if shape[0] == 1 and shape.count(1) == 1 and stride[0] == max(shape[1] * stride[1], shape[2] * stride[2]):
