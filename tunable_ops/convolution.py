@@ -49,7 +49,9 @@ def convolve(
     if shape[-1] == 1 and padding != "same" and is_strided_pointwise(shape[2:], _each(stride, ndim)):
         input = pick(input, _each(stride, ndim), _each(0 if isinstance(padding, str) else padding, ndim))
         stride, padding, dilation = 1, 0, 1
-    return _PLAIN[ndim](with_new_strides(input), with_new_strides(kernel), bias, stride, padding, dilation, groups)
+    if 1 in shape:
+        kernel = with_new_strides(kernel)
+    return _PLAIN[ndim](with_new_strides(input), kernel, bias, stride, padding, dilation, groups)
 
 
 def convolve_transposed(
