@@ -325,11 +325,16 @@ def _plain(
 def fill(path: str | os.PathLike[str], network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into the network; names and shapes must match exactly.
 
+    Only those that the network names in its attribute ``added`` may be missing, such as the skip of `models.FFDNet`:
+    they are then 0.
+
     Raises:
         ValueError: They do not; the message names the first few that are missing, unknown or of another shape.
     """
     expect_values(network, tensors)
     wanted = network.state_dict()
+    added = {name: torch.zeros_like(wanted[name]) for name in getattr(network, "added", ()) if name not in tensors}
+    tensors = {**tensors, **added}
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
     shapes = [

@@ -9,6 +9,7 @@ import torch
 
 from tunable_ops import convert
 from tunable_ops.models import FFDNet
+from tunable_ops.serialization import fill
 from tunable_ops.train.data import held_out
 
 DATA = os.environ.get("TUNABLE_OPS_DATA")
@@ -41,6 +42,22 @@ def test_takes_its_level_beside_lambda() -> None:
     net, x = FFDNet(features=4, depth=3), torch.rand(2, 3, 6, 5)
     tunable = convert(net, num_params=2)
     torch.testing.assert_close(tunable(x, [0.3, 0.7], 0.1), net(x, 0.1), atol=1e-6, rtol=1e-5)
+
+
+def test_a_skip_is_nothing_until_it_is_trained() -> None:
+    """Published weights do not have it; they fill the rest."""
+    published, x = FFDNet(features=4, depth=3), torch.rand(2, 3, 7, 6)
+    net = FFDNet(features=4, depth=3, skip=True)
+    fill("published", net, published.state_dict())
+    assert not net.skip.weight.any()
+    assert torch.equal(net(x, 0.1), published(x, 0.1))
+    torch.nn.init.dirac_(net.skip.weight)
+    torch.testing.assert_close(net(x, 0.1), published(x, 0.1) + x)
+    assert published.added == ()
+    with pytest.raises(ValueError, match=r"1 missing \(model.0.weight\)"):
+        fill("published", net, {k: v for k, v in published.state_dict().items() if k != "model.0.weight"})
+    with pytest.raises(ValueError, match=r"1 unknown \(skip.weight\)"):
+        fill("with a skip", published, net.state_dict())
 
 
 @pytest.mark.parametrize(

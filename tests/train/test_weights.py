@@ -12,6 +12,8 @@ from tunable_ops.train.build import build_criterion, build_sampler, objective_we
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batches, Photographs, find_training_files
 from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise, degrade
+from tunable_ops.train.distributed import Process
+from tunable_ops.train.restoration import Restoration
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import generator
 
@@ -95,6 +97,14 @@ def test_weights_beside_objectives_of_other_kinds(make_config) -> None:
         ({"objectives": FADING, "tuning": {"names": None}}, "tuning.names must have one entry per objective"),
         (
             {
+                "weigh_samples": "by_damage",
+                "objectives": FADING,
+                "degradation": {**NOISE, "downsample": {"factors": [2], "enlarge": False}},
+            },
+            'weigh_samples must be "alike" where the input is smaller',
+        ),
+        (
+            {
                 "objectives": [*FADING, {"name": "n", "target": "noisy", "follows": False}],
                 "degradation": {**NOISE, "downsample": {"factors": [2], "enlarge": False}},
             },
@@ -118,6 +128,25 @@ def test_the_noisy_picture_is_the_clean_one_with_the_noise_of_the_input() -> Non
     assert torch.equal(degrade(clean, Degradation(), generator(0)).noisy, clean)
     small = Degradation(downsample=Downsample(factors=[2], enlarge=False), noise=Noise())
     assert degrade(clean, small, generator(0)).noisy is None
+
+
+def test_damage_balances_the_samples(make_config, tmp_path: Path) -> None:
+    """Every sample's loss is divided by the mean square of its own damage and 5 of 255."""
+    noise = {"noise": {"sigma": [0, 50]}}
+    found = {}
+    for rule in ("alike", "by_damage"):
+        config = make_config(weigh_samples=rule, degradation=noise, compute={"precision": "fp32"})
+        task = Restoration(config, Process(0, 1, torch.device("cpu")))
+        batch = task.batches[0]
+        found[rule] = task.loss(batch, 0)[0]
+    output = task.net(batch.input, batch.lam)
+    squares = [losses.mse(output, batch.targets[o.target]) for o in config.objectives]
+    weights = objective_weights(config.objectives, config.param_names, config.spec.normalise(batch.lam))
+    loss = (torch.stack(squares, -1) * weights).sum(-1)
+    torch.testing.assert_close(found["alike"], loss.mean())
+    damage = (batch.input - batch.targets["clean"]).square().mean((1, 2, 3)) + (5 / 255) ** 2
+    torch.testing.assert_close(found["by_damage"], (loss / damage).mean())
+    assert damage.max() > 4 * damage.min()
 
 
 def test_four_targets_become_two_strengths(make_config, tmp_path: Path) -> None:

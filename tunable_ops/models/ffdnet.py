@@ -28,6 +28,9 @@ class FFDNet(nn.Module):
         features: Width of the hidden layers; published: 96 in colour, 64 in grey.
         depth: Number of convolutions, at least 2; published: 12 in colour, 15 in grey.
         knob: Position in lambda of the noise level, for calls without sigma; None where every call gives sigma.
+        skip: Add a convolution of 1 x 1 from the unshuffled picture straight to the result, ``skip``, 0 at first and
+            where weights do not have it (the published ones): for knobs that keep some of the noise, or all of it. It
+            must be made tunable to be of use.
 
     Source: Zhang et al., "FFDNet: Toward a Fast and Flexible Solution for CNN based Image Denoising", 2018 (arXiv
     1710.04026).
@@ -38,7 +41,14 @@ class FFDNet(nn.Module):
         torch.Size([2, 1, 7, 9])
     """
 
-    def __init__(self, channels: int = 3, features: int = 96, depth: int = 12, knob: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = 3,
+        features: int = 96,
+        depth: int = 12,
+        knob: int | None = None,
+        skip: bool = False,
+    ) -> None:
         super().__init__()
         for name, value, least in (("channels", channels, 1), ("features", features, 1), ("depth", depth, 2)):
             check_int("FFDNet", name, value, least)
@@ -48,6 +58,14 @@ class FFDNet(nn.Module):
         self.planes = None if knob is None else LambdaPlanes([knob], [255.0])
         ends = channels * _SIDE**2
         self.model = chain([ends + 1, *[features] * (depth - 1), ends])
+        self.skip = nn.Conv2d(ends, ends, 1, bias=False) if skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Names of the parameters that published weights do not have: 0 where a file is without them."""
+        return ("skip.weight",) if self.skip is not None else ()
 
     def forward(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """Return the denoised picture.
@@ -68,7 +86,7 @@ class FFDNet(nn.Module):
         check_input("FFDNet", x, self.channels)
         height, width = x.shape[-2:]
         pad = (0, -width % _SIDE, 0, -height % _SIDE)
-        blocks = F.pixel_unshuffle(_padded(x, pad), _SIDE)
+        picture = blocks = F.pixel_unshuffle(_padded(x, pad), _SIDE)
         if sigma is not None:
             level = F.avg_pool2d(_padded(self._level(x, sigma), pad), _SIDE)  # one value per block
             blocks = torch.cat((blocks, level), dim=1)
@@ -76,7 +94,10 @@ class FFDNet(nn.Module):
             blocks = self.planes(blocks)
         else:
             raise TypeError("FFDNet: sigma must be a number or a tensor where no knob is the noise level; got None")
-        return F.pixel_shuffle(self.model(blocks), _SIDE)[..., :height, :width]
+        result = self.model(blocks)
+        if self.skip is not None:
+            result = result + self.skip(picture)
+        return F.pixel_shuffle(result, _SIDE)[..., :height, :width]
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Return sigma as a map [B, 1, H, W]."""

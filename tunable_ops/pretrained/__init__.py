@@ -19,7 +19,7 @@ from torch import nn
 
 from tunable_ops import models
 from tunable_ops.knob_files import load_base as _load_base
-from tunable_ops.knob_files import load_knob
+from tunable_ops.knob_files import load_knob, read_knob_metadata
 from tunable_ops.modules import TunableModel, convert
 from tunable_ops.pretrained.table import BASES, NETWORKS, Base, Network
 from tunable_ops.serialization import fill, read_weights
@@ -122,14 +122,19 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
     if not files and found.base is None:
         return _load(found.file).float()
     if files:
-        plain = _load_base(found.file, files[0]) if found.base is None else load_base(found.base)
-        net = load_knob(plain.float(), files)
+        net = load_knob(_plain(found, files[0]).float(), files)
     else:
         spec: dict[str, Any] = dict(BASES[str(found.base)].spec)
         net = convert(load_base(str(found.base)), len(spec["names"]), domain="box", **spec)
     if found.base is not None and BASES[found.base].grey_noise is not None:
         net.notes["grey_noise"] = BASES[found.base].grey_noise
     return net
+
+
+def _plain(found: Found, knob: str | os.PathLike[str]) -> nn.Module:
+    """Return the network that a knob is for; a base with the arguments that the knob wants, such as a skip."""
+    fits = found.base is None or read_knob_metadata(knob)["architecture"] == BASES[found.base].architecture
+    return _load_base(found.file, knob) if fits else load_base(str(found.base))
 
 
 def load_base(name: str) -> nn.Module:

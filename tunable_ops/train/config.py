@@ -116,9 +116,14 @@ class Config(RunConfig):
 
     Attributes:
         task: This task.
+        weigh_samples: "by_damage" divides the multi-loss of every sample by ``mean((input - clean)**2) +
+            (5 / 255)**2``: slight damage then counts like heavy damage, which otherwise decides a mean square. All
+            objectives of a sample share the factor, so what lies between two targets stays a straight line, unlike
+            with "log_mse".
     """
 
     task: Literal["restoration"] = "restoration"
+    weigh_samples: Literal["alike", "by_damage"] = "alike"
     model: Model = Model()
     tuning: Tuning = Tuning()
     sampler: Sampler = Sampler()
@@ -242,6 +247,10 @@ def _check_batches(config: Config) -> None:
 def _check_weights(config: Config) -> None:
     """Weights name knobs that exist, and targets pictures of the output's size."""
     names, smaller = config.param_names, config.degradation.downsample and not config.degradation.downsample.enlarge
+    if config.weigh_samples == "by_damage" and smaller:
+        raise ValueError(
+            'weigh_samples must be "alike" where the input is smaller than the clean picture; got "by_damage"'
+        )
     for objective in config.objectives:
         unknown = [knob for knob in objective.weight or () if knob not in names]
         if unknown:

@@ -118,6 +118,8 @@ class Restoration(Task):
             output = self._output(x, lam)
         position = self.config.spec.normalise(lam)
         output, weights = output.float(), objective_weights(objectives, self.config.param_names, position)
+        if self.config.weigh_samples == "by_damage":
+            weights = weights / _damage(batch).to(device)
         if self.adversary is None:
             return self.criterion(output, targets, weights)
         return self._adversarial_loss(self.adversary, output, targets, weights, position, step)
@@ -222,6 +224,12 @@ class Restoration(Task):
                 "validation_psnr": {label: value if math.isfinite(value) else None for label, value in psnr.items()},
             },
         )
+
+
+def _damage(batch: Batch) -> Tensor:
+    """Return by how much a sample was damaged, [B, 1]: the mean square, and that of noise of 5 of 255 as a floor."""
+    difference = batch.input - batch.targets["clean"]
+    return difference.square().flatten(1).mean(1, keepdim=True) + (5 / 255) ** 2
 
 
 def _label(lam: Sequence[float]) -> str:
