@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from tunable_ops import TunableModel, knob_files, pretrained, serialization
+from tunable_ops import TunableModel, knob_files, models, pretrained, serialization
+from tunable_ops.serialization import fill, read_weights
 
 LICENCE = "Apache-2.0, as this package"
 
@@ -80,15 +81,15 @@ def pack(
 
     Args:
         run: Folder of the training.
-        name: NAME.KNOB.
+        name: NAME.KNOB; the names of several knobs are joined by "_".
         found: The pictures, as `pictures` returns them.
         out: Folder of the file.
         rank: Of the new kernels; None: as trained.
         earlier: Folders of the trainings whose results this one began with, in their order.
-        end: Position of the training's knob that becomes 1 (`move_end`).
+        end: Position of the training's knobs that becomes 1 (`move_end`).
 
     Raises:
-        ValueError: No network of that name has a base, the training had no such knob, or it moved the base.
+        ValueError: No network of that name has a base, the training had other knobs, or it moved the base.
     """
     network, _, knob = name.partition(".")
     base = pretrained.NETWORKS[network].base if network in pretrained.NETWORKS else None
@@ -97,9 +98,10 @@ def pack(
         raise ValueError(f"pack: name must begin with one of {known}; got {name!r}")
     net = serialization.load(run / "model.safetensors").float()
     own = [each for each in net.spec.names if each not in pretrained.BASES[base].spec.get("names", ())]
-    if knob not in own:
-        raise ValueError(f"pack: name must end with a knob of the training, {', '.join(own)}; got {name!r}")
-    move_end(net, knob, end)
+    if knob != "_".join(own):
+        raise ValueError(f"pack: name must end with the knobs of the training, {'_'.join(own)!r}; got {name!r}")
+    for each in own:
+        move_end(net, each, end)
     runs = [*earlier, run]
     steps = [serialization.read_metadata(each / "model.safetensors")["notes"]["step"] for each in runs]
     configs = [without_folders(json.loads((each / "config.json").read_text())) for each in runs]
@@ -112,8 +114,9 @@ def pack(
         notes["earlier"] = [{"step": step, "config": each} for step, each in zip(steps[:-1], configs[:-1], strict=True)]
     if end != 1:
         notes["end"] = end
-    plain = pretrained.load_base(network)
-    architecture, arguments = pretrained.BASES[base].architecture, pretrained.BASES[base].arguments
+    architecture, arguments = pretrained.BASES[base].architecture, config["model"]["arguments"]
+    plain, weights = models.build(architecture, **arguments), pretrained.weights_file(base)
+    fill(weights, plain, read_weights(weights)[0])
     file = out / f"{name}.safetensors"
     knob_files.save_knob(
         net,
@@ -133,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="network and knob, such as super_resolution_x2.perceptual")
+    parser.add_argument("name", help="network and its knobs, such as super_resolution_x2.perceptual")
     parser.add_argument("--sources", type=Path, required=True, help="table of the pictures: file, author, licence")
     parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
     parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")

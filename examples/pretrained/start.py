@@ -23,12 +23,13 @@ from tunable_ops.serialization import fill, read_weights
 ARGUMENTS = {"knob": 0, "skip": True}
 
 
-def start(knobs: Sequence[str], keep: Mapping[str, float]) -> TunableModel:
+def start(knobs: Sequence[str], keep: Mapping[str, float], include: Sequence[str] | None = None) -> TunableModel:
     """Return FFDNet with knobs beside the noise level, each 0 to 1.
 
     Args:
         knobs: Their names.
         keep: The share of the noise that a knob keeps at 1; the new kernels of the others are 0.
+        include: Patterns of the layers that get new kernels; None for all. Must take in the last one and the skip.
 
     Raises:
         ValueError: `keep` names none of the knobs.
@@ -48,6 +49,7 @@ def start(knobs: Sequence[str], keep: Mapping[str, float]) -> TunableModel:
         ranges=[*spec["ranges"], *[[0, 1]] * len(knobs)],
         defaults=[*spec["defaults"], *[0] * len(knobs)],
         units=[*spec["units"], *[""] * len(knobs)],
+        include=include,
     )
     last, skip = net.network.get_submodule("model")[-1], net.network.get_submodule("skip")
     with torch.no_grad():
@@ -65,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="checkpoint to write, for `model.weights` of a configuration")
     parser.add_argument("--knobs", nargs="+", required=True, help="names of the knobs beside the noise level")
     parser.add_argument("--keep", nargs="+", default=[], metavar="KNOB=SHARE", help="share of the noise kept at 1")
+    parser.add_argument("--include", nargs="+", help="patterns of the layers that get new kernels (default: all)")
     args = parser.parse_args(argv)
     keep = {name: float(share) for name, _, share in (entry.partition("=") for entry in args.keep)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    serialization.save(start(args.knobs, keep), args.out, architecture="ffdnet", arguments=ARGUMENTS)
+    serialization.save(start(args.knobs, keep, args.include), args.out, architecture="ffdnet", arguments=ARGUMENTS)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_pack(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, folder, message",
     [
-        ("denoise.sharp", "free", "pack: name must end with a knob of the training, texture; got 'denoise.sharp'"),
+        ("denoise.sharp", "free", "pack: name must end with the knobs of the training, 'texture'; got 'denoise.sharp'"),
         (
             "denoise_deblur.texture",
             "free",
