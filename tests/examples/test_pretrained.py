@@ -94,11 +94,6 @@ def test_pack_refuses(run: Path, tmp_path: Path, name: str, folder: str, message
         program("pack.py")["main"](words)
 
 
-def test_show(tmp_path: Path) -> None:
-    program("show.py")["main"](["--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("pretrained_*.png"))) == 4
-
-
 def test_estimates_of_noise(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
