@@ -3,18 +3,29 @@
 Written from the paper: Mittal, Soundararajan and Bovik, "Making a completely blind image quality analyzer", IEEE Signal
 Processing Letters 2013. The model of natural pictures is its authors'; BasicSR carries it as niqe_pris_params.npz:
 `pip install --no-deps basicsr==1.4.2` brings the file, and nothing of the package is imported.
+
+python examples/pretrained/niqe.py kodak24/
+
+prints the mean over pictures as they are, with noise and with blur.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tunable_ops.train.data import held_out
+from tunable_ops.train.degradations import add_noise, gaussian_blur
+from tunable_ops.train.seeding import generator
 
 BLOCK = 96  # pixels: side of the blocks that the model was fitted on
 LEAST = 3 * BLOCK  # pixels on a side: with fewer blocks the covariance is poor, and good pictures look bad
@@ -125,3 +136,24 @@ def _fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = _SHAPES[distance.argmin(dim=1)]
     width = torch.exp((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2)
     return torch.where(wanted.isnan(), wanted, shape), left * width, right * width
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the mean over the pictures of a folder: clean, noisy, blurred."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", help="folder of photographs")
+    parser.add_argument("--crop", type=int, default=0, help="take the middle of this side (default: whole pictures)")
+    parser.add_argument("--model", type=Path, help="file of the model (default: that of BasicSR)")
+    args = parser.parse_args(argv)
+    measure, pictures = NIQE(args.model), [picture.unsqueeze(0) for _, picture in held_out(args.pictures, args.crop)]
+    print(f"{len(pictures)} pictures: {fmean(measure(x[0]) for x in pictures):.2f}")
+    for sigma in (5.0, 15.0, 25.0, 50.0):
+        noisy = [add_noise(x, torch.tensor([sigma]), generator(0, "niqe", k)) for k, x in enumerate(pictures)]
+        print(f"noise {sigma:g}: {fmean(measure(x[0]) for x in noisy):.2f}", flush=True)
+    for sigma in (0.5, 1.0, 2.0):
+        blurred = [gaussian_blur(x, torch.tensor([sigma])) for x in pictures]
+        print(f"blur {sigma:g}: {fmean(measure(x[0]) for x in blurred):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

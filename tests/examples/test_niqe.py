@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tunable_ops.images import write_image
 from tunable_ops.train.data import held_out
 from tunable_ops.train.degradations import add_noise, gaussian_blur
 
@@ -76,6 +77,20 @@ def rises(measure, photographs) -> None:
         for damaged in (noise, blur):
             values = [measure(y[0]) for y in (x, *damaged)]
             assert values == sorted(values)
+
+
+def test_table(niqe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mean of the clean pictures, then four levels of noise and three of blur."""
+    file = tmp_path / "model.npz"
+    np.savez(file, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36))
+    for index in range(2):
+        write_image(torch.rand(3, 288, 290 + index), tmp_path / f"{index}.png")
+    niqe.main([str(tmp_path), "--model", str(file), "--crop", "288"])
+    lines = capsys.readouterr().out.splitlines()
+    values = [niqe.NIQE(file)(picture) for _, picture in held_out(str(tmp_path), 288)]
+    assert lines[0] == f"2 pictures: {sum(values) / 2:.2f}"
+    heads = ["noise 5", "noise 15", "noise 25", "noise 50", "blur 0.5", "blur 1", "blur 2"]
+    assert [line.split(":")[0] for line in lines[1:]] == heads
 
 
 def test_refusals(niqe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
