@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunable_ops import pretrained
+from tunable_ops import TunableModel, pretrained
+from tunable_ops.grey import PARAMETER
 from tunable_ops.images import strip, write_image
 from tunable_ops.train.data import held_out
 from tunable_ops.train.degradations import add_noise, bicubic_downsample, gaussian_blur
@@ -38,36 +39,64 @@ def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
     return strip([*pictures, clean[0]], [*labels, "clean\n "], height=HEIGHT)
 
 
-def denoise() -> Tensor:
-    """Show noise of sigma 25, and the knob below, at and above it."""
-    net, clean = pretrained.load("denoise"), part("chelsea")
-    noisy = add_noise(clean, torch.tensor([25.0]), generator(0, "show"))
-    return row(clean, [("sigma 25", noisy), *((f"knob at {k:g}", net(noisy, [k])) for k in (15.0, 25.0, 40.0))])
+def denoise(net: TunableModel) -> Tensor:
+    """Show noise of sigma 25 and 50: over the knob, or with `sigma` below, at and above the noise where it has none."""
+    clean, rows = part("chelsea"), []
+    others = [name for name in net.spec.names if name not in ("sigma", PARAMETER)]
+    for sigma in (25.0, 50.0):
+        noisy = add_noise(clean, torch.tensor([sigma]), generator(0, "show"))
+        if others:
+            lams = {f"{others[0]} {k:g}": {"sigma": sigma, others[0]: k} for k in (0.0, 0.5, 1.0)}
+        else:
+            lams = {f"sigma {k * sigma:g}": {"sigma": k * sigma} for k in (0.6, 1.0, 1.6) if k * sigma <= 50}
+        rows.append(
+            row(clean, [(f"noise {sigma:g}", noisy), *((label, net(noisy, lam)) for label, lam in lams.items())])
+        )
+    return below(rows)
 
 
-def denoise_deblur() -> Tensor:
-    """Show noise and blur together, with each knob and with both."""
-    net, clean = pretrained.load("denoise_deblur"), part("astronaut")
-    damaged = add_noise(gaussian_blur(clean, torch.tensor([1.2])), torch.tensor([7.5]), generator(0, "show"))
-    shown = [("sigma 7.5, blur 1.2", damaged)]
-    for lam in ([6.5, 0.0], [0.0, 1.2], [6.5, 1.2]):
-        shown.append((f"sigma {lam[0]:g}, deblur {lam[1]:g}", net(damaged, lam)))
-    return row(clean, shown)
+def denoise_deblur(net: TunableModel) -> Tensor:
+    """Show noise and blur together: the grid of `keep` and `deblur`, a row for each `deblur`.
+
+    A network with `sigma` and `deblur` in pixels shows each, and both.
+    """
+    clean, noise = part("astronaut"), torch.tensor([15.0 if "keep" in net.spec.names else 7.5])
+    blurred = gaussian_blur(clean, torch.tensor([1.2]))
+    damaged = add_noise(blurred, noise, generator(0, "show"))
+    shown = [(f"sigma {float(noise):g}, blur 1.2", damaged)]
+    if "keep" not in net.spec.names:
+        for lam in ([6.5, 0.0], [0.0, 1.2], [6.5, 1.2]):
+            shown.append((f"sigma {lam[0]:g}, deblur {lam[1]:g}", net(damaged, lam)))
+        return row(clean, shown)
+    rows = []
+    for deblur in (0.0, 0.5, 1.0):
+        grid = [
+            (f"keep {keep:g}, deblur {deblur:g}", net(damaged, {"sigma": float(noise), "keep": keep, "deblur": deblur}))
+            for keep in (0.0, 0.5, 1.0)
+        ]
+        rows.append(row(clean, [*shown, *grid]))
+    return below(rows)
 
 
-def super_resolution_x2() -> Tensor:
+def below(rows: Sequence[Tensor]) -> Tensor:
+    """Put strips [3, H, W] below each other, on white where one is narrower."""
+    width = max(each.shape[2] for each in rows)
+    return torch.cat([F.pad(each, (0, width - each.shape[2]), value=1.0) for each in rows], dim=1)
+
+
+def super_resolution_x2(net: TunableModel) -> Tensor:
     """Show enlargement by 2."""
-    return enlarged(2, "coffee")
+    return enlarged(net, "coffee")
 
 
-def super_resolution_x4() -> Tensor:
+def super_resolution_x4(net: TunableModel) -> Tensor:
     """Show enlargement by 4."""
-    return enlarged(4, "chelsea")
+    return enlarged(net, "chelsea")
 
 
-def enlarged(scale: int, name: str) -> Tensor:
+def enlarged(net: TunableModel, name: str) -> Tensor:
     """Show enlargement, from accurate to perceptual, next to bicubic."""
-    net, clean = pretrained.load(f"super_resolution_x{scale}"), part(name)
+    clean, scale = part(name), net.network.scale
     small = bicubic_downsample(clean, scale)
     shown = [("bicubic", F.interpolate(small, scale_factor=scale, mode="bicubic"))]
     return row(clean, [*shown, *((f"perceptual {k:g}", net(small, [k])) for k in (0.0, 0.5, 1.0))])
@@ -81,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     for draw in (denoise, denoise_deblur, super_resolution_x2, super_resolution_x4):
-        print(write_image(draw(), args.out / f"pretrained_{draw.__name__}.png"))
+        net = pretrained.load(draw.__name__)
+        print(write_image(draw(net), args.out / f"pretrained_{draw.__name__}.png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The programs of examples/pretrained, on networks and pictures small enough for a test."""
 
-import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -93,48 +92,6 @@ def test_pack_refuses(run: Path, tmp_path: Path, name: str, folder: str, message
     words = [str(run), name, "--sources", str(tmp_path / "sources.tsv"), "--pictures", folder, "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=message):
         program("pack.py")["main"](words)
-
-
-def test_measure_denoise(pictures: Path, tmp_path: Path, capsys) -> None:
-    docs = tmp_path / "page.md"
-    docs.write_text("before\n<!-- denoise -->\nold\n<!-- /denoise -->\nafter\n")
-    words = ["--networks", "denoise", "--sets", str(pictures), "--count", "1", "--sigmas", "25", "--no-perceptual"]
-    program("measure.py")["main"]([*words, "--out", str(tmp_path), "--docs", str(docs)])
-    found = json.loads((tmp_path / "denoise.json").read_text())
-    assert found["at_zero_equals_base"] is True
-    case = found["cases"][f"{pictures.name}, sigma 25"]
-    assert case["pictures"] == 1 and list(case["positions"]) == ["input", "output"]
-    assert case["positions"]["input"]["psnr"] == pytest.approx(20.3, abs=0.8)
-    text = docs.read_text()
-    assert text.startswith("before\n<!-- denoise -->\n| PSNR dB") and text.endswith("<!-- /denoise -->\nafter\n")
-    assert "old" not in text and "| noisy | denoise |" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="measure: --docs must have the marks <!-- denoise_deblur -->"):
-        program("measure.py")["insert"](docs, "denoise_deblur", "")
-
-
-def test_measure_super_resolution(pictures: Path, tmp_path: Path) -> None:
-    """Sizes that the factor does not divide are cut."""
-    words = ["--networks", "super_resolution_x2", "--sets", str(pictures), "--others", str(pictures)]
-    words += ["--others-count", "1", "--others-crop", "32", "--no-perceptual", "--out", str(tmp_path)]
-    program("measure.py")["main"](words)
-    found = json.loads((tmp_path / "super_resolution_x2.json").read_text())
-    assert [case["pictures"] for case in found["cases"].values()] == [2, 1]
-    assert "other photographs" in found["cases"] and set(found["order"]) == {"psnr"}
-
-
-def test_order_finds_the_worst_step() -> None:
-    rows = {"input": {"psnr": 20.0}, **{f"{k / 8:g}": {"psnr": 30 - k / 8, "lpips": 0.2 - k / 100} for k in range(9)}}
-    order = program("measure.py")["order"]
-    assert all(kind["passed"] for kind in order({"a": {"positions": rows}}).values())
-    rows["0.5"] = {"psnr": 29.7, "lpips": 0.18}
-    worst = order({"a": {"positions": rows}, "b": {"positions": {"0": {"psnr": 1.0}}}})
-    assert worst["psnr"] == {"step": pytest.approx(0.075), "case": "a", "passed": False}
-    assert worst["lpips"]["passed"] is False and worst["lpips"]["step"] == pytest.approx(0.01)
-
-
-def test_show(tmp_path: Path) -> None:
-    program("show.py")["main"](["--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("pretrained_*.png"))) == 4
 
 
 def test_estimates_of_noise(

@@ -12,7 +12,7 @@ import tunable_ops
 from tunable_ops import models
 from tunable_ops.images import write_image
 from tunable_ops.train.data import held_out
-from tunable_ops.train.degradations import Degradation, Noise
+from tunable_ops.train.degradations import Degradation, Downsample, Noise
 from tunable_ops.train.evaluate import degraded_pictures
 from tunable_ops.train.measure import Measure
 
@@ -47,7 +47,7 @@ def files(tmp_path):
 def test_table_and_plot(files, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     base, knobs, pictures = files
-    words = [base, *knobs, "--sets", pictures, "--sigma", 25, "--out", tmp_path / "out"]
+    words = [base, "--knob", *knobs, "--sets", pictures, "--sigma", 25, "--out", tmp_path / "out"]
     runpy.run_path(str(FILE))["main"]([str(word) for word in words])
     rows = json.loads((tmp_path / "out" / "ranks.json").read_text())
     assert [row["rank"] for row in rows] == ["base", "2", "full"]
@@ -62,12 +62,58 @@ def test_table_and_plot(files, tmp_path, capsys):
         expected = sum(measure(y, clean).psnr for y, (_, clean, _) in zip(outputs, noisy, strict=True)) / 2
         assert row["scores"][case]["psnr"] == pytest.approx(expected, abs=0.01)
     table = (tmp_path / "out" / "ranks.md").read_text()
+    assert "Pictures: pictures, sigma 25: 2; whole." in table
     assert table.startswith(f"| rank | KB | {case}: PSNR dB |\n") and table in capsys.readouterr().out
     assert (tmp_path / "out" / "ranks.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_full_knob_is_cut(files, tmp_path):
+    """The cut files are those of `save_knob`, nearer to the full one with every rank; labels are kept."""
+    base, knobs, pictures = files
+    out = tmp_path / "out"
+    words = [base, "--knob", f"mine={knobs[1]}", knobs[0], "--cut", 3, 1, "--sets", pictures, "--sigma", 25]
+    runpy.run_path(str(FILE))["main"]([str(word) for word in [*words, "--most", 1, "--out", out]])
+    rows = json.loads((out / "ranks.json").read_text())
+    assert {row["rank"]: row.get("cut") for row in rows} == {
+        "base": None,
+        "full, cut to 1": True,
+        "mine": False,
+        "full, cut to 3": True,
+        "full": False,
+    }
+    x, outputs = torch.rand(1, 3, 24, 20), {}
+    for row in rows[1:]:
+        file = next(file for file in (*knobs, *out.glob("*.safetensors")) if file.name == row["file"])
+        assert file.stat().st_size == row["bytes"]
+        with torch.no_grad():
+            outputs[row["rank"]] = tunable_ops.pretrained.load(base, [file])(x, [0.5, 1.0])
+    distances = [float((outputs[rank] - outputs["full"]).norm()) for rank in ("full, cut to 1", "full, cut to 3")]
+    assert 0 < distances[1] < distances[0]
+    assert rows[0]["scores"].keys() == {"pictures, sigma 25"}
+    with pytest.raises(ValueError, match="rank: --cut must come with a knob of full rank; got"):
+        low = [base, "--knob", knobs[1], "--cut", 1, "--sets", pictures, "--out", out]
+        runpy.run_path(str(FILE))["main"]([str(word) for word in low])
+
+
+def test_a_knob_of_an_enlarging_network(tmp_path):
+    """Pictures are made smaller instead of noisy, and cut to a multiple of the enlargement."""
+    (tmp_path / "pictures").mkdir()
+    write_image(torch.rand(3, 27, 31), tmp_path / "pictures" / "0.png")
+    (knob,) = tunable_ops.pretrained.find("super_resolution_x2").knobs
+    words = ["carn_m", "--knob", knob, "--parameter", "perceptual", "--sets", tmp_path / "pictures"]
+    runpy.run_path(str(FILE))["main"]([str(word) for word in [*words, "--out", tmp_path / "out"]])
+    base, row = json.loads((tmp_path / "out" / "ranks.json").read_text())
+    clean = held_out(str(tmp_path / "pictures"))[0][1][:, :26, :30]
+    small = degraded_pictures([("0", clean)], Degradation(downsample=Downsample(enlarge=False)), seed=0)[0][2]
+    net, measure = tunable_ops.pretrained.load("super_resolution_x2"), Measure(ssim=False, rounded=True)
+    for found, share in ((base, 0.0), (row, 1.0)):
+        with torch.no_grad():
+            expected = measure(net(small[None], [share])[0], clean).psnr
+        assert found["scores"]["pictures"]["psnr"] == pytest.approx(expected, abs=0.01)
+
+
 def test_an_unknown_parameter(files, tmp_path):
     base, knobs, pictures = files
-    words = [base, knobs[0], "--parameter", "blur", "--sets", pictures, "--out", tmp_path / "out"]
+    words = [base, "--knob", knobs[0], "--parameter", "blur", "--sets", pictures, "--out", tmp_path / "out"]
     with pytest.raises(ValueError, match="--parameter must be one of sigma, texture; got 'blur'"):
         runpy.run_path(str(FILE))["main"]([str(word) for word in words])
