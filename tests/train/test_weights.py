@@ -131,7 +131,7 @@ def test_the_noisy_picture_is_the_clean_one_with_the_noise_of_the_input() -> Non
 
 
 def test_damage_balances_the_samples(make_config, tmp_path: Path) -> None:
-    """Every sample's loss is divided by the mean square of its own damage and 5 of 255."""
+    """Every sample's loss is divided by the mean square of its own damage and 15 of 255."""
     noise = {"noise": {"sigma": [0, 50]}}
     found = {}
     for rule in ("alike", "by_damage"):
@@ -144,7 +144,7 @@ def test_damage_balances_the_samples(make_config, tmp_path: Path) -> None:
     weights = objective_weights(config.objectives, config.param_names, config.spec.normalise(batch.lam))
     loss = (torch.stack(squares, -1) * weights).sum(-1)
     torch.testing.assert_close(found["alike"], loss.mean())
-    damage = (batch.input - batch.targets["clean"]).square().mean((1, 2, 3)) + (5 / 255) ** 2
+    damage = (batch.input - batch.targets["clean"]).square().mean((1, 2, 3)) + (15 / 255) ** 2
     torch.testing.assert_close(found["by_damage"], (loss / damage).mean())
     assert damage.max() > 4 * damage.min()
 

@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
-    """Return architecture and arguments of a network, which for bare weights the table or its knob knows."""
+    """Return architecture and arguments of a network, which for bare weights its knob or the table knows."""
     from tunable_ops.knob_files import read_knob_metadata
     from tunable_ops.pretrained import BASES
     from tunable_ops.serialization import read_metadata, read_weights
 
+    if knobs and (found.base is not None or not read_weights(found.file)[1]):
+        return read_knob_metadata(knobs[0])
     if found.base is not None:
         base = BASES[found.base]
         return {"architecture": base.architecture, "arguments": dict(base.arguments)}
-    if knobs and not read_weights(found.file)[1]:
-        return read_knob_metadata(knobs[0])
     return read_metadata(found.file)

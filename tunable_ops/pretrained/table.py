@@ -42,7 +42,7 @@ class Network:
     Args:
         purpose: What it is for, in one line.
         base: Name in `BASES`; None for a whole checkpoint.
-        knobs: In the order of their parameters in lambda.
+        knobs: Their files, in the order of their parameters in lambda; one file may have several (keep_deblur).
         replaced: Names that its parameters had before, with what they are now.
     """
 
@@ -80,10 +80,15 @@ BASES = {
 
 NETWORKS = {
     "denoise": Network(
-        "removes white noise of a known strength from photographs, grey ones too",
+        "removes white noise of a known strength from photographs, grey ones too: from the smallest error to fine texture",
         "ffdnet_color",
+        ("texture",),
     ),
-    "denoise_deblur": Network("removes white noise and Gaussian blur of known strengths from photographs"),
+    "denoise_deblur": Network(
+        "sharpens noisy photographs with a Gaussian blur of unknown width; how much noise and blur is left are knobs",
+        "ffdnet_color",
+        ("keep_deblur",),
+    ),
     "super_resolution_x2": Network(
         "doubles the size of photographs: from the smallest error to the sharpest look",
         "carn_m",

@@ -117,7 +117,7 @@ class Config(RunConfig):
     Attributes:
         task: This task.
         weigh_samples: "by_damage" divides the multi-loss of every sample by ``mean((input - clean)**2) +
-            (5 / 255)**2``: slight damage then counts like heavy damage, which otherwise decides a mean square. All
+            (15 / 255)**2``: slight damage then counts like heavy damage, which otherwise decides a mean square. All
             objectives of a sample share the factor, so what lies between two targets stays a straight line, unlike
             with "log_mse".
     """

@@ -227,9 +227,9 @@ class Restoration(Task):
 
 
 def _damage(batch: Batch) -> Tensor:
-    """Return by how much a sample was damaged, [B, 1]: the mean square, and that of noise of 5 of 255 as a floor."""
+    """Return by how much a sample was damaged, [B, 1]: the mean square, and that of noise of 15 of 255 as a floor."""
     difference = batch.input - batch.targets["clean"]
-    return difference.square().flatten(1).mean(1, keepdim=True) + (5 / 255) ** 2
+    return difference.square().flatten(1).mean(1, keepdim=True) + (15 / 255) ** 2
 
 
 def _label(lam: Sequence[float]) -> str:
