@@ -108,7 +108,7 @@ def test_the_notes_may_give_another_factor() -> None:
     found = grey.grey_lambda(other, (0.4, 0.3))
     assert found[1] == 0.3 and 50 * found[0] + 25 == pytest.approx(1.65 * (50 * 0.4 + 25))
     shipped = pretrained.load("denoise")
-    assert grey.grey_lambda(shipped, (20.0,)) == pytest.approx((33.0,))
+    assert grey.grey_lambda(shipped, (20.0, 0.4)) == pytest.approx((33.0, 0.4))
 
 
 def test_the_shipped_denoiser_serves_grey_noise() -> None:
@@ -119,7 +119,7 @@ def test_the_shipped_denoiser_serves_grey_noise() -> None:
     errors = {}
     for sigma in (15, 25, 50):
         noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        for name, lam in (("plain", (sigma,)), ("grey", grey.grey_lambda(shipped, (sigma,)))):
+        for name, lam in (("plain", (sigma, 0.0)), ("grey", grey.grey_lambda(shipped, (sigma, 0.0)))):
             with torch.no_grad():
                 output = grey.on_grey(lambda x, lam=lam: shipped(x, lam))(noisy)
             errors[name] = 10 * math.log10(float((output - clean).square().mean()))

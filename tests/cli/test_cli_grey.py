@@ -156,7 +156,7 @@ def test_the_shipped_denoiser_gains_most_of_what_grey_noise_cost(run, tmp_path):
     stripes = np.where((np.arange(96) // 12 % 2 == 0)[:, None], ramp, 255 - ramp).astype(np.uint8)
     Image.fromarray(stripes).save(tmp_path / "scan.png")
     code, out, _ = run(
-        "apply", tmp_path / "scan.png", "--model", "denoise", "--lam", "25", "--noise", 25, "--out", tmp_path / "out"
+        "apply", tmp_path / "scan.png", "--model", "ffdnet_color", "--lam", "25", "--noise", 25, "--out", tmp_path / "out"
     )
     assert code == 0 and (tmp_path / "out" / "scan_lam25.00.png").exists()  # the level of the noise, not sqrt(3) of it
     assert float(out.split()[-2]) > 29
@@ -223,7 +223,7 @@ def test_lpips_of_a_grey_picture(tmp_path):
 def test_a_network_that_was_folded_for_colour_says_so_for_a_grey_picture(run, tmp_path):
     """It ran at the level for colour, without a word, and left most of the noise."""
     plain, scan = tmp_path / "plain.safetensors", picture(tmp_path / "scan.png")
-    assert run("fold", "denoise", "--lam", "25", "--out", plain)[0] == 0
+    assert run("fold", "denoise", "--lam", "sigma=25", "--out", plain)[0] == 0
     code, _, err = run("apply", scan, "--model", plain, "--out", tmp_path / "out")
     assert code == 0 and "scan.png: a grey picture, but the network was folded for noise in colour" in err
     assert "folded for" not in run("apply", scan, "--model", "denoise", "--out", tmp_path / "other")[2]

@@ -85,7 +85,7 @@ def test_info_prints_the_configuration_as_tables(run, tmp_path, model):
         "              objectives 2: name = b",
     ]
     assert json.loads(run("info", path, "--json")[1])["notes"]["config"] == config
-    assert "{" not in run("info", "denoise")[1]
+    assert "{" not in run("info", "super_resolution_x4")[1]
 
 
 def test_lpips_takes_its_weights_from_a_folder_or_a_file(run, tmp_path, model, photo, monkeypatch):

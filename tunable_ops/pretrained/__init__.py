@@ -1,7 +1,7 @@
 """Tunable networks that ship with the package, by name.
 
 net = pretrained.load("denoise")
-y = net(x, {"sigma": 25})                    # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy, of 255
+y = net(x, {"sigma": 25, "texture": 0.5})    # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy, of 255
 
 Most are a published network, in full precision, with knob files (`tunable_ops.load_knob`): with the knobs at 0 they
 give what that network gives, bit for bit. The notes of a knob describe how and on what it was trained (`tunable-ops
@@ -110,7 +110,7 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
 
     Example:
         >>> load("denoise").spec.names
-        ('sigma',)
+        ('sigma', 'texture')
     """
     found = find(model)
     files = [*found.knobs, *knobs]
