@@ -95,13 +95,17 @@ def find(model: str | os.PathLike[str]) -> Found:
     )
 
 
-def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] = ()) -> TunableModel:
+def load(
+    model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] = (), network: nn.Module | None = None
+) -> TunableModel:
     """Load a tunable network in float32, in evaluation mode, on the CPU.
 
     Args:
         model: Name of a shipped network (see `names`), or a checkpoint file; with knobs also the name of a base
             (`BASES`), or a file of published weights that the first knob says how to read.
         knobs: Knob files to add, trained on that network (`tunable_ops.load_knob`), to those that it ships with.
+        network: For files only: the plain network with any weights, where its architecture is not in
+            `models.ARCHITECTURES`.
 
     Raises:
         FileNotFoundError: As for `find`, or a knob does not exist.
@@ -120,9 +124,9 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
             "knob files (--knob), or read it plain with pretrained.load_base"
         )
     if not files and found.base is None:
-        return _load(found.file).float()
+        return _load(found.file, network).float()
     if files:
-        plain = _load_base(found.file, files[0]) if found.base is None else load_base(found.base)
+        plain = _load_base(found.file, files[0], network) if found.base is None else load_base(found.base)
         net = load_knob(plain.float(), files)
     else:
         spec: dict[str, Any] = dict(BASES[str(found.base)].spec)
