@@ -1,4 +1,4 @@
-"""Networks that spandrel reads: what comes out, what is refused; with a stand-in for all that is ours, then for real."""
+"""Networks that spandrel reads: what comes out, what is refused; with a stand-in for what is ours, then for real."""
 
 import sys
 from pathlib import Path

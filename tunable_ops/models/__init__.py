@@ -109,7 +109,7 @@ def build_imported(name: str, **arguments: Any) -> nn.Module:
         raise TypeError(f"models: name must stand for a class of networks; got {name!r}, {type(found).__name__}")
     try:
         inspect.signature(found).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: some builtins have no signature
         raise ValueError(f"models: arguments must be those of {name}; got {arguments}: {error}") from None
     network = found(**arguments)
     if not isinstance(network, nn.Module):
