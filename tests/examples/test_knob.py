@@ -131,8 +131,8 @@ def test_the_knob_helps_before_any_training() -> None:
 
 
 TEXTURE = {
-    "dncnn": (lambda: models.DnCNN(channels=1), "dncnn_gray_sigma25", 1),
-    "imdn": (models.IMDN, "imdn_x4", 3),
+    "dncnn": (lambda: models.DnCNN(channels=1), "dncnn_gray_sigma25", 1, 89_000),
+    "imdn": (models.IMDN, "imdn_x4", 3, 175_500),
 }
 
 
@@ -142,7 +142,7 @@ def test_one_command_trains_a_knob_that_leaves_the_published_network_at_0(
     name: str, data: Path, tmp_path: Path
 ) -> None:
     """Two steps of the configuration as it ships: bit for bit the published network, in a file of some 100 KB."""
-    make, file, channels = TEXTURE[name]
+    make, file, channels, size = TEXTURE[name]
     weights = Path(str(DATA)) / "weights" / f"{file}.safetensors"
     changes = {
         "model.weights": weights,
@@ -162,4 +162,4 @@ def test_one_command_trains_a_knob_that_leaves_the_published_network_at_0(
         assert torch.equal(net(x, [0.0]), plain(x)) and not torch.equal(net(x, [1.0]), plain(x))
     folded = fold(net, [0.0]).state_dict()
     assert all(torch.equal(value, folded[key]) for key, value in plain.state_dict().items())
-    assert 90_000 < (run / "knob.safetensors").stat().st_size < 250_000
+    assert abs((run / "knob.safetensors").stat().st_size - size) < 2_000  # paths are in its notes
