@@ -55,6 +55,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.control",
         "tunable_ops.grey",
         "tunable_ops.images",
+        "tunable_ops.knob_files",
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",

@@ -6,6 +6,7 @@ y = net(x, [0.5])
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops import models
+from tunable_ops.models import zoo
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.modules.fold import base_network
 from tunable_ops.modules.knobs import Knob, add_knobs, lower_rank, take_knob
@@ -198,30 +200,43 @@ def read_knob_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return read_header(path, kind=KNOB_FORMAT, version=VERSION)
 
 
-def load_base(path: str | os.PathLike[str], knob: str | os.PathLike[str]) -> nn.Module:
+def load_base(
+    path: str | os.PathLike[str], knob: str | os.PathLike[str], network: nn.Module | None = None
+) -> nn.Module:
     """Load the network that a knob is for, from a checkpoint or from bare weights, in evaluation mode on the CPU.
 
     Args:
         path: A checkpoint of this package, tunable or plain; or the published weights as safetensors, for a network
-            that the knob file names with its arguments.
+            that the knob file names with its arguments; or, for a knob of one of spandrel's networks, a file that
+            spandrel reads (`models.zoo.load`).
         knob: File of the knob.
+        network: The plain network with any weights, where its architecture is not in `models.ARCHITECTURES`; copied.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: Weights of an architecture that is not one of `models.ARCHITECTURES`, or which do not fit it.
+        ValueError: Weights of an architecture that is not one of `models.ARCHITECTURES` without a network, or which do
+            not fit it; as `models.zoo.load`.
+        RuntimeError: As `models.zoo.load`.
     """
-    weights, metadata = read_weights(path)
-    if metadata:
-        return load_folded(path) if metadata.get("conversion") is None else load(path)
     about = read_knob_metadata(knob)
     name, arguments = about["architecture"], about["arguments"]
-    if name not in models.ARCHITECTURES or arguments is None:
+    if name == zoo.ARCHITECTURE and network is None:
+        return zoo.load(path).network
+    weights, metadata = read_weights(path)
+    if metadata:
+        return load_folded(path, network) if metadata.get("conversion") is None else load(path, network)
+    if network is not None:
+        network = copy.deepcopy(network)
+    elif name in models.ARCHITECTURES and arguments is not None:
+        network = models.build(name, **arguments)
+    else:
         raise ValueError(
             f"load_base: path must be a checkpoint where {str(knob)!r} does not say how to build its base {name!r}; "
-            f"got the bare weights {str(path)!r}: use tunable_ops.load_knob(network, path)"
+            f"got the bare weights {str(path)!r}: use tunable_ops.load_knob(network, path), or on the command line "
+            "--network package.module:Class"
         )
     dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), None)
-    network = models.build(name, **arguments).to(dtype)
+    network = network.to(dtype)
     fill(path, network, weights)
     return network.eval()
 

@@ -317,7 +317,8 @@ def _plain(
     if name not in models.ARCHITECTURES:
         raise ValueError(
             f"checkpoint: architecture must be one of {', '.join(sorted(models.ARCHITECTURES))}; got {name!r} in "
-            f"{str(path)!r}: pass network=, the plain network that was converted"
+            f"{str(path)!r}: pass network=, the plain network that was converted (on the command line --network, its "
+            "package.module:Class, or the file that spandrel reads)"
         )
     return models.build(name, **metadata.get("arguments", {})).to(dtype)
 

@@ -89,13 +89,12 @@ def pack(
         end: Position of the training's knobs that becomes 1 (`move_end`).
 
     Raises:
-        ValueError: No network of that name has a base, the training had other knobs, or it moved the base.
+        ValueError: There is no network of that name, the training had other knobs, or it moved the base.
     """
     network, _, knob = name.partition(".")
-    base = pretrained.NETWORKS[network].base if network in pretrained.NETWORKS else None
-    if base is None:
-        known = ", ".join(each for each, it in pretrained.NETWORKS.items() if it.base is not None)
-        raise ValueError(f"pack: name must begin with one of {known}; got {name!r}")
+    if network not in pretrained.NETWORKS:
+        raise ValueError(f"pack: name must begin with one of {', '.join(pretrained.NETWORKS)}; got {name!r}")
+    base = pretrained.NETWORKS[network].base
     net = serialization.load(run / "model.safetensors").float()
     own = [each for each in net.spec.names if each not in pretrained.BASES[base].spec.get("names", ())]
     if knob != "_".join(own):

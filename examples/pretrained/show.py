@@ -42,13 +42,9 @@ def row(clean: Tensor, shown: Sequence[tuple[str, Tensor]]) -> Tensor:
 def denoise(net: TunableModel) -> Tensor:
     """Show noise of sigma 25 and 50: over the knob, or with `sigma` below, at and above the noise where it has none."""
     clean, rows = part("chelsea"), []
-    others = [name for name in net.spec.names if name not in ("sigma", PARAMETER)]
     for sigma in (25.0, 50.0):
         noisy = add_noise(clean, torch.tensor([sigma]), generator(0, "show"))
-        if others:
-            lams = {f"{others[0]} {k:g}": {"sigma": sigma, others[0]: k} for k in (0.0, 0.5, 1.0)}
-        else:
-            lams = {f"sigma {k * sigma:g}": {"sigma": k * sigma} for k in (0.6, 1.0, 1.6) if k * sigma <= 50}
+        lams = {f"texture {k:g}": {"sigma": sigma, "texture": k} for k in (0.0, 0.5, 1.0)}
         rows.append(
             row(clean, [(f"noise {sigma:g}", noisy), *((label, net(noisy, lam)) for label, lam in lams.items())])
         )
@@ -56,18 +52,11 @@ def denoise(net: TunableModel) -> Tensor:
 
 
 def denoise_deblur(net: TunableModel) -> Tensor:
-    """Show noise and blur together: the grid of `keep` and `deblur`, a row for each `deblur`.
-
-    A network with `sigma` and `deblur` in pixels shows each, and both.
-    """
-    clean, noise = part("astronaut"), torch.tensor([15.0 if "keep" in net.spec.names else 7.5])
+    """Show noise and blur together: the grid of `keep` and `deblur`, a row for each `deblur`."""
+    clean, noise = part("astronaut"), torch.tensor([15.0])
     blurred = gaussian_blur(clean, torch.tensor([1.2]))
     damaged = add_noise(blurred, noise, generator(0, "show"))
     shown = [(f"sigma {float(noise):g}, blur 1.2", damaged)]
-    if "keep" not in net.spec.names:
-        for lam in ([6.5, 0.0], [0.0, 1.2], [6.5, 1.2]):
-            shown.append((f"sigma {lam[0]:g}, deblur {lam[1]:g}", net(damaged, lam)))
-        return row(clean, shown)
     rows = []
     for deblur in (0.0, 0.5, 1.0):
         grid = [

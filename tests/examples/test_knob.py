@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tunable_ops import fold, models
+from tunable_ops import cli, fold, load_knob, models
 from tunable_ops.images import read_image, write_image
-from tunable_ops.serialization import load, write_file
+from tunable_ops.serialization import load, read_weights, write_file
 from tunable_ops.train.data import held_out
 from tunable_ops.train.degradations import Degradation, Noise
 from tunable_ops.train.evaluate import degraded_pictures, evaluate
@@ -128,3 +128,38 @@ def test_the_knob_helps_before_any_training() -> None:
     scores = evaluate(module["with_knob"](plain, scaled=True), pairs, [[0.0], [1.0]])
     before, after = ([score.psnr for score in scores if score.lam == lam] for lam in ((0.0,), (1.0,)))
     assert all(b + 9 < a for b, a in zip(before, after, strict=True)), (before, after)
+
+
+TEXTURE = {
+    "dncnn": (lambda: models.DnCNN(channels=1), "dncnn_gray_sigma25", 1, 89_000),
+    "imdn": (models.IMDN, "imdn_x4", 3, 175_500),
+}
+
+
+@needs_weights
+@pytest.mark.parametrize("name", TEXTURE)
+def test_one_command_trains_a_knob_that_leaves_the_published_network_at_0(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    """Two steps of the configuration as it ships: bit for bit the published network, in a file of some 100 KB."""
+    make, file, channels, size = TEXTURE[name]
+    weights = Path(str(DATA)) / "weights" / f"{file}.safetensors"
+    changes = {
+        "model.weights": weights,
+        "data.source": data / "pictures",
+        "data.crop": 24,
+        "optim.steps": 2,
+        "optim.warmup": 1,
+        "objectives.1.arguments.weights": "random",
+    }
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    run = tmp_path / "run"
+    assert cli.main(["train", str(FOLDER / f"{name}_texture.toml"), *words, "--out", str(run), "--quiet"]) == 0
+    plain = make().eval()
+    plain.load_state_dict(read_weights(weights)[0])
+    net, x = load_knob(plain, run / "knob.safetensors"), torch.rand(1, channels, 24, 20)
+    with torch.no_grad():
+        assert torch.equal(net(x, [0.0]), plain(x)) and not torch.equal(net(x, [1.0]), plain(x))
+    folded = fold(net, [0.0]).state_dict()
+    assert all(torch.equal(value, folded[key]) for key, value in plain.state_dict().items())
+    assert abs((run / "knob.safetensors").stat().st_size - size) < 2_000  # paths are in its notes

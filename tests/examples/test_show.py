@@ -33,8 +33,8 @@ def test_a_denoiser_with_a_knob() -> None:
     """Two strips, of noise 25 and 50; the last pictures but one, at 1, differ from those at 0."""
     denoise = runpy.run_path(str(FILE))["denoise"]
     net = with_knobs("texture")
-    strip, plain = denoise(net), denoise(pretrained.load("denoise"))
-    assert strip.shape == (3, *strip.shape[1:]) and strip.shape[1] == plain.shape[1] and strip.shape[1] > 400
+    strip, shipped = denoise(net), denoise(pretrained.load("denoise"))
+    assert strip.shape == shipped.shape and strip.shape[1] > 400
     net.layers[0].weight[1:].zero_()
     assert not torch.equal(denoise(net), strip)
 
@@ -44,7 +44,6 @@ def test_the_grid_of_keep_and_deblur() -> None:
     program = runpy.run_path(str(FILE))
     net = with_knobs("keep", "deblur")
     strip = program["denoise_deblur"](net)
-    one = program["denoise_deblur"](pretrained.load("denoise_deblur"))
-    assert strip.shape[1] == 3 * one.shape[1]
+    assert strip.shape == program["denoise_deblur"](pretrained.load("denoise_deblur")).shape
     rows = strip.chunk(3, dim=1)
     assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[1], rows[2])

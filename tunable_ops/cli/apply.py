@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.network import add_network, build_network
 
 __all__ = ["add_parser", "run"]
 
@@ -42,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
         help="tunable network: a file, or the name of a shipped one; or what `fold` wrote",
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
+    add_network(parser)
     position = parser.add_mutually_exclusive_group()
     position.add_argument("--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}. Default: the network's default")
     position.add_argument(
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     sources, said = find_sources(args.input, folder, args.recursive)
     device = _check_numbers(args)
     _check_output(args, single)
-    net, spec, fixed = _load(args.model, args.knob)
+    net, spec, fixed = _load(args.model, args.knob, build_network(args.network, args.model, args.knob))
     channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
@@ -142,24 +144,24 @@ def run(args: argparse.Namespace) -> int:
     return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)
 
 
-def _load(model: str, knobs: list[str]) -> tuple[Any, Any, tuple[float, ...] | None]:
+def _load(model: str, knobs: list[str], network: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
     """Return a network, the names and ranges of its lambda, and the lambda at which it was folded, if it was."""
     from tunable_ops.pretrained import find, load
     from tunable_ops.serialization import load_folded, read_metadata
 
     found = find(model)
     if knobs or found.base is not None:
-        net = load(model, knobs)
+        net = load(model, knobs, network)
         return net, net.spec, None
     file = found.file
     metadata = read_metadata(file)
     if metadata.get("conversion") is not None:
-        net = load(file)
+        net = load(file, network=network)
         return net, net.spec, None
     notes = metadata.get("notes") or {}
     fixed, units = notes.get("lambda") or {}, notes.get("units") or {}
     spec = SimpleNamespace(names=tuple(fixed), units=tuple(units.get(name, "") for name in fixed))
-    return load_folded(file).float(), spec, tuple(fixed.values())
+    return load_folded(file, network).float(), spec, tuple(fixed.values())
 
 
 def _sets_grey(args: argparse.Namespace, spec: Any) -> bool:

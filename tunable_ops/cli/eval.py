@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.network import add_network, build_network
 from tunable_ops.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
         "--model", required=True, metavar="MODEL", help="tunable network: a file, or the name of a shipped one"
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
+    add_network(parser)
     parser.add_argument(
         "--input",
         type=Path,
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     set_threads(args.threads)
     device = choose_device(args.device)
-    net = load(args.model, args.knob).to(device)
+    net = load(args.model, args.knob, build_network(args.network, args.model, args.knob)).to(device)
     lams = _positions(args, net.spec)
     scale = getattr(net.network, "scale", getattr(net.network, "upscale", 1))
     border = (scale if scale > 1 else 0) if args.border is None else args.border

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.network import add_network, build_network, metadata_of
 
 if TYPE_CHECKING:
     from tunable_ops.pretrained import Found
@@ -29,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("checkpoint", help="tunable network: a file, or the name of a shipped one")
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
+    add_network(parser)
     parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
     parser.add_argument(
         "--out",
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
     found = find(args.checkpoint)
-    net = load(args.checkpoint, args.knob)
+    net = load(args.checkpoint, args.knob, build_network(args.network, args.checkpoint, args.knob))
     metadata = _metadata(found, [*found.knobs, *args.knob])
     lam = lambdas.parse(args.lam, net.spec, replaced=replaced(args.checkpoint))
     lambdas.already_warned()
@@ -76,14 +78,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
+<<<<<<< HEAD
     """Return architecture and arguments of a network, which for bare weights its knob or the table knows."""
     from tunable_ops.knob_files import read_knob_metadata
+=======
+    """Return architecture and arguments of a network, which for bare weights the table or its knob knows."""
+>>>>>>> knobdoc
     from tunable_ops.pretrained import BASES
-    from tunable_ops.serialization import read_metadata, read_weights
 
     if knobs and (found.base is not None or not read_weights(found.file)[1]):
         return read_knob_metadata(knobs[0])
     if found.base is not None:
         base = BASES[found.base]
         return {"architecture": base.architecture, "arguments": dict(base.arguments)}
+<<<<<<< HEAD
     return read_metadata(found.file)
+=======
+    return metadata_of(found.file, knobs)
+>>>>>>> knobdoc

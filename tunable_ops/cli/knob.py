@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.network import add_network, build_network
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["add_parser", "run"]
 
@@ -28,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
         help="published weights of the base (a file, or the name of a base that ships), "
         "compared with the network's base kernels",
     )
+    add_network(parser)
     parser.add_argument("--licence", metavar="TEXT", help="licence of the knob, such as MIT; kept in the file")
     parser.add_argument("--half", action="store_true", help="store the new kernels in half precision")
     parser.add_argument(
@@ -39,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
     """Write the file and return 0."""
     import torch
 
-    from tunable_ops import models, serialization
+    from tunable_ops import serialization
     from tunable_ops.knob_files import save_knob
-    from tunable_ops.pretrained import find, weights_file
+    from tunable_ops.models import zoo
+    from tunable_ops.pretrained import find
 
     out: Path = args.out
     if out.suffix != ".safetensors":
@@ -57,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     file = found.file
     if out.exists() and out.samefile(file):
         raise ValueError(f"--out must not be the checkpoint itself; got {str(out)!r}")
-    net, metadata = serialization.load(file), serialization.read_metadata(file)
+    metadata = serialization.read_metadata(file)
     architecture, arguments = metadata["architecture"], metadata["arguments"]
-    base = None
-    if args.base is not None:
-        base = models.build(architecture, **arguments)
-        weights = weights_file(args.base)
-        serialization.fill(weights, base, serialization.read_weights(weights)[0])
+    network = build_network(args.network, args.checkpoint)
+    if network is None and args.base is not None and architecture == zoo.ARCHITECTURE:
+        network = zoo.load(args.base).network
+    net = serialization.load(file, network)
+    base = None if args.base is None else _base(args.base, architecture, arguments, network)
     save_knob(
         net,
         out,
@@ -76,3 +82,17 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"{out}: {', '.join(net.spec.names)} for {architecture}, {out.stat().st_size:,} bytes")
     return 0
+
+
+def _base(name: str, architecture: str, arguments: dict[str, Any], network: nn.Module | None) -> nn.Module:
+    """Return the published network, to be compared with: of spandrel, the given one, or of this package."""
+    from tunable_ops import models, serialization
+    from tunable_ops.models import zoo
+    from tunable_ops.pretrained import weights_file
+
+    if architecture == zoo.ARCHITECTURE:
+        return zoo.load(name).network
+    base = models.build(architecture, **arguments) if network is None else network
+    file = weights_file(name)
+    serialization.fill(file, base, serialization.read_weights(file)[0])
+    return base

@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
         help=COMMANDS["train"],
         description="Train a network as a TOML file says (every key: docs/configuration.md, or python -m "
         "tunable_ops.train.keys): a restoration network under several objectives, or a perceptual gradient network. "
-        "Writes model.safetensors, state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. "
+        "Writes model.safetensors, knob.safetensors (what it adds, if tuning.freeze keeps the network as it is), "
+        "state.safetensors (for --resume), config.json, log.jsonl and TensorBoard logs. "
         "Ctrl-C and SIGTERM save and stop; --resume goes on with the very same bits. Under torchrun several processes "
         "share the work.",
         epilog="Exit code: 0 finished, or at --stop-at; 128 + n stopped by signal n, can be resumed; 2 wrong input.",

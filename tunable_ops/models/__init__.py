@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +20,20 @@ from tunable_ops.models.rlfn import RLFN
 from tunable_ops.models.stylenet import StyleNet
 from tunable_ops.models.swinir import SwinIR
 
-__all__ = ["ARCHITECTURES", "CARN", "EDSR", "IMDN", "RLFN", "DnCNN", "FFDNet", "NAFNet", "StyleNet", "SwinIR", "build"]
+__all__ = [
+    "ARCHITECTURES",
+    "CARN",
+    "EDSR",
+    "IMDN",
+    "RLFN",
+    "DnCNN",
+    "FFDNet",
+    "NAFNet",
+    "StyleNet",
+    "SwinIR",
+    "build",
+    "build_imported",
+]
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "carn": CARN,
@@ -61,6 +75,46 @@ def build(name: str, **arguments: Any) -> nn.Module:
                 f"models: arguments of {name} must be among {', '.join(known)}; got {key!r}{_nearest(key, known)}"
             )
     return ARCHITECTURES[name](**arguments)
+
+
+def build_imported(name: str, **arguments: Any) -> nn.Module:
+    """Build a network of any package that is installed.
+
+    It is imported and called, which can do anything: never pass on a name that somebody else's file contains.
+
+    Args:
+        name: "package.module:Class"; a function that returns a network will do.
+        **arguments: Of the class.
+
+    Returns:
+        The plain network as its class makes it.
+
+    Raises:
+        ValueError: It cannot be imported, or has no such arguments; and whatever the class raises.
+        TypeError: What the name stands for is no class or makes no module.
+
+    Example:
+        >>> build_imported("torch.nn:Conv2d", in_channels=3, out_channels=3, kernel_size=1)
+        Conv2d(3, 3, kernel_size=(1, 1), stride=(1, 1))
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
+        raise ValueError(
+            f"models: name must be a package.module:Class that can be imported; got {name!r}: {error} (PYTHONPATH "
+            "names folders of modules that are not installed)"
+        ) from error
+    if not callable(found):
+        raise TypeError(f"models: name must stand for a class of networks; got {name!r}, {type(found).__name__}")
+    try:
+        inspect.signature(found).bind(**arguments)
+    except (TypeError, ValueError) as error:  # ValueError: some builtins have no signature
+        raise ValueError(f"models: arguments must be those of {name}; got {arguments}: {error}") from None
+    network = found(**arguments)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"models: name must make an nn.Module; got {name!r}, which made {type(network).__name__}")
+    return network
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 net = pretrained.load("denoise")
 y = net(x, {"sigma": 25, "texture": 0.5})    # x: noisy pictures [B, 3, H, W] in [0, 1]; 25: how noisy, of 255
 
-Most are a published network, in full precision, with knob files (`tunable_ops.load_knob`): with the knobs at 0 they
+Each is a published network, in full precision, with knob files (`tunable_ops.load_knob`): with the knobs at 0 they
 give what that network gives, bit for bit. The notes of a knob describe how and on what it was trained (`tunable-ops
 info NAME`); LICENSES.txt in this folder has the notices of the published networks.
 """
@@ -84,7 +84,7 @@ def find(model: str | os.PathLike[str]) -> Found:
     if name in NETWORKS:
         base = NETWORKS[name].base
         knobs = tuple(_FOLDER / f"{name}.{knob}.safetensors" for knob in NETWORKS[name].knobs)
-        return Found(name, _FOLDER / f"{base or name}.safetensors", knobs, base)
+        return Found(name, _FOLDER / f"{base}.safetensors", knobs, base)
     if name in BASES:
         return Found(name, _FOLDER / f"{name}.safetensors", (), name)
     if path.exists():
@@ -95,13 +95,17 @@ def find(model: str | os.PathLike[str]) -> Found:
     )
 
 
-def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] = ()) -> TunableModel:
+def load(
+    model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] = (), network: nn.Module | None = None
+) -> TunableModel:
     """Load a tunable network in float32, in evaluation mode, on the CPU.
 
     Args:
         model: Name of a shipped network (see `names`), or a checkpoint file; with knobs also the name of a base
             (`BASES`), or a file of published weights that the first knob says how to read.
         knobs: Knob files to add, trained on that network (`tunable_ops.load_knob`), to those that it ships with.
+        network: For files only: the plain network with any weights, where its architecture is not in
+            `models.ARCHITECTURES`.
 
     Raises:
         FileNotFoundError: As for `find`, or a knob does not exist.
@@ -120,9 +124,9 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
             "knob files (--knob), or read it plain with pretrained.load_base"
         )
     if not files and found.base is None:
-        return _load(found.file).float()
+        return _load(found.file, network).float()
     if files:
-        net = load_knob(_plain(found, files[0]).float(), files)
+        net = load_knob(_plain(found, files[0], network).float(), files)
     else:
         spec: dict[str, Any] = dict(BASES[str(found.base)].spec)
         net = convert(load_base(str(found.base)), len(spec["names"]), domain="box", **spec)
@@ -131,17 +135,19 @@ def load(model: str | os.PathLike[str], knobs: Sequence[str | os.PathLike[str]] 
     return net
 
 
-def _plain(found: Found, knob: str | os.PathLike[str]) -> nn.Module:
+def _plain(found: Found, knob: str | os.PathLike[str], network: nn.Module | None) -> nn.Module:
     """Return the network that a knob is for; a base with the arguments that the knob wants, such as a skip."""
-    fits = found.base is None or read_knob_metadata(knob)["architecture"] == BASES[found.base].architecture
-    return _load_base(found.file, knob) if fits else load_base(str(found.base))
+    if found.base is None:
+        return _load_base(found.file, knob, network)
+    fits = read_knob_metadata(knob)["architecture"] == BASES[found.base].architecture
+    return _load_base(found.file, knob) if fits else load_base(found.base)
 
 
 def load_base(name: str) -> nn.Module:
     """Load the published network of a shipped one, plain, in float32, in evaluation mode, on the CPU.
 
     Args:
-        name: Of a base (`BASES`), or of a shipped network that has one.
+        name: Of a base (`BASES`), or of a shipped network.
 
     Raises:
         ValueError: It is neither.
@@ -151,10 +157,9 @@ def load_base(name: str) -> nn.Module:
         'CARN'
     """
     known = {**{each: each for each in BASES}, **{each: network.base for each, network in NETWORKS.items()}}
-    base = known.get(name)
-    if base is None:
-        listed = ", ".join(each for each, found in known.items() if found is not None)
-        raise ValueError(f"pretrained: name must be one of {listed}; got {name!r}")
+    if name not in known:
+        raise ValueError(f"pretrained: name must be one of {', '.join(known)}; got {name!r}")
+    base = known[name]
     file = _FOLDER / f"{base}.safetensors"
     network = models.build(BASES[base].architecture, **BASES[base].arguments)
     fill(file, network, read_weights(file)[0])

@@ -35,19 +35,17 @@ class Base:
 
 @dataclass(frozen=True)
 class Network:
-    """A network that ships: a base with its knobs, the files NAME.KNOB.safetensors; or a checkpoint NAME.safetensors.
-
-    A base that reads parameters itself (`Base.spec`) needs no other knob.
+    """A network that ships: a base with its knobs, the files NAME.KNOB.safetensors.
 
     Args:
         purpose: What it is for, in one line.
-        base: Name in `BASES`; None for a whole checkpoint.
+        base: Name in `BASES`.
         knobs: Their files, in the order of their parameters in lambda; one file may have several (keep_deblur).
         replaced: Names that its parameters had before, with what they are now.
     """
 
     purpose: str
-    base: str | None = None
+    base: str
     knobs: tuple[str, ...] = ()
     replaced: Mapping[str, str] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
 from tunable_ops.losses.pgn import PGN
+from tunable_ops.models import zoo
 from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_but_new, optimizer_groups
 from tunable_ops.pretrained import weights_file
 from tunable_ops.serialization import fill, read_weights
@@ -23,6 +24,7 @@ from tunable_ops.train.adversarial import Adversary
 from tunable_ops.train.config import Config, Optim
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.distributed import Process
+from tunable_ops.train.measure import in_colour
 from tunable_ops.train.objectives import Objective
 from tunable_ops.train.seeding import derive_seed
 
@@ -53,9 +55,9 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        plain = models.build(config.model.name, **config.model.arguments)
+        plain = _plain(config)
         _check_planes(config, plain)
-        start = config.model.weights if fresh else None
+        start = config.model.weights if fresh and config.model.name != zoo.ARCHITECTURE else None
         weights, metadata = ({}, {}) if start is None else read_weights(weights_file(start))
         if start is not None and not metadata.get("conversion"):
             fill(start, plain, weights)
@@ -65,7 +67,26 @@ def build_network(config: Config, fresh: bool = True) -> nn.Module:
             fill(start, net.network, weights)  # type: ignore[arg-type]
         if config.tuning.freeze:
             freeze_all_but_new(net)  # type: ignore[arg-type]
+            for module in net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()  # their statistics belong to the base
         return net
+
+
+def _plain(config: Config) -> nn.Module:
+    """Return the plain network: of this package, of another one, or (with its weights) of spandrel."""
+    model = config.model
+    if model.name == zoo.ARCHITECTURE:
+        plain: nn.Module = zoo.load(str(model.weights)).network
+    else:
+        plain = (models.build_imported if ":" in model.name else models.build)(model.name, **model.arguments)
+    channels = getattr(plain, "channels", 3)
+    if channels != config.channels and not config.trains_styles:
+        raise ValueError(
+            f"train: model.channels must be the attribute `channels` of the network (3 where it has none), {channels}; "
+            f"got {config.channels} for {model.name}"
+        )
+    return plain
 
 
 def _check_planes(config: Config, plain: nn.Module) -> None:
@@ -178,6 +199,18 @@ _FEATURES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 """Losses on features: their class, and the arguments that a configuration may give."""
 
 
+class _OnGrey(nn.Module):
+    """A loss on features of pictures in colour, for grey ones: [B, 1, H, W], each repeated on three channels."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each sample, [B]."""
+        return self.loss(in_colour(output), in_colour(target))
+
+
 def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:
     """Return the function or module of an objective, with its arguments."""
     given = objective.arguments
@@ -188,11 +221,12 @@ def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tenso
         anchored = bool(given.get("anchored", False))
         path = given.get("path")
         pgn = PGN.pretrained(False, anchored) if path is None else PGN.load(str(path), False, anchored)
-        return losses.PerceptualGradient(pgn)
+        loss = losses.PerceptualGradient(pgn)
+        return _OnGrey(loss) if config.channels == 1 else loss
     if objective.loss in _FEATURES:
         build, known = _FEATURES[objective.loss]
         _check_arguments(objective, known)
-        return build(**given)
+        return _OnGrey(build(**given)) if config.channels == 1 else build(**given)
     function = getattr(losses, objective.loss)
     _check_arguments(objective, function.__code__.co_varnames[2 : function.__code__.co_argcount])
     return functools.partial(function, **given)
@@ -242,8 +276,7 @@ def build_adversary(config: Config, here: Process) -> Adversary | None:
     """Return the discriminator of the adversarial objective; None where there is no such objective."""
     if config.adversarial_objective is None:
         return None
-    channels = config.model.arguments.get("channels", 3)
-    return Adversary(config.adversarial, config.seed, config.num_params, channels, here)
+    return Adversary(config.adversarial, config.seed, config.num_params, config.channels, here)
 
 
 def _style_file(source: str) -> Path:

@@ -147,6 +147,11 @@ class Config(RunConfig):
         return next((objective.name for objective in self.objectives if objective.loss == "adversarial"), None)
 
     @property
+    def channels(self) -> int:
+        """The channels of the pictures: 3, or 1 for grey ones."""
+        return self.model.channels or self.model.arguments.get("channels", 3)
+
+    @property
     def trains_styles(self) -> bool:
         """True if the objectives are styles; then all of them are."""
         return self.objectives[0].loss == "style"
@@ -294,7 +299,7 @@ def _check_grey(config: Config) -> None:
     """Grey samples are for networks in colour, and their knob belongs to them alone."""
     if not config.data.grey:
         return
-    if config.model.arguments.get("channels", 3) == 1 or config.trains_styles:
+    if config.channels == 1 or config.trains_styles:
         what = "styles" if config.trains_styles else "a network of one channel"
         raise ValueError(f"data.grey must be 0 for {what}; got {config.data.grey:g}")
     knob = config.grey_knob

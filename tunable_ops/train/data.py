@@ -191,7 +191,7 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch k of a run, for k = 0, 1, ...; the same bits whenever and in whatever order it is asked for.
 
-    A network of one channel (``model.arguments.channels = 1``) gets grey pictures. With ``data.grey`` some samples are
+    A network of one channel (``model.channels``) gets grey pictures. With ``data.grey`` some samples are
     grey on three equal channels, noise included; these draws have a generator of their own, so that the other samples
     are what they are without.
 
@@ -213,7 +213,7 @@ class Batches(Dataset[Batch]):
         data = self.config.data
         crops = generator(self.config.seed, "crops", step, self.rank)
         clean = torch.stack([draw_crop(self.photographs, data, crops) for _ in range(data.batch)])
-        if self.config.model.arguments.get("channels", 3) == 1:
+        if self.config.channels == 1:
             clean = grey(clean)
         lam = self._lam(step)
         chosen = self._grey_samples(step)

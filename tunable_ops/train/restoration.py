@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunable_ops.control import PhasedModel
 from tunable_ops.images import strip
+from tunable_ops.knob_files import save_knob
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
 from tunable_ops.train.adversarial import Adversary
@@ -34,7 +35,7 @@ from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.phases import Schedule
 from tunable_ops.train.precision import choose_precision
-from tunable_ops.train.task import Task
+from tunable_ops.train.task import KNOB, Task
 
 __all__ = ["Restoration"]
 
@@ -211,19 +212,21 @@ class Restoration(Task):
         return {_label(lam): mean_psnr(scores, lam) for lam in self.lams}
 
     def save(self, average: nn.Module, path: Path, step: int) -> None:
-        """Write the checkpoint, with its configuration and the last validation in its notes."""
+        """Write the checkpoint, and the knob of a frozen base; the configuration and the last validation are notes."""
         psnr = self._psnr(self.scores) if self.scores else {}
-        save(
-            average,
-            path,
-            architecture=self.config.model.name,
-            arguments=self.config.model.arguments,
-            notes={
+        about: dict[str, Any] = {
+            "architecture": self.config.model.name,
+            "arguments": self.config.model.arguments,
+            "notes": {
                 "step": step,
                 "config": self.config.model_dump(mode="json"),
                 "validation_psnr": {label: value if math.isfinite(value) else None for label, value in psnr.items()},
             },
-        )
+        }
+        save(average, path, **about)
+        if self.config.tuning.freeze:
+            assert isinstance(average, TunableModel)
+            save_knob(average, path.with_name(KNOB), dtype=torch.float16, **about)
 
 
 def _damage(batch: Batch) -> Tensor:

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["Task"]
+__all__ = ["KNOB", "Task"]
+
+KNOB = "knob.safetensors"
+"""File of what a training adds to a frozen base, beside the model."""
 
 
 class Task(ABC):

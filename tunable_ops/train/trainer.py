@@ -25,7 +25,7 @@ from tunable_ops.train.restoration import Restoration
 from tunable_ops.train.seeding import derive_seed
 from tunable_ops.train.signals import StopSignals
 from tunable_ops.train.state import STATE, Position, load_state, save_state
-from tunable_ops.train.task import Task
+from tunable_ops.train.task import KNOB, Task
 
 __all__ = ["MODEL", "STATE", "Outcome", "train"]
 
@@ -66,8 +66,9 @@ def train(
 ) -> Outcome:
     """Train as the configuration says.
 
-    Writes ``out/model.safetensors`` (the averaged weights), ``out/state.safetensors`` (what resuming needs),
-    ``out/config.json``, ``out/log.jsonl`` and ``out/logs`` (TensorBoard). SIGINT and SIGTERM let the current step end,
+    Writes ``out/model.safetensors`` (the averaged weights), with ``tuning.freeze`` ``out/knob.safetensors`` (what it
+    adds to the base), ``out/state.safetensors`` (what resuming needs), ``out/config.json``, ``out/log.jsonl`` and
+    ``out/logs`` (TensorBoard). SIGINT and SIGTERM let the current step end,
     save and return; a second SIGINT kills. On the CPU a run that is stopped and resumed any number of times ends with
     the same bits as one that is not, given the same versions and number of threads; after SIGKILL the steps since the
     last checkpoint are repeated, with the same result. Under `torchrun` every process trains on batches of its own,
@@ -126,7 +127,7 @@ def _holds_run(out: Path, resume: bool, overwrite: bool) -> bool:
 
 def _remove_run(out: Path) -> None:
     """Remove what a run writes, the state first: what is left can never be resumed."""
-    for name in (STATE, MODEL, CONFIG, LOG):
+    for name in (STATE, MODEL, KNOB, CONFIG, LOG):
         (out / name).unlink(missing_ok=True)
     for events in (out / EVENTS).glob("events.out.tfevents.*"):
         events.unlink()
@@ -170,7 +171,7 @@ class _Run:
 
     def resume(self) -> None:
         if self.here.main:
-            for name in (MODEL, STATE):
+            for name in (MODEL, KNOB, STATE):
                 remove_leftovers(self.out / name)
         self.step, then = load_state(self.out / STATE, self.task, self.ema, self.config)
         now = self.circumstances

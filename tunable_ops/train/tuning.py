@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunable_ops.models import zoo
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.sections import Section
 
@@ -16,16 +17,29 @@ class Model(Section):
     """The plain network.
 
     Attributes:
-        name: In `tunable_ops.models.ARCHITECTURES`.
-        arguments: Of its class. ``channels = 1`` trains on grey pictures.
+        name: In `tunable_ops.models.ARCHITECTURES`; or "package.module:Class" of any network that can be imported; or
+            "spandrel" for a file in ``weights`` that spandrel reads (`tunable_ops.models.zoo`).
+        arguments: Of its class; none for "spandrel". ``channels = 1`` trains on grey pictures.
         weights: File to start from: weights of the plain network under its own names (safetensors), or a checkpoint of
             this package, plain or converted as the configuration says; or the name of a base that ships
             (`pretrained.BASES`), such as "ffdnet_color". Left out: random weights, which the seed decides.
+        channels: Of the pictures, 3 for RGB, 1 for grey, as the network has them in its attribute ``channels``; left
+            out: those of ``arguments``, or 3.
     """
 
     name: str = "dncnn"
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
+    channels: Literal[1, 3] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Model:
+        if self.name == zoo.ARCHITECTURE and (self.weights is None or self.arguments):
+            what = "nothing in weights" if self.weights is None else f"the arguments {self.arguments}"
+            raise ValueError(
+                f'model must have weights, a file that spandrel reads, and no arguments for "spandrel"; got {what}'
+            )
+        return self
 
 
 class Tuning(Section):
@@ -51,7 +65,8 @@ class Tuning(Section):
         units: What each parameter is counted in, such as "of 255" or "pixels"; left out: none.
         lam: For the kind "none", the fixed lambda, in its units; left out: the first objective alone.
         freeze: On the box, let only the new kernels learn: the plain ones, phi and all that is not tunable stay, so
-            that at lambda = 0 the network is what it was, bit for bit. Batch norms still gather statistics.
+            that at lambda = 0 the network is what it was, bit for bit. The run then writes knob.safetensors too
+            (`tunable_ops.save_knob`, in half precision): all that whoever has the network needs.
         rank: Of the new kernels, on the box; left out: full.
     """
 
