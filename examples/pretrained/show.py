@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunable_ops import TunableModel, pretrained
-from tunable_ops.grey import PARAMETER
 from tunable_ops.images import strip, write_image
 from tunable_ops.train.data import held_out
 from tunable_ops.train.degradations import add_noise, bicubic_downsample, gaussian_blur
@@ -85,7 +84,7 @@ def super_resolution_x4(net: TunableModel) -> Tensor:
 
 def enlarged(net: TunableModel, name: str) -> Tensor:
     """Show enlargement, from accurate to perceptual, next to bicubic."""
-    clean, scale = part(name), net.network.scale
+    clean, scale = part(name), int(net.network.scale)  # type: ignore[arg-type]
     small = bicubic_downsample(clean, scale)
     shown = [("bicubic", F.interpolate(small, scale_factor=scale, mode="bicubic"))]
     return row(clean, [*shown, *((f"perceptual {k:g}", net(small, [k])) for k in (0.0, 0.5, 1.0))])

@@ -156,7 +156,16 @@ def test_the_shipped_denoiser_gains_most_of_what_grey_noise_cost(run, tmp_path):
     stripes = np.where((np.arange(96) // 12 % 2 == 0)[:, None], ramp, 255 - ramp).astype(np.uint8)
     Image.fromarray(stripes).save(tmp_path / "scan.png")
     code, out, _ = run(
-        "apply", tmp_path / "scan.png", "--model", "ffdnet_color", "--lam", "25", "--noise", 25, "--out", tmp_path / "out"
+        "apply",
+        tmp_path / "scan.png",
+        "--model",
+        "ffdnet_color",
+        "--lam",
+        "25",
+        "--noise",
+        25,
+        "--out",
+        tmp_path / "out",
     )
     assert code == 0 and (tmp_path / "out" / "scan_lam25.00.png").exists()  # the level of the noise, not sqrt(3) of it
     assert float(out.split()[-2]) > 29

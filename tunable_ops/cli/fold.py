@@ -78,21 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
-<<<<<<< HEAD
     """Return architecture and arguments of a network, which for bare weights its knob or the table knows."""
-    from tunable_ops.knob_files import read_knob_metadata
-=======
-    """Return architecture and arguments of a network, which for bare weights the table or its knob knows."""
->>>>>>> knobdoc
     from tunable_ops.pretrained import BASES
 
-    if knobs and (found.base is not None or not read_weights(found.file)[1]):
-        return read_knob_metadata(knobs[0])
-    if found.base is not None:
+    if found.base is not None and not knobs:
         base = BASES[found.base]
         return {"architecture": base.architecture, "arguments": dict(base.arguments)}
-<<<<<<< HEAD
-    return read_metadata(found.file)
-=======
     return metadata_of(found.file, knobs)
->>>>>>> knobdoc

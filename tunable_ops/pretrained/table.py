@@ -78,7 +78,7 @@ BASES = {
 
 NETWORKS = {
     "denoise": Network(
-        "removes white noise of a known strength from photographs, grey ones too: from the smallest error to fine texture",
+        "removes white noise of a known strength from photographs, grey ones too; with fine texture or without",
         "ffdnet_color",
         ("texture",),
     ),
