@@ -53,6 +53,20 @@ def without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+def history(path: Path) -> list[dict[str, Any]]:
+    """Return step and config of the training in a folder; of a knob file, those of all trainings behind it, and ends.
+
+    An end is the position of that training's knobs which the next one began with as 1 (`move_end`).
+    """
+    if path.is_dir():
+        config = without_folders(json.loads((path / "config.json").read_text()))
+        return [{"step": serialization.read_metadata(path / "model.safetensors")["notes"]["step"], "config": config}]
+    notes = knob_files.read_knob_metadata(path)["notes"]
+    earlier = list(notes.get("earlier", []))
+    last = {"step": notes["step"] - sum(each["step"] for each in earlier), "config": notes["config"]}
+    return [*earlier, last | ({"end": notes["end"]} if "end" in notes else {})]
+
+
 def move_end(net: TunableModel, knob: str, end: float) -> None:
     """Make 1 of a knob what `end` was: lambda of the knob is multiplied by it before phi.
 
@@ -76,6 +90,7 @@ def pack(
     rank: int | None = None,
     earlier: Sequence[Path] = (),
     end: float = 1.0,
+    start: str | None = None,
 ) -> Path:
     """Write ``out/NAME.KNOB.safetensors`` for the network that ships under NAME.
 
@@ -85,8 +100,9 @@ def pack(
         found: The pictures, as `pictures` returns them.
         out: Folder of the file.
         rank: Of the new kernels; None: as trained.
-        earlier: Folders of the trainings whose results this one began with, in their order.
+        earlier: Folders of the trainings whose results this one began with, in their order, or a knob file of them.
         end: Position of the training's knobs that becomes 1 (`move_end`).
+        start: What the first training began with, where that is not the bare base; for the notes.
 
     Raises:
         ValueError: There is no network of that name, the training had other knobs, or it moved the base.
@@ -101,16 +117,17 @@ def pack(
         raise ValueError(f"pack: name must end with the knobs of the training, {'_'.join(own)!r}; got {name!r}")
     for each in own:
         move_end(net, each, end)
-    runs = [*earlier, run]
-    steps = [serialization.read_metadata(each / "model.safetensors")["notes"]["step"] for each in runs]
-    configs = [without_folders(json.loads((each / "config.json").read_text())) for each in runs]
-    configs[0]["model"]["weights"] = base
-    config, data = configs[-1], configs[-1]["data"]
-    crops = f"{sum(steps)} steps of {data['batch']} crops of {data['crop']}x{data['crop']}"
-    sentence = f"{crops} from {found['count']} photographs under free licences"
-    notes = {"trained_on": sentence, "pictures": found, "step": sum(steps), "config": config}
-    if earlier:
-        notes["earlier"] = [{"step": step, "config": each} for step, each in zip(steps[:-1], configs[:-1], strict=True)]
+    trainings = [training for each in (*earlier, run) for training in history(each)]
+    trainings[0]["config"]["model"]["weights"] = base
+    steps = sum(training["step"] for training in trainings)
+    crops = sum(training["step"] * training["config"]["data"]["batch"] for training in trainings)
+    config, side = trainings[-1]["config"], trainings[-1]["config"]["data"]["crop"]
+    sentence = f"{steps} steps, {crops} crops of {side}x{side} from {found['count']} photographs under free licences"
+    notes = {"trained_on": sentence, "pictures": found, "step": steps, "config": config}
+    if len(trainings) > 1:
+        notes["earlier"] = trainings[:-1]
+    if start is not None:
+        notes["start"] = start
     if end != 1:
         notes["end"] = end
     architecture, arguments = pretrained.BASES[base].architecture, config["model"]["arguments"]
@@ -140,12 +157,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
     parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")
     parser.add_argument(
-        "--earlier", nargs="+", type=Path, default=[], help="folders of the runs that this one went on from"
+        "--earlier",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="folders of the runs that this one went on from, or their knob file",
     )
     parser.add_argument("--end", type=float, default=1.0, help="position of the training's knob that becomes 1")
+    parser.add_argument("--start", help="what the first training began with, where that is not the bare base")
     parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).parent)
     args = parser.parse_args(argv)
-    file = pack(args.run, args.name, pictures(args.sources, args.pictures), args.out, args.rank, args.earlier, args.end)
+    found = pictures(args.sources, args.pictures)
+    file = pack(args.run, args.name, found, args.out, args.rank, args.earlier, args.end, args.start)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 

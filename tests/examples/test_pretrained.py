@@ -63,7 +63,7 @@ def test_pack(run: Path, tmp_path: Path) -> None:
     assert not torch.equal(net(x, [25.0, 1.0]), net(x, [25.0, 0.0]))
     about = read_knob_metadata(file)
     notes = about["notes"]
-    assert notes["trained_on"] == "2 steps of 4 crops of 16x16 from 3 photographs under free licences"
+    assert notes["trained_on"] == "2 steps, 8 crops of 16x16 from 3 photographs under free licences"
     assert notes["pictures"]["authors"] == ["A. Person (CC-BY-4.0)"]
     assert notes["pictures"]["licences"] == {"CC-BY-4.0": 1, "CC0-1.0": 1, "public domain": 1}
     assert "/" not in notes["config"]["data"]["source"] and notes["config"]["model"]["weights"] == "ffdnet_color"
@@ -114,5 +114,12 @@ def test_pack_moves_the_end_of_the_knob_and_adds_up_the_runs(run: Path, tmp_path
     torch.testing.assert_close(net(x, [25.0, 1.0]), trained(x, [25.0, 0.5]), rtol=1e-3, atol=1e-3)
     notes = read_knob_metadata(file)["notes"]
     assert notes["step"] == 4 and notes["end"] == 0.5 and [each["step"] for each in notes["earlier"]] == [2]
+    copy = (tmp_path / "denoise.texture.safetensors").rename(tmp_path / "before.safetensors")
+    program("pack.py")["main"]([*words, "--earlier", str(copy)])
+    notes = read_knob_metadata(tmp_path / "denoise.texture.safetensors")["notes"]
+    assert notes["step"] == 6 and [(each["step"], each.get("end")) for each in notes["earlier"]] == [
+        (2, None),
+        (2, 0.5),
+    ]
     with pytest.raises(ValueError, match="pack: --end must be positive; got 0"):
         program("pack.py")["main"]([*words, "--end", "0"])
