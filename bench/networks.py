@@ -97,7 +97,7 @@ def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Set
     extras: dict[str, dict[str, Any]] = {}
     for name, step in variants.items():
         try:
-            extras[name] = {"peak_bytes": steps.peak_bytes(step, device), "launches": steps.launches(step, device)}
+            extras[name] = steps.resources(step, device)
             candidates[name] = steps.captured(step) if mode == "graph" else step
         except Exception as error:
             results[name] = failure(error)

@@ -42,7 +42,8 @@ def first_kernel_alone(net: Any) -> None:
     layer = net.network.encoders[0][0].conv4
 
     def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(inputs[0], module.weight[0], module.bias[0])
+        first = {name: parameter[0] for name, parameter in module.named_parameters() if "tuning" not in name}
+        return torch.nn.functional.conv2d(inputs[0], first["weight"], first["bias"])
 
     layer.register_forward_hook(hook)
 
