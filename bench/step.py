@@ -47,7 +47,9 @@ def make(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad_output
 
 def wanted_gradients(direction: str, count: int) -> list[int]:
     """Return which of `count` tensors, the input first, a pass differentiates by."""
-    return list({"forward": range(0), "grad_input": range(1), "grad_weight": range(1, count)}.get(direction, range(count)))
+    return list(
+        {"forward": range(0), "grad_input": range(1), "grad_weight": range(1, count)}.get(direction, range(count))
+    )
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,5 +137,7 @@ def resources(step: Step, device: str) -> dict[str, Any]:
     launched = kernels(step, device)
     if launched is not None:
         found["launches"] = sum(kernel.count for kernel in launched)
-        found["kernels"] = [[kernel.name[:LONGEST_NAME], kernel.microseconds, kernel.count] for kernel in launched[:LISTED]]
+        found["kernels"] = [
+            [kernel.name[:LONGEST_NAME], kernel.microseconds, kernel.count] for kernel in launched[:LISTED]
+        ]
     return found

@@ -135,7 +135,9 @@ def _second(cores: int, out: str, device: tuple[str, ...]) -> list[Stage]:
     targets = _bench("targets", out, device, "targets")
     return [
         Stage("tune", 330, (_compiling(cores, device, "tune"), (tune,)), shares=(0.5,)),
-        Stage("targets", 160, (_compiling(cores, device, "targets"), (targets,)), shares=(0.3,), results=("targets.json",)),
+        Stage(
+            "targets", 160, (_compiling(cores, device, "targets"), (targets,)), shares=(0.3,), results=("targets.json",)
+        ),
     ]
 
 

@@ -1,6 +1,7 @@
 """The model of launches: counts by hand, counts of the plans, and times that grow with what they are made of."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -103,10 +104,13 @@ def test_times_grow_with_sizes(device: roofline.Device) -> None:
             [{"outputs": n} for n in (1, 16, 64, 128, 256)],
             [{"size": (n, n)} for n in (1, 7, 32, 33, 56, 128)],
             [{"taps": (n, n)} for n in (1, 3, 5, 7)],
-            [{"kernels": n} for n in (1, 2, 3, 16)] if base.direction != "weight" else [],
+            [{"kernels": n} for n in (1, 2, 3, 16)],
         ):
             times = [roofline.seconds(work_of(base._replace(**change), TILE)[0], device) for change in changes]
-            assert times == sorted(times), (base.direction, changes, times)
+            # the same time may differ in its last digits
+            grows = all(b >= a * (1 - 1e-9) for a, b in itertools.pairwise(times))
+            constant = base.direction == "weight" and "kernels" in changes[0]
+            assert grows and (times[-1] > times[0]) != constant, (base.direction, changes, times)
 
 
 def test_times_shrink_with_rates() -> None:
