@@ -55,9 +55,9 @@ SUITES = {
     "scaling": Suite(cases.scaling_suite, _layer),
     "per-sample": Suite(lambda device: cases.per_sample_suite(), _layer, in_all=False),
     "networks": Suite(networks.network_suite, _network),
-    "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),
     "targets": Suite(targets.target_cases, _target, in_all=False),
     "target-networks": Suite(targets.target_networks, _network, in_all=False),
+    "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),
     "host": Suite(lambda device: host.CASES, _host, in_all=False),
 }
 

@@ -1,94 +1,47 @@
-"""Predicted times of whole calls: the launches that the backend makes for a problem, and those of the plain layer.
+"""Predicted times of what has a target on a GPU: ours by default, the plain layer, and the ratio.
 
     python -m tunable_ops.triton_kernels.audit --model
 
-prints the table of `CASES` for what runs by default. The library's kernels are counted as implicit products too, with
-tiles of 128 by up to 128 and nothing to blend; its depthwise kernels, as moving everything twice. What was measured of
-the library elsewhere varies more than the two sets of rates do.
+prints the table of `CASES`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, choose_splits
-from tunable_ops.triton_kernels.launch import Config, cdiv
-from tunable_ops.triton_kernels.roofline import FAST, MEMORY_TRIPS, SLOW, Device, Work, limit, seconds
-from tunable_ops.triton_kernels.roofline_kernels import (
-    blend_work,
-    contract_work,
-    item_size,
-    network_blend_work,
-    product_work,
-    wgmma_work,
-    work_of,
+from tunable_ops.triton_kernels.roofline import FAST, SLOW, Device, Work, limit, seconds
+from tunable_ops.triton_kernels.roofline_calls import (
+    convolution_calls,
+    elements,
+    kernel_gradient_calls,
+    library_calls,
+    pass_work,
+    plain_kernel_gradient_calls,
 )
+from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work, wgmma_work
 
-# Bytes of blended kernels or of their gradients at a time, in fp32, as the torch backend bounds them.
-WORKSPACE = 64 << 20
 # Seconds of host time for one eager call of a layer, least and most: estimates.
 HOST = {"plain": (20e-6, 30e-6), "triton": (70e-6, 100e-6)}
 
 
 def forward(problem: Problem, choice: Choice | None = None) -> list[Work]:
     """Return the launches of a forward pass, by default of what the rule chooses without a table."""
-    return _convolution(problem, choice or choose_algorithm(problem), bias=True)
+    return convolution_calls(problem, *(choice or choose_algorithm(problem)), bias=True)
 
 
-def input_gradient(problem: Problem, choice: Choice | None = None) -> list[Work]:
-    """Return the launches of an input gradient; `problem` is that of the forward pass."""
+def input_gradient(problem: Problem) -> list[Work]:
+    """Return the launches of the input gradient of a forward problem."""
     turned = backwards(problem)
-    return _convolution(turned, choice or choose_algorithm(turned), bias=False)
+    return convolution_calls(turned, *choose_algorithm(turned), bias=False)
 
 
-def _convolution(problem: Problem, choice: Choice, bias: bool) -> list[Work]:
-    if choice.algorithm == "wgmma":
-        work = wgmma_work(problem, FAST.multiprocessors)
-        if work is None:
-            raise ValueError(f"predictions: a problem must fit the wgmma kernel; got {problem}")
-        return [work]
-    if choice.algorithm == "fused":
-        return work_of(problem, choice.config)
-    size = _elements(problem)
-    outputs = problem.outputs * problem.groups if bias else 0
-    if problem.alpha == "shared":
-        return [blend_work(size, outputs, 1, problem.kernels, problem.dtype), *library(problem, bias)]
-    found = []
-    for count in _chunks(problem):
-        found.append(blend_work(size, outputs, count, problem.kernels, problem.dtype))
-        found += work_of(problem._replace(alpha="none", batch=count, kernels=count), choice.config)
-    return found
-
-
-def kernel_gradients(problem: Problem, choice: Choice | None = None) -> list[Work]:
-    """Return the launches of the gradients of weight, bias and alpha; `problem` is that of the forward pass."""
-    wanted = problem._replace(direction="weight", kind="dense" if problem.kind == "pointwise" else problem.kind)
-    choice = choice or choose_algorithm(wanted)
-    size, outputs = _elements(problem), problem.outputs * problem.groups
-    samples = 1 if problem.alpha == "shared" else problem.batch
-    found = []
-    for count in [1] if problem.alpha == "shared" else _chunks(problem):
-        splits = 1
-        if choice.algorithm == "premix":
-            found += library(wanted, bias=False)
-        else:
-            limit = max(1, WORKSPACE // (4 * size * count))
-            splits = choose_splits(wanted, choice.config, FAST.multiprocessors, limit)
-            part = wanted if problem.alpha == "shared" else wanted._replace(batch=count)
-            found += work_of(part, choice.config, splits)
-        found.append(contract_work(size, count, splits, problem.kernels, problem.dtype))
-    grad_output = problem.batch * outputs * problem.size[0] * problem.size[1] * item_size(problem.dtype)
-    return [
-        *found,
-        pass_work("sum of grad_output", grad_output),
-        contract_work(outputs, samples, 1, problem.kernels, problem.dtype),
-        pass_work("sum of grad_alpha", 4 * cdiv(size, 512) * samples * problem.kernels),
-    ]
-
-
-def _chunks(problem: Problem) -> list[int]:
-    """Return the samples whose kernels are blended, or whose gradients are summed, at a time."""
-    most = max(1, WORKSPACE // (4 * _elements(problem)))
-    return [min(most, problem.batch - start) for start in range(0, problem.batch, most)]
+def kernel_gradients(problem: Problem) -> list[Work]:
+    """Return the launches of the gradients of weight, bias and alpha of a forward problem."""
+    wanted = _of_kernels(problem)
+    algorithm, config = choose_algorithm(wanted)
+    return kernel_gradient_calls(
+        wanted, algorithm, config, lambda most: choose_splits(wanted, config, FAST.multiprocessors, most)
+    )
 
 
 def backwards(problem: Problem) -> Problem:
@@ -98,58 +51,8 @@ def backwards(problem: Problem) -> Problem:
     return problem._replace(direction="input", inputs=problem.outputs, outputs=problem.inputs)
 
 
-def _elements(problem: Problem) -> int:
-    return problem.inputs * problem.outputs * problem.groups * problem.taps[0] * problem.taps[1]
-
-
-def pass_work(name: str, bytes_moved: int) -> Work:
-    """Count a pass over tensors that the launch before has left in L2, if it holds them: an addition, a sum."""
-    blocks = max(1, cdiv(bytes_moved, 16 * 256 * 4))
-    return Work(name, blocks, l2=bytes_moved, workspace=bytes_moved, chain=MEMORY_TRIPS, resident=8)
-
-
-def library(problem: Problem, bias: bool) -> list[Work]:
-    """Return the launches of the library's convolution in a direction, with one kernel; a bias takes a pass."""
-    item, (height, width) = item_size(problem.dtype), problem.size
-    y = problem.batch * height * width * problem.outputs * problem.groups * item
-    added = [pass_work("bias", 2 * y)] if bias else []
-    one = problem._replace(alpha="shared", kernels=1)
-    if problem.kind == "depthwise":
-        once = work_of(one, Config(16, 8, 64, 2, 1), splits=64)[0]
-        return [once._replace(kernel="library depthwise", memory=2 * once.memory, chain=0), *added]
-    if problem.direction == "weight":
-        columns = problem.inputs * problem.taps[0] * problem.taps[1]
-        tile = Config(min(128, _power(problem.outputs)), 128, 64, 8, 3)
-        tiles = cdiv(problem.outputs, tile.block_m) * cdiv(columns, tile.block_n) * problem.groups
-        splits = max(1, cdiv(2 * FAST.multiprocessors, tiles))
-        partial = 4 * splits * _elements(problem)
-        gradient = work_of(one, tile, splits)[0]._replace(kernel="library weight gradient")
-        return [gradient, pass_work("sum of parts", partial)]
-    tile = Config(128, min(128, max(16, _power(problem.outputs))), 64, 8, 3)
-    work = product_work("library", one._replace(alpha="none"), tile, problem.taps, problem.size)
-    return [work, *added]
-
-
-def _power(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
-def plain_forward(problem: Problem) -> list[Work]:
-    """Return the launches of the plain layer."""
-    return library(problem, bias=True)
-
-
-def plain_input_gradient(problem: Problem) -> list[Work]:
-    """Return the launches of the plain layer's input gradient."""
-    return library(backwards(problem), bias=False)
-
-
-def plain_kernel_gradients(problem: Problem) -> list[Work]:
-    """Return the launches of the plain layer's gradients of weight and bias."""
-    grad_output = problem.batch * problem.outputs * problem.groups * problem.size[0] * problem.size[1]
-    summed = pass_work("sum of grad_output", grad_output * item_size(problem.dtype))
-    kind = "dense" if problem.kind == "pointwise" else problem.kind
-    return [*library(problem._replace(direction="weight", kind=kind), bias=False), summed]
+def _of_kernels(problem: Problem) -> Problem:
+    return problem._replace(direction="weight", kind="dense" if problem.kind == "pointwise" else problem.kind)
 
 
 class Case(NamedTuple):
@@ -187,9 +90,9 @@ def _passes(name: str, problem: Problem, target: float | None, directions: tuple
         "weight": lambda: kernel_gradients(problem),
     }
     plain: dict[str, Callable[[], list[Work]]] = {
-        "forward": lambda: plain_forward(problem),
-        "input": lambda: plain_input_gradient(problem),
-        "weight": lambda: plain_kernel_gradients(problem),
+        "forward": lambda: library_calls(problem, bias=True),
+        "input": lambda: library_calls(backwards(problem), bias=False),
+        "weight": lambda: plain_kernel_gradient_calls(_of_kernels(problem)),
     }
 
     def joined(passes: dict[str, Callable[[], list[Work]]]) -> Callable[[], list[Work]]:
@@ -259,7 +162,7 @@ def _nafnet() -> list[Work]:
     """Return the launches of the plain network: convolutions, and some ten passes of every block of six of them."""
     found = []
     for layer in nafnet_layers():
-        found += library(layer, bias=True)
+        found += library_calls(layer, bias=True)
         if layer.kind == "depthwise":
             y = layer.groups * layer.size[0] * layer.size[1] * item_size(layer.dtype)
             found += [pass_work("normalise, gate, scale, add", y) for _ in range(10)]
@@ -268,8 +171,8 @@ def _nafnet() -> list[Work]:
 
 def _nafnet_tunable() -> list[Work]:
     """Return the same after one launch that blends all its layers."""
-    elements = [n for layer in nafnet_layers() for n in (_elements(layer), layer.outputs * layer.groups)]
-    return [network_blend_work(elements, 2, "bfloat16"), *_nafnet()]
+    sizes = [n for layer in nafnet_layers() for n in (elements(layer), layer.outputs * layer.groups)]
+    return [network_blend_work(sizes, 2, "bfloat16"), *_nafnet()]
 
 
 CASES = _cases()

@@ -5,7 +5,7 @@ so that `choose_algorithm` can ask for predictions.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from tunable_ops.triton_kernels.launch import Config, cdiv
 from tunable_ops.triton_kernels.phases import lines
@@ -14,6 +14,9 @@ from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
 # Registers of a multiprocessor in warps of 128 registers a thread: what limits the number of its blocks.
 WARPS = 16
 SHARED_MEMORY = 227 << 10
+
+
+Self = TypeVar("Self")
 
 
 class Sizes(Protocol):
@@ -43,6 +46,7 @@ class Sizes(Protocol):
     def stride(self) -> tuple[int, int]: ...  # noqa: D102
     @property
     def size(self) -> tuple[int, int]: ...  # noqa: D102
+    def _replace(self: Self, **changes: Any) -> Self: ...
 
 
 def item_size(dtype: str) -> int:
@@ -102,8 +106,24 @@ def _resident(config: Config, shared: int = 0) -> int:
     return max(1, min(WARPS // config.num_warps, fits))
 
 
-def product_work(kernel: str, sizes: Sizes, config: Config, taps: tuple[int, ...], grid: tuple[int, ...]) -> Work:
-    """Count a product of pixels [M, K] with kernels [K, N]: every step copies a tile of each to shared memory."""
+def product_work(
+    kernel: str,
+    sizes: Sizes,
+    config: Config,
+    taps: tuple[int, ...],
+    grid: tuple[int, ...],
+    stack: int | None = None,
+) -> Work:
+    """Count a product of pixels [M, K] with kernels [K, N]: every step copies a tile of each to shared memory.
+
+    Args:
+        kernel: Its name.
+        sizes: The problem.
+        config: Tile sizes.
+        taps: Taps of the product: of a phase, some of the problem's.
+        grid: Pixels of its result, likewise.
+        stack: Kernels in memory; default: the problem's, and one per sample where they are blended already.
+    """
     block_m, block_n, block_k = config[:3]
     item, depth, inputs, outputs = item_size(sizes.dtype), taps[0] * taps[1], sizes.inputs, sizes.outputs
     over, blended = sizes.alpha == "map", sizes.alpha in ("shared", "sample")
@@ -119,9 +139,8 @@ def product_work(kernel: str, sizes: Sizes, config: Config, taps: tuple[int, ...
     tile_x, tile_w = block_m * block_k * item, block_k * block_n * item
     # Both operands of the product come from shared memory, the second once per 64 rows; a blend reads and writes it.
     in_shared = 2 * tile_x + tile_w * (1 + cdiv(block_m, 64)) + (tile_w * 2 * stacked if blended else 0)
-    weights = sizes.kernels * outputs * depth * inputs * sizes.groups
-    if sizes.alpha == "none":
-        weights *= sizes.batch // sizes.kernels if sizes.kernels < sizes.batch else 1
+    stack = stack or (sizes.batch if sizes.alpha == "none" else sizes.kernels)
+    weights = stack * outputs * depth * inputs * sizes.groups
     maps = 4 * result * sizes.kernels if over else 0
     y = result * outputs * sizes.groups * item
     x_again = result * tiles_n * depth * inputs * sizes.groups * passes * item

@@ -15,6 +15,7 @@ GRACE = 6.0  # between SIGINT and SIGKILL, within the limit
 MOST_FILES, MOST_BYTES, DEEPEST = 8, 16 << 20, 2
 PLANS = ("first", "second")
 COMPILERS = 14  # processes that compile at a time, at most
+ONE_THREAD = (("OMP_NUM_THREADS", "1"),)
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,14 @@ def _environment(device: tuple[str, ...]) -> Stage:
 def _compiling(cores: int, device: tuple[str, ...], what: str) -> tuple[Process, ...]:
     """Return processes that fill Triton's cache with the kernels of a stage."""
     parts = max(1, min(COMPILERS, cores))
-    return tuple(_module("gpu.compile", what, f"{i}/{parts}", *device, label=f"{i}") for i in range(1, parts + 1))
+    return tuple(
+        _module("gpu.compile", what, f"{i}/{parts}", *device, label=f"{i}", environment=ONE_THREAD)
+        for i in range(1, parts + 1)
+    )
 
 
 def _first(cores: int, out: str, device: tuple[str, ...], stand_in: bool) -> list[Stage]:
-    interpreted = (("TRITON_INTERPRET", "1"),) if stand_in else ()
+    interpreted = (("TRITON_INTERPRET", "1"), *ONE_THREAD) if stand_in else ONE_THREAD
     smoke = tuple(
         _module("gpu.smoke", family, *device, log="smoke.txt", label=family, environment=interpreted)
         for family in FAMILIES

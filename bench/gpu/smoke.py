@@ -124,7 +124,9 @@ def main() -> int:
     args = parser.parse_args()
     family, failed = FAMILIES[args.family], 0
     if family is None:
-        case = networks.NetworkCase("dncnn", 8 if args.device == "cpu" else 32, 2, "both")
+        case = networks.NetworkCase("dncnn", 8, 2, "both")
+        if args.device == "cuda":
+            case = networks.NetworkCase("dncnn", 32, 2, "both", autocast="bf16")
         row = networks.measure(case, args.device, measure.Settings(rounds=3, min_call=1e-4, budget=0.1))
         results = {name: result["status"] for name, result in row["providers"].items()}
         print(f"{case.id}: {results}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import Case
@@ -31,16 +32,26 @@ def test_the_cases_take_no_path_that_is_not_listed() -> None:
 
 @contextmanager
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fake CUDA tensors, and backends that believe in a device of compute capability 9.0 and a complete build."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
+    """Backends that believe in a device of compute capability 9.0 and a complete build."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
         patch.setattr(backends.cuda, "_missing", None)
         patch.setattr(backends.triton, "_missing", None)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
+        yield
+
+
+def fake_calls() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Input, weight and alpha of calls on a GPU, without memory."""
+    found = []
+    with FakeTensorMode():
+        for dtype in (*default_paths.DTYPES, torch.float64):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                for kernels, alpha in ((2, (2,)), (2, (3, 2)), (2, (3, 2, 8, 8)), (17, (17,))):
+                    x = torch.empty(3, 16, 8, 8, device="cuda", dtype=dtype, memory_format=layout)
+                    weight = torch.empty(kernels, 16, 16, 3, 3, device="cuda", dtype=dtype)
+                    found.append((x, weight, torch.empty(alpha, device="cuda")))
+    return found
 
 
 # The backends that serve calls on a GPU by default, and where they are compared with the definition there.
@@ -52,15 +63,9 @@ COVERED = {
 
 
 def test_the_backends_of_defaults_are_covered(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = set()
+    calls = fake_calls()
     with as_on_a_gpu(monkeypatch):
-        for dtype in (*default_paths.DTYPES, torch.float64):
-            for layout in (torch.contiguous_format, torch.channels_last):
-                for kernels, alpha in ((2, (2,)), (2, (3, 2)), (2, (3, 2, 8, 8)), (17, (17,))):
-                    x = torch.empty(3, 16, 8, 8, device="cuda", dtype=dtype).contiguous(memory_format=layout)
-                    weight = torch.empty(kernels, 16, 16, 3, 3, device="cuda", dtype=dtype)
-                    a = torch.empty(alpha, device="cuda")
-                    found.add(backends.select("tunable_conv2d", None, x, weight, a))
+        found = {backends.select("tunable_conv2d", None, *tensors) for tensors in calls}
     assert found <= set(COVERED), "a backend that is a default now needs its comparison on a GPU"
     assert {"triton", "torch"} <= found
 

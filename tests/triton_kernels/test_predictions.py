@@ -127,7 +127,7 @@ def test_the_wgmma_kernel_is_predicted_where_it_is_chosen() -> None:
     works = predictions.forward(small, Choice("wgmma", default_config(small)))
     assert [work.kernel for work in works] == ["hopper_conv_kernel"]
     wide = small._replace(inputs=1024, outputs=1024)
-    with pytest.raises(ValueError, match=r"^predictions: a problem must fit the wgmma kernel; got Problem\("):
+    with pytest.raises(ValueError, match=r"^roofline: a problem must fit the wgmma kernel; got Problem\("):
         predictions.forward(wide, Choice("wgmma", default_config(wide)))
     with pytest.raises(ValueError, match=r"^predictions: stride must be 1 for an input gradient; got \(2, 2\)"):
         predictions.backwards(small._replace(stride=(2, 2)))
