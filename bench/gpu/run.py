@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunable_ops.bench import skipped
-from tunable_ops.bench.gpu.plan import GRACE, MOST_BYTES, PLANS, Process, Stage, limit_of, plan
+from tunable_ops.bench.gpu.plan import GRACE, MOST_BYTES, PLANS, Process, Stage, files, limit_of, plan
 
 from tunable_ops import backends
 
@@ -221,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     chosen = [stage for stage in stages if stage.name in args.stages or not args.stages]
-    for old in out.glob("*.*"):  # results of an earlier run would count as this one's
-        old.unlink()
+    for name in files(chosen):  # results of an earlier run would count as this one's
+        (out / name).unlink(missing_ok=True)
     start = (sys.executable, os.environ["TUNABLE_OPS_RUN"])
     runner = Runner(out, cores, start=start)
     if args.stand_in:

@@ -150,6 +150,16 @@ def test_skips_without_an_accepted_reason_fail_a_stage(tmp_path: Path) -> None:
     assert "no accepted reason to skip a test: the CUDA operators are left out" in summary(tmp_path)[-1]
 
 
+def test_results_of_an_earlier_run_do_not_count(tmp_path: Path) -> None:
+    """A benchmark that wrote nothing once passed with the file of the run before; other files are left alone."""
+    for name in ("counters.txt", "summary.txt", "targets.json", "notes.md"):
+        (tmp_path / name).write_text("of an earlier run")
+    result = run(tmp_path, "first", "counters", "--stand-in", PYTHON=sys.executable)
+    assert result.returncode == 0, result.stderr
+    assert "of an earlier run" not in (tmp_path / "counters.txt").read_text() + (tmp_path / "summary.txt").read_text()
+    assert (tmp_path / "targets.json").exists() and (tmp_path / "notes.md").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(unavailable_reason() is not None, reason="the rehearsal interprets Triton kernels")
 def test_rehearsal(tmp_path: Path) -> None:
@@ -159,11 +169,13 @@ def test_rehearsal(tmp_path: Path) -> None:
         if (ROOT / name).exists():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / "copy" / name)
-    script, out = tmp_path / "copy" / "bench" / "on_gpu.sh", tmp_path / "out"
+    script = tmp_path / "copy" / "bench" / "on_gpu.sh"
     for plan in plans.PLANS:
+        out = tmp_path / plan
         result = run(out, plan, "--stand-in", script=script, PYTHON=sys.executable, PYTHONPATH="")
         assert result.returncode == 0, result.stdout + result.stderr
         made = sorted(file.name for file in out.rglob("*"))
+        assert len(made) <= plans.MOST_FILES
         assert made == plans.files(plans.plan(plan, 2, str(out), library=True, stand_in=True))
         names = [name for name in made if name.endswith(".json") and name != "table.json"]
         assert names
