@@ -22,7 +22,6 @@ from tunable_ops import backends, reference
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.triton import problem as triton_problem
-from tunable_ops.geometry import output_size
 
 Function = Callable[..., Tensor]
 
@@ -128,15 +127,16 @@ def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
 
 
 class _TritonAlgorithm(torch.autograd.Function):
-    """One algorithm of the Triton kernels with the heuristic's tiles, whatever rule and table would pick."""
+    """One algorithm of the Triton kernels with the heuristic's tiles, whatever rule and table would pick.
+
+    `like` has the shape and layout of the output.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, a: Tensor, geometry: Any, name: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, a: Tensor, geometry: Any, name: str, like: Tensor) -> Tensor:
         ctx.save_for_backward(x, w, b, a)
         ctx.options = (geometry, name)
         backend = backends.implementation("triton", "tunable_conv2d")
-        # the output grid alone is read of the last tensor
-        like = x.new_empty(()).expand(x.shape[0], w.shape[1], *output_size(x.shape[2:], w.shape[3:], *geometry[:3]))
         output: Tensor = backend.forward(
             x, w, b, a, *geometry, "none", _choice("forward", name, x, w, a, geometry, like)
         )
@@ -152,7 +152,7 @@ class _TritonAlgorithm(torch.autograd.Function):
         if a.dim() == 2:  # there is one algorithm for a gradient per sample
             on_weight = on_weight._replace(algorithm="fused")
         choices = (_choice("input", name, grad, w, a, geometry, x), on_weight)
-        return (*backend.backward(grad, None, x, w, b, a, *geometry, "none", mask, choices), None, None)
+        return (*backend.backward(grad, None, x, w, b, a, *geometry, "none", mask, choices), None, None, None)
 
 
 def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> Choice:
@@ -172,7 +172,7 @@ def _triton(name: str) -> Callable[[Problem], Function]:
     def make(problem: Problem) -> Function:
         stride, padding, dilation, groups = problem.geometry
         geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
-        return lambda x, w, b, a: _TritonAlgorithm.apply(x, w, b, a, geometry, name)
+        return lambda x, w, b, a: _TritonAlgorithm.apply(x, w, b, a, geometry, name, problem.grad_output)
 
     return make
 
