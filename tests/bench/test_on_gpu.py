@@ -34,7 +34,7 @@ def interrupts() -> Iterator[None]:
 
 def run(out: Path, *words: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
-    return subprocess.run(["bash", script, out, *words], env=env, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(["bash", script, out, *words], env=env, capture_output=True, text=True, timeout=6000)
 
 
 def program(path: Path, script: str) -> str:
