@@ -16,7 +16,7 @@ CONSTRAINTS := --constraint .venv/constraints.txt
 CSRC := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all setup test test-all sanitize demo docs wheel sdist lint format clean
+.PHONY: all setup test test-all rehearsal sanitize demo docs wheel sdist lint format clean
 
 all: test
 
@@ -59,6 +59,11 @@ test: .venv/.dev .venv/.ops
 test-all: .venv/.dev .venv/.ops
 	$(PYTEST)
 	$(INTERPRETED)
+
+# what bench/on_gpu.sh does on a machine with a GPU, on this one: some ten minutes
+rehearsal: .venv/.dev
+	PYTHON=$(abspath $(BIN)/python) bench/on_gpu.sh runs/rehearsal/first first --stand-in
+	PYTHON=$(abspath $(BIN)/python) bench/on_gpu.sh runs/rehearsal/second second --stand-in
 
 demo: .venv/.train .venv/.ops
 	$(BIN)/tunable-ops demo --out runs/demo

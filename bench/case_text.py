@@ -15,8 +15,8 @@ GRAMMAR = """LAYER Cn HxW [On] [Bn] [Pn] [Gn] [Sn] [Dn] [padn] [words], LAYER fi
   Gn Sn  groups (1; depthwise: C), stride
   Dn     dilation (1)
   padn   padding on every side (default: D (K - 1) // 2, none for down and up)
-  words  shared per_sample map; fp32 tf32 fp16 bf16; channels_last contiguous; forward backward both;
-         eager compile graph (the first of each is the default, but for channels_last)
+  words  shared per_sample map; fp32 tf32 fp16 bf16; channels_last contiguous; forward backward both
+         grad_input grad_weight; eager compile graph (the first of each is the default, but for channels_last)
 Example: 3x3 C48 O96 100x120 B2 P2 per_sample both"""
 
 _WORDS: dict[str, tuple[str, ...]] = {

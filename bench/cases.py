@@ -38,7 +38,7 @@ KINDS = {
 ALPHAS = ("shared", "per_sample", "map")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-PASSES = ("forward", "backward", "both")
+PASSES = ("forward", "backward", "both", "grad_input", "grad_weight")
 MODES = ("eager", "compile", "graph")
 
 
@@ -123,8 +123,8 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Return the operations of the pass for the plain convolution: forward 2 per MAC, backward twice that."""
-        return 2 * self.macs * {"forward": 1, "backward": 2, "both": 3}[self.direction]
+        """Return the operations of the pass for the plain convolution: 2 per MAC forward and for each gradient."""
+        return 2 * self.macs * {"backward": 2, "both": 3}.get(self.direction, 1)
 
     @property
     def bytes(self) -> int:
@@ -134,8 +134,8 @@ class Case:
         x = self.batch * self.channels * self.size * self.width
         y = self.batch * self.outputs * height * width
         w = self.outputs * self.channels * self.layer.taps**2 // self.groups
-        forward, backward = x + y + w, 2 * (x + w) + y  # backward reads x, w, dy and writes dx, dw
-        return size * {"forward": forward, "backward": backward, "both": forward + backward}[self.direction]
+        once, backward = x + y + w, 2 * (x + w) + y  # backward reads x, w, dy and writes dx, dw; one gradient, all once
+        return size * {"backward": backward, "both": once + backward}.get(self.direction, once)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-able; without `own` where it is None."""

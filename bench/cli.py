@@ -24,6 +24,7 @@ from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
 OWN = "own"  # what results of --case are called
+WRITE_EVERY = 5.0  # seconds between two writes of the results so far
 DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
 _OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "readme", "compare")
@@ -195,6 +196,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "clocks": {"before": machine.clocks(device), "after": {}},
         "rows": [],
     }
+    written = 0.0
     print("peaks: " + ", ".join(f"{name} {value:.3g}" for name, value in results["peaks"].items()))
     print(report.header(rounds=settings.rounds), flush=True)
     with _stoppable():
@@ -202,8 +204,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             for suite, case in chosen:
                 results["rows"].append(suite.measure(case, device, settings, args.providers, results["peaks"]))
                 print(report.line(results["rows"][-1]), flush=True)
-                if args.out and len(results["rows"]) % 10 == 0:
+                if args.out and time.perf_counter() - written > WRITE_EVERY:
                     results_file.write(results, args.out)
+                    written = time.perf_counter()
             results["interrupted"] = False
         except KeyboardInterrupt:
             print("bench: stopped; what was measured is kept", file=sys.stderr)

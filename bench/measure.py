@@ -75,7 +75,7 @@ def _prepare(
     step = steps.make(function, leaves(problem, provider.name), problem.grad_output, case.direction)
     if provider.name != "plain":
         problems.check(provider.name, step(), want, problem)
-    extra = {"peak_bytes": steps.peak_bytes(step, device), "launches": steps.launches(step, device)}
+    extra = steps.resources(step, device)
     if case.mode == "graph":
         step = steps.captured(step)
         if provider.name != "plain":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tunable_ops.bench import network_gate
 from tunable_ops.bench import step as steps
 from tunable_ops.bench.cases import DTYPES
 from tunable_ops.bench.measure import Settings, failure, time_steps
@@ -96,7 +97,7 @@ def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Set
     extras: dict[str, dict[str, Any]] = {}
     for name, step in variants.items():
         try:
-            extras[name] = {"peak_bytes": steps.peak_bytes(step, device), "launches": steps.launches(step, device)}
+            extras[name] = steps.resources(step, device)
             candidates[name] = steps.captured(step) if mode == "graph" else step
         except Exception as error:
             results[name] = failure(error)
@@ -108,10 +109,11 @@ def timed(variants: dict[str, steps.Step], mode: str, device: str, settings: Set
 
 
 def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Callable[[], None]]:
-    """Return steps of the plain network and its tunable forms, and a check of them against the plain one's output."""
+    """Return steps of the plain network and its tunable forms, and a check of the latter against the definition."""
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
     plain = BUILDERS[case.network]().to(device, dtype).to(memory_format=torch.channels_last)
+    network_gate.randomise(plain)
     net = tunable_ops.convert(plain, num_params=case.kernels).to(device)
     x = torch.rand(case.batch, 3, case.size, case.size, device=device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -124,6 +126,8 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         "tunable": (net, lambda: net(x, shared)),
         "tunable-per-sample": (net, lambda: net(x, each)),
     }
+    _check_conversion(case, device, {name: call for name, (_, call) in calls.items()})
+    network_gate.spread(net)
     if not training:
         folded = tunable_ops.fold(net, shared)
         live = tunable_ops.LiveFold(net)
@@ -135,16 +139,23 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         variants["cast-kernels"] = _cast_step(net, DTYPES[case.autocast])
 
     def gate() -> None:
-        """Check that a fresh conversion computes what the plain network does, for every lambda of the simplex."""
-        with torch.no_grad(), _autocast(case, device):
-            want = plain(x).float()
-            for name, (_, call) in calls.items():
-                error = (call().float() - want).square().mean().sqrt() / want.square().mean().sqrt()
-                bound = {"fp32": 1e-4}.get(case.autocast or case.dtype, 5e-2)  # tens of layers, each rounds
-                if not error.item() <= bound:
-                    raise ArithmeticError(f"{name}: rms error must be at most {bound}; got {error.item():.2g}")
+        tunable = {name: (call, each if "per-sample" in name else shared) for name, (_, call) in calls.items()}
+        del tunable["plain"]
+        precision = case.autocast or case.dtype
+        network_gate.check(plain, net, tunable, x, training, precision, lambda: _autocast(case, device))
 
     return variants, gate
+
+
+def _check_conversion(case: NetworkCase, device: str, calls: dict[str, Callable[[], Tensor]]) -> None:
+    """Check that a fresh conversion computes what the plain network does, for every lambda of the simplex."""
+    with torch.no_grad(), _autocast(case, device):
+        want = calls["plain"]().float()
+        for name, call in calls.items():
+            error = (call().float() - want).square().mean().sqrt() / want.square().mean().sqrt()
+            bound = {"fp32": 1e-4}.get(case.autocast or case.dtype, 5e-2)  # tens of layers, each rounds
+            if not error.item() <= bound:
+                raise ArithmeticError(f"{name}: rms error must be at most {bound}; got {error.item():.2g}")
 
 
 def _autocast(case: NetworkCase, device: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from tunable_ops.bench.cases import DTYPES, LAYOUTS, Case
+from tunable_ops.bench.step import wanted_gradients
 
 from tunable_ops import reference
 
@@ -89,20 +90,20 @@ def precision(case: Case) -> Iterator[None]:
         convolution.fp32_precision, matmul.fp32_precision = before
 
 
-def expected(problem: Problem) -> list[Tensor]:
-    """Return what the pass of the case must give, by the definition in fp32 without TF32: [output] or gradients."""
+def expected(problem: Problem, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return what the pass must give, by the definition in `dtype` without TF32: [output] or [output, *gradients]."""
     case = problem.case
-    tensors = [t.detach().float() for t in (problem.input, problem.weight, problem.bias, problem.alpha)]
+    tensors = [t.detach().to(dtype) for t in (problem.input, problem.weight, problem.bias, problem.alpha)]
     definition = reference.tunable_conv_transpose2d if case.layer.transposed else reference.tunable_conv2d
     stride, padding, dilation, groups = problem.geometry
     pair = [(n, n) for n in (stride, padding, dilation)]
     extra = [(0, 0), groups, pair[2]] if case.layer.transposed else [pair[2], groups]
     with precision(Case("1x1", 1, 1, 1)):
-        if case.direction == "forward":
-            return [definition(*tensors, pair[0], pair[1], *extra)]
-        leaves = [t.requires_grad_() for t in tensors]
-        output = definition(*leaves, pair[0], pair[1], *extra)
-        return [output.detach(), *torch.autograd.grad(output, leaves, problem.grad_output.float())]
+        leaves = [tensors[i].requires_grad_() for i in wanted_gradients(case.direction, len(tensors))]
+        output = definition(*tensors, pair[0], pair[1], *extra)
+        if not leaves:
+            return [output]
+        return [output.detach(), *torch.autograd.grad(output, leaves, problem.grad_output.to(dtype))]
 
 
 def check(name: str, got: Sequence[Tensor], want: Sequence[Tensor], problem: Problem) -> None:
@@ -111,9 +112,10 @@ def check(name: str, got: Sequence[Tensor], want: Sequence[Tensor], problem: Pro
     Raises:
         ArithmeticError: A result that is not the definition's, named with its error.
     """
-    names = ("output", "grad of input", "grad of weight", "grad of bias", "grad of alpha")
+    tensors = ("input", "weight", "bias", "alpha")
+    names = ["output", *(f"grad of {tensors[i]}" for i in wanted_gradients(problem.case.direction, len(tensors)))]
     bound = GATE[problem.case.dtype]
-    for what, g, w in zip(names[: len(want)], got, want, strict=True):
+    for what, g, w in zip(names, got, want, strict=True):
         if g.shape != w.shape:
             raise ArithmeticError(f"{name}: {what} must have shape {tuple(w.shape)}; got {tuple(g.shape)}")
         scale = _rms(w)
@@ -121,7 +123,7 @@ def check(name: str, got: Sequence[Tensor], want: Sequence[Tensor], problem: Pro
             # A sum over many products may come out near zero by chance; its error does not shrink with it.
             terms = want[0].numel() * problem.alpha.shape[-1 if problem.alpha.dim() < 3 else 1] / problem.alpha.numel()
             scale = max(scale, _rms(want[0]) * _rms(problem.grad_output.float()) * math.sqrt(terms))
-        error = _rms(g.detach().float() - w) / max(scale, 1e-30)
+        error = _rms(g.detach().to(w.dtype) - w) / max(scale, 1e-30)
         if not error <= bound:
             raise ArithmeticError(f"{name}: rms error of {what} must be at most {bound:.2g}; got {error:.2g}")
 

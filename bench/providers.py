@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import Problem
+from tunable_ops.triton_kernels.choose_algorithm import Choice, default_config
+from tunable_ops.triton_kernels.launch import Geometry
 
 import tunable_ops
 from tunable_ops import backends, reference
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
+from tunable_ops.backends.triton import problem as triton_problem
 
 Function = Callable[..., Tensor]
 
@@ -121,6 +124,63 @@ def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
         return "serves 1x1 alone" if name == "bmm" and kind.taps != 1 else None
 
     return refuses
+
+
+class _TritonAlgorithm(torch.autograd.Function):
+    """One algorithm of the Triton kernels with the heuristic's tiles, whatever rule and table would pick.
+
+    `like` has the shape and layout of the output.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, a: Tensor, geometry: Any, name: str, like: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w, b, a)
+        ctx.options = (geometry, name)
+        backend = backends.implementation("triton", "tunable_conv2d")
+        output: Tensor = backend.forward(
+            x, w, b, a, *geometry, "none", _choice("forward", name, x, w, a, geometry, like)
+        )
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        geometry, name = ctx.options
+        x, w, b, a = ctx.saved_tensors
+        mask = list(ctx.needs_input_grad[:4])
+        backend = backends.implementation("triton", "tunable_conv2d")
+        on_weight = _choice("weight", name, x, w, a, geometry, grad)
+        if a.dim() == 2:  # there is one algorithm for a gradient per sample
+            on_weight = on_weight._replace(algorithm="fused")
+        choices = (_choice("input", name, grad, w, a, geometry, x), on_weight)
+        return (*backend.backward(grad, None, x, w, b, a, *geometry, "none", mask, choices), None, None, None)
+
+
+def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> Choice:
+    shape = Geometry(*geometry[:3])
+    groups = geometry[3]
+    if direction == "weight":
+        kind = triton_problem.weight_kind(w, groups)
+    elif direction == "input":
+        kind = triton_problem.input_kind(w, shape, groups, result, source)
+    else:
+        kind = triton_problem.forward_kind(w, shape, groups, source, result)
+    problem = triton_problem.make_problem(direction, kind, source, w, a, shape, groups, result)
+    return Choice(name, default_config(problem))
+
+
+def _triton(name: str) -> Callable[[Problem], Function]:
+    def make(problem: Problem) -> Function:
+        stride, padding, dilation, groups = problem.geometry
+        geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
+        return lambda x, w, b, a: _TritonAlgorithm.apply(x, w, b, a, geometry, name, problem.grad_output)
+
+    return make
+
+
+def _triton_refuses(problem: Problem) -> str | None:
+    if problem.case.layer.transposed or problem.case.alpha == "map":
+        return "serves no map and no transposed convolution"
+    return _backend_missing("triton")(problem)
 
 
 def _cuda_hopper(problem: Problem) -> Function:
@@ -273,6 +333,10 @@ _ALL = (
     *(
         Provider(f"algorithm-{n}", f"ours, algorithm {n!r}", _algorithm(n), _algorithm_refuses(n), default=False)
         for n in per_sample.FORWARD
+    ),
+    *(
+        Provider(f"triton-{n}", f"ours, Triton kernels, algorithm {n!r}", _triton(n), _triton_refuses, default=False)
+        for n in ("fused", "premix")
     ),
     Provider("cuda-hopper", "ours, the CUDA wgmma kernel", _cuda_hopper, _cuda_hopper_refuses, default=False),
     Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),

@@ -160,7 +160,19 @@ def markdown(results: dict[str, Any]) -> str:
     nets = [row for row in results["rows"] if "network" in row and ok(row, "plain")]
     if nets:
         parts += ["", *_table(nets, [n for n in nets[0]["providers"] if n != "plain"])]
+    for row in nets:
+        parts += _longest(row)
     return "\n".join(parts)
+
+
+def _longest(row: dict[str, Any]) -> list[str]:
+    """Return a table of the longest kernels of a network's step, where a GPU's profiler saw them."""
+    found = [(name, kernel) for name in row["providers"] for kernel in (ok(row, name) or {}).get("kernels", ())]
+    if not found:
+        return []
+    head = ["provider", "kernel", "us", "launches"]
+    cells = [[name, kernel, f"{microseconds:.1f}", str(count)] for name, (kernel, microseconds, count) in found]
+    return ["", f"Longest kernels of {row['id']}:", "", *table(head, cells)]
 
 
 def _table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

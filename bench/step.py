@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,19 @@ from torch import Tensor
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Step = Callable[[], list[Tensor]]
+LISTED = 20  # kernels of a step whose times are kept
+LONGEST_NAME = 120
 
 
 def make(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad_output: Tensor, direction: str) -> Step:
-    """Return a step that gives [output], or [output, *gradients] (for "backward" of an output computed beforehand)."""
-    inputs = [t.detach().requires_grad_(direction != "forward") for t in tensors]
+    """Return a step that gives [output] or [output, *gradients].
+
+    "backward", "grad_input" and "grad_weight" start from an output computed beforehand; the last is the gradient of
+    everything but the input, the first of `tensors`.
+    """
+    wanted = wanted_gradients(direction, len(tensors))
+    inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+    leaves = [inputs[i] for i in wanted]
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
@@ -23,7 +31,7 @@ def make(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad_output
 
     def both() -> list[Tensor]:
         output = function(*inputs)
-        return [output.detach(), *torch.autograd.grad(output, inputs, grad_output)]
+        return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
     if direction == "forward":
         return forward
@@ -32,9 +40,16 @@ def make(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad_output
     kept = function(*inputs)
 
     def backward() -> list[Tensor]:
-        return [kept.detach(), *torch.autograd.grad(kept, inputs, grad_output, retain_graph=True)]
+        return [kept.detach(), *torch.autograd.grad(kept, leaves, grad_output, retain_graph=True)]
 
     return backward
+
+
+def wanted_gradients(direction: str, count: int) -> list[int]:
+    """Return which of `count` tensors, the input first, a pass differentiates by."""
+    return list(
+        {"forward": range(0), "grad_input": range(1), "grad_weight": range(1, count)}.get(direction, range(count))
+    )
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,8 +100,16 @@ def peak_bytes(step: Step, device: str) -> int:
     return peak
 
 
-def launches(step: Step, device: str) -> int | None:
-    """Return how many kernels, copies and fills one step launches on a GPU; None on the CPU."""
+class Kernel(NamedTuple):
+    """What a step launches under one name: microseconds of all launches, and their number."""
+
+    name: str
+    microseconds: float
+    count: int
+
+
+def kernels(step: Step, device: str) -> list[Kernel] | None:
+    """Return the kernels, copies and fills that one step launches on a GPU, the longest first; None on the CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -95,4 +118,26 @@ def launches(step: Step, device: str) -> int | None:
         step()
         torch.cuda.synchronize()
     kind = torch.autograd.DeviceType.CUDA
-    return sum(e.device_type() == kind for e in profile.profiler.kineto_results.events())  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    return summed([(event.name(), event.duration_ns() / 1e3) for event in events if event.device_type() == kind])
+
+
+def summed(launches: Sequence[tuple[str, float]]) -> list[Kernel]:
+    """Return the launches (name, microseconds) by name, the longest first."""
+    found: dict[str, list[float]] = {}
+    for name, microseconds in launches:
+        found.setdefault(name, []).append(microseconds)
+    listed = [Kernel(name, sum(times), len(times)) for name, times in found.items()]
+    return sorted(listed, key=lambda kernel: -kernel.microseconds)
+
+
+def resources(step: Step, device: str) -> dict[str, Any]:
+    """Return what one step needs: the most memory and, on a GPU, its launches and the longest of them."""
+    found: dict[str, Any] = {"peak_bytes": peak_bytes(step, device), "launches": None}
+    launched = kernels(step, device)
+    if launched is not None:
+        found["launches"] = sum(kernel.count for kernel in launched)
+        found["kernels"] = [
+            [kernel.name[:LONGEST_NAME], kernel.microseconds, kernel.count] for kernel in launched[:LISTED]
+        ]
+    return found

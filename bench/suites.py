@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunable_ops.bench import cases, host, networks, perceptual, providers
+from tunable_ops.bench import cases, host, networks, perceptual, providers, targets
 from tunable_ops.bench.case_text import read_case
 from tunable_ops.bench.measure import Settings, measure
 
@@ -34,6 +34,10 @@ def _layer(case: Any, device: str, settings: Settings, names: Sequence[str], pea
     return measure(case, providers.select(case, names), device, settings, peaks)
 
 
+def _target(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
+    return _layer(case, device, settings, names or targets.target_providers(case), peaks)
+
+
 def _network(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
     return networks.measure(case, device, settings)
 
@@ -51,6 +55,8 @@ SUITES = {
     "scaling": Suite(cases.scaling_suite, _layer),
     "per-sample": Suite(lambda device: cases.per_sample_suite(), _layer, in_all=False),
     "networks": Suite(networks.network_suite, _network),
+    "targets": Suite(targets.target_cases, _target, in_all=False),
+    "target-networks": Suite(targets.target_networks, _network, in_all=False),
     "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),
     "host": Suite(lambda device: host.CASES, _host, in_all=False),
 }

@@ -1,10 +1,12 @@
 """Check the machine code of every kernel specialisation that can be chosen; no GPU or driver needed.
 
     python -m tunable_ops.triton_kernels.audit [--quick] [--arch 80 90 100] [--jobs 2] [--only TEXT]
+    python -m tunable_ops.triton_kernels.audit --model
 
 Compiles each case of `audit_cases` for each architecture and checks that it uses the tensor cores' instructions (wgmma
 on sm_90), that nothing spills, and that shared and tensor memory suffice. Prints a table; if a case fails, names it and
-exits with 1. Importing this module does not need triton, running it does.
+exits with 1. With --model it prints what `predictions` expects of the cases that have targets, and the counts of their
+kernels on sm_90. Importing this module does not need triton; only --model runs without it, and then prints no counts.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops.triton_kernels import unavailable_reason
+from tunable_ops.triton_kernels.audit_loop import Loop, main_loop
 
 if TYPE_CHECKING:
     from tunable_ops.triton_kernels.audit_cases import AuditCase
@@ -50,6 +53,7 @@ class Finding:
     shared: int = 0
     counts: tuple[tuple[str, int], ...] = ()
     faults: tuple[str, ...] = ()
+    loop: Loop | None = None
 
     def count(self, instruction: str) -> int:
         """Return how often an instruction appears."""
@@ -79,10 +83,12 @@ def audit(case: AuditCase, arch: int) -> Finding:
         file.write(kernel.asm["cubin"])
         file.flush()
         resources = _cuobjdump("--dump-resource-usage", file.name)
-        counts = _count(_cuobjdump("--dump-sass", file.name))
+        sass = _cuobjdump("--dump-sass", file.name)
+    counts = _count(sass)
     registers, stack = (int(_search(rf"{key}:(\d+)", resources)) for key in ("REG", "STACK"))
     faults = tuple(_faults(case, arch, registers, stack, kernel.metadata, counts))
-    return Finding(case.name, arch, registers, stack, kernel.metadata.shared, tuple(sorted(counts.items())), faults)
+    listed = tuple(sorted(counts.items()))
+    return Finding(case.name, arch, registers, stack, kernel.metadata.shared, listed, faults, main_loop(sass))
 
 
 def _faults(
@@ -169,8 +175,20 @@ def audit_all(
         yield from pool.map(_audit_named, tasks)
 
 
-HEAD = ("case", "sm", "registers", "stack", "shared", "tensor cores", "TMA", "cp.async", "spills", "verdict")
-WIDTHS = (60, 3, 9, 5, 6, 14, 3, 8, 6, 0)
+HEAD = (
+    "case",
+    "sm",
+    "registers",
+    "stack",
+    "shared",
+    "tensor cores",
+    "TMA",
+    "cp.async",
+    "spills",
+    "main loop",
+    "verdict",
+)
+WIDTHS = (60, 3, 9, 5, 6, 14, 3, 8, 6, 18, 0)
 
 
 def row(finding: Finding) -> tuple[str, ...]:
@@ -179,12 +197,39 @@ def row(finding: Finding) -> tuple[str, ...]:
     numbers = (finding.arch, finding.registers, finding.stack, finding.shared)
     copies = (finding.count("UTMALDG"), finding.count("LDGSTS"), finding.count("STL") + finding.count("LDL"))
     verdict = "; ".join(finding.faults) or "ok"
-    return (finding.name, *map(str, numbers), tensor_cores or "-", *map(str, copies), verdict)
+    return (finding.name, *map(str, numbers), tensor_cores or "-", *map(str, copies), described(finding.loop), verdict)
+
+
+def described(loop: Loop | None) -> str:
+    """Return the counts of a loop in the order of `Loop`: instructions, products, barriers, waits."""
+    return "-" if loop is None else "/".join(map(str, loop))
 
 
 def line(cells: Sequence[str]) -> str:
     """Align cells in columns."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+def model(counted: bool) -> Iterator[str]:
+    """Yield the lines of the predictions, with the counts of the kernels' main loops if triton can compile them."""
+    from tunable_ops.triton_kernels import predictions
+
+    if counted:
+        from tunable_ops.triton_kernels.audit_cases import launches_of
+    yield "Predicted, not measured: microseconds and ratios to the plain layer on an H100 SXM, at the faster and"
+    yield "the slower rates of roofline.py. Loop: instructions/products/barriers/waits of a step, on sm_90."
+    for case in predictions.CASES:
+        found = predictions.predict(case)
+        yield ""
+        yield predictions.line(found)
+        for work in found.launches if len(found.launches) <= predictions.LISTED else ():
+            yield f"    {predictions.work_line(work)}"
+        names = {work.kernel for work in found.launches}
+        if counted and case.problem is not None:
+            fused = launches_of(case.problem, case.directions)
+            for audited in (one for one in fused if one.launch.kernel.__name__ in names):
+                finding, name = audit(audited, 90), audited.launch.kernel.__name__
+                yield f"    {name}: loop {described(finding.loop)}, {finding.registers} registers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,8 +239,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=list(ARCHS), help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--model", action="store_true", help="print predicted times of the cases that have targets")
     options = parser.parse_args(arguments)
     reason = unavailable_reason()
+    if options.model:
+        print("\n".join(model(counted=reason is None)))
+        return 0
     if reason is not None:
         print(f"audit: triton must be installed; {reason}", file=sys.stderr)
         return 2

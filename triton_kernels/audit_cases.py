@@ -4,7 +4,7 @@ A case is a launch on tensors without storage, so its types, constants and divis
 is one problem for each path through the kernels; for the typical shapes all of autotuning's candidates are listed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,19 @@ def cases() -> Iterator[AuditCase]:
     for activation in ("gelu", "silu"):
         yield from _saving(activation)
     yield from _blends()
+
+
+def launches_of(problem: Problem, directions: Sequence[str]) -> Iterator[AuditCase]:
+    """List the fused launches of a forward problem at stride 1, in some of the directions, with the default tiles."""
+    for direction in directions:
+        wanted = problem._replace(direction=direction)
+        if direction == "input":
+            wanted = wanted._replace(inputs=problem.outputs, outputs=problem.inputs)
+        if direction == "weight" and problem.kind == "pointwise":
+            wanted = wanted._replace(kind="dense")
+        launches, _ = plan_problem(wanted, make_operands(wanted, "meta"), default_config(wanted))
+        for launch in launches:
+            yield AuditCase(name_of(wanted), launch, _product_rows(launch, wanted.dtype))
 
 
 def _product_rows(launch: Launch, dtype: str) -> int | None:

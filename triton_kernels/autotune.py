@@ -58,13 +58,24 @@ def autotune(
         best = min(measured, key=lambda choice: measured[choice])
         entries[problem] = {"choice": best, "milliseconds": measured[best]}
         report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms, best of {len(measured)}")
-        _write(path, device, entries)
+        write_table(path, device, entries)
     load_table.cache_clear()
     choose_algorithm.cache_clear()
     return path
 
 
-def _write(path: Path, device: str, entries: dict[Problem, dict[str, Any]]) -> None:
+def run_candidates(problem: Problem) -> None:
+    """Run every candidate of a problem once, which compiles it: measuring then finds the machine code in the cache."""
+    operands = make_operands(problem, "cuda")
+    for choice, run, _ in _candidates(problem, operands):
+        try:
+            run()
+        except Exception as error:  # measuring will leave it out too
+            print(f"autotune: {choice} fails: {error!r}")
+
+
+def write_table(path: Path, device: str, entries: dict[Problem, dict[str, Any]]) -> None:
+    """Write a table that `load_table` reads: a "choice" for every problem, and its "milliseconds" if measured."""
     rows = [
         {
             "problem": problem._asdict(),
@@ -76,7 +87,9 @@ def _write(path: Path, device: str, entries: dict[Problem, dict[str, Any]]) -> N
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {"version": VERSION, "device": device, "torch": torch.__version__, "entries": rows}
-    path.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)  # whole or not at all, whenever it is stopped
 
 
 def _measure(problem: Problem, repeats: int) -> dict[Choice, float]:

@@ -24,7 +24,8 @@ def test_suites_have_distinct_ids_and_cover_what_they_promise() -> None:
     assert {case.kind for case in gpu} == set(cases.KINDS)
     assert {case.alpha for case in gpu} == set(cases.ALPHAS)
     assert {case.dtype for case in gpu} == set(cases.DTYPES)
-    assert {case.direction for case in gpu} == set(cases.PASSES)
+    targets = suites.SUITES["targets"].cases("cuda")
+    assert {case.direction for case in [*gpu, *targets]} == set(cases.PASSES)
     assert {case.mode for case in gpu} == set(cases.MODES)
     assert {2, 3, 4, 8} <= {case.kernels for case in gpu}
     assert {case.kind for case in cases.cpu_suite()} == set(cases.KINDS)
@@ -45,7 +46,7 @@ def test_counts_match_the_convolution_that_runs(kind: str) -> None:
     assert case.bytes == 4 * sum(t.numel() for t in tensors)
 
 
-@pytest.mark.parametrize("direction", ["forward", "both", "backward"])
+@pytest.mark.parametrize("direction", cases.PASSES)
 @pytest.mark.parametrize("alpha", cases.ALPHAS)
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_every_provider_passes_the_gate(kind: str, alpha: str, direction: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tunable_ops.bench import cli, machine, measure, networks, plots, report, results_file, suites
+from tunable_ops.bench import cli, machine, measure, networks, plots, report, results_file, step, suites
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.providers import PROVIDERS, Provider
 
@@ -277,6 +277,27 @@ def test_plots_are_drawn_from_stored_results(tmp_path: Path) -> None:
     for file in files:
         with Image.open(file) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(2**24) or []) > 20
+
+
+def test_the_longest_kernels_of_a_step_are_kept_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launches = [("fill", 1.0), *(("conv", 5.0) for _ in range(3)), ("add", 2.0), ("x" * 500, 0.5)]
+    found = step.summed(launches)
+    assert [(k.name[:4], k.microseconds, k.count) for k in found] == [
+        ("conv", 15.0, 3),
+        ("add", 2.0, 1),
+        ("fill", 1.0, 1),
+        ("xxxx", 0.5, 1),
+    ]
+    monkeypatch.setattr(step, "kernels", lambda *_: step.summed([*launches, *((f"k{i}", 0.1) for i in range(30))]))
+    resources = step.resources(lambda: [], "cpu")
+    assert resources["launches"] == 36 and len(resources["kernels"]) == step.LISTED
+    assert resources["kernels"][0] == ["conv", 15.0, 3] and len(resources["kernels"][3][0]) == step.LONGEST_NAME
+    results = results_file.read(ROOT / "bench" / "results" / "networks_cpu.json")
+    row = next(row for row in results["rows"] if row["providers"]["tunable"]["status"] == "ok")
+    row["providers"]["tunable"]["kernels"] = resources["kernels"]
+    results_file.write(results, tmp_path / "r.json")
+    shown = report.markdown(results_file.read(tmp_path / "r.json"))
+    assert f"Longest kernels of {row['id']}:" in shown and "| tunable | conv | 15.0 | 3 |" in shown
 
 
 def test_networks_have_rows_of_the_same_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tunable_ops.triton_kernels.audit_cases import name_of, problems
 from tunable_ops.triton_kernels.choose_algorithm import Problem
 from tunable_ops.triton_kernels.plan_problem import Operands, candidates, make_operands, plan_problem
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.compiles(4)]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,7 +35,14 @@ def gradients(function: Any, tensors: list[Any], case: Case, grad: Tensor, **opt
     return [output, *torch.autograd.grad(output, [t for t in leaves if t is not None], grad.to(output.dtype))]
 
 
-@pytest.mark.parametrize("problem", list(dict.fromkeys(p for p, _ in problems())), ids=name_of)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        pytest.param(p, marks=pytest.mark.compiles(5 + len(candidates(p))))
+        for p in dict.fromkeys(p for p, _ in problems())
+    ],
+    ids=name_of,
+)
 def test_every_configuration_is_exact_on_integers(problem: Problem) -> None:
     check_exact(problem, "cuda")
 
@@ -94,6 +101,7 @@ def _expected(problem: Problem, operands: Operands) -> Tensor:
     return gradient.to(operands.x.dtype).double() if problem.direction == "input" else gradient
 
 
+@pytest.mark.compiles(5)
 @pytest.mark.parametrize("seed", range(60))
 def test_random_shapes(seed: int) -> None:
     draw = random.Random(seed)

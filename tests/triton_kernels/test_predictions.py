@@ -1,0 +1,195 @@
+"""Predicted calls: the launches that the backend really makes, the table, and the counts beside it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tunable_ops.triton_kernels import audit, predictions, unavailable_reason
+from tunable_ops.triton_kernels.audit_loop import Loop, main_loop
+from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, default_config
+
+from tunable_ops import models
+
+needs_triton = pytest.mark.skipif(unavailable_reason() is not None, reason="the plans need triton")
+
+
+def tensors(problem: Problem) -> list[torch.Tensor]:
+    from tunable_ops.triton_kernels.plan_problem import make_operands
+
+    operands = make_operands(problem, "meta")
+    assert operands.alpha is not None
+    return [operands.x, operands.weight, operands.bias, operands.alpha]
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The launches of our kernels (name, blocks) and the library's convolutions, in order; nothing runs."""
+    from tunable_ops.triton_kernels.launch import Launch
+
+    from tunable_ops.backends.triton import tunable_conv2d as backend
+
+    made: list[Any] = []
+
+    def run(launch: Launch) -> None:
+        made.append((launch.kernel.__name__, launch.grid[0]))
+
+    def convolve(input: torch.Tensor, kernel: torch.Tensor, *_: Any) -> torch.Tensor:
+        made.append("library")
+        return torch.empty(input.shape[0], kernel.shape[0], *input.shape[2:], device="meta", dtype=input.dtype)
+
+    def convolve_backward(
+        grad: torch.Tensor, input: torch.Tensor, kernel: torch.Tensor, geometry: Any, groups: int, wanted: list[bool]
+    ) -> list[Any]:
+        made.extend(["library"] * sum(wanted))
+        return [torch.empty_like(t) if want else None for want, t in zip(wanted, (input, kernel, kernel), strict=True)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Launch, "run", run)
+        patch.setattr(backend, "convolve", convolve)
+        patch.setattr(backend, "convolve_backward", convolve_backward)
+        patch.setattr(backend, "multiprocessors", lambda _: predictions.FAST.multiprocessors)
+        yield made
+
+
+def said(works: list[Any]) -> list[Any]:
+    """Predicted launches in the form of `recorded`: torch's own passes are not recorded."""
+    found = []
+    for work in works:
+        if work.kernel.startswith("library"):
+            found.append("library")
+        elif work.kernel.startswith("_"):
+            found.append((work.kernel, work.blocks))
+    return found
+
+
+@needs_triton
+@pytest.mark.parametrize("case", predictions.CASES, ids=lambda case: case.name)
+def test_launches_are_those_of_the_backend(case: predictions.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunable_ops.backends.triton import tunable_conv2d as backend
+
+    if case.problem is None:
+        pytest.skip("a network: nafnet_layers is compared with it")
+    options = [(1, 1), (1, 1), (1, 1), case.problem.groups]
+    operands = tensors(case.problem)
+    with recorded(monkeypatch) as made:
+        output = backend.forward(*operands, *options, "none")
+        forward = list(made)
+        made.clear()
+        backend.backward(output, None, *operands, *options, "none", [True, False, False, False])
+        gradient = list(made)
+        made.clear()
+        backend.backward(output, None, *operands, *options, "none", [False, True, True, True])
+        kernels = list(made)
+    assert forward == said(predictions.forward(case.problem))
+    assert gradient == said(predictions.input_gradient(case.problem))
+    assert kernels == said(predictions.kernel_gradients(case.problem))
+
+
+@needs_triton
+@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize("kind, taps", [("dense", 3), ("pointwise", 1)])
+def test_launches_of_premix_are_those_of_the_backend(
+    alpha: str, kind: str, taps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunable_ops.backends.triton import tunable_conv2d as backend
+
+    sizes = (8, 2, 64, 32, 1, (taps, taps), (1, 1), (20, 20))
+    problem = Problem("forward", kind, alpha, "bfloat16", "nhwc", *sizes)
+    choice = Choice("premix", default_config(problem))
+    with recorded(monkeypatch) as made:
+        backend.forward(*tensors(problem), (1, 1), (taps // 2, taps // 2), (1, 1), 1, "none", choice)
+    assert made == said(predictions.forward(problem, choice))
+
+
+def test_layers_of_nafnet_are_the_networks() -> None:
+    found = []
+
+    def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        assert isinstance(module, torch.nn.Conv2d)
+        groups, (taps, _) = module.groups, module.kernel_size
+        sizes = (module.in_channels // groups, module.out_channels // groups, groups, taps, module.stride[0])
+        found.append((*sizes, tuple(output.shape[2:])))
+
+    with torch.device("meta"):
+        net = models.NAFNet()
+        for module in net.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(note)
+        net(torch.empty(1, 3, 256, 256))
+    listed = [(p.inputs, p.outputs, p.groups, p.taps[0], p.stride[0], p.size) for p in predictions.nafnet_layers()]
+    assert sorted(listed) == sorted(found)
+
+
+def test_the_wgmma_kernel_is_predicted_where_it_is_chosen() -> None:
+    small = next(case.problem for case in predictions.CASES if case.problem is not None)
+    works = predictions.forward(small, Choice("wgmma", default_config(small)))
+    assert [work.kernel for work in works] == ["hopper_conv_kernel"]
+    wide = small._replace(inputs=1024, outputs=1024)
+    with pytest.raises(ValueError, match=r"^roofline: a problem must fit the wgmma kernel; got Problem\("):
+        predictions.forward(wide, Choice("wgmma", default_config(wide)))
+    with pytest.raises(ValueError, match=r"^predictions: stride must be 1 for an input gradient; got \(2, 2\)"):
+        predictions.backwards(small._replace(stride=(2, 2)))
+
+
+def test_a_prediction_follows_the_choice() -> None:
+    case = predictions.CASES[0]
+    assert case.problem is not None
+    default = predictions.total(predictions.forward(case.problem), predictions.FAST)
+    other = choose_algorithm(case.problem)
+    other = other._replace(config=other.config._replace(block_m=64))
+    assert predictions.total(predictions.forward(case.problem, other), predictions.FAST) > default
+    row = predictions.predict(case)
+    assert row.microseconds[0] == pytest.approx(default * 1e6)
+    assert row.ratio == tuple(a / b for a, b in zip(row.microseconds, row.plain, strict=True))
+    assert row.microseconds[0] < row.microseconds[1]
+
+
+def test_the_command_prints_every_case(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "unavailable_reason", lambda: "triton is not installed")
+    assert audit.main(["--model"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Predicted, not measured")
+    for case in predictions.CASES:
+        row = predictions.predict(case)
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{case.name} ")]
+        assert f"predicted {row.ratio[0]:.2f}" in line or f"predicted {row.ratio[1]:.2f}" in line
+        assert f"target {case.target:.2f}" in line if case.target else "target -" in line
+    assert "loop" not in printed.partition("sm_90.")[2]
+
+
+@needs_triton
+def test_the_command_prints_the_counts_of_main_loops(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "CASES", predictions.CASES[:1])
+    assert audit.main(["--model"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if ": loop " in line]
+    counts = Loop(*map(int, line.partition(": loop ")[2].partition(",")[0].split("/")))
+    assert counts.products == 8  # 128x64x64 in products of 64x64x16
+    assert counts.instructions > 50 and counts.barriers > 0 and counts.waits > 0
+
+
+SASS = """
+        /*0000*/                   BRA 0x0020 ;
+        /*0010*/              @!P0 LDG.E R2, desc[UR4][R2.64] ;
+        /*0020*/                   DEPBAR.LE SB0, 0x1 ;
+        /*0030*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0040*/             @!UPT HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0050*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0060*/                   LDGDEPBAR ;
+        /*0070*/               @P3 BRA 0x20 ;
+        /*0080*/                   FFMA R1, R2, R3, R4 ;
+        /*0090*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R3 ;
+        /*00a0*/               @P1 BRA 0x80 ;
+        /*00b0*/               @P1 BRA 0x10 ;
+        /*00c0*/                   EXIT ;
+        /*00d0*/                   BRA 0xd0;
+"""
+
+
+def test_the_main_loop_of_machine_code() -> None:
+    assert main_loop(SASS) == Loop(instructions=6, products=1, barriers=1, waits=2)
+    assert main_loop(SASS.replace("HGMMA", "FMUL").replace("@P3 BRA 0x20", "NOP")) == Loop(3, 0, 0, 1)
+    assert main_loop("        /*00d0*/                   BRA 0xd0;") is None

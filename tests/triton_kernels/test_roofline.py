@@ -1,0 +1,152 @@
+"""The model of launches: counts by hand, counts of the plans, and times that grow with what they are made of."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from tunable_ops.triton_kernels import roofline, roofline_kernels, unavailable_reason
+from tunable_ops.triton_kernels.choose_algorithm import Problem
+from tunable_ops.triton_kernels.launch import Config
+from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work
+from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, wgmma_work, work_of
+
+ROOT = Path(__file__).parents[2]
+# [32, 64, 56, 56], two kernels, bf16
+LAYER = Problem("forward", "dense", "sample", "bfloat16", "nhwc", 32, 2, 64, 64, 1, (3, 3), (1, 1), (56, 56))
+TILE = Config(128, 64, 64, 4, 3)
+PIXELS = 32 * 56 * 56
+
+
+def test_counts_of_a_dense_layer_by_hand() -> None:
+    (work,) = work_of(LAYER, TILE)
+    tiles, steps = 32 * 25, 9  # 3136 pixels are 24.5 tiles; nine taps of one chunk of channels
+    assert (work.kernel, work.blocks) == ("_tunable_conv2d_forward_kernel", tiles)
+    assert work.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 64 * 9 * 2
+    assert work.products == tiles * steps * 128 * 64 * 64
+    # Every pixel once per tap, two tiles of kernels per step, the output once.
+    assert work.l2 == PIXELS * 64 * 9 * 2 + tiles * steps * 2 * 64 * 64 * 2 + PIXELS * 64 * 2
+    # Pixels in and out; two kernels in and out; the blend in, and out for each of two warpgroup's rows.
+    assert work.shared == tiles * steps * (2 * 128 * 64 + 2 * 2 * 64 * 64 + 3 * 64 * 64) * 2
+
+
+def test_a_step_moves_32_kilobytes_in_256_clocks() -> None:
+    full = work_of(LAYER._replace(size=(64, 64)), TILE)[0]
+    steps = full.blocks * 9
+    output = 32 * 64 * 64 * 64 * 2
+    assert (full.l2 - output) / steps == 32 << 10
+    assert full.products / steps / 2048 == 256
+
+
+def test_counts_of_other_kernels_by_hand() -> None:
+    (one,) = work_of(LAYER._replace(kind="pointwise", taps=(1, 1), alpha="shared"), TILE)
+    assert one.blocks == 784 and one.products == 784 * 128 * 64 * 64  # the batch is one row of pixels
+    assert one.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 64 * 2
+    deep = LAYER._replace(kind="depthwise", inputs=1, outputs=1, groups=64)
+    (work,) = work_of(deep, Config(16, 8, 64, 2, 1))
+    assert work.blocks == 32 * 4 * 7 and work.products == 0
+    assert work.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 9 * 2
+    assert work.l2 == work.blocks * (18 * 10 * 64 + 2 * 9 * 64) * 2 + PIXELS * 64 * 2
+    (weight,) = work_of(LAYER._replace(direction="weight"), Config(64, 128, 64, 4, 3), splits=4)
+    assert weight.blocks == 5 * 4 * 32
+    assert weight.workspace == 4 * 4 * 32 * 64 * 64 * 9
+    assert weight.products == weight.blocks * 13 * 64 * 128 * 64  # a quarter of 3136 pixels in steps of 64
+    blend = blend_work(36864, 64, 32, 2, "bfloat16")
+    assert blend.blocks == 32 * 73 and blend.memory == 2 * (36864 + 64) * 2
+    contract = contract_work(36864, 32, 4, 2, "bfloat16")
+    assert contract.blocks == 72 and contract.chain == 2 + 32 * 5
+    assert contract.l2 == 4 * 32 * 4 * 36864 + 2 * 2 * 36864 * 2
+
+
+def test_counts_of_the_wgmma_kernel_by_hand() -> None:
+    """Two warpgroups of three rows of 64 pixels, and all 64 outputs: boxes of eight rows, copied three times."""
+    work = wgmma_work(LAYER, 132)
+    assert work is not None and work.blocks == 132
+    tiles = 32 * 10  # 56 rows are 9.3 tiles of six, 56 columns one of 64
+    assert work.products == tiles * 6 * 64 * 64 * 64 * 9
+    assert work.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 64 * 9 * 2
+    panels = (132 + 32) * 2 * 9 * 64 * 64 * 2
+    assert work.l2 == tiles * 3 * 8 * 64 * 64 * 2 + panels + PIXELS * 64 * 2
+    once = wgmma_work(LAYER, 132, copies=1)
+    assert once is not None and once.l2 == work.l2 - tiles * 2 * 8 * 64 * 64 * 2
+    assert wgmma_work(LAYER._replace(inputs=1024, outputs=1024), 132) is None
+
+
+def test_a_strided_input_gradient_has_a_launch_per_phase() -> None:
+    strided = LAYER._replace(direction="input", stride=(2, 2))
+    works = work_of(strided, TILE)
+    assert len(works) == 4
+    taps = [work.products // (work.blocks * 128 * 64 * 64) for work in works]
+    assert sorted(taps) == [1, 2, 2, 4]
+
+
+def test_every_kernel_has_an_entry() -> None:
+    kernels = set()
+    for file in (ROOT / "triton_kernels").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and re.fullmatch(r"_\w+_kernel", node.name):
+                assert any(ast.unparse(d).startswith("triton.jit") for d in node.decorator_list)
+                kernels.add(node.name)
+    for file in (ROOT / "csrc" / "cuda").glob("hopper*.cuh"):
+        kernels |= set(re.findall(r"^TO_KERNEL\([^)]*\)\n(\w+)\(", file.read_text(), re.MULTILINE))
+    assert len(kernels) > 10
+    assert kernels == set(roofline_kernels.FAMILIES)
+
+
+@pytest.mark.parametrize("device", [FAST, SLOW], ids=["fast", "slow"])
+def test_times_grow_with_sizes(device: roofline.Device) -> None:
+    """By whole tiles: a partial one more may fill multiprocessors that stood idle."""
+    for base in (LAYER, LAYER._replace(direction="weight"), LAYER._replace(direction="input", alpha="map")):
+        for changes in (
+            [{"batch": n} for n in (1, 2, 7, 8, 32, 33, 64)],
+            [{"inputs": n} for n in (16, 64, 128, 256)],
+            [{"outputs": n} for n in (1, 16, 64, 128, 256)],
+            [{"size": (n, n)} for n in (1, 7, 32, 33, 56, 128)],
+            [{"taps": (n, n)} for n in (1, 3, 5, 7)],
+            [{"kernels": n} for n in (1, 2, 3, 16)],
+        ):
+            times = [roofline.seconds(work_of(base._replace(**change), TILE)[0], device) for change in changes]
+            # the same time may differ in its last digits
+            grows = all(b >= a * (1 - 1e-9) for a, b in itertools.pairwise(times))
+            constant = base.direction == "weight" and "kernels" in changes[0]
+            assert grows and (times[-1] > times[0]) != constant, (base.direction, changes, times)
+
+
+def test_times_shrink_with_rates() -> None:
+    (work,) = work_of(LAYER, TILE)
+    assert roofline.seconds(work, SLOW) > roofline.seconds(work, FAST)
+    slower = {"multiprocessors": 66, "clock": 1e9, "memory": 1e11, "tensor": 1e13, "lanes": 1e12, "l2": 4, "shared": 8}
+    slower |= {"trip": 1 << 20, "launch": 1.0}
+    for name, value in slower.items():
+        assert roofline.seconds(work, FAST._replace(**{name: value})) > roofline.seconds(work, FAST), name
+    spilled = work._replace(workspace=1 << 30)
+    assert roofline.seconds(spilled, FAST) > roofline.seconds(work, FAST)
+    assert roofline.seconds(spilled._replace(workspace=FAST.cache), FAST) == roofline.seconds(work, FAST)
+
+
+def test_what_limits_a_launch() -> None:
+    tiny = Work("one", 1, memory=1024)
+    assert roofline.limit(tiny, FAST) == "launch"
+    assert roofline.limit(tiny._replace(memory=1 << 30), FAST) == "memory"
+    assert roofline.limit(tiny._replace(chain=100_000), FAST) == "latency"
+    # One block has one multiprocessor, whatever the others do.
+    one, all_of_them = (roofline.parts(Work("w", n, products=1 << 30), FAST)["product"] for n in (1, 132))
+    assert one == pytest.approx(132 * all_of_them)
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason="the plans need triton")
+def test_blocks_and_kernels_are_those_of_the_plans() -> None:
+    from tunable_ops.triton_kernels.audit_cases import name_of, problems
+    from tunable_ops.triton_kernels.choose_algorithm import default_config
+    from tunable_ops.triton_kernels.plan_problem import make_operands, plan_problem
+
+    seen = set()
+    for problem in dict.fromkeys(problem for problem, _ in problems()):
+        config = default_config(problem)
+        launches, partial = plan_problem(problem, make_operands(problem, "meta"), config)
+        splits = partial.shape[1] if problem.direction == "weight" else 1
+        found = [(work.kernel, work.blocks) for work in work_of(problem, config, splits)]
+        assert found == [(launch.kernel.__name__, launch.grid[0]) for launch in launches], name_of(problem)
+        seen |= {name for name, _ in found}
+    assert {name for name, count in roofline_kernels.FAMILIES.items() if count is work_of} == seen
