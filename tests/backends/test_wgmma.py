@@ -111,7 +111,7 @@ def test_only_compute_capability_9_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The reason is a torch without CUDA, what setup.py wrote, the error of a library that does not load, or the GPU."""
+    """The reason is a torch without CUDA, what setup.py wrote, the error of a library that does not load, the GPU."""
     monkeypatch.setattr(wgmma, "_PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", None)
     wgmma.load()

@@ -16,15 +16,19 @@ SHAPES = [(16, 32, 4), (32, 32, 4), (32, 64, 3), (64, 64, 3), (64, 128, 1), (64,
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Werror"]
 
 
+def toolkits() -> list[Path]:
+    """Return the folders in which CUDA may be installed."""
+    nvcc = build_cuda.find_nvcc()
+    return [Path("/usr/local/cuda"), *([] if nvcc is None else [Path(nvcc).resolve().parents[1]])]
+
+
 def find_nvrtc() -> Path | None:
     """Return NVRTC of torch, of NVIDIA's own packages or of the CUDA toolkit."""
     own = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
     spec = importlib.util.find_spec("nvidia")
     packages = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     found = [f for p in packages for f in sorted(p.glob("*/lib/libnvrtc.so.*"))]
-    nvcc = build_cuda.find_nvcc()
-    if nvcc is not None:
-        found += sorted(Path(nvcc).resolve().parents[1].glob("lib64/libnvrtc.so.*"))
+    found += [f for toolkit in toolkits() for f in sorted(toolkit.glob("lib64/libnvrtc.so.*"))]
     return next((f for f in [own, *found] if f.exists()), None)
 
 
@@ -115,9 +119,8 @@ def test_what_the_compiler_says_is_passed_on(program: Path, tmp_path: Path) -> N
 
 def test_driver_declarations() -> None:
     """The driver's functions and numbers that the launcher declares for itself are those of cuda.h."""
-    nvcc = build_cuda.find_nvcc()
-    headers = None if nvcc is None else Path(nvcc).resolve().parents[1] / "include"
-    if headers is None or not (headers / "cuda.h").exists():
+    headers = next((t / "include" for t in toolkits() if (t / "include" / "cuda.h").exists()), None)
+    if headers is None:
         pytest.skip("needs cuda.h")
     source = ROOT / "csrc" / "tests" / "test_cuda_driver.cpp"
     subprocess.run(["g++", *FLAGS, "-fsyntax-only", f"-I{headers}", source], check=True)

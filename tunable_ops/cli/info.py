@@ -62,9 +62,9 @@ def describe_installation() -> dict[str, Any]:
     """Collect what this installation can run, as JSON values.
 
     Returns:
-        dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); wgmma (None,
-        or why that kernel cannot run); operators (compiler, flags, torch, stable_abi and library of the C++ operators,
-        or None).
+        dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); wgmma
+        (None, or why that kernel cannot run); operators (compiler, flags, torch, stable_abi and library of the C++
+        operators, or None).
     """
     import torch
 
