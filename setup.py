@@ -3,10 +3,11 @@
 `triton_kernels` is also the name of a distribution of Triton's own, so the folder at the top of the
 repository installs as `tunable_ops.triton_kernels`; `bench` likewise as `tunable_ops.bench`.
 
-Two libraries of operators are built, independently of each other:
+Three libraries of operators are built, independently of each other:
 
 - C++, where torch, pybind11 and a compiler are found, unless TUNABLE_OPS_CPP=0;
-- CUDA, where torch has CUDA and nvcc is found, or as csrc/build_cuda.py says.
+- CUDA, where torch has CUDA and nvcc is found, or as csrc/build_cuda.py says;
+- wgmma, the CUDA kernel for compute capability 9.0, where torch has CUDA and there is a compiler: it needs no nvcc.
 
 Without them the package installs and works in pure Python; one line then says what is missing and why, during the
 installation and again when the backend is asked for by name. `python setup.py build_ext` is stricter: it exits with 1
@@ -42,8 +43,9 @@ LINK = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 LIBRARIES = {
     "C++": ("_left_out.txt", ("_C.*", "_ops_cpu.*", "lib/schema.*")),
     "CUDA": ("_cuda_left_out.txt", ("_ops_cuda.*",)),
+    "wgmma": ("_wgmma_left_out.txt", ("_ops_wgmma.*",)),
 }
-VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA"}
+VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA", "wgmma": "TUNABLE_OPS_CUDA"}
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
 DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
 DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt"]
@@ -64,18 +66,24 @@ build_cuda = load_build_cuda()
 def missing_libraries() -> dict[str, str]:
     """Return why a library is not built, as far as that is known before a compiler runs."""
     reasons = {name: f"{variable}=0" for name, variable in VARIABLES.items() if os.environ.get(variable) == "0"}
-    for package, libraries in (("torch", ("C++", "CUDA")), ("pybind11", ("C++",))):
+    for package, libraries in (("torch", ("C++", "CUDA", "wgmma")), ("pybind11", ("C++",))):
         if importlib.util.find_spec(package) is None:
             for name in libraries:
                 reasons.setdefault(name, f"{package} is not installed where the package is built")
     compiler = shlex.split(os.environ.get("CXX", "c++"))[:1]
     if os.name == "posix" and not (compiler and shutil.which(compiler[0])):
-        reasons.setdefault("C++", f"there is no C++ compiler {' '.join(compiler)!r}")
+        for name in ("C++", "wgmma"):
+            reasons.setdefault(name, f"there is no C++ compiler {' '.join(compiler)!r}")
     if "CUDA" not in reasons:
         import torch
 
         if (reason := build_cuda.left_out(torch.version.cuda)) is not None:
             reasons["CUDA"] = reason
+    if "wgmma" not in reasons:
+        import torch
+
+        if (reason := build_cuda.wgmma_left_out(torch.version.cuda)) is not None:
+            reasons["wgmma"] = reason
     return reasons
 
 
@@ -165,10 +173,15 @@ def build_command() -> type[build_ext]:
 
     class Build(base):  # type: ignore[misc, valid-type]
         def build_extensions(self) -> None:
-            cuda = [e for e in self.extensions if e.name == build_cuda.NAME]
-            cpp = [e for e in self.extensions if e.name != build_cuda.NAME]
+            names = (build_cuda.NAME, build_cuda.WGMMA_NAME)
+            cuda, wgmma = ([e for e in self.extensions if e.name == name] for name in names)
+            cpp = [e for e in self.extensions if e.name not in names]
             built = []
-            for library, extensions, build in (("C++", cpp, super().build_extensions), ("CUDA", cuda, self.build_cuda)):
+            for library, extensions, build in (
+                ("C++", cpp, super().build_extensions),
+                ("CUDA", cuda, lambda: self.build_cuda(build_cuda.NAME, build_cuda.build)),
+                ("wgmma", wgmma, lambda: self.build_cuda(build_cuda.WGMMA_NAME, build_cuda.build_wgmma)),
+            ):
                 self.extensions = extensions
                 try:
                     if extensions:
@@ -181,11 +194,10 @@ def build_command() -> type[build_ext]:
                     FAILED.add(library)
             self.extensions = built
 
-        def build_cuda(self) -> None:
+        def build_cuda(self, name: str, build: Any) -> None:
             import torch
 
-            path = Path(self.get_ext_fullpath(build_cuda.NAME))
-            build_cuda.build(path, Path(torch.__file__).parent, STABLE_ABI)
+            build(Path(self.get_ext_fullpath(name)), Path(torch.__file__).parent, STABLE_ABI)
 
         def run(self) -> None:
             if self.inplace:
@@ -202,6 +214,8 @@ def build_command() -> type[build_ext]:
 extensions = [] if "C++" in MISSING else cpp_extensions()
 if "CUDA" not in MISSING:
     extensions.append(Extension(build_cuda.NAME, []))
+if "wgmma" not in MISSING:
+    extensions.append(Extension(build_cuda.WGMMA_NAME, []))
 setup(
     packages=[
         *find_packages(include=["tunable_ops", "tunable_ops.*"]),

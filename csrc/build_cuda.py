@@ -3,22 +3,43 @@
 The sources use only Torch's stable ABI and link no CUDA library (the runtime is static), so a library built against a
 CPU build of torch also works with a CUDA build.
 
+The wgmma kernel has a library of its own, which a C++ compiler builds without nvcc: it holds the kernel's source, which
+NVRTC compiles when it is first needed.
+
 TUNABLE_OPS_CUDA=1 builds the operators even if torch has no CUDA, and =0 never builds them; TUNABLE_OPS_CUDA_ARCHS
 ("80;90a") restricts the architectures.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NAME = "tunable_ops._ops_cuda"
+WGMMA_NAME = "tunable_ops._ops_wgmma"
+# What the library of the wgmma kernel is made of, besides the kernel's source.
+WGMMA_SOURCES = ("call", "cuda_driver", "hopper_check", "hopper_launch", "hopper_operator", "hopper_registration")
+WGMMA_SOURCES += ("hopper_run", "nvrtc", "on_device")
 SOURCES = Path(__file__).parent / "cuda"
 ARCHITECTURES = ("80", "90a", "100")
 FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden"]
+
+
+def wgmma_left_out(torch_cuda: str | None) -> str | None:
+    """Return the reason why the library of the wgmma kernel is not built, or None if it is; it needs no nvcc."""
+    wish = os.environ.get("TUNABLE_OPS_CUDA")
+    if wish == "0":
+        return "TUNABLE_OPS_CUDA=0"
+    if sys.platform != "linux":
+        return "it is for Linux"
+    if torch_cuda is None and wish != "1":
+        return "this torch has no CUDA (TUNABLE_OPS_CUDA=1 builds it all the same)"
+    return None
 
 
 def find_nvcc() -> str | None:
@@ -72,23 +93,68 @@ def gencode(archs: list[str]) -> list[str]:
     return flags
 
 
-def architectures_of(source: Path, archs: list[str]) -> list[str]:
-    """Return the architectures to compile a file for: hopper_*.cu needs sm_90a."""
-    return ["90a"] if source.name.startswith("hopper") and "90a" in archs else archs
-
-
 def compile_kernel(source: Path, target: Path, archs: list[str], *extra: str) -> str:
     """Compile a .cu file to an object file; return the output of nvcc."""
     nvcc = find_nvcc()
     assert nvcc is not None, "call left_out first"
-    flags = [*FLAGS, *gencode(architectures_of(source, archs)), "-t", "0", *extra]
+    flags = [*FLAGS, *gencode(archs), "-t", "0", *extra]
     return _output(nvcc, *flags, "-c", str(source), "-o", str(target))
 
 
-def compile_host(source: Path, target: Path, torch_folder: Path, stable_abi: str) -> None:
+# What NVRTC knows of <cstdint>; it has no headers of its own.
+INTEGERS = """\
+using int32_t = int;
+using int64_t = long long;
+using uint16_t = unsigned short;
+using uint32_t = unsigned;
+using uint64_t = unsigned long long;
+using uintptr_t = unsigned long;
+"""
+
+
+def wgmma_source() -> str:
+    """Return the source of the wgmma kernel in one piece, for NVRTC: without includes, and without the emulator."""
+    seen: set[Path] = set()
+
+    def lines_of(path: Path) -> list[str]:
+        if path in seen or "tests" in path.parts:
+            return []
+        seen.add(path)
+        lines = []
+        for line in path.read_text().splitlines():
+            included = re.match(r'#include "(.+)"', line)
+            if included:
+                lines += lines_of((path.parent / included[1]).resolve())
+            elif not line.startswith(("#include", "#pragma once")):
+                lines.append(line)
+        return lines
+
+    return INTEGERS + "\n".join(lines_of(SOURCES.resolve() / "hopper_kernel.cuh")) + "\n"
+
+
+def write_wgmma_source(target: Path) -> None:
+    """Write a C++ file that holds the wgmma kernel's source as a string."""
+    source = wgmma_source()
+    assert ')cuda"' not in source
+    parts = [source[i : i + 8192] for i in range(0, len(source), 8192)]  # compilers limit one literal
+    literals = "\n".join(f'R"cuda({part})cuda"' for part in parts)
+    target.write_text(
+        "namespace tunable_ops::cuda {\n"
+        "extern const char* const kHopperSource;\n"
+        f"const char* const kHopperSource = {literals};\n"
+        "}  // namespace tunable_ops::cuda\n"
+    )
+
+
+def compile_host(source: Path, target: Path, torch_folder: Path, stable_abi: str, *extra: str) -> None:
     """Compile a .cpp file to an object file."""
-    flags = host_flags(torch_folder, stable_abi)
-    _output(os.environ.get("CXX", "g++"), *flags, "-c", str(source), "-o", str(target))
+    flags = [*host_flags(torch_folder, stable_abi), *extra]
+    _output(*compiler(), *flags, "-c", str(source), "-o", str(target))
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler."""
+    return shlex.split(os.environ.get("CXX", "g++"))
 
 
 def host_flags(torch_folder: Path, stable_abi: str) -> list[str]:
@@ -115,7 +181,8 @@ def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
         jobs = [pool.submit(compile_kernel, s, folder / f"{s.stem}.o", archs) for s in sorted(SOURCES.glob("*.cu"))]
-        for source in sorted(SOURCES.glob("*.cpp")):
+        write_wgmma_source(folder / "hopper_source.cpp")
+        for source in [*host_sources(), folder / "hopper_source.cpp"]:
             target = folder / f"{source.stem}_host.o"
             jobs.append(pool.submit(compile_host, source, target, torch_folder, stable_abi))
         try:
@@ -127,12 +194,35 @@ def build(output: Path, torch_folder: Path, stable_abi: str) -> None:
         link([str(o) for o in sorted(folder.glob("*.o"))], output, torch_folder)
 
 
+def host_sources() -> list[Path]:
+    """Return the .cpp files of the library that nvcc builds."""
+    return sorted(source for source in SOURCES.glob("*.cpp") if source.stem != "hopper_registration")
+
+
+def build_wgmma(output: Path, torch_folder: Path, stable_abi: str) -> None:
+    """Build the library of the wgmma kernel at `output`, without nvcc."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folder = Path(name)
+        write_wgmma_source(folder / "hopper_source.cpp")
+        sources = [*(SOURCES / f"{stem}.cpp" for stem in WGMMA_SOURCES), folder / "hopper_source.cpp"]
+        targets = [folder / f"{source.stem}.o" for source in sources]
+        one = ["-DTO_WGMMA_ONLY"]
+        list(
+            pool.map(
+                lambda pair: compile_host(*pair, torch_folder, stable_abi, *one), zip(sources, targets, strict=True)
+            )
+        )
+        torch = ["-Wl,--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ldl"]
+        _output(*compiler(), "-shared", *map(str, targets), *torch, "-o", str(output))
+
+
 def link(objects: list[str], output: Path, torch_folder: Path) -> None:
     """Link the object files into the library at `output`."""
     nvcc = find_nvcc()
     assert nvcc is not None, "call left_out first"
     # libtorch pulls in libtorch_cuda if it exists; its symbols are resolved when the library is loaded.
-    torch = ["-Xlinker", "--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    torch = ["-Xlinker", "--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ldl"]
     _output(nvcc, "-shared", "-cudart", "static", *torch, *objects, "-o", str(output))
 
 

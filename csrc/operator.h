@@ -36,6 +36,14 @@ inline void check_call(const Tensor& input, const Tensor& weight, const std::opt
   STD_TORCH_CHECK(fits, "tunable_conv2d: input, weight, bias, alpha and the options must fit each other");
 }
 
+// A tensor with the result's shape and dtype: its gradient, or a value that was saved.
+inline void check_output(const Tensor& t, const Tensor& input, const Tensor& weight, const Options& o) {
+  bool fits = t.dim() == 4 && t.device() == input.device() && t.scalar_type() == input.scalar_type() &&
+              t.size(0) == input.size(0) && t.size(1) == weight.size(1);
+  for (int d = 0; d < 2 && fits; ++d) fits = t.size(2 + d) == output_size(input.size(2 + d), weight.size(3 + d), d, o);
+  STD_TORCH_CHECK(fits, "tunable_conv2d: grad_output and saved must have the output's shape and dtype");
+}
+
 inline Options options_of(int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                           int64_t dilation_w, int64_t groups, int64_t activation) {
   STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kLeakyRelu),
@@ -80,15 +88,8 @@ Gradients backward_operator(const Tensor& grad_output, const std::optional<Tenso
   STD_TORCH_CHECK(mask.size() == 4, "tunable_conv2d: mask must hold 4 values; got ", mask.size());
   STD_TORCH_CHECK(saved.has_value() == (options.activation != Activation::kNone),
                   "tunable_conv2d: saved must be given exactly if there is an activation");
-  const auto is_output = [&](const Tensor& t) {
-    bool fits = t.dim() == 4 && t.device() == input.device() && t.scalar_type() == input.scalar_type() &&
-                t.size(0) == input.size(0) && t.size(1) == weight.size(1);
-    for (int d = 0; d < 2 && fits; ++d)
-      fits = t.size(2 + d) == output_size(input.size(2 + d), weight.size(3 + d), d, options);
-    return fits;
-  };
-  STD_TORCH_CHECK(is_output(grad_output) && (!saved || is_output(*saved)),
-                  "tunable_conv2d: grad_output and saved must have the output's shape and dtype");
+  check_output(grad_output, input, weight, options);
+  if (saved) check_output(*saved, input, weight, options);
   const auto [grad_input, grad_weight, grad_bias, grad_alpha] =
       backward(grad_output, saved, input, weight, bias, alpha, options, mask);
   const auto or_empty = [&](const Tensor& t) {

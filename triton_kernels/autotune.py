@@ -7,6 +7,7 @@ left out; the median of repeated, interleaved runs decides.
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ from tunable_ops.triton_kernels.plan_problem import Operands, candidates, make_o
 from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_forward
 
 Run = Callable[[], Any]
+# A choice, a function that runs it, and one that returns its result.
+Candidate = tuple[Choice, Run, Callable[[], torch.Tensor]]
 
 
 def autotune(
-    problems: Iterable[Problem], out: Path | None = None, repeats: int = 30, report: Callable[[str], None] = print
+    problems: Iterable[Problem],
+    out: Path | None = None,
+    repeats: int = 30,
+    report: Callable[[str], None] = print,
+    others: Callable[[Problem, Operands], Iterable[Candidate]] = lambda problem, operands: (),
 ) -> Path:
     """Measure every problem and merge the winners into the table of the current GPU.
 
@@ -38,6 +45,7 @@ def autotune(
         out: File of the table; default: the one that `choose_algorithm` reads.
         repeats: Runs per candidate.
         report: Called with a line of text per problem.
+        others: Lists candidates beyond these kernels for a problem.
 
     Returns:
         The path of the table.
@@ -54,7 +62,7 @@ def autotune(
     path = out or TABLES / table_name(device)
     entries = {problem: {"choice": choice} for problem, choice in load_table(path).items()}
     for problem in problems:
-        measured = _measure(problem, repeats)
+        measured = _measure(problem, repeats, others)
         best = min(measured, key=lambda choice: measured[choice])
         entries[problem] = {"choice": best, "milliseconds": measured[best]}
         report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms, best of {len(measured)}")
@@ -92,14 +100,16 @@ def write_table(path: Path, device: str, entries: dict[Problem, dict[str, Any]])
     partial.replace(path)  # whole or not at all, whenever it is stopped
 
 
-def _measure(problem: Problem, repeats: int) -> dict[Choice, float]:
+def _measure(
+    problem: Problem, repeats: int, others: Callable[[Problem, Operands], Iterable[Candidate]]
+) -> dict[Choice, float]:
     """Return the median milliseconds of every candidate that agrees with the first one that ran."""
     operands = make_operands(problem, "cuda")
     if problem.direction != "forward":
         operands.y.normal_()
     runs: dict[Choice, Run] = {}
     expected = None
-    for choice, run, result in _candidates(problem, operands):
+    for choice, run, result in chain(_candidates(problem, operands), others(problem, operands)):
         try:
             run()
         except Exception as error:  # such as too little shared memory on this GPU
@@ -130,7 +140,7 @@ def _interleaved(runs: Sequence[Run], repeats: int) -> list[float]:
     return [statistics.median(row) for row in times]
 
 
-def _candidates(problem: Problem, operands: Operands) -> Iterable[tuple[Choice, Run, Callable[[], torch.Tensor]]]:
+def _candidates(problem: Problem, operands: Operands) -> Iterable[Candidate]:
     """List (choice, function that runs it, function that returns its result)."""
     configs = candidates(problem)
     for config in configs:

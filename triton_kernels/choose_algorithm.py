@@ -3,6 +3,7 @@
 fused   one kernel blends and convolves
 premix  one launch blends the kernels into a workspace; then follows the library's convolution or, if every sample has
         a kernel of its own, our convolution kernel on the blended kernels
+wgmma   one kernel in CUDA C++ for compute capability 9.0, which the caller launches: a block blends once
 
 The heuristic is based on machine code and arithmetic, not on measurements: blending inside the kernel costs P/BLOCK_M
 multiply-adds per multiply-add of the product and P tiles of shared memory per stage, and saves a launch.
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from tunable_ops.triton_kernels.launch import Config, cdiv
 
+ALGORITHMS = ("fused", "premix", "wgmma")
 # Bytes of shared memory per block: available from compute capability 8.0 on, and on larger GPUs little enough for two
 # blocks per multiprocessor.
 SHARED_MEMORY = 99 << 10
@@ -59,13 +61,21 @@ NEAR = 2.0
 
 
 @lru_cache(maxsize=4096)
-def choose_algorithm(problem: Problem, device: str = "") -> Choice:
-    """Choose the algorithm and the configuration of its kernel for a problem on the GPU of that name."""
+def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) -> Choice:
+    """Choose the algorithm and the configuration of its kernel for a problem on the GPU of that name.
+
+    Args:
+        problem: What to compute.
+        device: Name of the GPU, for its table.
+        wgmma: Whether "wgmma" can serve the problem here.
+    """
     entries = load_table(TABLES / table_name(device)) if device else {}
     near = min(entries, key=lambda entry: distance(problem, entry), default=None)
-    if near is not None and distance(problem, near) <= NEAR:
+    if near is not None and distance(problem, near) <= NEAR and (wgmma or entries[near].algorithm != "wgmma"):
         return entries[near]
-    return Choice(default_algorithm(problem), default_config(problem))
+    # Up to these channels the kernel is predicted to beat the library's, whatever the taps.
+    wgmma = wgmma and max(problem.inputs, problem.outputs) <= FUSED_CHANNELS
+    return Choice("wgmma" if wgmma else default_algorithm(problem), default_config(problem))
 
 
 @lru_cache(maxsize=4096)
@@ -130,8 +140,8 @@ def _to_problem(fields: dict[str, Any]) -> Problem:
 
 def _to_config(entry: dict[str, Any]) -> Config:
     config = Config(*entry["config"])
-    if entry["algorithm"] not in ("fused", "premix"):
-        raise ValueError(f"algorithm must be 'fused' or 'premix'; got {entry['algorithm']!r}")
+    if entry["algorithm"] not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {ALGORITHMS}; got {entry['algorithm']!r}")
     if not all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in config[:4]) or type(config.num_stages) is not int:
         raise ValueError(f"config must be powers of two and stages; got {entry['config']!r}")
     return config

@@ -1,6 +1,6 @@
 """The operators as functions, like torch.nn.functional. Importing this module loads the compiled libraries."""
 
-from tunable_ops.backends import cpp, cuda
+from tunable_ops.backends import cpp, cuda, wgmma
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
 from tunable_ops.ops.tunable_conv1d import tunable_conv1d
 from tunable_ops.ops.tunable_conv2d import blends_first, tunable_conv2d
@@ -24,3 +24,4 @@ __all__ = [
 
 cpp.load()
 cuda.load()
+wgmma.load()

@@ -1,4 +1,5 @@
 // The blend as a separate pass, for any strides and number of kernels. Also transposes kernels for the input gradient.
+#include "launch.cuh"
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {

@@ -2,6 +2,7 @@
 // runs over taps and channels. Pixels are gathered into shared memory; kernels are blended there.
 #pragma once
 
+#include "launch.cuh"
 #include "tile.cuh"
 
 namespace tunable_ops::cuda {

@@ -1,5 +1,6 @@
 // Depthwise convolutions: a thread computes a vector of channels (one channel in contiguous images). The block blends
 // its channels' kernels into shared memory once.
+#include "launch.cuh"
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {

@@ -7,20 +7,21 @@
 
 #if defined(__CUDACC__)
 
-#include <cuda.h>
-
-// Only compute capability 9.0 has this code; for others the kernels are empty and the launcher returns an error.
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define TO_HOPPER 1
-#else
-#define TO_HOPPER 0
-#endif
-
 namespace tunable_ops::cuda {
 
 // Broadcasts the value of lane 0, so that the compiler knows it to be uniform in the warp.
 TO_DEVICE int32_t warp_uniform(int32_t value) { return __shfl_sync(0xffffffffu, value, 0); }
 TO_DEVICE void warp_sync() { __syncwarp(); }
+
+// Changes the registers per thread; all warps of a warpgroup must call it.
+template <int kRegisters>
+TO_DEVICE void release_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+TO_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
 
 // A barrier for `threads` threads; block_sync is barrier 0.
 TO_DEVICE void named_sync(int32_t number, int32_t threads) {
@@ -29,6 +30,18 @@ TO_DEVICE void named_sync(int32_t number, int32_t threads) {
 
 TO_DEVICE void barrier_init(uint64_t* barrier, int32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// Rounds two values to nearest even; the first one comes first in memory.
+TO_DEVICE uint32_t pack_half(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+TO_DEVICE uint32_t pack_bfloat16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 // Makes initialised barriers visible to the copies.
@@ -67,10 +80,27 @@ TO_DEVICE void load_box(void* target, const TensorMap& map, uint64_t* barrier, i
       : "memory");
 }
 
+// Copies a box of 16 pixels by kHopperColumns outputs out of shared memory, but for what lies outside the image.
+// Belongs to the thread's next group of stores.
+TO_DEVICE void store_box(const TensorMap& map, const void* source, int32_t channel, int32_t column, int32_t row,
+                         int32_t sample) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+               "r"(shared_address(source)), "r"(channel), "r"(column), "r"(row), "r"(sample)
+               : "memory");
+}
+TO_DEVICE void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until all but the last kPending groups of this thread's stores have read shared memory.
+template <int kPending>
+TO_DEVICE void stores_wait_reads() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+TO_DEVICE void stores_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 TO_DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
-// Makes this thread's writes to shared memory visible to products.
-TO_DEVICE void products_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Makes this thread's writes to shared memory visible to products and stores.
+TO_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Needed before products if the registers of the sums were accessed.
 TO_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -126,63 +156,6 @@ TO_PRODUCTS(multiply_async_bfloat16, "bf16")
 #undef TO_NAMES_16
 #undef TO_EIGHT
 #undef TO_FOUR
-
-// Queries the device. Returns null, or why it cannot run the kernel.
-inline const char* hopper_device(const void* kernel, int32_t& multiprocessors) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  cudaFuncAttributes attributes{};
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  int major = 0, minor = 0;
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (major != 9 || minor != 0) return "it needs a device of compute capability 9.0";
-  error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  return attributes.binaryVersion == 90 ? nullptr : "this build has no code for sm_90a";
-}
-
-// Creates the tensor map of a channels_last image [samples, height, width, channels], for boxes of box_rows x
-// kHopperPixels.
-inline const char* make_map(TensorMap& map, const void* data, Type type, const int32_t (&sizes)[4],
-                            const int64_t (&strides)[3], const HopperShape& shape, int32_t box_rows) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                              const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  static const Encode encode = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-#if CUDART_VERSION >= 12050
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &found);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &address, cudaEnableDefault, &found);
-#endif
-    const bool ok = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
-    return ok ? reinterpret_cast<Encode>(address) : nullptr;
-  }();
-  if (encode == nullptr) return "this driver does not support tensor maps";
-  static_assert(sizeof(CUtensorMap) == sizeof(TensorMap) && alignof(CUtensorMap) <= alignof(TensorMap));
-  const cuuint64_t extents[4] = {static_cast<cuuint64_t>(sizes[3]), static_cast<cuuint64_t>(sizes[2]),
-                                 static_cast<cuuint64_t>(sizes[1]), static_cast<cuuint64_t>(sizes[0])};
-  const cuuint64_t steps[3] = {static_cast<cuuint64_t>(strides[2] * 2), static_cast<cuuint64_t>(strides[1] * 2),
-                               static_cast<cuuint64_t>(strides[0] * 2)};  // bytes
-  const cuuint32_t box[4] = {static_cast<cuuint32_t>(shape.channels), kHopperPixels, static_cast<cuuint32_t>(box_rows),
-                             1};
-  const cuuint32_t every[4] = {1, 1, 1, 1};
-  const auto swizzle = shape.row_bytes() == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
-                       : shape.row_bytes() == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                 : CU_TENSOR_MAP_SWIZZLE_32B;
-  const CUresult result =
-      encode(reinterpret_cast<CUtensorMap*>(&map),
-             type == Type::kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
-             const_cast<void*>(data), extents, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? nullptr : "the driver rejected the tensor map";
-}
 
 }  // namespace tunable_ops::cuda
 

@@ -6,8 +6,6 @@
 
 #if defined(__CUDACC__)
 
-#include <cuda_runtime.h>
-
 #define TO_DEVICE __device__ __forceinline__
 #define TO_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define TO_RUN const __grid_constant__
@@ -105,23 +103,6 @@ TO_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32
       "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// Launches a one-dimensional grid. Returns null or an error message.
-template <class Run>
-const char* launch(void (*kernel)(Run), int64_t blocks, int32_t threads, int32_t shared_bytes, void* stream,
-                   const Run& run) {
-  if (blocks == 0) return nullptr;
-  if (blocks > INT32_MAX) return "the grid has more than 2^31 - 1 blocks";
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-  }
-  void* arguments[] = {const_cast<Run*>(&run)};
-  const cudaError_t error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments,
-                                             shared_bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace tunable_ops::cuda

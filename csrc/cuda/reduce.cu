@@ -1,5 +1,6 @@
 // The reductions of the backward pass, and the gradient of the activation. The order of every sum depends only on the
 // shapes.
+#include "launch.cuh"
 #include "numeric.cuh"
 
 namespace tunable_ops::cuda {

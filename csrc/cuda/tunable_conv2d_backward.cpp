@@ -154,11 +154,13 @@ Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const
           mask[3] ? zeros(empty_like_alpha(alpha)) : undefined()};
 }
 
-Gradients run_gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                        const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
-                        const std::vector<bool>& mask, bool hopper) {
+}  // namespace
+
+Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
+                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
+                    const std::vector<bool>& mask) {
   if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
-  const Call c = call_of(input, weight, alpha, o, hopper);
+  const Call c = call_of(input, weight, alpha, o);
   const OnDevice device(input);
   void* stream = device.stream();
   const Tensor grad = activation_backward(c, grad_output, saved, o.activation, stream);
@@ -192,20 +194,6 @@ Gradients run_gradients(const Tensor& grad_output, const std::optional<Tensor>& 
     check_launch("finish_kernel", launch_finish(run, stream));
   }
   return {grad_input, grad_weight ? *grad_weight : undefined(), grad_bias, grad_alpha};
-}
-
-}  // namespace
-
-Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                    const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                    const Options& options, const std::vector<bool>& mask) {
-  return run_gradients(grad_output, saved, input, weight, bias, alpha, options, mask, false);
-}
-
-Gradients gradients_wgmma(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
-                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
-                          const Options& options, const std::vector<bool>& mask) {
-  return run_gradients(grad_output, saved, input, weight, bias, alpha, options, mask, true);
 }
 
 }  // namespace tunable_ops::cuda

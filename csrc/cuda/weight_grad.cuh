@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "launch.cuh"
 #include "tile.cuh"
 
 namespace tunable_ops::cuda {

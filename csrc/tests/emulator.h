@@ -51,8 +51,8 @@ struct Fiber {
   ucontext_t start;
   jmp_buf at;
   bool fresh = false, done = false;
-  std::vector<std::vector<Copy>> copies;                     // groups; the last one is not yet committed
-  std::vector<std::vector<std::function<void()>>> products;  // as above
+  std::vector<std::vector<Copy>> copies;                             // groups; the last one is not yet committed
+  std::vector<std::vector<std::function<void()>>> products, stores;  // as above
 };
 
 struct Warp {
@@ -98,7 +98,9 @@ inline void release_barrier() {
 inline void enter() {
   Block& b = block();
   b.body();
-  b.fibers[b.thread.x].done = true;
+  Fiber& f = b.fibers[b.thread.x];
+  if (f.stores.size() > 1 || !f.stores.back().empty()) fail("a thread ends before its stores do");
+  f.done = true;
   --b.alive;
   ++b.progress;
   release_barrier();
@@ -137,6 +139,7 @@ inline void run_block(int threads) {
     f.done = false;
     f.copies.assign(1, {});
     f.products.assign(1, {});
+    f.stores.assign(1, {});
   }
   for (volatile int64_t pass = b.block.x; b.alive > 0; ++pass) {
     const volatile int64_t before = b.progress;

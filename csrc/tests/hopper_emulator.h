@@ -1,6 +1,7 @@
 // Emulates hopper_platform.cuh. Decodes addresses, swizzles and descriptors as the hardware manual specifies. In even
 // blocks, boxes arrive at once and products run when waited for, which exposes slots that are filled too early. In odd
-// blocks, boxes arrive when waited for and products run at once, which exposes slots that are read too early.
+// blocks, boxes arrive when waited for and products run at once, which exposes slots that are read too early. Stores
+// read shared memory when waited for in even blocks, and at once in odd ones.
 #pragma once
 
 #include <algorithm>
@@ -8,15 +9,13 @@
 #include "../cuda/hopper.h"
 #include "../cuda/numeric.cuh"
 
-#define TO_HOPPER 1
-
 namespace tunable_ops::cuda {
 namespace emulator {
 
 struct Map {
-  const char* data;
-  int32_t sizes[4], box_rows, channels, row_bytes;  // samples, rows, columns, channels
-  int64_t strides[3];                               // bytes
+  char* data;
+  int32_t sizes[4], box[3];  // samples, rows, columns, channels; rows, columns, channels
+  int64_t strides[3];        // bytes
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap), "must fit into a TensorMap");
 
@@ -42,28 +41,37 @@ inline void arrive(Counter& c) {
   advance(c);
 }
 
-// Writes the box, with zeros outside the image; returns its size in bytes.
-inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, int32_t column, int32_t row,
-                        int32_t sample) {
-  const int64_t offset = target - block().shared;
+// Calls f(address in the image or null outside it, address in shared memory) for every element of a box; returns its
+// size in bytes.
+template <class F>
+int64_t for_box(const unsigned char* box, const Map& map, int32_t channel, int32_t column, int32_t row, int32_t sample,
+                F f) {
+  const int64_t offset = box - block().shared, row_bytes = map.box[2] * 2, span = row_bytes / 16;
   if (offset % 1024 != 0) fail("a box at an address that is not aligned to 1024 bytes");
-  const int64_t bytes = static_cast<int64_t>(map.box_rows) * kHopperPixels * map.row_bytes;
+  const int64_t bytes = map.box[0] * map.box[1] * row_bytes;
   if (offset < 0 || offset + bytes > block().shared_bytes) fail("a box outside shared memory");
+  if (sample < 0 || sample >= map.sizes[0]) fail("a box of a sample that is not there");
   int64_t at = offset;
-  for (int32_t r = row; r < row + map.box_rows; ++r) {
-    for (int32_t x = column; x < column + kHopperPixels; ++x) {
-      for (int32_t c = channel; c < channel + map.channels; ++c, at += 2) {
-        const bool inside = r >= 0 && r < map.sizes[1] && x >= 0 && x < map.sizes[2] && c < map.sizes[3];
-        const char* from = map.data + sample * map.strides[0] + r * map.strides[1] + x * map.strides[2] + c * 2;
-        uint16_t value = 0;
-        if (inside) std::memcpy(&value, from, 2);
+  for (int32_t r = row; r < row + map.box[0]; ++r) {
+    for (int32_t x = column; x < column + map.box[1]; ++x) {
+      for (int32_t c = channel; c < channel + map.box[2]; ++c, at += 2) {
+        const bool inside = r >= 0 && r < map.sizes[1] && x >= 0 && x < map.sizes[2] && c >= 0 && c < map.sizes[3];
+        char* outer = map.data + sample * map.strides[0] + r * map.strides[1] + x * map.strides[2] + c * 2;
         // XOR the chunk's index with the address bits from 7 up.
-        const int64_t span = map.row_bytes / 16, chunk = at / 16 % span, swap = at / 128 % span;
-        std::memcpy(block().shared + (at - at % map.row_bytes) + (chunk ^ swap) * 16 + at % 16, &value, 2);
+        const int64_t chunk = at / 16 % span, swap = at / 128 % span;
+        f(inside ? outer : nullptr, block().shared + (at - at % row_bytes) + (chunk ^ swap) * 16 + at % 16);
       }
     }
   }
   return bytes;
+}
+
+// Writes the box, with zeros outside the image; returns its size in bytes.
+inline int64_t copy_box(unsigned char* target, const Map& map, int32_t channel, int32_t column, int32_t row,
+                        int32_t sample) {
+  return for_box(target, map, channel, column, row, sample, [](const char* outer, unsigned char* inner) {
+    outer != nullptr ? std::memcpy(inner, outer, 2) : std::memset(inner, 0, 2);
+  });
 }
 
 // Reads 16 elements along K of one row of an operand.
@@ -73,6 +81,7 @@ void read_row(uint64_t matrix, int32_t row, Decode decode, float (&values)[16]) 
   const int64_t group = static_cast<int64_t>(matrix >> 32 & 0x3fff) << 4;
   const int mode = static_cast<int>(matrix >> 62);
   if (mode == 0) fail("an operand without a swizzle");
+  if ((matrix >> 49 & 7) != 0) fail("an operand in patterns that do not start at multiples of 1024 bytes");
   const int64_t span = mode == 1 ? 128 : mode == 2 ? 64 : 32;
   for (int half = 0; half < 2; ++half) {
     int64_t at = start + row / 8 * group + row % 8 * span + half * 16;
@@ -170,6 +179,46 @@ inline void barrier_wait(uint64_t* barrier, int32_t parity) {
 }
 
 inline void prefetch_map(const TensorMap&) {}
+template <int kRegisters>
+void release_registers() {}
+template <int kRegisters>
+void take_registers() {}
+
+inline uint32_t pack_half(float low, float high) {
+  return float_to_half(low) | static_cast<uint32_t>(float_to_half(high)) << 16;
+}
+inline uint32_t pack_bfloat16(float low, float high) {
+  return float_to_bfloat16(low) | static_cast<uint32_t>(float_to_bfloat16(high)) << 16;
+}
+
+inline void store_box(const TensorMap& given, const void* source, int32_t channel, int32_t column, int32_t row,
+                      int32_t sample) {
+  emulator::Map map;
+  std::memcpy(&map, &given, sizeof(map));
+  const auto store = [=] {
+    emulator::for_box(static_cast<const unsigned char*>(source), map, channel, column, row, sample,
+                      [](char* outer, const unsigned char* inner) {
+                        if (outer != nullptr) std::memcpy(outer, inner, 2);
+                      });
+  };
+  emulator::Block& b = emulator::block();
+  b.fibers[b.thread.x].stores.back().push_back(emulator::late_products() ? std::function<void()>(store) : [] {});
+  if (!emulator::late_products()) store();
+}
+inline void stores_commit() {
+  emulator::Block& b = emulator::block();
+  b.fibers[b.thread.x].stores.emplace_back();
+}
+template <int kPending>
+void stores_wait_reads() {
+  emulator::Block& b = emulator::block();
+  auto& groups = b.fibers[b.thread.x].stores;
+  while (static_cast<int>(groups.size()) - 1 > kPending) {
+    for (const auto& store : groups.front()) store();
+    groups.erase(groups.begin());
+  }
+}
+inline void stores_wait_all() { stores_wait_reads<0>(); }
 
 inline void load_box(void* target, const TensorMap& given, uint64_t* barrier, int32_t channel, int32_t column,
                      int32_t row, int32_t sample) {
@@ -185,7 +234,7 @@ inline void load_box(void* target, const TensorMap& given, uint64_t* barrier, in
   }
 }
 
-inline void products_fence() {}
+inline void shared_fence() {}
 inline void products_begin() {}
 inline void products_commit() {
   emulator::Block& b = emulator::block();
@@ -213,20 +262,15 @@ void multiply_async_bfloat16(float (&c)[n], uint64_t a, uint64_t b, bool accumul
                            [](uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); });
 }
 
-inline const char* hopper_device(const void*, int32_t& multiprocessors) {
-  multiprocessors = 4;  // few, so that a block gets several tiles and samples
-  return nullptr;
-}
-
-inline const char* make_map(TensorMap& map, const void* data, Type, const int32_t (&sizes)[4],
-                            const int64_t (&strides)[3], const HopperShape& shape, int32_t box_rows) {
-  if (reinterpret_cast<uintptr_t>(data) % 16 != 0) return "the image is not aligned to 16 bytes";
-  if (box_rows > 256) return "the box has more than 256 rows";
-  emulator::Map own{static_cast<const char*>(data), {}, box_rows, shape.channels, shape.row_bytes(), {}};
-  std::copy(sizes, sizes + 4, own.sizes);
-  for (int i = 0; i < 3; ++i) {
-    own.strides[i] = strides[i] * 2;
-    if (own.strides[i] % 16 != 0) return "the strides of the image are not multiples of 16 bytes";
+inline const char* make_map(TensorMap& map, const ImageMap& image) {
+  if (reinterpret_cast<uintptr_t>(image.data) % 16 != 0) return "the image is not aligned to 16 bytes";
+  if (image.box_rows > 256 || image.box_columns > 256) return "the box has more than 256 rows or columns";
+  emulator::Map own{const_cast<char*>(static_cast<const char*>(image.data)),
+                    {image.samples, image.height, image.width, image.channels},
+                    {image.box_rows, image.box_columns, image.box_channels},
+                    {image.sample * 2, image.row * 2, image.pixel * 2}};
+  for (const int64_t stride : own.strides) {
+    if (stride % 16 != 0) return "the strides of the image are not multiples of 16 bytes";
   }
   std::memcpy(&map, &own, sizeof(own));
   return nullptr;

@@ -160,23 +160,32 @@ static void test_hopper_plans() {
   for (int channels = 8; channels <= 264; channels += 8) {
     for (int outputs = 8; outputs <= 264; outputs += 8) {
       for (int taps = 1; taps <= 7; taps += 2) {
-        const HopperPlan plan = hopper_plan(channels, outputs, taps, taps);
+        const HopperBoxes boxes = (channels + outputs) % 16 == 0 ? HopperBoxes::kHalo : HopperBoxes::kColumns;
+        const HopperPlan plan = hopper_plan(channels, outputs, taps, taps, boxes);
         if (plan.slots == 0) continue;
         const HopperShape shape = kHopperShapes[plan.shape];
-        const HopperMemory m(shape, taps, taps, plan.chunks, plan.slots);
+        const HopperMemory m(shape, taps, taps, plan.shifts, plan.chunks, plan.slots);
+        expect(plan.shifts == hopper_shifts(boxes, taps), "another number of column shifts", plan.shifts, taps);
+        expect(m.box <= m.slot && m.box == (shape.tile_rows() + taps - 1) * m.columns * shape.row_bytes(),
+               "a box has another size", channels, outputs, taps);
         expect(plan.slots >= 2 && m.bytes <= kHopperSharedBytes, "the block does not fit", channels, outputs, taps);
         expect(plan.chunks * shape.channels >= channels, "the chunks do not hold all channels", channels, outputs,
                taps);
         expect(m.slot % 1024 == 0 && m.panel % 1024 == 0, "tiles are not aligned to the swizzle pattern", channels,
                outputs, taps);
-        expect(m.exchange % 16 == 0 && m.bias % 16 == 0 && m.barriers % 8 == 0, "alignment", channels, outputs, taps);
-        expect(shape.tile_rows() + taps - 1 <= 256, "a box has more than 256 rows", channels, outputs, taps);
+        expect(m.stage % 1024 == 0 && m.bias % 16 == 0 && m.alpha % 4 == 0 && m.barriers % 8 == 0, "alignment",
+               channels, outputs, taps);
+        expect(shape.tile_rows() + taps - 1 <= 256 && m.columns <= 256, "a box has more than 256 rows or columns",
+               channels, outputs, taps);
       }
     }
   }
   const HopperShape usual = kHopperShapes[hopper_plan(64, 64, 3, 3).shape];
   expect(usual.channels == 64 && usual.outputs == 64 && usual.rows == 3,
          "64 channels do not use the shape 64 x 64 with three rows");
+  expect(hopper_plan(64, 64, 3, 3).slots == 2, "64 channels do not leave two slots for boxes with a halo");
+  const HopperPlan wide = hopper_plan(128, 128, 3, 3);
+  expect(wide.slots >= 2 && wide.chunks == 4, "128 channels and outputs are not served");
   expect(hopper_plan(16, 16, 3, 3).slots == kHopperMaxSlots, "few channels do not get every slot");
   expect(hopper_plan(512, 8, 3, 3).slots == 0, "a panel that does not fit is accepted");
 }

@@ -9,7 +9,6 @@
 
 using namespace tunable_ops::cuda;
 
-constexpr HopperShape kShape{64, 32, 1};
 constexpr int kSlot = kHopperPixels * 128, kPanel = 32 * 128, kSums = 64 * 32;
 
 struct alignas(128) Run {
@@ -62,6 +61,32 @@ steps_kernel(TO_RUN Run run) {
   }
 }
 
+struct alignas(128) StoreRun {
+  TensorMap map;
+  bool reads, all;  // what the kernel waits for
+};
+
+// Stores 16 pixels of 32 channels three times, all through the same memory: pixel p of store i holds 100 * i + p.
+TO_KERNEL(32, 1)
+stores_kernel(TO_RUN StoreRun run) {
+  unsigned char* memory = shared_memory();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < 3; ++i) {
+    if (lane == 0 && run.reads) stores_wait_reads<0>();
+    warp_sync();
+    for (int n = lane; n < 16 * 32; n += 32) {
+      const int to = swizzled(n / 8 * 16, 64) + n % 8 * 2;
+      *reinterpret_cast<uint16_t*>(memory + to) = float_to_half(static_cast<float>(100 * i + n / 32));
+    }
+    shared_fence();
+    warp_sync();
+    if (lane != 0) continue;
+    store_box(run.map, memory, static_cast<int>(blockIdx.x) * 32, i * 16, 0, 0);
+    stores_commit();
+  }
+  if (lane == 0 && run.all) stores_wait_all();
+}
+
 static std::vector<uint16_t> image;  // 100 pixels of 40 channels
 
 // True if both blocks, even and odd, hold the first 32 channels of every pixel and zeros outside the image.
@@ -81,11 +106,29 @@ static bool passes(bool full, bool products, bool empty) {
     std::freopen("/dev/null", "w", stderr);
     std::vector<float> result(4 * kSums, -1.0f);
     Run run{{}, result.data(), full, products, empty};
-    const int32_t sizes[4] = {1, 1, 100, 40};
-    const int64_t strides[3] = {4000, 4000, 40};
-    if (make_map(run.map, image.data(), Type::kHalf, sizes, strides, kShape, 1)) _exit(2);
+    if (make_map(run.map, {image.data(), 1, 1, 100, 40, 4000, 4000, 40, 1, kHopperPixels, 64})) _exit(2);
     launch(steps_kernel, 2, 160, kSlot + kPanel + 16, nullptr, run);
     _exit(is_right(result) ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// The image has 40 pixels of 40 channels: the last box of pixels and the second block's channels are cut.
+static bool stores_pass(bool reads, bool all) {
+  const pid_t child = fork();
+  if (child == 0) {
+    std::freopen("/dev/null", "w", stderr);
+    alignas(16) static uint16_t stored[48 * 40];
+    StoreRun run{{}, reads, all};
+    if (make_map(run.map, {stored, 1, 1, 40, 40, 1600, 1600, 40, 1, 16, 32})) _exit(2);
+    launch(stores_kernel, 2, 32, 1024, nullptr, run);
+    for (int i = 0; i < 48 * 40; ++i) {
+      const int pixel = i / 40, value = pixel < 40 ? 100 * (pixel / 16) + pixel % 16 : 0;
+      if (half_to_float(stored[i]) != static_cast<float>(value)) _exit(1);
+    }
+    _exit(0);
   }
   int status = 0;
   waitpid(child, &status, 0);
@@ -104,6 +147,9 @@ int main() {
   expect(!passes(false, true, true), "a missing wait for a box goes unnoticed");
   expect(!passes(true, false, true), "a missing wait for products goes unnoticed");
   expect(!passes(true, true, false), "a slot that is filled too early goes unnoticed");
+  expect(stores_pass(true, true), "stores");
+  expect(!stores_pass(false, true), "memory that is written before its store has read it goes unnoticed");
+  expect(!stores_pass(true, false), "a thread that ends before its stores goes unnoticed");
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

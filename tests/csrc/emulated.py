@@ -25,8 +25,9 @@ def sources() -> list[Path]:
     """Return the sources of the emulated operators."""
     cuda = ROOT / "csrc" / "cuda"
     kernels = [s for s in sorted(cuda.glob("*.cu")) if s.name != "device.cu"]
-    host = [s for s in sorted(cuda.glob("*.cpp")) if s.name != "registration.cpp"]
-    return [*kernels, *host, ROOT / "csrc" / "tests" / "emulated.cpp"]
+    of_device = ("registration.cpp", "hopper_registration.cpp", "hopper_launch.cpp", "on_device.cpp")
+    host = [s for s in sorted(cuda.glob("*.cpp")) if s.name not in (*of_device, "cuda_driver.cpp", "nvrtc.cpp")]
+    return [*kernels, *host, *sorted((ROOT / "csrc" / "tests").glob("emulated*.cpp"))]
 
 
 def build() -> Path:
@@ -93,12 +94,11 @@ def tunable_conv2d(
     dilation: tuple[int, int],
     groups: int,
     activation: str | None = None,
-    operator: str = "cuda",
 ) -> Tensor:
-    """Call the operator of a backend, "cuda" or "wgmma", with the emulated kernels."""
+    """Call the CUDA operator with the emulated kernels."""
     tensors = (input, weight, bias, alpha)
     options = (*stride, *padding, *dilation, groups, CODES[activation])
-    return _Emulated.apply(f"tunable_conv2d_{operator}", *tensors, *options)
+    return _Emulated.apply("tunable_conv2d_cuda", *tensors, *options)
 
 
 if __name__ == "__main__":

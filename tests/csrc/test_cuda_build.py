@@ -37,7 +37,7 @@ ENTRY = re.compile(
 
 def _state(source: Path) -> str:
     """A name for what a kernel's object depends on."""
-    files = sorted(f for f in source.parent.glob("*.*h") if "hopper" in source.name or "hopper" not in f.name)
+    files = sorted(f for f in source.parent.glob("*.*h") if "hopper" not in f.name)
     content = b"".join(f.read_bytes() for f in [source, *files]) + repr(build_cuda.FLAGS).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -54,7 +54,6 @@ def compiled(arch: str) -> tuple[list[Path], list[dict[str, Any]]]:
             for old in folder.glob(f"{source.stem}-????????????????.*"):
                 old.unlink()
             said = build_cuda.compile_kernel(source, target, [arch], "-Xptxas", "-v")
-            assert "C7510" not in said, f"{source.name}: wgmma is serialized"
             rows = [{"file": source.name, **m.groupdict()} for m in ENTRY.finditer(said)]
             names = subprocess.run(
                 ["c++filt"], input="\n".join(r["name"] for r in rows), capture_output=True, text=True
@@ -65,7 +64,6 @@ def compiled(arch: str) -> tuple[list[Path], list[dict[str, Any]]]:
         return target, json.loads(table.read_text())
 
     sources = sorted(build_cuda.SOURCES.glob("*.cu"), key=lambda s: -s.stat().st_size)
-    sources = [s for s in sources if arch in build_cuda.architectures_of(s, ["90a", arch])]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(compile_one, sources))
     return [target for target, _ in results], [row for _, rows in results for row in rows]
@@ -78,9 +76,6 @@ def check_resources(rows: list[dict[str, Any]]) -> None:
     assert len({r["name"] for r in rows}) == len(rows) > 60, len(rows)
     for row in rows:
         assert int(row["spills"]) == 0 and int(row["stack"]) == 0, row
-        if row["name"].startswith("hopper"):  # one block of 288 threads, in whole warpgroups
-            assert int(row["registers"]) * 384 <= 65536, row
-            continue
         threads = 128 if row["name"].startswith(("conv", "weight_grad", "depthwise_kernel")) else 256
         assert int(row["registers"]) * threads * (1 if "16>" in row["name"] else 2) <= 65536, row
 
@@ -89,7 +84,7 @@ def check_resources(rows: list[dict[str, Any]]) -> None:
 def test_resources_and_instructions_on_hopper() -> None:
     objects, rows = compiled("90a")
     check_resources(rows)
-    dump = shutil.which("cuobjdump") or _tritons_cuobjdump()
+    dump = find_cuobjdump()
     if dump is None:
         return
     for name, wanted in (
@@ -97,11 +92,6 @@ def test_resources_and_instructions_on_hopper() -> None:
         ("conv_bfloat16", ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128")),
         ("conv_float", ("HMMA.1688.F32.TF32", "FFMA")),
         ("weight_grad", ("HMMA.16816.F32", "HMMA.1688.F32.TF32", "LDSM.16.MT88.4", "FFMA")),
-        (
-            "hopper_conv_half",
-            ("HGMMA.64x32x16.F32", "HGMMA.64x64x16.F32", "HGMMA.64x128x16.F32", "UTMALDG.4D", "SYNCS"),
-        ),
-        ("hopper_conv_bfloat16", ("HGMMA.64x128x16.F32.BF16", "UTMALDG.4D")),
     ):
         file = next(o for o in objects if o.name.startswith(f"{name}-"))
         text = subprocess.run([dump, "-sass", file], capture_output=True, text=True, check=True).stdout
@@ -117,11 +107,14 @@ def test_resources_on_every_architecture() -> None:
         check_resources(compiled(arch)[1])
 
 
-def _tritons_cuobjdump() -> str | None:
+def find_cuobjdump() -> str | None:
+    """Return the path of cuobjdump, of the CUDA toolkit or of Triton."""
+    if found := shutil.which("cuobjdump"):
+        return found
     spec = importlib.util.find_spec("triton")
     paths = (spec.submodule_search_locations or []) if spec else []
-    found = [Path(p) / "backends" / "nvidia" / "bin" / "cuobjdump" for p in paths]
-    return next((str(p) for p in found if p.exists()), None)
+    tools = [Path(p) / "backends" / "nvidia" / "bin" / "cuobjdump" for p in paths]
+    return next((str(p) for p in tools if p.exists()), None)
 
 
 @needs_nvcc
@@ -129,13 +122,31 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
     """No CUDA library and no C++ of Torch's: the stable ABI, from any wheel."""
     objects = [str(o) for o in compiled("90a")[0]]
     torch_folder = Path(torch.__file__).parent
-    for source in sorted(build_cuda.SOURCES.glob("*.cpp")):
+    build_cuda.write_wgmma_source(tmp_path / "hopper_source.cpp")
+    for source in [*build_cuda.host_sources(), tmp_path / "hopper_source.cpp"]:
         target = tmp_path / f"{source.stem}_host.o"
         command = ["g++", "-Wall", "-Werror", *build_cuda.host_flags(torch_folder, STABLE_ABI), "-c", str(source)]
         subprocess.run([*command, "-o", str(target)], check=True)
         objects.append(str(target))
     library = tmp_path / "_ops_cuda.so"
     build_cuda.link(objects, library, torch_folder)
+    check_library(library)
+    check_registration(library, tmp_path, "cuda", "cuda_backward")
+
+
+def test_the_library_of_the_wgmma_kernel_needs_no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    monkeypatch.setattr(build_cuda, "find_nvcc", lambda: None)
+    library = tmp_path / "_ops_wgmma.so"
+    build_cuda.build_wgmma(library, Path(torch.__file__).parent, STABLE_ABI)
+    check_library(library)
+    names = ("wgmma", "wgmma_input", "wgmma_prepare")
+    check_registration(library, tmp_path, *names)
+
+
+def check_library(library: Path) -> None:
+    """It needs Torch's library and no CUDA one: the driver and NVRTC are looked up when they are needed."""
     symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     names = [line.split()[-1].split("@")[0] for line in symbols.stdout.splitlines()]
     foreign = [n for n in names if re.search(r"tunable_ops|c10|at::|_ZN2at|^cu[A-Z]|cuda", n)]
@@ -144,10 +155,9 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
     libraries = re.findall(r"Shared library: \[(.*?)\]", needed)
     assert "libtorch.so" in libraries
     assert not [name for name in libraries if "cuda" in name or "cudart" in name]
-    check_registration(library, tmp_path)
 
 
-def check_registration(library: Path, folder: Path) -> None:
+def check_registration(library: Path, folder: Path, *operators: str) -> None:
     """The library loads and stands at the CUDA key; the one symbol that a CPU wheel lacks comes from a stub."""
     stub = folder / "stub.so"
     source = folder / "stub.c"
@@ -160,7 +170,7 @@ if torch.version.cuda is None:
 torch.version.cuda = None  # the package must not load a library of its own
 import tunable_ops
 torch.ops.load_library({str(library)!r})
-for name in ("cuda", "cuda_backward", "wgmma", "wgmma_backward"):
+for name in {operators!r}:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tunable_ops::tunable_conv2d_{{name}}", "CUDA"), name
 print(tunable_ops.tunable_conv2d(torch.ones(1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1), None, torch.ones(2)).item())
 """

@@ -224,9 +224,18 @@ def test_bad_arguments_are_named() -> None:
 @pytest.mark.parametrize("name", ["test_geometry", "test_emulator", "test_hopper_emulator"])
 def test_on_the_host(name: str, tmp_path: Path) -> None:
     """Run the C++ tests: index arithmetic against loops, and the emulator against seeded faults."""
-    program = tmp_path / name
-    source = emulated.ROOT / "csrc" / "tests" / f"{name}.cpp"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-psabi", "-U_FORTIFY_SOURCE"]
-    subprocess.run(["g++", *flags, source, "-o", program], check=True)
+    check_program(tmp_path / name, "tests/" + name)
+
+
+def test_the_wgmma_kernel_passes_the_check_of_its_first_use(tmp_path: Path) -> None:
+    sources = ("tests/test_hopper_kernel", "tests/emulated_hopper", "cuda/hopper_run", "cuda/hopper_check")
+    check_program(tmp_path / "test_hopper_kernel", *sources)
+
+
+def check_program(program: Path, *sources: str) -> None:
+    """Build a C++ test of these files of csrc and run it."""
+    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    files = [emulated.ROOT / "csrc" / f"{source}.cpp" for source in sources]
+    subprocess.run(["g++", *flags, *files, "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.csrc import emulated
-from tests.csrc.test_cuda_emulated import integers, run
-from tests.ops.conv2d_cases import Case
+from tests.csrc.test_cuda_emulated import integers
+from tests.ops.conv2d_cases import Case, options_of
 from tunable_ops import reference
+from tunable_ops.reference.activation import CODES
 
 # Named by the kernel's tile (channels per step x outputs per block) and its edge case.
 CASES = {
@@ -34,6 +36,18 @@ def _operators() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(params=["halo", "columns"])
+def boxes(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Boxes that all column shifts of the kernel read, or one box for each."""
+    torch.ops.tunable_ops_emulated.use_columns(torch.tensor(float(request.param == "columns")))
+    yield request.param
+    torch.ops.tunable_ops_emulated.use_columns(torch.tensor(0.0))
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, case: Case, act: str | None = None) -> Tensor:
+    return torch.ops.tunable_ops_emulated.tunable_conv2d_wgmma(x, weight, bias, a, *options_of(case)[:-1], CODES[act])
+
+
 @pytest.mark.parametrize("alpha", ["shared", "sample"])
 @pytest.mark.parametrize("name", CASES)
 def test_integers_are_exact(name: str, alpha: str) -> None:
@@ -41,37 +55,57 @@ def test_integers_are_exact(name: str, alpha: str) -> None:
     case = CASES[name]
     dtype = torch.bfloat16 if alpha == "shared" and case.kernels == 2 else torch.float16
     tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, True)]
-    out = emulated.tunable_conv2d(*tensors, *case.geometry, operator="wgmma")
+    out = forward(*tensors, case)
     ref = reference.tunable_conv2d(*(None if t is None else t.double() for t in tensors), *case.geometry)
     assert torch.equal(out, ref.to(dtype)), (out.double() - ref).abs().max()
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["16x32-two-columns", "32x32-tail-of-channels"])
-def test_the_gradient_of_the_input_is_the_same_kernel(name: str) -> None:
+def test_the_gradient_of_the_input_is_the_same_kernel(name: str, boxes: str) -> None:
     case = CASES[name]
-    tensors = [integers(t, 1).half() for t in case.tensors("sample", torch.float16, True)]
+    x, weight, bias, a = (integers(t, 1).half() for t in case.tensors("sample", torch.float16, True))
     grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).half()
-
-    def hopper(*args: object, **named: object) -> torch.Tensor:
-        return emulated.tunable_conv2d(*args, **named, operator="wgmma")
-
-    out = run(hopper, tensors, case, None, grad)
-    ref = run(reference.tunable_conv2d, [t.double() for t in tensors], case, None, grad.double())
-    for i, (o, r) in enumerate(zip(out, ref, strict=True)):
-        assert torch.equal(o, r.half()), f"result {i}: {(o.double() - r).abs().max()}"
+    op = torch.ops.tunable_ops_emulated.tunable_conv2d_wgmma_input
+    leaf = x.double().requires_grad_()
+    ref = reference.tunable_conv2d(leaf, weight.double(), bias.double(), a.double(), *case.geometry)
+    expected = torch.autograd.grad(ref, leaf, grad.double())[0]
+    out = op(grad, x, weight, a, *options_of(case)[:-1])
+    assert torch.equal(out, expected.half()), (out.double() - expected).abs().max()
+    assert torch.equal(forward(x, weight, bias, a, case), ref.half())
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu", "silu", "leaky_relu"])
 def test_activations_and_layouts(act: str) -> None:
-    """Kernels that are not dense are blended first; slices and contiguous inputs are converted."""
+    """Slices and contiguous inputs are converted; alpha may have another dtype."""
     case = Case(batch=2, channels=16, outputs=16, size=(5, 6), kernels=2)
     x, weight, bias, a = case.tensors("sample", torch.float16, True)
     ref = reference.tunable_conv2d(*(t.double() for t in (x, weight, bias, a)), *case.geometry, activation=act)
     wide = torch.zeros(2, 32, 5, 6, dtype=torch.float16).index_copy_(1, torch.arange(0, 32, 2), x)
-    for variant, stack in ((x, weight), (x, weight.contiguous()), (wide[:, ::2], weight), (x.contiguous(), weight)):
-        out = emulated.tunable_conv2d(variant, stack, bias, a.float(), *case.geometry, activation=act, operator="wgmma")
+    for variant in (x, wide[:, ::2], x.contiguous()):
+        out = forward(variant, weight, bias, a.float(), case, act)
         assert (out.double() - ref).abs().max() <= 2**-10 * ref.abs().max()
+
+
+@pytest.mark.parametrize("act", ["relu", "leaky_relu", "gelu", "silu"])
+def test_nan_passes_activations(act: str) -> None:
+    case = Case(batch=1, channels=8, outputs=8, size=(5, 6), kernels=1)
+    x, weight, bias, a = case.tensors("shared", torch.float16, True)
+    x[0, 3, 2, 4] = float("nan")
+    out = forward(x, weight, bias, a, case, act)
+    ref = reference.tunable_conv2d(*(t.float() for t in (x, weight, bias, a)), *case.geometry, activation=act)
+    assert torch.equal(out.isnan(), ref.isnan())
+    assert 0 < out.isnan().sum() < out.numel()
+
+
+def test_whether_it_is_ready() -> None:
+    """The check of the first use runs for a call, and for the gradient of its input; what is not served is no error."""
+    case = Case(channels=8, outputs=16, size=(5, 6), kernels=2)
+    x, weight, _, a = case.tensors("sample", torch.float16, True)
+    op = torch.ops.tunable_ops_emulated.tunable_conv2d_wgmma_prepare
+    for gradient in (False, True):
+        assert op(x, weight, a, *options_of(case)[:-1], 0, gradient)
+        assert not op(x.float(), weight.float(), a.float(), *options_of(case)[:-1], 0, gradient)
 
 
 @pytest.mark.parametrize(
@@ -89,4 +123,11 @@ def test_activations_and_layouts(act: str) -> None:
 )
 def test_what_it_does_not_serve_is_named(case: Case, dtype: torch.dtype, text: str) -> None:
     with pytest.raises(RuntimeError, match=f"the wgmma kernel must be given .*{text}"):
-        emulated.tunable_conv2d(*case.tensors("shared", dtype, True), *case.geometry, operator="wgmma")
+        forward(*case.tensors("shared", dtype, True), case)
+
+
+def test_kernels_must_be_in_channels_last() -> None:
+    case = Case(channels=16, outputs=16)
+    x, weight, bias, a = case.tensors("shared", torch.float16, True)
+    with pytest.raises(RuntimeError, match="the wgmma kernel must be given kernels in channels_last"):
+        forward(x, weight.contiguous(), bias, a, case)

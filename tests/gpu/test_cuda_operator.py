@@ -12,7 +12,6 @@ from torch import Tensor
 from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import CASES, Case, options_of
 from tunable_ops import backends, reference, tunable_conv2d
-from tunable_ops.reference.activation import CODES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,22 +49,6 @@ SANITIZER = [
     Case(channels=8, outputs=8, size=(5, 6), kernels=2, groups=8),
     Case(channels=5, outputs=5, size=(5, 6), kernels=2, groups=5, taps=(2, 2), stride=(2, 2)),
 ]
-
-
-HOPPER = [
-    Case(channels=8, outputs=40, size=(9, 66), kernels=2, padding=(2, 1)),
-    Case(channels=16, outputs=16, size=(33, 130), kernels=2, taps=(7, 7), padding=(3, 0)),
-    Case(batch=3, channels=24, outputs=32, size=(130, 70), kernels=3, taps=(3, 2)),
-    Case(channels=32, outputs=56, size=(64, 64), kernels=2),
-    Case(batch=17, channels=64, outputs=64, size=(65, 67), kernels=2),
-    Case(batch=5, channels=128, outputs=64, size=(40, 200), kernels=4),
-    Case(channels=64, outputs=136, size=(16, 8), kernels=5, taps=(1, 1), padding=(0, 0)),
-    Case(channels=64, outputs=128, size=(127, 63), kernels=2),
-]
-on_hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-    reason="the wgmma kernel is for compute capability 9.0",
-)
 
 
 def run(function: Any, tensors: list[Any], case: Case, act: str | None, grad: Tensor, **options: Any) -> list[Tensor]:
@@ -238,59 +221,6 @@ def test_what_it_does_not_serve_is_named() -> None:
             tunable_conv2d(*on_gpu(tensors), *case.geometry, backend="cuda")
     with pytest.raises(RuntimeError, match="these are on cpu"):
         tunable_conv2d(*case.tensors("shared", torch.float32), *case.geometry, backend="cuda")
-
-
-def hopper_conv2d(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor, *geometry: Any, activation: str | None) -> Tensor:
-    """Call the operator that the benchmark calls; the input gradient uses the same kernel."""
-    stride, padding, dilation, groups = geometry
-    op = torch.ops.tunable_ops.tunable_conv2d_wgmma
-    return op(x, w, b, a, *stride, *padding, *dilation, groups, CODES[activation])
-
-
-@on_hopper
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("case", HOPPER, ids=str)
-def test_wgmma_integers_are_exact(case: Case, dtype: torch.dtype) -> None:
-    """Two runs are bit-identical too: a race would rarely repeat."""
-    for alpha in ("shared", "sample"):
-        tensors = [None if t is None else integers(t, 1).to(dtype) for t in case.tensors(alpha, dtype, True)]
-        grad = torch.randint(-1, 2, (case.batch, case.outputs, *case.grid)).to(dtype)
-        wide = [None if t is None else t.double() for t in tensors]
-        ref = run(reference.tunable_conv2d, wide, case, None, grad.double())[:2]
-        # The input gradient uses the same kernel if the panel of outputs fits as well.
-        for _ in range(3):
-            out = hopper_conv2d(*on_gpu(tensors), *case.geometry, activation=None)
-            assert torch.equal(out.cpu(), ref[0].to(dtype))
-        grad_input = run(hopper_conv2d, on_gpu(tensors), case, None, grad.cuda())[1]
-        assert torch.equal(grad_input.cpu(), ref[1].to(dtype))
-
-
-@on_hopper
-@pytest.mark.parametrize("act", [None, "relu", "gelu", "silu", "leaky_relu"])
-def test_wgmma_agrees_and_can_be_captured(act: str | None) -> None:
-    case = HOPPER[4]
-    x, weight, bias, a = on_gpu(case.tensors("sample", torch.bfloat16, True))
-    out = hopper_conv2d(x, weight, bias, a, *case.geometry, activation=act)
-    base = reference.tunable_conv2d(x, weight, bias, a, *case.geometry, activation=act)
-    ref = reference.tunable_conv2d(*(t.double() for t in (x, weight, bias, a)), *case.geometry, activation=act)
-    assert_agrees(out, ref, base, "output")
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = hopper_conv2d(x, weight, bias, a, *case.geometry, activation=act)
-    x.copy_(torch.randn_like(x))
-    a.copy_(torch.rand_like(a))
-    graph.replay()
-    assert torch.equal(captured, hopper_conv2d(x, weight, bias, a, *case.geometry, activation=act))
-
-
-@on_hopper
-@pytest.mark.parametrize("case", [HOPPER[0], HOPPER[6]], ids=str)
-def test_wgmma_sanitizer(case: Case) -> None:
-    tensors = [integers(t, 1).half() for t in case.tensors("sample", torch.float16, True)]
-    ref = reference.tunable_conv2d(*(t.double() for t in tensors), *case.geometry)
-    out = hopper_conv2d(*on_gpu(tensors), *case.geometry, activation=None)
-    assert torch.equal(out.cpu(), ref.half())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

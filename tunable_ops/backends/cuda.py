@@ -57,6 +57,11 @@ def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
     """Return why the operators cannot serve these tensors (input, weight, alpha), which have passed the checks."""
     if input.device.type != "cuda":
         return f"it serves tensors on CUDA devices, and these are on {input.device}"
+    # Not while tracing, when tensors may be fake.
+    if not torch.compiler.is_compiling() and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(input.device)
+        if major < 8:
+            return f"it needs a GPU of compute capability 8.0 or more, and this one has {major}.{minor}"
     if any(t.dtype not in _DTYPES for t in (input, *others)):
         return "it serves float32, float16 and bfloat16"
     weight, alpha = others

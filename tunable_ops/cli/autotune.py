@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "autotune",
         help=COMMANDS["autotune"],
-        description="Time the Triton kernels on this GPU and write the table that later calls choose from.",
+        description="Time the kernels on this GPU and write the table that later calls choose from.",
     )
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[16, 32, 64, 128], help="input (and output) channels"
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(reason)
+    from tunable_ops.backends.triton.autotune import other_candidates
     from tunable_ops.triton_kernels.autotune import autotune
     from tunable_ops.triton_kernels.choose_algorithm import Problem
 
@@ -57,6 +58,6 @@ def run(args: argparse.Namespace) -> int:
         )
         for alpha in ("shared", "sample")
     ]
-    path = autotune(problems, args.out, args.repeats)
+    path = autotune(problems, args.out, args.repeats, others=other_candidates)
     print(f"wrote {path}")
     return 0

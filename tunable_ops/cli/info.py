@@ -62,20 +62,22 @@ def describe_installation() -> dict[str, Any]:
     """Collect what this installation can run, as JSON values.
 
     Returns:
-        dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); operators
-        (compiler, flags, torch, stable_abi and library of the C++ operators, or None).
+        dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); wgmma
+        (None, or why that kernel cannot run); operators (compiler, flags, torch, stable_abi and library of the C++
+        operators, or None).
     """
     import torch
 
     import tunable_ops
     from tunable_ops import backends
-    from tunable_ops.backends import cpp
+    from tunable_ops.backends import cpp, wgmma
 
     return {
         "version": tunable_ops.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backends": {name: backends.unavailable_reason("tunable_conv2d", name) for name in backends.NAMES},
+        "wgmma": wgmma.unavailable_reason(),
         "operators": cpp.build_information(),
     }
 
@@ -84,6 +86,7 @@ def _installation_table(facts: dict[str, Any]) -> str:
     rows = [("tunable_ops", f"{facts['version']}, Python {facts['python']}, torch {facts['torch']}")]
     for index, (name, reason) in enumerate(facts["backends"].items()):
         rows.append(("" if index else "backends", name if reason is None else f"{name}: no; {reason}"))
+    rows.append(("wgmma kernel", "yes" if facts["wgmma"] is None else f"no; {facts['wgmma']}"))
     for index, (name, value) in enumerate((facts["operators"] or {}).items()):
         rows.append(("" if index else "C++ operators", f"{name:<11} {value}"))
     return _lines(rows)

@@ -222,10 +222,11 @@ class _Operators(NamedTuple):
 
 
 _TENSORS = "Tensor input, Tensor weight, Tensor? bias, Tensor alpha"
-_OPTIONS = (
+_GEOMETRY = (
     "SymInt stride_h, SymInt stride_w, SymInt padding_h, SymInt padding_w, SymInt dilation_h, SymInt dilation_w, "
-    "SymInt groups, int activation"  # a code of reference/activation.py
+    "SymInt groups"
 )
+_OPTIONS = f"{_GEOMETRY}, int activation"  # a code of reference/activation.py
 SCHEMA = (f"{_TENSORS}, {_OPTIONS}", "Tensor")
 # `saved` is the output (relu, leaky_relu), the value before the activation (gelu, silu) or None (no activation).
 BACKWARD_SCHEMA = (
@@ -260,8 +261,25 @@ def _define(backend: str) -> _Operators:
     return ops
 
 
-# "wgmma" is the CUDA backend's kernel for Hopper. No call chooses it until it has been measured: bench/on_gpu.sh.
-_OPERATORS = {backend: _define(backend) for backend in ("torch", "cpp", "triton", "cuda", "wgmma")}
+_OPERATORS = {backend: _define(backend) for backend in ("torch", "cpp", "triton", "cuda")}
+# The wgmma kernel: an algorithm of the Triton backend, not differentiable by itself.
+registration.Operator(f"{NAME}_wgmma", *SCHEMA, None, _forward_fake)
+registration.Operator(
+    f"{NAME}_wgmma_input",
+    f"Tensor grad_output, Tensor input, Tensor weight, Tensor alpha, {_GEOMETRY}",
+    "Tensor",
+    None,
+    lambda grad_output, input, weight, *rest: torch.empty_like(
+        input, memory_format=layout.output_format(input, weight)
+    ),
+)
+registration.Operator(
+    f"{NAME}_wgmma_prepare",
+    f"Tensor input, Tensor weight, Tensor alpha, {_GEOMETRY}, int activation, bool gradient",
+    "bool",
+    None,
+    lambda *args: False,
+)
 # The CUDA operators ask in every fp32 call, so that compiled and exported programs follow the current setting too.
 registration.Operator(
     f"{NAME}_tf32",

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tunable_ops.backends import wgmma
 from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, dtype_name
 from tunable_ops.triton_kernels.launch import INDEX_LIMIT, Geometry, device_name, extent, input_precision
 from tunable_ops.triton_kernels.tunable_conv2d_pointwise import is_pointwise
@@ -64,9 +65,17 @@ def make_problem(
     )
 
 
-def choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any) -> Choice:
+def choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any, activation: str = "none") -> Choice:
     """Ask the rule; "library" for samples too large for 32-bit offsets and for more kernels than a launch takes."""
-    choice = choose_algorithm(make_problem(direction, kind, source, weight, *rest), device_name(source))
+    problem, device = make_problem(direction, kind, source, weight, *rest), device_name(source)
+    alpha, geometry, groups, result = rest
+    of_input = direction == "input"
+    fits = (of_input or direction == "forward") and wgmma.fits(source, weight, alpha, geometry, groups)
+    choice = choose_algorithm(problem, device, fits)
+    if choice.algorithm == "wgmma":
+        input = result if of_input else source
+        if not wgmma.is_ready(input, weight, alpha, geometry, activation, of_input):
+            choice = choose_algorithm(problem, device)
     if weight.shape[0] > MAX_KERNELS or max(extent(source), extent(rest[-1])) >= INDEX_LIMIT:
         return choice._replace(algorithm="library")
     return choice

@@ -1,7 +1,8 @@
-"""tunable_conv2d on the Triton kernels, by one of three algorithms for each call and gradient.
+"""tunable_conv2d on the Triton kernels, by one of four algorithms for each call and gradient.
 
 fused    one kernel blends and convolves
 premix   blend first, then PyTorch's convolution (shared alpha) or the same kernel without a blend (per-sample alpha)
+wgmma    the CUDA C++ kernel for compute capability 9.0, which blends once per block
 library  the torch backend
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tunable_ops.backends import wgmma
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
@@ -63,7 +65,14 @@ def forward(
     if alpha.dim() == 4:
         alpha = alpha.contiguous()
     kind = forward_kind(weight, geometry, groups, input, output)
-    choice = choice or choose("forward", kind, input, weight, alpha, geometry, groups, output)
+    if choice is None:
+        inner = activation if pre is None else "none"
+        choice = choose("forward", kind, input, weight, alpha, geometry, groups, output, activation=inner)
+    if choice.algorithm == "wgmma":
+        if pre is None:
+            return wgmma.forward(input, weight, bias, alpha, geometry, activation)
+        pre.copy_(wgmma.forward(input, weight, bias, alpha, geometry, "none"))
+        return apply_activation(pre, activation)
     if choice.algorithm == "library" or (choice.algorithm == "premix" and alpha.dim() == 4):
         options = (stride, padding, dilation, groups)
         if pre is None:
@@ -150,7 +159,9 @@ def backward(
             grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
             kernel = blend(weight, None, alpha)[0] if wanted[0] else weight[0]
             grad_input, gradient, _ = convolve_backward(grad_output, input, kernel, geometry[:3], groups, wanted)
-    if mask[0] and grad_input is None:
+    if mask[0] and on_input.algorithm == "wgmma":
+        grad_input = wgmma.input_gradient(grad_output, input, weight, alpha, geometry)
+    elif mask[0] and grad_input is None:
         grad_input = torch.empty_like(input, memory_format=output_format(input, weight))
         _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
     if grad_input is not None:
