@@ -21,6 +21,7 @@
 #include "depthwise.h"
 #include "weight_grad.h"
 #include "blend.h"
+#include "winograd.h"
 #include "flat.h"
 #include "map_kernels.h"
 #include "kernel_table.h"

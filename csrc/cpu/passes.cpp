@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "algorithm.h"
 #include "passes.h"
 
 namespace tunable_ops {
@@ -17,6 +18,10 @@ constexpr int64_t kBlockBytes = 128 << 10;
 constexpr int64_t kChunkBytes = 64 << 20;
 // A depthwise multiply-add moves as many bytes as this many dense ones.
 constexpr int64_t kDepthwiseCost = 16;
+// Of Winograd's filtering: the tiles that are multiplied at a time, the transformed inputs of an item, the transformed
+// kernels of the samples that are computed together, and a line of the cache after each point, without which the points
+// of one kernel share a set.
+constexpr int64_t kTiles = 14, kTileBytes = 256 << 10, kKernelBytes = 8 << 20, kPad = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,29 +49,71 @@ void for_each_slice(const Threads& threads, const Panels& panels, int64_t copies
   threads.parallel_for(panels.slices(), std::max<int64_t>(1, (kGrainMacs / 8) / work), f);
 }
 
+// Bias [rows, groups * outputs] as the kernels read it: [rows, groups, vectors * lanes]; empty if there is none.
+std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs) {
+  const int64_t padded = panels.vectors() * panels.lanes;
+  std::vector<float> shift(bias.empty() ? 0 : rows * panels.groups * padded);
+  for (int64_t i = 0; !bias.empty() && i < rows * panels.groups; ++i)
+    std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
+  return shift;
+}
+
+// The same by Winograd's filtering in tiles of `tile` x `tile` outputs.
+void filter(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias, const float* input,
+            float* output, int64_t tile) {
+  const Kernels& kernels = best_kernels();
+  const int64_t points = tile + 2, square = points * points;
+  Panels panels = panels_of(conv, false);
+  panels.taps_h = panels.taps_w = points, panels.pad = kPad;
+  const std::vector<float> shift = padded_bias(bias, panels, call.rows, conv.outputs);
+  const int64_t tiles = ceil_div(conv.out_h, tile) * ceil_div(conv.out_w, tile);
+  WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0};
+  run.span = call.rows > 1 ? tiles : conv.batch * tiles;
+  // Transformed inputs stay in the L2 cache; at least as many tiles as the products take at a time.
+  const int64_t bytes = 4 * square * ceil_div(conv.channels, panels.lanes) * panels.lanes;
+  const int64_t most = std::max<int64_t>(kTiles, kTileBytes / bytes / kTiles * kTiles);
+  const int64_t spans = call.rows > 1 ? std::clamp<int64_t>(kKernelBytes / (4 * panels.size()), 1, call.rows) : 1;
+  run.blocks = std::max(ceil_div(run.span, most), std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans)));
+  run.blocks = std::max<int64_t>(1, run.blocks);
+  run.block = ceil_div(run.span, run.blocks);
+  const Workspace blended(spans * panels.size());
+  for (int64_t first = 0; first < call.rows; first += spans) {
+    const int64_t count = std::min(spans, call.rows - first);
+    const Blend blend{panels, stack, count, call.alpha.data() + first * stack.kernels, blended.get()};
+    const int64_t blocks = kernels.winograd_blocks(panels);
+    call.threads.parallel_for(blocks, std::max<int64_t>(1, kGrainMacs * blocks / (count * panels.size() * 16)),
+                              [&](int64_t begin, int64_t end) { kernels.winograd_kernels(blend, begin, end); });
+    run.input = input + first * conv.in_sample;
+    run.output = output + first * conv.out_sample;
+    run.kernels = blended.get();
+    run.kernels_span = panels.size();
+    run.bias_span = panels.groups * panels.vectors() * panels.lanes;
+    run.bias = shift.empty() ? nullptr : shift.data() + first * run.bias_span;
+    const int64_t macs = run.block * square * conv.groups * conv.channels * conv.outputs;
+    call.threads.parallel_for(count * run.blocks, std::max<int64_t>(1, kGrainMacs / macs),
+                              [&](int64_t begin, int64_t end) { kernels.winograd(run, begin, end); });
+  }
+}
+
 void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
                         const float* input, float* output) {
+  if (const int64_t tile = winograd_tile(conv, call.depthwise, call.rows))
+    return filter(call, conv, stack, bias, input, output, tile);
   const Kernels& kernels = best_kernels();
   const Panels panels = panels_of(conv, call.depthwise);
   const Workspace blended(call.rows * panels.size());
   const Blend blend{panels, stack, call.rows, call.alpha.data(), blended.get()};
   for_each_slice(call.threads, panels, stack.kernels * (call.rows + 2),
                  [&](int64_t begin, int64_t end) { kernels.blend(blend, begin, end); });
-  const int64_t padded = panels.vectors() * panels.lanes, outputs = call.depthwise ? conv.groups : conv.outputs;
-  std::vector<float> shift;
-  if (!bias.empty()) {
-    shift.assign(call.rows * panels.groups * padded, 0.0f);
-    for (int64_t i = 0; i < call.rows * panels.groups; ++i) {
-      std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
-    }
-  }
+  const int64_t padded = panels.vectors() * panels.lanes;
+  const std::vector<float> shift = padded_bias(bias, panels, call.rows, call.depthwise ? conv.groups : conv.outputs);
   ConvRun run{conv,
               panels,
               input,
               output,
               blended.get(),
               call.rows > 1 ? panels.size() : 0,
-              bias.empty() ? nullptr : shift.data(),
+              shift.empty() ? nullptr : shift.data(),
               call.rows > 1 ? panels.groups * padded : 0,
               1};
   const int64_t row_bytes = 4 * conv.in_w * conv.groups * conv.channels * conv.stride_h;
@@ -94,11 +141,45 @@ Phase phase_of(int64_t phase, int64_t size, int64_t taps, int64_t stride, int64_
   return p;
 }
 
+// The convolution of grad_output that gives the input's gradient at one phase.
+Conv turned_of(const Conv& c, const Phase& y, const Phase& x) {
+  return {c.batch,
+          c.groups,
+          c.outputs,
+          c.channels,
+          c.out_h,
+          c.out_w,
+          y.count,
+          x.count,
+          y.taps,
+          x.taps,
+          1,
+          1,
+          y.dilation,
+          x.dilation,
+          y.pad,
+          x.pad,
+          c.out_sample,
+          c.out_row,
+          c.out_pixel,
+          c.in_sample,
+          c.stride_h * c.in_row,
+          c.stride_w * c.in_pixel,
+          c.activation};
+}
+
 }  // namespace
 
 void convolve(const Call& call, const std::vector<float>& bias, float* output) {
   const Stack stack = call.depthwise ? as_depthwise(call.weight) : call.weight;
   blend_and_convolve(call, call.conv, stack, bias, call.input, output);
+}
+
+bool filters_input_gradient(const Call& call) {
+  const Conv& c = call.conv;
+  if (!winograd_serves(c, call.depthwise)) return false;
+  const Conv turned = turned_of(c, phase_of(0, c.in_h, 3, 1, 1, c.pad_h), phase_of(0, c.in_w, 3, 1, 1, c.pad_w));
+  return winograd_tile(turned, false, call.rows) > 0;
 }
 
 // Convolves grad_output with the flipped kernels; with a stride, once per phase of the input.
@@ -115,29 +196,7 @@ void input_gradient(const Call& call, const float* grad_output, float* grad_inpu
     for (int64_t px = 0; px < c.stride_w; ++px) {
       const Phase x = phase_of(px, c.in_w, c.taps_w, c.stride_w, c.dilation_w, c.pad_w);
       if (y.taps == 0 || x.taps == 0 || y.count == 0 || x.count == 0) continue;
-      Conv turned{c.batch,
-                  c.groups,
-                  c.outputs,
-                  c.channels,
-                  c.out_h,
-                  c.out_w,
-                  y.count,
-                  x.count,
-                  y.taps,
-                  x.taps,
-                  1,
-                  1,
-                  y.dilation,
-                  x.dilation,
-                  y.pad,
-                  x.pad,
-                  c.out_sample,
-                  c.out_row,
-                  c.out_pixel,
-                  c.in_sample,
-                  c.stride_h * c.in_row,
-                  c.stride_w * c.in_pixel,
-                  c.activation};
+      const Conv turned = turned_of(c, y, x);
       Stack stack = call.weight;
       std::swap(stack.stride_output, stack.stride_channel);
       stack.data += (y.first + (y.taps - 1) * y.step) * stack.stride_tap_h +

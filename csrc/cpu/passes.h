@@ -52,6 +52,9 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output);
 // pixel must have a tap.
 void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias = {});
 
+// True if the gradient of the input is computed by Winograd's filtering.
+bool filters_input_gradient(const Call& call);
+
 // The destinations of the kernels' gradients; null if not requested.
 struct KernelGradients {
   Stack weight;        // the layout of grad_weight
