@@ -287,31 +287,38 @@ inline void transform_output(const Conv& c, const float* products, int64_t point
   }
 }
 
+// Channels that are summed in registers at a time: short sums limit the rounding error.
+constexpr int64_t kSumChannels = 96;
+
 // One matrix product per point.
 inline void multiply(const TileBlock& block, const float* panel, int64_t slice, int64_t points, int64_t channels) {
   const int64_t vectors = block.width / kLanes, parts = ceil_div(block.count, kRows[vectors]);
+  const int64_t chunks = ceil_div(channels, kSumChannels);
   const TileFunction* functions = vectors == 2 ? TileTable<2, TO_COUNT(TO_ROWS_2)>::functions
                                                : TileTable<1, TO_COUNT(TO_ROWS_1)>::functions;
   Tile tile;
   tile.in_pixel = block.channels;
+  tile.in_row = tile.in_column = 0;
   tile.rows = tile.columns = 1;
-  tile.run = channels;
   tile.bias = nullptr;
   tile.out_pixel = block.width;
   tile.lanes = kLanes;
-  tile.first = true;
   tile.last = true;
   tile.activation = Activation::kNone;
-  tile.in_row = tile.in_column = 0;
   for (int64_t point = 0; point < points; ++point) {
-    tile.panel = panel + point * slice;
-    tile.input = block.inputs + point * block.in_point;
-    tile.output = block.products + point * block.out_point;
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t count = block.count / parts + (part < block.count % parts);
-      functions[count](tile);
-      tile.input += count * block.channels;
-      tile.output += count * block.width;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t channel = channels * chunk / chunks;
+      tile.run = channels * (chunk + 1) / chunks - channel;
+      tile.first = chunk == 0;
+      tile.panel = panel + point * slice + channel * block.width;
+      tile.input = block.inputs + point * block.in_point + channel;
+      tile.output = block.products + point * block.out_point;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t count = block.count / parts + (part < block.count % parts);
+        functions[count](tile);
+        tile.input += count * block.channels;
+        tile.output += count * block.width;
+      }
     }
   }
 }
