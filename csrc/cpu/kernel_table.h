@@ -14,6 +14,8 @@ const Kernels& TO_JOIN(TO_ISA, _kernels)() {
       TO_ISA::winograd_blocks,
       TO_ISA::winograd_kernels,
       TO_ISA::winograd,
+      TO_ISA::winograd_grad,
+      TO_ISA::winograd_taps,
       TO_ISA::dense_weight_grad_tiles,
       TO_ISA::dense_weight_grad,
       TO_ISA::depthwise_weight_grad,

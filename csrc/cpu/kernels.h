@@ -80,6 +80,18 @@ struct WinogradRun {
   int64_t span, blocks, block;
 };
 
+// The gradient of blended kernels by Winograd's filtering. `winograd_grad` sums the products of each segment of a span's
+// tiles, work items (span, segment); `winograd_taps` adds the segments, work items (span, group, panel).
+struct WinogradGradRun {
+  Conv conv;
+  Panels panels;
+  const float* input;
+  const float* grad_output;
+  float* sums;      // [spans, segments, panels.size()]
+  float* gradient;  // [spans], each in panels of 3x3 taps
+  int64_t span, segments, block;
+};
+
 // G[b, segment] = the gradient of the blended kernel from a segment of the output rows, and the sums of grad_output.
 // Work items: (sample, segment, part of the tiles) if dense, (sample, segment) if depthwise.
 struct WeightGradRun {
@@ -163,6 +175,8 @@ struct Kernels {
   int64_t (*winograd_blocks)(const Panels&);
   void (*winograd_kernels)(const Blend&, int64_t begin, int64_t end);
   void (*winograd)(const WinogradRun&, int64_t begin, int64_t end);
+  void (*winograd_grad)(const WinogradGradRun&, int64_t begin, int64_t end);
+  void (*winograd_taps)(const WinogradGradRun&, int64_t begin, int64_t end);
   int64_t (*dense_weight_grad_tiles)(const Panels&);
   void (*dense_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "algorithm.h"
+#include "filtering.h"
 #include "passes.h"
 
 namespace tunable_ops {
@@ -18,10 +19,6 @@ constexpr int64_t kBlockBytes = 128 << 10;
 constexpr int64_t kChunkBytes = 64 << 20;
 // A depthwise multiply-add moves as many bytes as this many dense ones.
 constexpr int64_t kDepthwiseCost = 16;
-// Of Winograd's filtering: the tiles that are multiplied at a time, the transformed inputs of an item, the transformed
-// kernels of the samples that are computed together, and a line of the cache after each point, without which the points
-// of one kernel share a set.
-constexpr int64_t kTiles = 14, kTileBytes = 256 << 10, kKernelBytes = 8 << 20, kPad = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,56 +46,10 @@ void for_each_slice(const Threads& threads, const Panels& panels, int64_t copies
   threads.parallel_for(panels.slices(), std::max<int64_t>(1, (kGrainMacs / 8) / work), f);
 }
 
-// Bias [rows, groups * outputs] as the kernels read it: [rows, groups, vectors * lanes]; empty if there is none.
-std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs) {
-  const int64_t padded = panels.vectors() * panels.lanes;
-  std::vector<float> shift(bias.empty() ? 0 : rows * panels.groups * padded);
-  for (int64_t i = 0; !bias.empty() && i < rows * panels.groups; ++i)
-    std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
-  return shift;
-}
-
-// The same by Winograd's filtering in tiles of `tile` x `tile` outputs.
-void filter(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias, const float* input,
-            float* output, int64_t tile) {
-  const Kernels& kernels = best_kernels();
-  const int64_t points = tile + 2, square = points * points;
-  Panels panels = panels_of(conv, false);
-  panels.taps_h = panels.taps_w = points, panels.pad = kPad;
-  const std::vector<float> shift = padded_bias(bias, panels, call.rows, conv.outputs);
-  const int64_t tiles = ceil_div(conv.out_h, tile) * ceil_div(conv.out_w, tile);
-  WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0};
-  run.span = call.rows > 1 ? tiles : conv.batch * tiles;
-  // Transformed inputs stay in the L2 cache; at least as many tiles as the products take at a time.
-  const int64_t bytes = 4 * square * ceil_div(conv.channels, panels.lanes) * panels.lanes;
-  const int64_t most = std::max<int64_t>(kTiles, kTileBytes / bytes / kTiles * kTiles);
-  const int64_t spans = call.rows > 1 ? std::clamp<int64_t>(kKernelBytes / (4 * panels.size()), 1, call.rows) : 1;
-  run.blocks = std::max(ceil_div(run.span, most), std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans)));
-  run.blocks = std::max<int64_t>(1, run.blocks);
-  run.block = ceil_div(run.span, run.blocks);
-  const Workspace blended(spans * panels.size());
-  for (int64_t first = 0; first < call.rows; first += spans) {
-    const int64_t count = std::min(spans, call.rows - first);
-    const Blend blend{panels, stack, count, call.alpha.data() + first * stack.kernels, blended.get()};
-    const int64_t blocks = kernels.winograd_blocks(panels);
-    call.threads.parallel_for(blocks, std::max<int64_t>(1, kGrainMacs * blocks / (count * panels.size() * 16)),
-                              [&](int64_t begin, int64_t end) { kernels.winograd_kernels(blend, begin, end); });
-    run.input = input + first * conv.in_sample;
-    run.output = output + first * conv.out_sample;
-    run.kernels = blended.get();
-    run.kernels_span = panels.size();
-    run.bias_span = panels.groups * panels.vectors() * panels.lanes;
-    run.bias = shift.empty() ? nullptr : shift.data() + first * run.bias_span;
-    const int64_t macs = run.block * square * conv.groups * conv.channels * conv.outputs;
-    call.threads.parallel_for(count * run.blocks, std::max<int64_t>(1, kGrainMacs / macs),
-                              [&](int64_t begin, int64_t end) { kernels.winograd(run, begin, end); });
-  }
-}
-
 void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
                         const float* input, float* output) {
   if (const int64_t tile = winograd_tile(conv, call.depthwise, call.rows))
-    return filter(call, conv, stack, bias, input, output, tile);
+    return convolve_by_filtering(call, conv, stack, bias, input, output, tile);
   const Kernels& kernels = best_kernels();
   const Panels panels = panels_of(conv, call.depthwise);
   const Workspace blended(call.rows * panels.size());
@@ -170,9 +121,21 @@ Conv turned_of(const Conv& c, const Phase& y, const Phase& x) {
 
 }  // namespace
 
+std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs) {
+  const int64_t padded = panels.vectors() * panels.lanes;
+  std::vector<float> shift(bias.empty() ? 0 : rows * panels.groups * padded);
+  for (int64_t i = 0; !bias.empty() && i < rows * panels.groups; ++i)
+    std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
+  return shift;
+}
+
 void convolve(const Call& call, const std::vector<float>& bias, float* output) {
   const Stack stack = call.depthwise ? as_depthwise(call.weight) : call.weight;
   blend_and_convolve(call, call.conv, stack, bias, call.input, output);
+}
+
+bool filters_kernel_gradient(const Call& call) {
+  return winograd_tile(call.conv, call.depthwise, call.rows) > 0;
 }
 
 bool filters_input_gradient(const Call& call) {
@@ -240,14 +203,19 @@ void kernel_gradients(const Call& call, const float* grad_output, const KernelGr
   const Conv& c = call.conv;
   const Panels panels = panels_of(c, call.depthwise);
   const int64_t count = call.weight.kernels, size = panels.size();
-  const bool weighted = to.grad_weight || to.grad_alpha;
+  bool weighted = to.grad_weight || to.grad_alpha;
+  if (weighted && filters_kernel_gradient(call)) {
+    kernel_gradients_by_filtering(call, grad_output, to);
+    weighted = false;
+    if (!to.bias_sums) return;
+  }
   const int64_t tiles = call.depthwise ? 1 : kernels.dense_weight_grad_tiles(panels);
   const int64_t segments = segments_of(c, call.depthwise, tiles);
   const int64_t chunk = std::clamp<int64_t>(kChunkBytes / (4 * segments * size), 1, c.batch);
   const int64_t sums_size = panels.groups * panels.vectors() * panels.lanes;
   const Workspace gradient(weighted ? chunk * segments * size : 0),
       sums(to.bias_sums ? chunk * segments * sums_size : 0);
-  const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);
+  const Workspace partial(weighted && to.grad_alpha ? panels.slices() * chunk * count : 0);
   for (int64_t first = 0; first < c.batch; first += chunk) {
     const int64_t batch = std::min(chunk, c.batch - first);
     WeightGradRun run{c,

@@ -218,7 +218,8 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
   const bool by_aten = format == MemoryFormat::ChannelsLast && prefers_aten(c, weight);
-  if (by_aten && !(mask[0] && filters_input_gradient(c)))
+  const bool filters_kernels = (mask[1] || mask[3]) && filters_kernel_gradient(c);
+  if (by_aten && !filters_kernels && !(mask[0] && filters_input_gradient(c)))
     return gradients_with_aten(c, grad, x, weight, bias, alpha, mask);
   c.input = x.const_data_ptr<float>();
   Tensor grad_input = undefined(), grad_weight = undefined(), grad_bias = undefined(), grad_alpha = undefined();
@@ -229,7 +230,7 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   }
   const bool need_bias = bias && (mask[2] || mask[3]);
   if (!mask[1] && !mask[3] && !need_bias) return {grad_input, grad_weight, grad_bias, grad_alpha};
-  if (by_aten) {
+  if (by_aten && !filters_kernels) {
     Gradients others = gradients_with_aten(c, grad, x, weight, bias, alpha, {false, mask[1], mask[2], mask[3]});
     std::get<0>(others) = grad_input;
     return others;
