@@ -10,11 +10,11 @@ they are therefore 3 times the maximum and 12 standard errors. Either way the se
 caught.
 
 Winograd's filtering computes at points between the pixels: its rounding is a class of its own (docs/winograd.md). With
-`winograd` the bound on the maximum is 3 times as wide, that on the rms 4 rms(e_base) + 2 eps rms(ref), where the second
+`winograd` the bound on the maximum is 3 times as wide, that on the rms 4 rms(e_base) + 4 eps rms(ref), where the second
 term is the rounding of the transforms themselves, and those on gain and mean are 8 times as wide: the rounding of a
 transformed kernel is the same at all pixels and does not average out. Over 240 comparisons of outputs and as many of
-input gradients (10 seeds, 6 shapes, one alpha or one per sample, both layouts) no tile of 4x4 exceeded 0.89 of a bound;
-the baseline is that close to the exact result in contiguous layout. The seeded faults are caught all the same.
+input gradients (10 seeds, 6 shapes, one alpha or one per sample, both layouts) no tile of 4x4 exceeded 0.75 of a bound;
+the baseline of contiguous tensors is very close to the exact result. The seeded faults are caught all the same.
 """
 
 import math
@@ -63,7 +63,7 @@ def measures(out: Tensor, ref: Tensor, base: Tensor, winograd: bool = False) -> 
     rows.append(("mean", abs(error.mean().item()), 2 * abs(base_error.mean().item()) + slack))
     if winograd:
         assert not low_precision, "the class of Winograd's filtering is for fp32"
-        wider = {"max": 3 * biggest, "rms": 4 * base_rms + 2 * eps * ref_rms}
+        wider = {"max": 3 * biggest, "rms": 4 * base_rms + 4 * eps * ref_rms}
         rows = [(label, value, wider.get(label, 8 * bound)) for label, value, bound in rows]
     return [(f"{label} {value:.3g} > {bound:.3g}", value, bound) for label, value, bound in rows]
 

@@ -10,6 +10,7 @@ from tunable_ops.ops.tunable_conv2d import NAME as CONV2D
 # The position is the code in csrc/cpu/algorithm.h.
 NAMES = ("default", "direct", "winograd2", "winograd4")
 _OPERATOR = registration.Operator(f"{CONV2D}_cpp_algorithm", "int algorithm", "int", None, lambda algorithm: 0)
+_current = NAMES[0]
 
 
 def set_algorithm(name: str) -> str:
@@ -37,10 +38,16 @@ def set_algorithm(name: str) -> str:
         raise TypeError(f"set_algorithm: name must be a string; got {type(name).__name__}")
     if name not in NAMES:
         raise ValueError(f"set_algorithm: name must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
-    if backends.unavailable_reason(CONV2D, "cpp") is not None:
-        return NAMES[0]
-    before: int = _OPERATOR.op(NAMES.index(name))
-    return NAMES[before]
+    global _current
+    if backends.unavailable_reason(CONV2D, "cpp") is None:
+        _OPERATOR.op(NAMES.index(name))
+    before, _current = _current, name
+    return before
+
+
+def current_algorithm() -> str:
+    """Return the name that `set_algorithm` has set last."""
+    return _current
 
 
 @contextmanager
