@@ -14,8 +14,8 @@ constexpr int64_t kTiles = 14;
 // Transformed inputs of a block of tiles: a quarter of a large L2 cache. In the kernels' gradient, with those of the
 // outputs; more tiles load and store the sums less often.
 constexpr int64_t kTileBytes = 256 << 10, kGradBytes = 512 << 10;
-// Transformed kernels of the samples that are computed together.
-constexpr int64_t kKernelBytes = 8 << 20;
+// Transformed kernels of the samples that are computed together: what stays in the L2 cache, but work for all threads.
+constexpr int64_t kKernelBytes = 1 << 20;
 // A line of the cache after each point: without it the points of one kernel share a set.
 constexpr int64_t kPad = 16;
 // Segments of the tiles whose sums are separate: a part for every thread of a small machine.
@@ -32,6 +32,11 @@ Panels panels_of(const Conv& c, int64_t taps, int64_t pad) {
 
 int64_t tiles_of(const Conv& c, int64_t tile) { return ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile); }
 
+// Samples whose kernels of `bytes` bytes are computed together.
+int64_t together(const Call& call, int64_t bytes) {
+  return std::clamp<int64_t>(std::max(kKernelBytes / bytes, ceil_div(call.threads.count, 2)), 1, call.rows);
+}
+
 int64_t grain(int64_t macs_per_item) { return std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs_per_item)); }
 
 }  // namespace
@@ -44,7 +49,7 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const bool shared = call.rows == 1;
   WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0};
   run.span = (shared ? conv.batch : 1) * tiles_of(conv, tile);
-  const int64_t spans = shared ? 1 : std::clamp<int64_t>(kKernelBytes / (4 * panels.size()), 1, call.rows);
+  const int64_t spans = shared ? 1 : together(call, 4 * panels.size());
   const int64_t bytes = 4 * panels.taps() * padded(conv.channels, panels.lanes);
   const int64_t most = std::max<int64_t>(kTiles, kTileBytes / bytes / kTiles * kTiles);
   const int64_t wanted = std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans));
@@ -79,7 +84,7 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
   run.segments = std::clamp<int64_t>(run.span / kSegmentTiles, 1, ceil_div(kSegments, call.rows));
   const int64_t bytes = 4 * points.taps() * (padded(c.channels, points.lanes) + padded(c.outputs, points.lanes));
   run.block = std::clamp<int64_t>(kGradBytes / bytes, 2 * kTiles, 8 * kTiles);
-  const int64_t chunk = std::clamp<int64_t>(kKernelBytes / (4 * run.segments * points.size()), 1, call.rows);
+  const int64_t chunk = together(call, 4 * run.segments * points.size());
   const Workspace sums(chunk * run.segments * points.size()), gradient(chunk * panels.size());
   const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);
   run.sums = sums.get();
