@@ -11,8 +11,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Costs in multiply-adds of the direct kernel; measured with AVX-512 on Zen 4 and rounded up to what AVX2 takes there.
 struct Costs {
-  int64_t tile;       // transforms per tile and channel, of inputs or outputs
-  int64_t transform;  // per kernel of a channel and an output: gather, blend, transform
+  int64_t tile;        // transforms per tile and channel, of inputs or outputs
+  int64_t transform;   // per kernel of a channel and an output: gather, blend, transform
   int64_t most_bytes;  // of transformed kernels: beyond the caches they take longer to read than to multiply
 };
 constexpr Costs kCosts[2] = {{120, 320, 20 << 20}, {400, 400, 16 << 20}};
@@ -24,8 +24,8 @@ double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends)
   const double kernels = static_cast<double>(c.channels) * outputs;
   if (4 * points * kernels * c.groups > costs.most_bytes) return -1;
   const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
-  return c.groups * (tiles * (points * kernels + costs.tile * (channels + outputs)) +
-                     blends * kernels * costs.transform);
+  return c.groups *
+         (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * costs.transform);
 }
 
 }  // namespace

@@ -100,12 +100,15 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
     call.threads.parallel_for(spans * taps, grain(2 * run.segments * macs / taps),
                               [&](int64_t begin, int64_t end) { kernels.winograd_taps(run, begin, end); });
     const float* alpha = call.alpha.data() + first * count;
-    const Contract contract{panels, call.weight,    to.weight, to.grad_weight, spans, 1, alpha, gradient.get(),
-                            to.grad_alpha ? partial.get() : nullptr, first > 0};
+    const Contract contract{panels,         call.weight,    to.weight,
+                            to.grad_weight, spans,          1,
+                            alpha,          gradient.get(), to.grad_alpha ? partial.get() : nullptr,
+                            first > 0};
     call.threads.parallel_for(panels.slices(), grain(16 * spans * count * panels.size() / panels.slices()),
                               [&](int64_t begin, int64_t end) { kernels.contract(contract, begin, end); });
     for (int64_t i = 0; to.grad_alpha && i < spans * count; ++i) {
-      for (int64_t s = 0; s < panels.slices(); ++s) to.grad_alpha[first * count + i] += partial.get()[s * spans * count + i];
+      for (int64_t s = 0; s < panels.slices(); ++s)
+        to.grad_alpha[first * count + i] += partial.get()[s * spans * count + i];
     }
   }
 }

@@ -66,8 +66,9 @@ struct ConvRun {
   int64_t rows;
 };
 
-// A convolution by Winograd's filtering. The tiles of the batch are in `spans` of `span` tiles: one if one kernel serves
-// the batch, else the samples. Work items: (span, block of tiles); `blocks` blocks of at most `block` tiles per span.
+// A convolution by Winograd's filtering. The tiles of the batch are in `spans` of `span` tiles: one if one kernel
+// serves the batch, else the samples. Work items: (span, block of tiles); `blocks` blocks of at most `block` tiles per
+// span.
 struct WinogradRun {
   Conv conv;
   Panels panels;
@@ -80,8 +81,8 @@ struct WinogradRun {
   int64_t span, blocks, block;
 };
 
-// The gradient of blended kernels by Winograd's filtering. `winograd_grad` sums the products of each segment of a span's
-// tiles, work items (span, segment); `winograd_taps` adds the segments, work items (span, group, panel).
+// The gradient of blended kernels by Winograd's filtering. `winograd_grad` sums the products of each segment of a
+// span's tiles, work items (span, segment); `winograd_taps` adds the segments, work items (span, group, panel).
 struct WinogradGradRun {
   Conv conv;
   Panels panels;

@@ -134,9 +134,7 @@ void convolve(const Call& call, const std::vector<float>& bias, float* output) {
   blend_and_convolve(call, call.conv, stack, bias, call.input, output);
 }
 
-bool filters_kernel_gradient(const Call& call) {
-  return winograd_tile(call.conv, call.depthwise, call.rows) > 0;
-}
+bool filters_kernel_gradient(const Call& call) { return winograd_tile(call.conv, call.depthwise, call.rows) > 0; }
 
 bool filters_input_gradient(const Call& call) {
   const Conv& c = call.conv;

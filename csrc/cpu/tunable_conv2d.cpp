@@ -141,9 +141,10 @@ void check_algorithm(const Tensor& input, const Tensor& weight, const Tensor& al
   const bool depthwise = o.groups > 1 && weight.size(2) == 1 && weight.size(1) == o.groups;
   bool fits = input.scalar_type() == ScalarType::Float && alpha.dim() <= 2 && !depthwise;
   for (int d = 0; d < 2; ++d) fits = fits && weight.size(3 + d) == 3 && o.stride[d] == 1 && o.dilation[d] == 1;
-  STD_TORCH_CHECK(fits, "tunable_conv2d: algorithm must be one that serves the call; Winograd's filtering serves ",
-                  "float32, kernels of 3x3 with stride 1 and dilation 1, not depthwise, and an alpha [P] or [B, P]. Use ",
-                  "'default' for the fastest that does");
+  STD_TORCH_CHECK(
+      fits, "tunable_conv2d: algorithm must be one that serves the call; Winograd's filtering serves ",
+      "float32, kernels of 3x3 with stride 1 and dilation 1, not depthwise, and an alpha [P] or [B, P]. Use ",
+      "'default' for the fastest that does");
 }
 
 }  // namespace

@@ -31,9 +31,8 @@ inline void transform_input(const Conv& c, const float* image, int64_t top, int6
   for (int i = 0; i < kPoints; ++i) {
     const bool inside = top + i >= 0 && top + i < c.in_h;
     for (int j = 0; j < kPoints; ++j)
-      pixels[i][j] = inside && left + j >= 0 && left + j < c.in_w
-                         ? image + (top + i) * c.in_row + (left + j) * c.in_pixel
-                         : zeros;
+      pixels[i][j] =
+          inside && left + j >= 0 && left + j < c.in_w ? image + (top + i) * c.in_row + (left + j) * c.in_pixel : zeros;
   }
   for (int64_t channel = 0; channel < c.channels; channel += kLanes, to += kLanes) {
     const int64_t lanes = min(kLanes, c.channels - channel);
@@ -99,8 +98,8 @@ constexpr int64_t kSumChannels = 96;
 inline void multiply(const TileBlock& block, const float* panel, int64_t slice, int64_t points, int64_t channels) {
   const int64_t vectors = block.width / kLanes, parts = ceil_div(block.count, kRows[vectors]);
   const int64_t chunks = ceil_div(channels, kSumChannels);
-  const TileFunction* functions = vectors == 2 ? TileTable<2, TO_COUNT(TO_ROWS_2)>::functions
-                                               : TileTable<1, TO_COUNT(TO_ROWS_1)>::functions;
+  const TileFunction* functions =
+      vectors == 2 ? TileTable<2, TO_COUNT(TO_ROWS_2)>::functions : TileTable<1, TO_COUNT(TO_ROWS_1)>::functions;
   Tile tile;
   tile.in_pixel = block.channels;
   tile.in_row = tile.in_column = 0;

@@ -4,8 +4,8 @@ namespace tunable_ops::TO_ISA {
 
 // Transforms the output gradient of a tile for one vector of outputs; `rows` x `columns` of it are inside the image.
 template <int kOut>
-inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, int64_t columns, int64_t lanes, float* to,
-                               int64_t point) {
+inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, int64_t columns, int64_t lanes,
+                               float* to, int64_t point) {
   constexpr int kPoints = Filtering<kOut>::kPoints;
   Vec half[kPoints][kOut];
 #pragma GCC unroll 4
@@ -30,7 +30,8 @@ inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, i
 }
 
 // Adds the products of a block of tiles to those of a panel.
-inline void add_products(const TileBlock& block, const Panels& p, int64_t group, int64_t panel, bool first, float* sums) {
+inline void add_products(const TileBlock& block, const Panels& p, int64_t group, int64_t panel, bool first,
+                         float* sums) {
   const int64_t vectors = p.panel_vectors(panel), width = vectors * kLanes, tiles = channel_tiles(p, panel);
   GradTile tile;
   tile.rows = 1;

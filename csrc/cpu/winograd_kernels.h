@@ -139,7 +139,8 @@ inline void blend_block(const Stack& stack, const KernelBlock& k, const float* d
                         float* taps) {
   if (k.size == 0) {
     for (int64_t i = 0; i < k.channels * 9; ++i) {
-      const float* from = data + i / 9 * stack.stride_channel + i / 3 % 3 * stack.stride_tap_h + i % 3 * stack.stride_tap_w;
+      const float* from =
+          data + i / 9 * stack.stride_channel + i / 3 % 3 * stack.stride_tap_h + i % 3 * stack.stride_tap_w;
       for (int64_t o = 0; o < k.outputs; ++o) {
         float total = 0;
         for (int64_t p = 0; p < stack.kernels; ++p)

@@ -361,6 +361,7 @@ def test_remember_false(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts[0] > 0 and counts == counts[:1] * 3
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_is_remembered_is_not_traced_or_copied() -> None:
     net, x = model(), draw(1, 3, 8, 8)
     lam = torch.tensor([0.3, 0.7], dtype=DTYPE)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import Case, kernels_last, options_of
 from tests.ops.test_tunable_conv2d import ACTIVATIONS, CASES, check, run
-from tunable_ops import backends, checks, functional, reference, tunable_conv1d, tunable_conv2d
+from tunable_ops import backends, checks, exact, functional, reference, tunable_conv1d, tunable_conv2d
 
 pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
@@ -119,7 +119,9 @@ def test_integer_values_are_exact() -> None:
                         t.copy_(torch.randint(-2, 3, t.shape))
                 doubles = [None if t is None else t.double() for t in tensors]
                 expected = run(reference.tunable_conv2d, doubles, case, None, None)
-                for o, r in zip(run(cpp, tensors, case, None, None), expected, strict=True):
+                with exact():
+                    results = run(cpp, tensors, case, None, None)
+                for o, r in zip(results, expected, strict=True):
                     assert torch.equal(o.double(), r), case
 
 

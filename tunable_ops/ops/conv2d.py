@@ -55,6 +55,8 @@ def _may_be_filtered(
     input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
+    if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
+        return False
     shape = kernel.shape
     if len(shape) != 4 or shape[3] != 3 or shape[2] != 3 or shape[1] < LEAST_CHANNELS or input.dim() != 4:
         return False
@@ -65,8 +67,11 @@ def _may_be_filtered(
     tensors = (input, kernel) if bias is None else (input, kernel, bias)
     if any(t.dtype is not torch.float32 or t.device.type != "cpu" or type(t) not in _TYPES for t in tensors):
         return False
-    if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
-        return False
-    if input.shape[2] < 3 or input.shape[3] < 3 or backends.unavailable_reason(NAME, "cpp") is not None:
+    if (
+        current_algorithm() == "direct"
+        or input.shape[2] < 3
+        or input.shape[3] < 3
+        or backends.unavailable_reason(NAME, "cpp") is not None
+    ):
         return False
     return input.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu")
