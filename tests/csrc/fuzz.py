@@ -4,7 +4,7 @@
 
 Values are small integers, so that float32 results must equal the definition's in float64 (by Winograd's filtering in
 tiles of 4x4 after rounding); a failure names the call and its seed. Sizes lie around those of the kernels' blocks;
-strides, padding, dilation, groups, layouts, dtypes, masks of gradients, activations, algorithms and threads are drawn too.
+strides, padding, dilation, groups, layouts, dtypes, masks, activations, algorithms and threads are drawn too.
 """
 
 import argparse

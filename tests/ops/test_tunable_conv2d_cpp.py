@@ -1,5 +1,6 @@
 """backend="cpp": tails of tiles, thread counts, strides, and calls that it passes on to PyTorch's own operators."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ from tunable_ops import backends, checks, exact, functional, reference, tunable_
 pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
 )
+
+
+@pytest.fixture(autouse=True)
+def direct() -> Iterator[None]:
+    """Take the direct kernels; test_winograd.py has the others."""
+    with exact():
+        yield
+
+
 ALPHAS = ("shared", "one", "sample")
 WITH_MAP = (*ALPHAS, "map")
 # Panels of 2 vectors of 16, 8 or 4 outputs; tiles of up to 28, 14, 12 or 6 pixels; chunks of 48 KB of weights.
@@ -119,9 +129,7 @@ def test_integer_values_are_exact() -> None:
                         t.copy_(torch.randint(-2, 3, t.shape))
                 doubles = [None if t is None else t.double() for t in tensors]
                 expected = run(reference.tunable_conv2d, doubles, case, None, None)
-                with exact():
-                    results = run(cpp, tensors, case, None, None)
-                for o, r in zip(results, expected, strict=True):
+                for o, r in zip(run(cpp, tensors, case, None, None), expected, strict=True):
                     assert torch.equal(o.double(), r), case
 
 
