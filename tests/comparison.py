@@ -8,6 +8,13 @@ results sum in different orders, and over 480 comparisons per case (12 seeds, fo
 bounds raised false alarms for up to 0.6 % of the input and weight gradients, by up to 1.4 times the bound. For fp32
 they are therefore 3 times the maximum and 12 standard errors. Either way the seeded faults of `test_comparison.py` are
 caught.
+
+Winograd's filtering computes at points between the pixels: its rounding is a class of its own (docs/winograd.md). With
+`winograd` the bound on the maximum is 3 times as wide, that on the rms 4 rms(e_base) + 4 eps rms(ref), where the second
+term is the rounding of the transforms themselves, and those on gain and mean are 8 times as wide: the rounding of a
+transformed kernel is the same at all pixels and does not average out. Over 240 comparisons of outputs and as many of
+input gradients (10 seeds, 6 shapes, one alpha or one per sample, both layouts) no tile of 4x4 exceeded 0.75 of a bound;
+the baseline of contiguous tensors is very close to the exact result. The seeded faults are caught all the same.
 """
 
 import math
@@ -16,7 +23,7 @@ import torch
 from torch import Tensor
 
 
-def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result") -> None:
+def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result", winograd: bool = False) -> None:
     """Raise AssertionError, with the measures that fail, unless `out` is about as close to `ref` as `base` is.
 
     Args:
@@ -24,6 +31,7 @@ def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result") 
         ref: The float64 reference of the rounded inputs.
         base: Plain PyTorch in the tested dtype.
         name: Name of the result in the message.
+        winograd: True for a result that Winograd's filtering may have computed.
     """
     assert out.shape == ref.shape == base.shape, f"{name}: shapes {out.shape}, {ref.shape}, {base.shape}"
     assert out.dtype == base.dtype, f"{name}: dtypes {out.dtype}, {base.dtype}"
@@ -31,11 +39,11 @@ def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result") 
     if ref.numel() == 0:
         return
     assert bool(torch.isfinite(out).all()), f"{name}: not finite"
-    failures = [text for text, value, bound in measures(out, ref, base) if not value <= bound]
+    failures = [text for text, value, bound in measures(out, ref, base, winograd) if not value <= bound]
     assert not failures, f"{name} ({out.dtype}, {list(out.shape)}): " + "; ".join(failures)
 
 
-def measures(out: Tensor, ref: Tensor, base: Tensor) -> list[tuple[str, float, float]]:
+def measures(out: Tensor, ref: Tensor, base: Tensor, winograd: bool = False) -> list[tuple[str, float, float]]:
     """Return (text, value, bound) of each measure."""
     eps = torch.finfo(out.dtype).eps
     count = ref.numel()
@@ -53,6 +61,10 @@ def measures(out: Tensor, ref: Tensor, base: Tensor) -> list[tuple[str, float, f
         rows.append(("gain", abs(_gain(error, ref)), 2 * abs(_gain(base_error, ref)) + slack))
     slack = errors * noise / math.sqrt(count)
     rows.append(("mean", abs(error.mean().item()), 2 * abs(base_error.mean().item()) + slack))
+    if winograd:
+        assert not low_precision, "the class of Winograd's filtering is for fp32"
+        wider = {"max": 3 * biggest, "rms": 4 * base_rms + 4 * eps * ref_rms}
+        rows = [(label, value, wider.get(label, 8 * bound)) for label, value, bound in rows]
     return [(f"{label} {value:.3g} > {bound:.3g}", value, bound) for label, value, bound in rows]
 
 

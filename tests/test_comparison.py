@@ -42,11 +42,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_seeded_faults_are_caught(fault: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype, winograd", [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str)
+def test_seeded_faults_are_caught(fault: str, dtype: torch.dtype, winograd: bool) -> None:
     good, ref, base = case(dtype, 0)
     with pytest.raises(AssertionError, match="result"):
-        assert_agrees(FAULTS[fault](good.double()).to(dtype), ref, base)
+        assert_agrees(FAULTS[fault](good.double()).to(dtype), ref, base, winograd=winograd)
+
+
+def test_winograds_class_is_for_fp32_alone() -> None:
+    with pytest.raises(AssertionError, match="fp32"):
+        assert_agrees(*case(torch.bfloat16, 0), winograd=True)
 
 
 def test_nan_shape_and_dtype_are_caught() -> None:

@@ -108,6 +108,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
+    "accelerate",
     *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes"),
     *("read_only", "layer", "tunable_conv", "tunable_linear", "tunable_parameter", "model", "choice", "convert"),
     *("fold", "finetune", "knobs"),

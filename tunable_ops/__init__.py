@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from tunable_ops import losses, reference
 from tunable_ops.functional import (
+    exact,
+    set_algorithm,
     tunable_conv1d,
     tunable_conv2d,
     tunable_conv3d,
@@ -32,6 +34,7 @@ from tunable_ops.modules import (
     TunableLinear,
     TunableModel,
     TunableParameter,
+    accelerate,
     checkpoint,
     convert,
     fold,
@@ -67,8 +70,10 @@ __all__ = [
     "TunableLinear",
     "TunableModel",
     "TunableParameter",
+    "accelerate",
     "checkpoint",
     "convert",
+    "exact",
     "fold",
     "freeze_all_but_new",
     "freeze_base",
@@ -77,6 +82,7 @@ __all__ = [
     "merge_base",
     "optimizer_groups",
     "reference",
+    "set_algorithm",
     "split_base",
     "tunable_conv1d",
     "tunable_conv2d",

@@ -2,6 +2,8 @@
 
 from tunable_ops.backends import cpp, cuda, wgmma
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
+from tunable_ops.ops.algorithm import exact, set_algorithm
+from tunable_ops.ops.conv2d import LEAST_CHANNELS, conv2d
 from tunable_ops.ops.tunable_conv1d import tunable_conv1d
 from tunable_ops.ops.tunable_conv2d import blends_first, tunable_conv2d
 from tunable_ops.ops.tunable_conv3d import tunable_conv3d
@@ -11,8 +13,12 @@ from tunable_ops.ops.tunable_parameter import tunable_parameter
 from tunable_ops.ops.tunable_parameters import blend_into, tunable_parameters
 
 __all__ = [
+    "LEAST_CHANNELS",
     "blend_into",
     "blends_first",
+    "conv2d",
+    "exact",
+    "set_algorithm",
     "tunable_conv1d",
     "tunable_conv2d",
     "tunable_conv3d",

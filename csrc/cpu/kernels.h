@@ -25,24 +25,26 @@ struct Stack {
 
 // The layout of blended kernels. Dense: the outputs of a group are split into panels of `width` vectors (the last panel
 // may have fewer), each [taps][channels][width * lanes], zero-padded. Depthwise: one panel [taps][all channels].
-// A slice is one tap of one panel; slices are contiguous.
+// A slice is one tap of one panel, followed by `pad` unused values. For Winograd's filtering the taps are the points.
 struct Panels {
   int64_t groups, outputs, channels, taps_h, taps_w, lanes, width;
+  int64_t pad = 0;
   int64_t vectors() const { return (outputs + lanes - 1) / lanes; }
   int64_t count() const { return (vectors() + width - 1) / width; }
   int64_t taps() const { return taps_h * taps_w; }
   int64_t slices() const { return groups * count() * taps(); }
-  int64_t group_size() const { return taps() * channels * vectors() * lanes; }
+  int64_t group_size() const { return taps() * (channels * vectors() * lanes + count() * pad); }
   int64_t size() const { return groups * group_size(); }
   int64_t panel_vectors(int64_t panel) const {
     return vectors() - panel * width < width ? vectors() - panel * width : width;
   }
   int64_t offset(int64_t group, int64_t panel) const {
-    return group * group_size() + panel * width * lanes * taps() * channels;
+    return group * group_size() + panel * taps() * (width * lanes * channels + pad);
   }
 };
 
-// blended[b] = sum_p alpha[b, p] * stack[p], in panels. Work items: slices.
+// blended[b] = sum_p alpha[b, p] * stack[p], in panels. Work items: slices; for transformed kernels, blocks of
+// winograd_blocks.
 struct Blend {
   Panels panels;
   Stack stack;
@@ -62,6 +64,33 @@ struct ConvRun {
   const float* bias;       // [batch, groups, vectors * lanes] or null
   int64_t bias_sample;
   int64_t rows;
+};
+
+// A convolution by Winograd's filtering. The tiles of the batch are in `spans` of `span` tiles: one if one kernel
+// serves the batch, else the samples. Work items: (span, block of tiles); `blocks` blocks of at most `block` tiles per
+// span.
+struct WinogradRun {
+  Conv conv;
+  Panels panels;
+  const float* input;
+  float* output;
+  const float* kernels;  // blended and transformed, in panels
+  int64_t kernels_span;  // stride
+  const float* bias;     // [spans, groups, vectors * lanes] or null
+  int64_t bias_span;
+  int64_t span, blocks, block;
+};
+
+// The gradient of blended kernels by Winograd's filtering. `winograd_grad` sums the products of each segment of a
+// span's tiles, work items (span, segment); `winograd_taps` adds the segments, work items (span, group, panel).
+struct WinogradGradRun {
+  Conv conv;
+  Panels panels;
+  const float* input;
+  const float* grad_output;
+  float* sums;      // [spans, segments, panels.size()]
+  float* gradient;  // [spans], each in panels of 3x3 taps
+  int64_t span, segments, block;
 };
 
 // G[b, segment] = the gradient of the blended kernel from a segment of the output rows, and the sums of grad_output.
@@ -144,6 +173,11 @@ struct Kernels {
   void (*blend)(const Blend&, int64_t begin, int64_t end);
   void (*dense)(const ConvRun&, int64_t begin, int64_t end);
   void (*depthwise)(const ConvRun&, int64_t begin, int64_t end);
+  int64_t (*winograd_blocks)(const Panels&);
+  void (*winograd_kernels)(const Blend&, int64_t begin, int64_t end);
+  void (*winograd)(const WinogradRun&, int64_t begin, int64_t end);
+  void (*winograd_grad)(const WinogradGradRun&, int64_t begin, int64_t end);
+  void (*winograd_taps)(const WinogradGradRun&, int64_t begin, int64_t end);
   int64_t (*dense_weight_grad_tiles)(const Panels&);
   void (*dense_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);
   void (*depthwise_weight_grad)(const WeightGradRun&, int64_t begin, int64_t end);

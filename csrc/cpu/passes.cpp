@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "algorithm.h"
+#include "filtering.h"
 #include "passes.h"
 
 namespace tunable_ops {
@@ -46,27 +48,23 @@ void for_each_slice(const Threads& threads, const Panels& panels, int64_t copies
 
 void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
                         const float* input, float* output) {
+  if (const int64_t tile = winograd_tile(conv, call.depthwise, call.rows))
+    return convolve_by_filtering(call, conv, stack, bias, input, output, tile);
   const Kernels& kernels = best_kernels();
   const Panels panels = panels_of(conv, call.depthwise);
   const Workspace blended(call.rows * panels.size());
   const Blend blend{panels, stack, call.rows, call.alpha.data(), blended.get()};
   for_each_slice(call.threads, panels, stack.kernels * (call.rows + 2),
                  [&](int64_t begin, int64_t end) { kernels.blend(blend, begin, end); });
-  const int64_t padded = panels.vectors() * panels.lanes, outputs = call.depthwise ? conv.groups : conv.outputs;
-  std::vector<float> shift;
-  if (!bias.empty()) {
-    shift.assign(call.rows * panels.groups * padded, 0.0f);
-    for (int64_t i = 0; i < call.rows * panels.groups; ++i) {
-      std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
-    }
-  }
+  const int64_t padded = panels.vectors() * panels.lanes;
+  const std::vector<float> shift = padded_bias(bias, panels, call.rows, call.depthwise ? conv.groups : conv.outputs);
   ConvRun run{conv,
               panels,
               input,
               output,
               blended.get(),
               call.rows > 1 ? panels.size() : 0,
-              bias.empty() ? nullptr : shift.data(),
+              shift.empty() ? nullptr : shift.data(),
               call.rows > 1 ? panels.groups * padded : 0,
               1};
   const int64_t row_bytes = 4 * conv.in_w * conv.groups * conv.channels * conv.stride_h;
@@ -94,11 +92,55 @@ Phase phase_of(int64_t phase, int64_t size, int64_t taps, int64_t stride, int64_
   return p;
 }
 
+// The convolution of grad_output that gives the input's gradient at one phase.
+Conv turned_of(const Conv& c, const Phase& y, const Phase& x) {
+  return {c.batch,
+          c.groups,
+          c.outputs,
+          c.channels,
+          c.out_h,
+          c.out_w,
+          y.count,
+          x.count,
+          y.taps,
+          x.taps,
+          1,
+          1,
+          y.dilation,
+          x.dilation,
+          y.pad,
+          x.pad,
+          c.out_sample,
+          c.out_row,
+          c.out_pixel,
+          c.in_sample,
+          c.stride_h * c.in_row,
+          c.stride_w * c.in_pixel,
+          c.activation};
+}
+
 }  // namespace
+
+std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs) {
+  const int64_t padded = panels.vectors() * panels.lanes;
+  std::vector<float> shift(bias.empty() ? 0 : rows * panels.groups * padded);
+  for (int64_t i = 0; !bias.empty() && i < rows * panels.groups; ++i)
+    std::copy_n(bias.data() + i * outputs, outputs, shift.data() + i * padded);
+  return shift;
+}
 
 void convolve(const Call& call, const std::vector<float>& bias, float* output) {
   const Stack stack = call.depthwise ? as_depthwise(call.weight) : call.weight;
   blend_and_convolve(call, call.conv, stack, bias, call.input, output);
+}
+
+bool filters_kernel_gradient(const Call& call) { return winograd_tile(call.conv, call.depthwise, call.rows) > 0; }
+
+bool filters_input_gradient(const Call& call) {
+  const Conv& c = call.conv;
+  if (!winograd_serves(c, call.depthwise)) return false;
+  const Conv turned = turned_of(c, phase_of(0, c.in_h, 3, 1, 1, c.pad_h), phase_of(0, c.in_w, 3, 1, 1, c.pad_w));
+  return winograd_tile(turned, false, call.rows) > 0;
 }
 
 // Convolves grad_output with the flipped kernels; with a stride, once per phase of the input.
@@ -115,29 +157,7 @@ void input_gradient(const Call& call, const float* grad_output, float* grad_inpu
     for (int64_t px = 0; px < c.stride_w; ++px) {
       const Phase x = phase_of(px, c.in_w, c.taps_w, c.stride_w, c.dilation_w, c.pad_w);
       if (y.taps == 0 || x.taps == 0 || y.count == 0 || x.count == 0) continue;
-      Conv turned{c.batch,
-                  c.groups,
-                  c.outputs,
-                  c.channels,
-                  c.out_h,
-                  c.out_w,
-                  y.count,
-                  x.count,
-                  y.taps,
-                  x.taps,
-                  1,
-                  1,
-                  y.dilation,
-                  x.dilation,
-                  y.pad,
-                  x.pad,
-                  c.out_sample,
-                  c.out_row,
-                  c.out_pixel,
-                  c.in_sample,
-                  c.stride_h * c.in_row,
-                  c.stride_w * c.in_pixel,
-                  c.activation};
+      const Conv turned = turned_of(c, y, x);
       Stack stack = call.weight;
       std::swap(stack.stride_output, stack.stride_channel);
       stack.data += (y.first + (y.taps - 1) * y.step) * stack.stride_tap_h +
@@ -181,14 +201,19 @@ void kernel_gradients(const Call& call, const float* grad_output, const KernelGr
   const Conv& c = call.conv;
   const Panels panels = panels_of(c, call.depthwise);
   const int64_t count = call.weight.kernels, size = panels.size();
-  const bool weighted = to.grad_weight || to.grad_alpha;
+  bool weighted = to.grad_weight || to.grad_alpha;
+  if (weighted && filters_kernel_gradient(call)) {
+    kernel_gradients_by_filtering(call, grad_output, to);
+    weighted = false;
+    if (!to.bias_sums) return;
+  }
   const int64_t tiles = call.depthwise ? 1 : kernels.dense_weight_grad_tiles(panels);
   const int64_t segments = segments_of(c, call.depthwise, tiles);
   const int64_t chunk = std::clamp<int64_t>(kChunkBytes / (4 * segments * size), 1, c.batch);
   const int64_t sums_size = panels.groups * panels.vectors() * panels.lanes;
   const Workspace gradient(weighted ? chunk * segments * size : 0),
       sums(to.bias_sums ? chunk * segments * sums_size : 0);
-  const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);
+  const Workspace partial(weighted && to.grad_alpha ? panels.slices() * chunk * count : 0);
   for (int64_t first = 0; first < c.batch; first += chunk) {
     const int64_t batch = std::min(chunk, c.batch - first);
     WeightGradRun run{c,

@@ -45,12 +45,19 @@ struct Call {
   Threads threads;
 };
 
+// Bias [rows, groups * outputs] as the kernels read it: [rows, groups, vectors * lanes]; empty if there is none.
+std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs);
+
 // `bias` is [rows, O], already blended, or empty.
 void convolve(const Call& call, const std::vector<float>& bias, float* output);
 
 // As a transposed convolution it also applies the call's activation and `bias` [rows, groups * channels]; then every
 // pixel must have a tap.
 void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias = {});
+
+// True if the gradient of the input, or of the kernels, is computed by Winograd's filtering.
+bool filters_input_gradient(const Call& call);
+bool filters_kernel_gradient(const Call& call);
 
 // The destinations of the kernels' gradients; null if not requested.
 struct KernelGradients {

@@ -9,9 +9,10 @@
 #include <array>
 
 #include "../operator.h"
+#include "algorithm.h"
 #include "alpha_map.h"
-#include "low_precision.h"
 #include "aten_convolution.h"
+#include "low_precision.h"
 
 namespace tunable_ops {
 namespace {
@@ -131,15 +132,34 @@ Tensor activation_backward(const Tensor& grad, const std::optional<Tensor>& save
   return result;
 }
 
+namespace {
+
+// Raises if Winograd's filtering was asked for by name and does not serve the call.
+void check_algorithm(const Tensor& input, const Tensor& weight, const Tensor& alpha, const Options& o) {
+  const Algorithm named = chosen_algorithm();
+  if (named == Algorithm::kDefault || named == Algorithm::kDirect || input.size(0) == 0) return;
+  const bool depthwise = o.groups > 1 && weight.size(2) == 1 && weight.size(1) == o.groups;
+  bool fits = input.scalar_type() == ScalarType::Float && alpha.dim() <= 2 && !depthwise;
+  for (int d = 0; d < 2; ++d) fits = fits && weight.size(3 + d) == 3 && o.stride[d] == 1 && o.dilation[d] == 1;
+  STD_TORCH_CHECK(
+      fits, "tunable_conv2d: algorithm must be one that serves the call; Winograd's filtering serves ",
+      "float32, kernels of 3x3 with stride 1 and dilation 1, not depthwise, and an alpha [P] or [B, P]. Use ",
+      "'default' for the fastest that does");
+}
+
+}  // namespace
+
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha,
                const Options& o) {
+  check_algorithm(input, weight, alpha, o);
   if (is_low_precision(input)) return forward_low_precision(input, weight, bias, alpha, o);
   if (alpha.dim() == 4) return forward_map(input, weight, bias, alpha, o);
   Call c = call_of(input, weight, alpha, o);
   c.conv.activation = fused_activation(o.activation);
   const MemoryFormat format = output_format(input, weight);
   const Tensor x = in_channels_last(input);
-  if (c.conv.batch && format == MemoryFormat::ChannelsLast && prefers_aten(c, weight))
+  if (c.conv.batch && format == MemoryFormat::ChannelsLast && prefers_aten(c, weight) &&
+      !winograd_tile(c.conv, c.depthwise, c.rows))
     return apply_unfused_activation(convolve_with_aten(c, x, weight, blended_bias(c, bias)), o.activation);
   c.input = x.const_data_ptr<float>();
   // An empty tensor keeps the format that it is made with: `contiguous` returns it as it is.
@@ -191,13 +211,16 @@ Gradients empty_batch_gradients(const Tensor& input, const Tensor& weight, const
 Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& saved, const Tensor& input,
                     const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& alpha, const Options& o,
                     const std::vector<bool>& mask) {
+  check_algorithm(input, weight, alpha, o);
   if (is_low_precision(input)) return gradients_low_precision(grad_output, saved, input, weight, bias, alpha, o, mask);
   if (input.size(0) == 0) return empty_batch_gradients(input, weight, bias, alpha, mask);
   if (alpha.dim() == 4) return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
   Call c = call_of(input, weight, alpha, o);
   const MemoryFormat format = output_format(input, weight);
   const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
-  if (format == MemoryFormat::ChannelsLast && prefers_aten(c, weight))
+  const bool by_aten = format == MemoryFormat::ChannelsLast && prefers_aten(c, weight);
+  const bool filters_kernels = (mask[1] || mask[3]) && filters_kernel_gradient(c);
+  if (by_aten && !filters_kernels && !(mask[0] && filters_input_gradient(c)))
     return gradients_with_aten(c, grad, x, weight, bias, alpha, mask);
   c.input = x.const_data_ptr<float>();
   Tensor grad_input = undefined(), grad_weight = undefined(), grad_bias = undefined(), grad_alpha = undefined();
@@ -208,6 +231,11 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   }
   const bool need_bias = bias && (mask[2] || mask[3]);
   if (!mask[1] && !mask[3] && !need_bias) return {grad_input, grad_weight, grad_bias, grad_alpha};
+  if (by_aten && !filters_kernels) {
+    Gradients others = gradients_with_aten(c, grad, x, weight, bias, alpha, {false, mask[1], mask[2], mask[3]});
+    std::get<0>(others) = grad_input;
+    return others;
+  }
   std::vector<double> alphas(c.rows * weight.size(0)), sums(need_bias ? c.conv.batch * weight.size(1) : 0);
   KernelGradients wanted{c.weight, nullptr, mask[3] ? alphas.data() : nullptr, need_bias ? sums.data() : nullptr};
   if (mask[1]) {
@@ -224,6 +252,20 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
     for (size_t i = 0; i < alphas.size(); ++i) target[i] = static_cast<float>(alphas[i]);
   }
   return {grad_input, grad_weight, grad_bias, grad_alpha};
+}
+
+namespace {
+
+int64_t set_algorithm(int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code <= static_cast<int64_t>(Algorithm::kWinograd4),
+                  "tunable_conv2d: algorithm must be a code of tunable_ops/algorithm.py; got ", code);
+  return static_cast<int64_t>(choose_algorithm(static_cast<Algorithm>(code)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CompositeExplicitAutograd, m) {
+  m.impl("tunable_conv2d_cpp_algorithm", TORCH_BOX(&set_algorithm));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tunable_ops, CPU, m) {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tunable_ops
+from tunable_ops.ops.algorithm import NAMES
 from tunable_ops.reference.activation import LEAKY_SLOPE, TABLE
 
 PACKAGE = Path(tunable_ops.__file__).parent
@@ -54,3 +55,11 @@ def test_the_codes_of_the_activations_are_pythons() -> None:
     named = {f"k{row.name.title().replace('_', '')}": str(code) for code, row in enumerate(TABLE)}
     assert codes == named
     assert f"kLeakySlope = {LEAKY_SLOPE}f" in header
+
+
+def test_the_codes_of_the_algorithms_are_pythons() -> None:
+    header = (Path(__file__).parents[2] / "csrc" / "cpu" / "algorithm.h").read_text()
+    found = re.search(r"enum class Algorithm : int64_t \{(.*?)\}", header)
+    assert found is not None
+    codes = dict(item.split("=") for item in found[1].replace(" ", "").split(","))
+    assert codes == {f"k{name.title()}": str(code) for code, name in enumerate(NAMES)}

@@ -1,5 +1,6 @@
 """One blend for a whole network: it equals layers that blend by themselves, and is dropped where it would be wrong."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -322,3 +323,52 @@ def test_batched_gradients() -> None:
     lam = torch.tensor([0.3, 0.7])
     batched = torch.autograd.functional.jacobian(outputs, lam, vectorize=True)
     torch.testing.assert_close(batched, torch.autograd.functional.jacobian(outputs, lam), atol=1e-6, rtol=1e-5)
+
+
+def test_a_repeated_lambda_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = model(), draw(1, 3, 8, 8)
+
+    def call(lam: list[float]) -> Tensor:
+        with torch.no_grad():
+            return net(x, lam)
+
+    all_stacks = calls(lambda: call([0.3, 0.7]), monkeypatch)
+    expected = call([0.3, 0.7])  # the second call keeps the kernels
+    assert all_stacks > 0
+    assert calls(lambda: assert_equal(call([0.3, 0.7]), expected), monkeypatch) == 0
+    # Another lambda, changed kernels and a changed phi are seen.
+    assert calls(lambda: call([0.5, 0.5]), monkeypatch) == all_stacks
+    for parameter in (net.network.same.stack("weight"), net.network.even.tuning.bias):
+        for _ in range(3):
+            call([0.3, 0.7])
+        before = call([0.3, 0.7])
+        with torch.no_grad():
+            parameter.add_(0.1)
+        after = call([0.3, 0.7])
+        assert not torch.equal(before, after)
+        assert_equal(after, alone(net, monkeypatch, x, torch.tensor([0.3, 0.7], dtype=DTYPE))[0].detach())
+    # Calls with gradients and other modes have blends of their own.
+    assert net(x, [0.3, 0.7]).requires_grad
+    with torch.inference_mode():
+        assert_equal(net(x, [0.3, 0.7]), after)
+
+
+def test_remember_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = model(), draw(1, 3, 8, 8)
+    net.remember = False
+    with torch.no_grad():
+        counts = [calls(lambda: net(x, [0.3, 0.7]), monkeypatch) for _ in range(3)]
+    assert counts[0] > 0 and counts == counts[:1] * 3
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_what_is_remembered_is_not_traced_or_copied() -> None:
+    net, x = model(), draw(1, 3, 8, 8)
+    lam = torch.tensor([0.3, 0.7], dtype=DTYPE)
+    with torch.no_grad():
+        for _ in range(3):
+            net(x, lam)
+        traced = torch.jit.trace(net, (x, lam), check_trace=False)
+        other = torch.tensor([0.9, 0.1], dtype=DTYPE)
+        assert_equal(traced(x, other), net(x, other))
+        assert_equal(copy.deepcopy(net)(x, lam), net(x, lam))

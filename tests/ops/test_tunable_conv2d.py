@@ -32,6 +32,7 @@ def check(
     act: str | None,
     fp32_alpha: bool = False,
     backend: str = "torch",
+    winograd: bool = False,
 ) -> None:
     tensors = case.tensors(alpha, dtype, channels_last)
     if fp32_alpha:
@@ -42,7 +43,7 @@ def check(
     ref = run(reference.tunable_conv2d, [None if t is None else t.double() for t in tensors], case, act, grad.double())
     names = ["output", "grad_input", "grad_weight", *(["grad_bias"] if case.bias else []), "grad_alpha"]
     for name, o, r, b in zip(names, out, ref, base, strict=True):
-        assert_agrees(o, r, b, name)
+        assert_agrees(o, r, b, name, winograd)
     if channels_last:
         assert out[0].is_contiguous(memory_format=torch.channels_last)
         assert out[1].is_contiguous(memory_format=torch.channels_last)

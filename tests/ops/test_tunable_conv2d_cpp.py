@@ -1,5 +1,6 @@
 """backend="cpp": tails of tiles, thread counts, strides, and calls that it passes on to PyTorch's own operators."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,11 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import Case, kernels_last, options_of
 from tests.ops.test_tunable_conv2d import ACTIVATIONS, CASES, check, run
-from tunable_ops import backends, checks, functional, reference, tunable_conv1d, tunable_conv2d
+from tunable_ops import backends, checks, exact, functional, reference, tunable_conv1d, tunable_conv2d
 
 pytestmark = pytest.mark.skipif(
     backends.unavailable_reason("tunable_conv2d", "cpp") is not None, reason="needs the compiled operators"
 )
+
+
+@pytest.fixture(autouse=True)
+def direct() -> Iterator[None]:
+    """Take the direct kernels; test_winograd.py has the others."""
+    with exact():
+        yield
+
+
 ALPHAS = ("shared", "one", "sample")
 WITH_MAP = (*ALPHAS, "map")
 # Panels of 2 vectors of 16, 8 or 4 outputs; tiles of up to 28, 14, 12 or 6 pixels; chunks of 48 KB of weights.

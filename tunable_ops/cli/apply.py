@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.sources import find_sources
+    from tunable_ops.modules import accelerate
     from tunable_ops.pretrained import replaced
 
     single = _is_file(args.out)
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"tunable-ops apply: {printable(line)}", file=sys.stderr)
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     live = _live(net.to(device), fixed is not None)
-    live.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    accelerate(live.network.to(memory_format=torch.channels_last))
     knob = fixed is None and not _sets_grey(args, spec)
     tunable = None if fixed is not None else net
     return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)

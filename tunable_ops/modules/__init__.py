@@ -1,5 +1,6 @@
 """Layers, conversion and folding."""
 
+from tunable_ops.modules.accelerate import accelerate
 from tunable_ops.modules.convert import convert
 from tunable_ops.modules.finetune import (
     freeze_all_but_new,
@@ -34,6 +35,7 @@ __all__ = [
     "TunableModel",
     "TunableParameter",
     "Tuning",
+    "accelerate",
     "checkpoint",
     "convert",
     "fold",

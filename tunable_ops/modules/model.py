@@ -39,8 +39,12 @@ class TunableModel(nn.Module):
             on the box the largest end of each range, so that a knob from 0 to 50 sends 0 to 1 to the layers.
         conversion: The keyword arguments of the `convert` call that made the model, else None.
         left_alone: Names of the convertible layers and parameters that `convert` left plain, each with the reason.
+        remember: True: without gradients, on a CPU, the blended kernels are kept from the second call with the same
+            lambda on, until lambda, phi or kernels change (memory: those of the plain network). False leaves that.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
     """
+
+    remember = True
 
     def __init__(
         self,
@@ -160,6 +164,7 @@ class TunableModel(nn.Module):
                 self._plans[key] = BlendPlan(stacks, device_type)
             finally:
                 torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
+        self._plans[key].remember = self.remember
         return self._plans[key]
 
     def extra_repr(self) -> str:

@@ -4,7 +4,8 @@ With one lambda for all samples a layer needs nothing but its blended kernel to 
 makes these kernels in groups of layers; the first layer that asks has its whole group blended:
 
 - On a CPU a group is what fits into the caches: the kernels are still there when the layers read them. Without
-  gradients a blend is handed out once and then forgotten, so that its memory serves the next group.
+  gradients a blend is handed out once and then forgotten, so that its memory serves the next group. A lambda that comes
+  a second time is different: from then on all kernels are kept until another one comes (`BlendPlan.remembered`).
 - On a GPU everything is blended at once, ahead of the network, on the caller's stream.
 - In the backward pass each group returns its gradients as soon as it has them: they are not kept until the end, and
   DistributedDataParallel can send them meanwhile.
@@ -60,9 +61,14 @@ class BlendPlan:
         slots: The slot of each layer.
         groups: Slots in groups of at most GROUP_BYTES of blended kernels, in the order of the layers; layers that
             share a stack share a group.
+        remember: False: a repeated lambda is blended again at every call.
     """
 
+    remember = True
+
     def __init__(self, stacks: Sequence[KernelStacks | None], device_type: str) -> None:
+        self._seen: tuple[Tensor, Modes] | None = None  # of the last call that could have been remembered
+        self._kept: NetworkBlend | None = None
         self.stacks = {slot: each for slot, each in enumerate(stacks) if each is not None}
         self.slots = {each.layer: slot for slot, each in self.stacks.items()}
         self.groups: list[list[int]] = []
@@ -83,6 +89,32 @@ class BlendPlan:
             group.append(slot)
             group_of.update((id(part), group) for part in flat)
 
+    def remembered(
+        self, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], now: Modes
+    ) -> "NetworkBlend | None":
+        """Return the blend of the last calls if these alphas are theirs; None if there is none.
+
+        The second call with the same alphas makes it, so that a lambda that moves at every call costs nothing. It is
+        complete before other threads can see it, and does not change.
+        """
+        if not self.remember or now.gradients or not checks.can_read(alphas):
+            self.forget()
+            return None
+        seen = self._seen
+        if seen is None or seen[1] != now or not torch.equal(seen[0], alphas):
+            self._seen, self._kept = (alphas, now), None
+            return None
+        kept = self._kept
+        if kept is None:
+            kept = NetworkBlend(self, tunings, alphas, starts, now, keep=True)
+            kept.finish()
+            self._kept = kept
+        return kept
+
+    def forget(self) -> None:
+        """Release the kernels that are kept."""
+        self._seen = self._kept = None
+
 
 class NetworkBlend:
     """The blended kernels of a model's layers for one lambda.
@@ -93,11 +125,19 @@ class NetworkBlend:
         alphas: [A], the alphas of all layers.
         starts: Where each layer's alphas begin, by slot.
         modes: Those of the moment.
+        keep: Keep blends that have been handed out, although there are no gradients.
     """
 
     def __init__(
-        self, plan: BlendPlan, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], modes: Modes
+        self,
+        plan: BlendPlan,
+        tunings: Sequence[Tuning],
+        alphas: Tensor,
+        starts: Sequence[int],
+        modes: Modes,
+        keep: bool = False,
     ) -> None:
+        self.keep = keep or modes.gradients
         self.plan, self.tunings, self.alphas, self.starts, self.modes = plan, tunings, alphas, starts, modes
         self.blended: dict[int, BlendedKernels | None] = {}
         self.pending = {slot: group for group in plan.groups for slot in group}
@@ -114,7 +154,9 @@ class NetworkBlend:
     ) -> "NetworkBlend | None":
         """Return a blend for the current modes; None where layers blend by themselves."""
         now = modes(alphas.device.type)
-        return None if now is None else cls(plan, tunings, alphas, starts, now)
+        if now is None:
+            return None
+        return plan.remembered(tunings, alphas, starts, now) or cls(plan, tunings, alphas, starts, now)
 
     def finish(self) -> None:
         """Blend what no layer has asked for yet, unless the modes have changed."""
@@ -134,12 +176,15 @@ class NetworkBlend:
         if slot in self.pending:
             self._blend(self.pending[slot])
         blended = self.blended.get(slot)
-        if blended is None or not self.plan.stacks[slot].are_unchanged(blended):
+        if blended is None:
+            return None
+        if not self.plan.stacks[slot].are_unchanged(blended):
+            self.plan.forget()
             return None
         kernels = blended.kernels
         if dtype is not None and self.modes.autocast is None and kernels[0].dtype != dtype:
             return None
-        if not self.modes.gradients:
+        if not self.keep:
             del self.blended[slot]
         if self.stream is not None and (now := torch.cuda.current_stream(self.alphas.device)) != self.stream:
             for kernel in kernels:

@@ -185,7 +185,8 @@ class _TunableConv(_TunableConvNd):
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), (0,) * self.ndim
         elif self._extra is not None:
             input = F.pad(input, self._ends)
-        return convolve(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        plain = functional.conv2d if self.ndim == 2 else convolve
+        return plain(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 _OPERATORS: dict[int, Any] = {

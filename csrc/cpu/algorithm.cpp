@@ -1,0 +1,57 @@
+#include "algorithm.h"
+
+#include <atomic>
+
+namespace tunable_ops {
+namespace {
+
+std::atomic<Algorithm> chosen{Algorithm::kDefault};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Costs in multiply-adds of the direct kernel; measured with AVX-512 on Zen 4 and rounded up to what AVX2 takes there.
+struct Costs {
+  int64_t tile;        // transforms per tile and channel, of inputs or outputs
+  int64_t transform;   // per kernel of a channel and an output: gather, blend, transform
+  int64_t most_bytes;  // of transformed kernels: beyond the caches they take longer to read than to multiply
+};
+constexpr Costs kCosts[2] = {{120, 320, 20 << 20}, {400, 400, 16 << 20}};
+
+double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends) {
+  const Costs& costs = kCosts[tile == 4];
+  const int64_t channels = ceil_div(c.channels, lanes) * lanes, outputs = ceil_div(c.outputs, lanes) * lanes;
+  const int64_t points = (tile + 2) * (tile + 2);
+  const double kernels = static_cast<double>(c.channels) * outputs;
+  if (4 * points * kernels * c.groups > costs.most_bytes) return -1;
+  const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
+  return c.groups *
+         (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * costs.transform);
+}
+
+}  // namespace
+
+Algorithm chosen_algorithm() { return chosen.load(std::memory_order_relaxed); }
+
+Algorithm choose_algorithm(Algorithm algorithm) { return chosen.exchange(algorithm); }
+
+bool winograd_serves(const Conv& c, bool depthwise) {
+  return !depthwise && c.taps_h == 3 && c.taps_w == 3 && c.stride_h == 1 && c.stride_w == 1 && c.dilation_h == 1 &&
+         c.dilation_w == 1;
+}
+
+int64_t winograd_tile(const Conv& c, bool depthwise, int64_t blends) {
+  const Algorithm named = chosen_algorithm();
+  if (named == Algorithm::kDirect || !winograd_serves(c, depthwise)) return 0;
+  if (named != Algorithm::kDefault) return named == Algorithm::kWinograd2 ? 2 : 4;
+  const int64_t lanes = best_kernels().lanes, outputs = ceil_div(c.outputs, lanes) * lanes;
+  // By a clear margin: these are estimates, and the direct kernel is closer to the exact result.
+  double least = 0.85 * 9 * c.channels * outputs * c.groups * c.batch * c.out_h * c.out_w;
+  int64_t best = 0;
+  for (int64_t tile = 2; tile <= 4; tile += 2) {
+    const double cost = winograd_cost(c, tile, lanes, blends);
+    if (cost >= 0 && cost < least) least = cost, best = tile;
+  }
+  return best;
+}
+
+}  // namespace tunable_ops

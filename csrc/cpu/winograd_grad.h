@@ -1,0 +1,135 @@
+// The gradient of 3x3 kernels by Winograd's filtering, the transpose of winograd.h in the kernels:
+// grad_w = G^T [sum over tiles of (A grad A^T) * (B^T x B)] G, where the sum is a matrix product per point.
+namespace tunable_ops::TO_ISA {
+
+// Transforms the output gradient of a tile for one vector of outputs; `rows` x `columns` of it are inside the image.
+template <int kOut>
+inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, int64_t columns, int64_t lanes,
+                               float* to, int64_t point) {
+  constexpr int kPoints = Filtering<kOut>::kPoints;
+  Vec half[kPoints][kOut];
+#pragma GCC unroll 4
+  for (int j = 0; j < kOut; ++j) {
+    Vec column[kOut], t[kPoints];
+#pragma GCC unroll 4
+    for (int i = 0; i < kOut; ++i) {
+      const float* from = grad + i * c.out_row + j * c.out_pixel;
+      column[i] = i >= rows || j >= columns ? Vec{} : lanes == kLanes ? load(from) : load_first(from, lanes);
+    }
+    Filtering<kOut>::gradient(column, t);
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) half[i][j] = t[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kPoints; ++i) {
+    Vec t[kPoints];
+    Filtering<kOut>::gradient(half[i], t);
+#pragma GCC unroll 6
+    for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * point, t[j]);
+  }
+}
+
+// Adds the products of a block of tiles to those of a panel.
+inline void add_products(const TileBlock& block, const Panels& p, int64_t group, int64_t panel, bool first,
+                         float* sums) {
+  const int64_t vectors = p.panel_vectors(panel), width = vectors * kLanes, tiles = channel_tiles(p, panel);
+  GradTile tile;
+  tile.rows = 1;
+  tile.pixels = block.count;
+  tile.in_row = tile.grad_row = 0;
+  tile.in_pixel = block.channels;
+  tile.grad_pixel = block.width;
+  tile.lanes = kLanes;
+  tile.first = first;
+  float* target = sums + p.offset(group, panel);
+  for (int64_t point = 0; point < p.taps(); ++point, target += p.channels * width + p.pad) {
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t channel = p.channels * i / tiles, channels = p.channels * (i + 1) / tiles - channel;
+      tile.input = block.inputs + point * block.in_point + channel;
+      tile.grad = block.products + point * block.out_point + panel * p.width * kLanes;
+      tile.target = target + channel * width;
+      grad_function(vectors, channels)(tile);
+    }
+  }
+}
+
+template <int kOut>
+void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
+  constexpr int64_t kPoints = Filtering<kOut>::kPoints, kSquare = kPoints * kPoints;
+  const Conv& c = run.conv;
+  const Panels& p = run.panels;
+  TileMemory memory(run.block, c.channels, p.vectors() * kLanes, kSquare);
+  TileBlock& block = memory.block;
+  block.width = p.vectors() * kLanes;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t span = item / run.segments, segment = item % run.segments;
+    const int64_t first = run.span * segment / run.segments, last = run.span * (segment + 1) / run.segments;
+    for (int64_t at = first; at < last; at += run.block) {
+      block.count = min(run.block, last - at);
+      for (int64_t group = 0; group < c.groups; ++group) {
+        for (int64_t i = 0; i < block.count; ++i) {
+          const TilePlace place = place_of<kOut>(c, span * run.span + at + i);
+          transform_input<kOut>(c, run.input + place.sample * c.in_sample + group * c.channels, place.y - c.pad_h,
+                                place.x - c.pad_w, memory.zeros, block.inputs + i * block.channels, block.in_point);
+          const float* grad = run.grad_output + place.sample * c.out_sample + place.y * c.out_row +
+                              place.x * c.out_pixel + group * c.outputs;
+          for (int64_t output = 0; output < c.outputs; output += kLanes)
+            transform_gradient<kOut>(c, grad + output, c.out_h - place.y, c.out_w - place.x,
+                                     min(kLanes, c.outputs - output), block.products + i * block.width + output,
+                                     block.out_point);
+        }
+        for (int64_t panel = 0; panel < p.count(); ++panel)
+          add_products(block, p, group, panel, at == first, run.sums + item * p.size());
+      }
+    }
+  }
+}
+
+void winograd_grad(const WinogradGradRun& run, int64_t begin, int64_t end) {
+  (run.panels.taps_h == Filtering<4>::kPoints ? winograd_grad_of<4> : winograd_grad_of<2>)(run, begin, end);
+}
+
+// Adds the segments of one kernel per lane and transforms their sum to its taps.
+template <int kOut>
+inline void transform_sums(const float* sums, int64_t segments, int64_t size, int64_t point, float* to, int64_t tap) {
+  constexpr int kPoints = Filtering<kOut>::kPoints;
+  Vec half[3][kPoints];
+#pragma GCC unroll 6
+  for (int j = 0; j < kPoints; ++j) {
+    Vec column[kPoints], t[3];
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) {
+      const float* from = sums + (i * kPoints + j) * point;
+      column[i] = load(from);
+      for (int64_t s = 1; s < segments; ++s) column[i] += load(from + s * size);
+    }
+    Filtering<kOut>::taps(column, t);
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) half[i][j] = t[i];
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    Vec t[3];
+    Filtering<kOut>::taps(half[i], t);
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j) store(to + (i * 3 + j) * tap, t[j]);
+  }
+}
+
+// Work items: (span, group, panel).
+void winograd_taps(const WinogradGradRun& run, int64_t begin, int64_t end) {
+  const Panels& p = run.panels;
+  Panels taps = p;
+  taps.taps_h = taps.taps_w = 3, taps.pad = 0;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t panel = item % p.count(), group = item / p.count() % p.groups, span = item / p.count() / p.groups;
+    const int64_t tap = p.channels * p.panel_vectors(panel) * kLanes;
+    const float* sums = run.sums + span * run.segments * p.size() + p.offset(group, panel);
+    float* to = run.gradient + span * taps.size() + taps.offset(group, panel);
+    for (int64_t i = 0; i < tap; i += kLanes)
+      (p.taps_h == Filtering<4>::kPoints ? transform_sums<4> : transform_sums<2>)(sums + i, run.segments, p.size(),
+                                                                                  tap + p.pad, to + i, tap);
+  }
+}
+
+}  // namespace tunable_ops::TO_ISA

@@ -1,0 +1,234 @@
+// Winograd's transforms, and the kernels of winograd.h: blended, then transformed, G w G^T.
+namespace tunable_ops::TO_ISA {
+
+template <int kOut>
+struct Filtering;
+
+// At the points 0, +-a, +-b and infinity; the rows of B^T are the coefficients of M(x) / (x - point). Of all pairs in
+// sixteenths these have the least rounding error, half of that of 1 and 2. All factors of B and A are exact.
+template <>
+struct Filtering<4> {
+  static constexpr int kPoints = 6;
+  static constexpr float a = 0.625f, b = 1.5f, a2 = a * a, b2 = b * b;
+  static constexpr float at_0 = 1 / (a2 * b2), at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
+
+  static inline void input(const Vec (&d)[6], Vec (&t)[6]) {
+    const Vec even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
+    const Vec even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
+    t[0] = a2 * b2 * d[0] - a2 * d[2] + (d[4] - b2 * d[2]);
+    t[1] = even_a + a * odd_a;
+    t[2] = even_a - a * odd_a;
+    t[3] = even_b + b * odd_b;
+    t[4] = even_b - b * odd_b;
+    t[5] = a2 * b2 * d[1] - a2 * d[3] + (d[5] - b2 * d[3]);
+  }
+
+  static inline void kernel(const Vec (&k)[3], Vec (&t)[6]) {
+    const Vec even_a = at_a * k[0] + at_a * a2 * k[2], odd_a = at_a * a * k[1];
+    const Vec even_b = at_b * k[0] + at_b * b2 * k[2], odd_b = at_b * b * k[1];
+    t[0] = at_0 * k[0];
+    t[1] = even_a + odd_a;
+    t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b;
+    t[4] = even_b - odd_b;
+    t[5] = k[2];
+  }
+
+  static inline void output(const Vec (&m)[6], Vec (&y)[4]) {
+    const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[1] = a * odd_a + b * odd_b;
+    y[2] = a2 * even_a + b2 * even_b;
+    y[3] = a * a2 * odd_a + b * b2 * odd_b + m[5];
+  }
+
+  // A, the transpose of `output`.
+  static inline void gradient(const Vec (&y)[4], Vec (&m)[6]) {
+    const Vec even_a = y[0] + a2 * y[2], odd_a = a * y[1] + a * a2 * y[3];
+    const Vec even_b = y[0] + b2 * y[2], odd_b = b * y[1] + b * b2 * y[3];
+    m[0] = y[0];
+    m[1] = even_a + odd_a;
+    m[2] = even_a - odd_a;
+    m[3] = even_b + odd_b;
+    m[4] = even_b - odd_b;
+    m[5] = y[3];
+  }
+
+  // G^T, the transpose of `kernel`.
+  static inline void taps(const Vec (&t)[6], Vec (&k)[3]) {
+    const Vec even_a = t[1] + t[2], even_b = t[3] + t[4];
+    k[0] = at_0 * t[0] + at_a * even_a + at_b * even_b;
+    k[1] = at_a * a * (t[1] - t[2]) + at_b * b * (t[3] - t[4]);
+    k[2] = at_a * a2 * even_a + at_b * b2 * even_b + t[5];
+  }
+};
+
+// At the points 0, 1, -1 and infinity.
+template <>
+struct Filtering<2> {
+  static constexpr int kPoints = 4;
+
+  static inline void input(const Vec (&d)[4], Vec (&t)[4]) {
+    t[0] = d[2] - d[0];
+    t[1] = d[2] + d[1];
+    t[2] = d[2] - d[1];
+    t[3] = d[3] - d[1];
+  }
+
+  static inline void kernel(const Vec (&k)[3], Vec (&t)[4]) {
+    const Vec even = 0.5f * k[0] + 0.5f * k[2], odd = 0.5f * k[1];
+    t[0] = -k[0];
+    t[1] = even + odd;
+    t[2] = even - odd;
+    t[3] = k[2];
+  }
+
+  static inline void output(const Vec (&m)[4], Vec (&y)[2]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] + m[3];
+  }
+
+  static inline void gradient(const Vec (&y)[2], Vec (&m)[4]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = y[1];
+  }
+
+  static inline void taps(const Vec (&t)[4], Vec (&k)[3]) {
+    const Vec even = 0.5f * t[1] + 0.5f * t[2];
+    k[0] = even - t[0];
+    k[1] = 0.5f * t[1] - 0.5f * t[2];
+    k[2] = even + t[3];
+  }
+};
+
+// The kernels of a vector of outputs for as many channels: blended as they lie in the stack, in rows as long as the
+// layout allows, then turned so that each vector holds one tap of all outputs.
+struct KernelBlock {
+  int64_t outputs, channels;
+  int64_t outer, outer_step, rows, row_step, size;  // rows of `size` floats in the stack
+  int64_t origin, output, channel, tap_h, tap_w;    // in the blended rows: the first value, and the strides
+};
+
+inline KernelBlock kernel_block(const Stack& s, int64_t outputs, int64_t channels) {
+  KernelBlock k{outputs, channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  const bool flipped = s.stride_tap_w < 0, packed = s.stride_tap_w == (flipped ? -1 : 1);
+  const int64_t sign = flipped ? -1 : 1;
+  const bool by_output = s.stride_output > s.stride_channel;  // an output's kernels lie together
+  const int64_t inner = by_output ? channels : outputs, inner_step = by_output ? s.stride_channel : s.stride_output;
+  k.outer = by_output ? outputs : channels;
+  k.outer_step = by_output ? s.stride_output : s.stride_channel;
+  int64_t inner_to;
+  if (packed && s.stride_tap_h == 3 * sign && inner_step == 9) {
+    k.rows = 1, k.size = 9 * inner, inner_to = 9, k.tap_w = sign, k.tap_h = 3 * sign;
+  } else if (inner_step == 1 && s.stride_tap_h == 3 * s.stride_tap_w) {
+    k.rows = 9, k.row_step = sign * s.stride_tap_w, k.size = inner, inner_to = 1;
+    k.tap_w = sign * inner, k.tap_h = 3 * k.tap_w;
+  } else {
+    return k;  // no rows
+  }
+  k.origin = flipped ? -2 * (k.tap_h + k.tap_w) : 0;
+  (by_output ? k.output : k.channel) = k.rows * k.size;
+  (by_output ? k.channel : k.output) = inner_to;
+  return k;
+}
+
+// source = sum_p alpha[p] * kernel p, for the block at `data` of the first kernel; [channels][9][lanes] at `taps`.
+inline void blend_block(const Stack& stack, const KernelBlock& k, const float* data, const float* alpha, float* blended,
+                        float* taps) {
+  if (k.size == 0) {
+    for (int64_t i = 0; i < k.channels * 9; ++i) {
+      const float* from =
+          data + i / 9 * stack.stride_channel + i / 3 % 3 * stack.stride_tap_h + i % 3 * stack.stride_tap_w;
+      for (int64_t o = 0; o < k.outputs; ++o) {
+        float total = 0;
+        for (int64_t p = 0; p < stack.kernels; ++p)
+          total += alpha[p] * from[o * stack.stride_output + p * stack.stride_kernel];
+        taps[i * kLanes + o] = total;
+      }
+    }
+    return;
+  }
+  if (k.origin) data += 2 * (stack.stride_tap_h + stack.stride_tap_w);
+  float* to = blended;
+  for (int64_t i = 0; i < k.outer; ++i) {
+    for (int64_t row = 0; row < k.rows; ++row, to += k.size) {
+      const float* from = data + i * k.outer_step + row * k.row_step;
+      for (int64_t j = 0; j < k.size; j += kLanes) {
+        const int64_t lanes = min(kLanes, k.size - j);
+        Vec total = {};
+        for (int64_t p = 0; p < stack.kernels; ++p) {
+          const float* at = from + p * stack.stride_kernel + j;
+          total += broadcast(alpha[p]) * (lanes == kLanes ? load(at) : load_first(at, lanes));
+        }
+        store(to + j, total);  // the next row overwrites what is beyond this one
+      }
+    }
+  }
+  for (int64_t c = 0; c < k.channels; ++c) {
+    for (int64_t tap = 0; tap < 9; ++tap, taps += kLanes) {
+      const float* from = blended + k.origin + c * k.channel + tap / 3 * k.tap_h + tap % 3 * k.tap_w;
+      if (k.output == 1 && k.outputs == kLanes) {
+        store(taps, load(from));
+      } else {
+        for (int64_t o = 0; o < k.outputs; ++o) taps[o] = from[o * k.output];
+      }
+    }
+  }
+}
+
+// Transforms one kernel [9] per lane.
+template <int kOut>
+inline void transform_kernel(const float* taps, float* to, int64_t point) {
+  constexpr int kPoints = Filtering<kOut>::kPoints;
+  Vec half[kPoints][3];
+#pragma GCC unroll 3
+  for (int s = 0; s < 3; ++s) {
+    const Vec column[3] = {load(taps + s * kLanes), load(taps + (3 + s) * kLanes), load(taps + (6 + s) * kLanes)};
+    Vec t[kPoints];
+    Filtering<kOut>::kernel(column, t);
+#pragma GCC unroll 6
+    for (int i = 0; i < kPoints; ++i) half[i][s] = t[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kPoints; ++i) {
+    Vec t[kPoints];
+    Filtering<kOut>::kernel(half[i], t);
+#pragma GCC unroll 6
+    for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * point, t[j]);
+  }
+}
+
+int64_t winograd_blocks(const Panels& p) { return p.groups * p.vectors() * ceil_div(p.channels, kLanes); }
+
+template <int kOut>
+void winograd_kernels_of(const Blend& args, int64_t begin, int64_t end) {
+  const Panels& p = args.panels;
+  const Stack& stack = args.stack;
+  const int64_t blocks = ceil_div(p.channels, kLanes);
+  float blended[(9 * kLanes + 1) * kLanes], taps[9 * kLanes * kLanes];
+  clear(taps, 9 * kLanes * kLanes);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t vector = item / blocks % p.vectors(), group = item / blocks / p.vectors();
+    const int64_t channel = item % blocks * kLanes, channels = min(kLanes, p.channels - channel);
+    const int64_t panel = vector / p.width, width = p.panel_vectors(panel) * kLanes;
+    const int64_t outputs = min(kLanes, p.outputs - vector * kLanes);
+    const KernelBlock block = kernel_block(stack, outputs, channels);
+    const float* data = stack.data + group * stack.stride_group + vector * kLanes * stack.stride_output +
+                        channel * stack.stride_channel;
+    if (outputs < kLanes) clear(taps, 9 * kLanes * kLanes);
+    for (int64_t b = 0; b < args.batch; ++b) {
+      blend_block(stack, block, data, args.alpha + b * stack.kernels, blended, taps);
+      float* to = args.blended + b * p.size() + p.offset(group, panel) + channel * width + vector % p.width * kLanes;
+      for (int64_t c = 0; c < channels; ++c)
+        transform_kernel<kOut>(taps + c * 9 * kLanes, to + c * width, p.channels * width + p.pad);
+    }
+  }
+}
+
+void winograd_kernels(const Blend& args, int64_t begin, int64_t end) {
+  (args.panels.taps_h == Filtering<4>::kPoints ? winograd_kernels_of<4> : winograd_kernels_of<2>)(args, begin, end);
+}
+
+}  // namespace tunable_ops::TO_ISA

@@ -1,0 +1,54 @@
+"""Plain networks through the C++ operator: their 3x3 layers by Winograd's filtering."""
+
+from torch import Tensor, nn
+
+from tunable_ops import functional
+
+
+class FilteredConv2d(nn.Conv2d):
+    """An nn.Conv2d that takes the C++ operator where that is faster (`functional.conv2d`): what `accelerate` makes.
+
+    Arguments, parameters and state dict are those of nn.Conv2d.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            padded = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return functional.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)  # type: ignore[arg-type]
+        return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+
+
+def accelerate(net: nn.Module) -> nn.Module:
+    """Run the 3x3 convolutions of a plain network on a CPU by Winograd's filtering where it is faster.
+
+    Changes the class of the network's layers of exactly torch's type nn.Conv2d, in place, where a call may profit: 3x3,
+    stride 1, dilation 1, 16 or more channels per group. Those calls are served in float32 and channels_last
+    (``net.to(memory_format=torch.channels_last)``, and the input likewise), outside autocast and torch.compile; all
+    others are torch's. Results differ from torch's within the rounding that docs/winograd.md shows, gradients too;
+    inside ``tunable_ops.exact()`` they are torch's. Layers inside a TunableModel profit without this; for a `LiveFold`
+    and what `fold` returns call it once. Saving and loading state dicts, deepcopy and pickle work as before.
+
+    Args:
+        net: A network, or one layer.
+
+    Returns:
+        `net`.
+
+    Raises:
+        TypeError: Not a module.
+
+    Example:
+        >>> accelerate(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()))[0].__class__.__name__
+        'FilteredConv2d'
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"accelerate: net must be a module; got {type(net).__name__}")
+    for module in net.modules():
+        if type(module) is nn.Conv2d and _may_profit(module):
+            module.__class__ = FilteredConv2d
+    return net
+
+
+def _may_profit(layer: nn.Conv2d) -> bool:
+    geometry = (layer.kernel_size, layer.stride, layer.dilation)
+    return geometry == ((3, 3), (1, 1), (1, 1)) and layer.in_channels // layer.groups >= functional.LEAST_CHANNELS

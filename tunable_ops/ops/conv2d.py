@@ -1,0 +1,77 @@
+"""conv2d with one kernel: torch's, or the C++ operator where Winograd's filtering is faster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunable_ops import backends, checks
+from tunable_ops.convolution import convolve
+from tunable_ops.ops.algorithm import current_algorithm
+from tunable_ops.ops.tunable_conv2d import NAME, run_checked
+from tunable_ops.reference.activation import CODES
+
+# Multiply-adds from which on a call is worth more than its 20 us in Python, and channels that fill a vector.
+LEAST_MACS = 1 << 22
+LEAST_CHANNELS = 16
+_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def conv2d(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Return torch.nn.functional.conv2d, for layers of 3x3 in channels_last by the C++ operator (`set_algorithm`).
+
+    Args:
+        input: [B, C, H, W] or [C, H, W].
+        kernel: [O, C/groups, kh, kw].
+        bias: [O] or None.
+        stride: As torch.nn.functional.conv2d.
+        padding: As torch.nn.functional.conv2d.
+        dilation: As torch.nn.functional.conv2d.
+        groups: As torch.nn.functional.conv2d.
+
+    Returns:
+        [B, O, OH, OW] or [O, OH, OW]. Differentiable to any order in eager mode.
+    """
+    if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
+        return convolve(input, kernel, bias, stride, padding, dilation, groups)
+    if isinstance(padding, str):
+        padding = {"same": 1, "valid": 0}[padding]
+    pads: Any = padding if isinstance(padding, (list, tuple)) else (padding, padding)
+    call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
+    stacked = None if bias is None else bias[None]
+    return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
+
+
+def _may_be_filtered(
+    input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int
+) -> bool:
+    """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
+    if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
+        return False
+    shape = kernel.shape
+    if len(shape) != 4 or shape[3] != 3 or shape[2] != 3 or shape[1] < LEAST_CHANNELS or input.dim() != 4:
+        return False
+    if any(v != 1 and tuple(v) != (1, 1) for v in (stride, dilation)) or input.shape[1] != shape[1] * groups:
+        return False
+    if kernel.numel() * input.shape[0] * input.shape[2] * input.shape[3] < LEAST_MACS:
+        return False
+    tensors = (input, kernel) if bias is None else (input, kernel, bias)
+    if any(t.dtype is not torch.float32 or t.device.type != "cpu" or type(t) not in _TYPES for t in tensors):
+        return False
+    if (
+        current_algorithm() == "direct"
+        or input.shape[2] < 3
+        or input.shape[3] < 3
+        or backends.unavailable_reason(NAME, "cpp") is not None
+    ):
+        return False
+    return input.is_contiguous(memory_format=torch.channels_last) and not torch.is_autocast_enabled("cpu")
