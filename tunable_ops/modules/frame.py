@@ -209,6 +209,12 @@ def blended(layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor,
     return None if frame is None or frame.blend is None else frame.blend.take(layer, dtype)
 
 
+def is_unblended() -> bool:
+    """Return True inside a model whose layers all have one of their kernels as it is (`NetworkBlend.is_unblended`)."""
+    frame = current()
+    return frame is not None and frame.blend is not None and frame.blend.is_unblended
+
+
 def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
     """Call torch.utils.checkpoint.checkpoint and carry lambda along to the recomputation.
 

@@ -138,6 +138,7 @@ class NetworkBlend:
         keep: bool = False,
     ) -> None:
         self.keep = keep or modes.gradients
+        self._unblended: bool | None = None
         self.plan, self.tunings, self.alphas, self.starts, self.modes = plan, tunings, alphas, starts, modes
         self.blended: dict[int, BlendedKernels | None] = {}
         self.pending = {slot: group for group in plan.groups for slot in group}
@@ -157,6 +158,19 @@ class NetworkBlend:
         if now is None:
             return None
         return plan.remembered(tunings, alphas, starts, now) or cls(plan, tunings, alphas, starts, now)
+
+    @property
+    def is_unblended(self) -> bool:
+        """True where every layer has one of its kernels as it is, all other weights being 0; False if unknown.
+
+        So it is on the box where all new kernels have weight 0: the network is then the one that was converted.
+        """
+        if self._unblended is None:
+            alphas = self.alphas.detach()
+            self._unblended = checks.can_read(alphas) and bool(
+                torch.equal(alphas * alphas, alphas) and alphas.sum() == len(self.starts)
+            )
+        return self._unblended
 
     def finish(self) -> None:
         """Blend what no layer has asked for yet, unless the modes have changed."""
@@ -184,7 +198,7 @@ class NetworkBlend:
         kernels = blended.kernels
         if dtype is not None and self.modes.autocast is None and kernels[0].dtype != dtype:
             return None
-        if not self.keep:
+        if not self.keep and not self.is_unblended:  # a layer that runs again would blend by itself, with other bits
             del self.blended[slot]
         if self.stream is not None and (now := torch.cuda.current_stream(self.alphas.device)) != self.stream:
             for kernel in kernels:

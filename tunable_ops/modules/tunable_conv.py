@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tunable_ops import checks, functional, geometry
 from tunable_ops.convolution import convolve, convolve_transposed
+from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import KernelStacks
 from tunable_ops.modules.layer import StackedLayer
 
@@ -185,7 +186,8 @@ class _TunableConv(_TunableConvNd):
             input, padding = F.pad(input, self._edges, mode=self.padding_mode), (0,) * self.ndim
         elif self._extra is not None:
             input = F.pad(input, self._ends)
-        plain = functional.conv2d if self.ndim == 2 else convolve
+        # A kernel that is no blend is convolved by torch: a knob at 0 gives the plain network to the last bit.
+        plain = functional.conv2d if self.ndim == 2 and not frames.is_unblended() else convolve
         return plain(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
