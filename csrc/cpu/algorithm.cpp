@@ -16,16 +16,20 @@ struct Costs {
   int64_t most_bytes;  // of transformed kernels: beyond the caches they take longer to read than to multiply
 };
 constexpr Costs kCosts[2] = {{120, 320, 20 << 20}, {400, 400, 16 << 20}};
+constexpr int64_t kNearBytes = 4 << 20;  // of transformed kernels: more of them are written and read from far away,
+constexpr int64_t kFar = 1000;           // at this cost per kernel; a training step does so three times
 
 double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends) {
   const Costs& costs = kCosts[tile == 4];
   const int64_t channels = ceil_div(c.channels, lanes) * lanes, outputs = ceil_div(c.outputs, lanes) * lanes;
   const int64_t points = (tile + 2) * (tile + 2);
   const double kernels = static_cast<double>(c.channels) * outputs;
-  if (4 * points * kernels * c.groups > costs.most_bytes) return -1;
+  const double bytes = 4 * points * kernels * c.groups;
+  if (bytes > costs.most_bytes) return -1;
+  const int64_t transform = costs.transform + (bytes > kNearBytes ? kFar : 0);
   const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
   return c.groups *
-         (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * costs.transform);
+         (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * transform);
 }
 
 }  // namespace
