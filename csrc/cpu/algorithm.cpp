@@ -28,8 +28,7 @@ double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends)
   if (bytes > costs.most_bytes) return -1;
   const int64_t transform = costs.transform + (bytes > kNearBytes ? kFar : 0);
   const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
-  return c.groups *
-         (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * transform);
+  return c.groups * (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * transform);
 }
 
 }  // namespace
