@@ -25,7 +25,8 @@ from tunable_ops.triton_kernels.roofline_calls import (
     pass_work,
     plain_kernel_gradient_calls,
 )
-from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work, wgmma_work
+from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work
+from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Seconds of host time for one eager call of a layer, least and most: estimates.
 HOST = {"plain": (20e-6, 30e-6), "triton": (70e-6, 100e-6)}

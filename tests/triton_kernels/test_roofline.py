@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tunable_ops.triton_kernels import roofline, roofline_kernels, unavailable_reason
+from tunable_ops.triton_kernels import roofline, roofline_calls, roofline_wgmma, unavailable_reason
 from tunable_ops.triton_kernels.choose_algorithm import Problem
 from tunable_ops.triton_kernels.launch import Config
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work
-from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, wgmma_work, work_of
+from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, work_of
+from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 ROOT = Path(__file__).parents[2]
 # [32, 64, 56, 56], two kernels, bf16
@@ -109,9 +110,9 @@ def test_tiles_of_the_wgmma_kernel_are_its_own(tmp_path: Path) -> None:
         check=True,
     )
     plans = [tuple(map(int, line.split())) for line in said.stdout.splitlines()]
-    found = [roofline_kernels.wgmma_shape(c, o, (h, w)) for c, o, h, w in layers]
+    found = [roofline_wgmma.wgmma_shape(c, o, (h, w)) for c, o, h, w in layers]
     assert [(0, 0, 0, 0) if one is None else (*one[0], one[1]) for one in found] == plans
-    assert {plan[:3] for plan in plans} == {(0, 0, 0), *roofline_kernels.WGMMA_SHAPES}
+    assert {plan[:3] for plan in plans} == {(0, 0, 0), *roofline_wgmma.WGMMA_SHAPES}
 
 
 def test_a_strided_input_gradient_has_a_launch_per_phase() -> None:
@@ -132,7 +133,7 @@ def test_every_kernel_has_an_entry() -> None:
     for file in (ROOT / "csrc" / "cuda").glob("hopper*.cuh"):
         kernels |= set(re.findall(r"TO_KERNEL\([^)]*\)\s(\w+)\(", file.read_text()))
     assert len(kernels) > 10
-    assert kernels == set(roofline_kernels.FAMILIES)
+    assert kernels == set(roofline_calls.FAMILIES)
 
 
 @pytest.mark.parametrize("device", [FAST, SLOW], ids=["fast", "slow"])
@@ -190,4 +191,4 @@ def test_blocks_and_kernels_are_those_of_the_plans() -> None:
         found = [(work.kernel, work.blocks) for work in work_of(problem, config, splits)]
         assert found == [(launch.kernel.__name__, launch.grid[0]) for launch in launches], name_of(problem)
         seen |= {name for name, _ in found}
-    assert {name for name, count in roofline_kernels.FAMILIES.items() if count is work_of} == seen
+    assert {name for name, count in roofline_calls.FAMILIES.items() if count is work_of} == seen

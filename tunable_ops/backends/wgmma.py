@@ -46,6 +46,11 @@ def load() -> None:
         _missing = f"{found[0].name} does not load here ({type(cause).__name__}: {' '.join(str(cause).split())})"
 
 
+def is_loaded() -> bool:
+    """Return True if the library is there and loads, whatever the GPU."""
+    return _missing is None
+
+
 def unavailable_reason() -> str | None:
     """Return why the kernel cannot run here, or None if it can, as far as that is known before its first use."""
     if _missing is not None:
