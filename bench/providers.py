@@ -15,6 +15,7 @@ from torch import Tensor
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import Problem
 from tunable_ops.triton_kernels.choose_algorithm import Choice, default_algorithm, default_config
+from tunable_ops.triton_kernels.choose_algorithm import Problem as TritonProblem
 from tunable_ops.triton_kernels.launch import Geometry
 
 import tunable_ops
@@ -164,9 +165,7 @@ def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geo
     return Choice(name, default_config(problem))
 
 
-def _problem_of(
-    direction: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor
-) -> triton_problem.Problem:
+def _problem_of(direction: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> TritonProblem:
     shape = Geometry(*geometry[:3])
     groups = geometry[3]
     if direction == "weight":
