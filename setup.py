@@ -30,8 +30,6 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-# The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
-STABLE_ABI = "0x020b000000000000"  # 2.11
 # Products and sums contract to fused multiply-adds; nothing else about the arithmetic is relaxed.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"]
 # For `make sanitize`, which looks for wrong accesses and undefined behaviour, and stops at the first.
@@ -61,6 +59,7 @@ def load_build_cuda() -> ModuleType:
 
 
 build_cuda = load_build_cuda()
+STABLE_ABI = build_cuda.STABLE_ABI
 
 
 def missing_libraries() -> dict[str, str]:

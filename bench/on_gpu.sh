@@ -6,7 +6,7 @@
 #   bench/on_gpu.sh OUT first --stand-in    the same on a CPU with tiny shapes, as a rehearsal
 #
 # OUT gets at most 8 files, written as results come in: summary.txt, logs, and results for `python -m bench --from`.
-# bench/gpu/plan.py says what every stage runs and how long it may take. Where no CUDA library is built, that is done
+# bench/gpu/plan.py says what every stage runs and how long it may take. Where a CUDA library is missing, it is built
 # first. The exit status is 1 if a stage failed, ran out of time, or left out what it must not; 2 without a GPU, or for
 # wrong arguments. Python: $PYTHON (default python3), with torch in it. $TUNABLE_OPS_COMMIT names the commit where git or
 # the repository is missing.

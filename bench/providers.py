@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import Problem
-from tunable_ops.triton_kernels.choose_algorithm import Choice, default_config
+from tunable_ops.triton_kernels.choose_algorithm import Choice, default_algorithm, default_config
+from tunable_ops.triton_kernels.choose_algorithm import Problem as TritonProblem
 from tunable_ops.triton_kernels.launch import Geometry
 
 import tunable_ops
 from tunable_ops import backends, reference
+from tunable_ops.backends import wgmma
 from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.triton import problem as triton_problem
@@ -109,8 +111,7 @@ class _Algorithm(torch.autograd.Function):
 
 def _algorithm(name: str) -> Callable[[Problem], Function]:
     def make(problem: Problem) -> Function:
-        stride, padding, dilation, groups = problem.geometry
-        geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
+        geometry = _pairs(problem)
         return lambda x, w, b, a: _Algorithm.apply(x, w, b, a, geometry, name)
 
     return make
@@ -127,9 +128,10 @@ def _algorithm_refuses(name: str) -> Callable[[Problem], str | None]:
 
 
 class _TritonAlgorithm(torch.autograd.Function):
-    """One algorithm of the Triton kernels with the heuristic's tiles, whatever rule and table would pick.
+    """One algorithm of the Triton backend with the heuristic's tiles, whatever rule and table would pick.
 
-    `like` has the shape and layout of the output.
+    `like` has the shape and layout of the output. The gradient of the kernels takes what the heuristic picks where the
+    algorithm has none.
     """
 
     @staticmethod
@@ -148,14 +150,22 @@ class _TritonAlgorithm(torch.autograd.Function):
         x, w, b, a = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:4])
         backend = backends.implementation("triton", "tunable_conv2d")
-        on_weight = _choice("weight", name, x, w, a, geometry, grad)
-        if a.dim() == 2:  # there is one algorithm for a gradient per sample
-            on_weight = on_weight._replace(algorithm="fused")
-        choices = (_choice("input", name, grad, w, a, geometry, x), on_weight)
+        on_weight = "fused" if a.dim() == 2 else name  # there is one algorithm for a gradient per sample
+        choices = (
+            _choice("input", name, grad, w, a, geometry, x),
+            _choice("weight", on_weight, x, w, a, geometry, grad),
+        )
         return (*backend.backward(grad, None, x, w, b, a, *geometry, "none", mask, choices), None, None, None)
 
 
 def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> Choice:
+    problem = _problem_of(direction, source, w, a, geometry, result)
+    if name == "wgmma" and direction == "weight":
+        name = default_algorithm(problem)
+    return Choice(name, default_config(problem))
+
+
+def _problem_of(direction: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> TritonProblem:
     shape = Geometry(*geometry[:3])
     groups = geometry[3]
     if direction == "weight":
@@ -164,14 +174,17 @@ def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geo
         kind = triton_problem.input_kind(w, shape, groups, result, source)
     else:
         kind = triton_problem.forward_kind(w, shape, groups, source, result)
-    problem = triton_problem.make_problem(direction, kind, source, w, a, shape, groups, result)
-    return Choice(name, default_config(problem))
+    return triton_problem.make_problem(direction, kind, source, w, a, shape, groups, result)
+
+
+def _pairs(problem: Problem) -> Any:
+    stride, padding, dilation, groups = problem.geometry
+    return (stride, stride), (padding, padding), (dilation, dilation), groups
 
 
 def _triton(name: str) -> Callable[[Problem], Function]:
     def make(problem: Problem) -> Function:
-        stride, padding, dilation, groups = problem.geometry
-        geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
+        geometry = _pairs(problem)
         return lambda x, w, b, a: _TritonAlgorithm.apply(x, w, b, a, geometry, name, problem.grad_output)
 
     return make
@@ -183,23 +196,23 @@ def _triton_refuses(problem: Problem) -> str | None:
     return _backend_missing("triton")(problem)
 
 
-def _cuda_hopper(problem: Problem) -> Function:
-    stride, padding, dilation, groups = problem.geometry
-    pairs = [n for n in (stride, padding, dilation) for _ in range(2)]
-    op = torch.ops.tunable_ops.tunable_conv2d_wgmma
-    return lambda x, w, b, a: op(x, w, b, a, *pairs, groups, 0)
-
-
-def _cuda_hopper_refuses(problem: Problem) -> str | None:
-    if problem.case.layer.transposed or problem.case.direction != "forward":
-        return "a forward convolution alone"
-    reason = _backend_missing("cuda")(problem)
+def _wgmma_refuses(problem: Problem) -> str | None:
+    case = problem.case
+    if case.direction == "grad_weight":
+        return "serves the forward pass and the gradient of the input"
+    reason = wgmma.unavailable_reason() or _triton_refuses(problem)
     if reason is not None:
         return reason
-    try:  # the operator itself knows
-        _cuda_hopper(problem)(problem.input, problem.weight, problem.bias, problem.alpha)
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
+    x, w, a, y, geometry = problem.input, problem.weight, problem.alpha, problem.grad_output, _pairs(problem)
+    for direction, source, result in (("forward", x, y), ("input", y, x)):
+        gradient, shape = direction == "input", Geometry(*geometry[:3])
+        if gradient and case.direction == "forward":
+            break
+        made = _problem_of(direction, source, w, a, geometry, result)
+        if not wgmma.fits(made, source, w, shape):
+            return "serves fp16 and bf16 in channels_last, multiples of 8 channels, and one group, stride and dilation"
+        if not wgmma.is_ready(x, w, a, shape, "none", gradient):
+            return f"cannot run this layer's {direction} pass: its kernels do not fit, or a warning says why"
     return None
 
 
@@ -338,7 +351,7 @@ _ALL = (
         Provider(f"triton-{n}", f"ours, Triton kernels, algorithm {n!r}", _triton(n), _triton_refuses, default=False)
         for n in ("fused", "premix")
     ),
-    Provider("cuda-hopper", "ours, the CUDA wgmma kernel", _cuda_hopper, _cuda_hopper_refuses, default=False),
+    Provider("wgmma", "ours, the wgmma kernel of CUDA C++", _triton("wgmma"), _wgmma_refuses, default=False),
     Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),
     Provider("broadcast", "broadcast multiply-sum blend, as published", _grouped(_broadcast_blend), _no_map, True),
     Provider("loop", "blend, a Python loop over samples", _loop, _per_sample_only, practice=True),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # What one GPU may lack.
-ACCEPTED = ("needs two CUDA devices", "needs 24 GB", "is for compute capability 9.0")
+ACCEPTED = ("needs two CUDA devices", "needs 24 GB", "it needs compute capability 9.0")
 # Several processes share a log: "[3] SKIPPED ...".
 _SKIPPED = re.compile(r"^(?:\[\w+\] )?SKIPPED \[(?P<count>\d+)\] (?P<place>\S+): (?P<reason>.+)$", re.MULTILINE)
 

@@ -51,5 +51,5 @@ def target_networks(device: str) -> list[NetworkCase]:
 
 def target_providers(case: Case) -> Sequence[str]:
     """Return who is timed beside the plain convolution: ours by default and per algorithm, and for steps the trick."""
-    names = ["tunable", "triton-fused", "triton-premix", "tunable-cuda", "cuda-hopper"]
+    names = ["tunable", "triton-fused", "triton-premix", "tunable-cuda", "wgmma"]
     return [*names, "grouped-trick"] if case.direction == "both" else names

@@ -1,5 +1,9 @@
 """Build the CUDA operators by calling nvcc: torch's own CUDAExtension does not work with CPU builds of torch.
 
+    python csrc/build_cuda.py
+
+builds the library of the wgmma kernel into tunable_ops/ and leaves the others alone.
+
 The sources use only Torch's stable ABI and link no CUDA library (the runtime is static), so a library built against a
 CPU build of torch also works with a CUDA build.
 
@@ -16,10 +20,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# The oldest torch whose stable ABI the operators keep to: one binary serves it and every later version.
+STABLE_ABI = "0x020b000000000000"  # 2.11
 NAME = "tunable_ops._ops_cuda"
 WGMMA_NAME = "tunable_ops._ops_wgmma"
 # What the library of the wgmma kernel is made of, besides the kernel's source.
@@ -241,3 +248,16 @@ def _output(*command: str) -> str:
         errors = [line for line in lines if "error" in line] or lines[-1:] or ["no message"]
         raise RuntimeError("\n".join([f"{Path(command[0]).name} failed: {errors[0]}", *lines[:200]]))
     return result.stdout + result.stderr
+
+
+def main(package: Path = SOURCES.parents[1] / "tunable_ops") -> None:
+    """Build the library of the wgmma kernel into the package, where it looks for it."""
+    import torch
+
+    name = WGMMA_NAME.rpartition(".")[2]
+    build_wgmma(package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}", Path(torch.__file__).parent, STABLE_ABI)
+    (package / "_wgmma_left_out.txt").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,8 @@ SHARED_MEMORY = 99 << 10
 FUSED_KERNELS = 4
 # The library's convolutions approach peak performance only beyond this many channels.
 FUSED_CHANNELS = 128
+# The most kernels, and taps per dimension, of the wgmma kernel.
+WGMMA_KERNELS, WGMMA_TAPS = 16, 7
 
 
 class Problem(NamedTuple):
@@ -67,7 +69,7 @@ def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) ->
     Args:
         problem: What to compute.
         device: Name of the GPU, for its table.
-        wgmma: Whether "wgmma" can serve the problem here.
+        wgmma: Whether "wgmma" can serve the problem here; `suits_wgmma` says what it must be like.
     """
     entries = load_table(TABLES / table_name(device)) if device else {}
     near = min(entries, key=lambda entry: distance(problem, entry), default=None)
@@ -76,6 +78,21 @@ def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) ->
     # Up to these channels the kernel is predicted to beat the library's, whatever the taps.
     wgmma = wgmma and max(problem.inputs, problem.outputs) <= FUSED_CHANNELS
     return Choice("wgmma" if wgmma else default_algorithm(problem), default_config(problem))
+
+
+def suits_wgmma(problem: Problem) -> bool:
+    """Return True if the wgmma kernel computes such problems, at dilation 1 and if its blended kernels fit a block."""
+    return (
+        problem.direction in ("forward", "input")
+        and problem.alpha in ("shared", "sample")
+        and problem.dtype in ("float16", "bfloat16")
+        and problem.layout == "nhwc"
+        and problem.kernels <= WGMMA_KERNELS
+        and problem.inputs % 8 == problem.outputs % 8 == 0
+        and problem.groups == 1
+        and max(problem.taps) <= WGMMA_TAPS
+        and problem.stride == (1, 1)
+    )
 
 
 @lru_cache(maxsize=4096)

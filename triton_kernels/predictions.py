@@ -1,4 +1,4 @@
-"""Predicted times of what has a target on a GPU: ours by default, the plain layer, and the ratio.
+"""Predicted times of what has a target on an H100: ours by default, the plain layer, and the ratio.
 
     python -m tunable_ops.triton_kernels.audit --model
 
@@ -8,7 +8,14 @@ prints the table of `CASES`.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, choose_splits
+from tunable_ops.triton_kernels.choose_algorithm import (
+    Choice,
+    Problem,
+    choose_algorithm,
+    choose_splits,
+    default_config,
+    suits_wgmma,
+)
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Device, Work, limit, seconds
 from tunable_ops.triton_kernels.roofline_calls import (
     convolution_calls,
@@ -18,21 +25,31 @@ from tunable_ops.triton_kernels.roofline_calls import (
     pass_work,
     plain_kernel_gradient_calls,
 )
-from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work, wgmma_work
+from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work
+from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Seconds of host time for one eager call of a layer, least and most: estimates.
 HOST = {"plain": (20e-6, 30e-6), "triton": (70e-6, 100e-6)}
 
 
+def choose(problem: Problem) -> Choice:
+    """Return what the rule chooses without a table on compute capability 9.0, for channels_last and dilation 1."""
+    return choose_algorithm(problem, wgmma=_wgmma_serves(problem))
+
+
+def _wgmma_serves(problem: Problem) -> bool:
+    return suits_wgmma(problem) and wgmma_work(problem, FAST.multiprocessors) is not None
+
+
 def forward(problem: Problem, choice: Choice | None = None) -> list[Work]:
-    """Return the launches of a forward pass, by default of what the rule chooses without a table."""
-    return convolution_calls(problem, *(choice or choose_algorithm(problem)), bias=True)
+    """Return the launches of a forward pass, by default of what the rule chooses."""
+    return convolution_calls(problem, *(choice or choose(problem)), bias=True)
 
 
-def input_gradient(problem: Problem) -> list[Work]:
+def input_gradient(problem: Problem, choice: Choice | None = None) -> list[Work]:
     """Return the launches of the input gradient of a forward problem."""
     turned = backwards(problem)
-    return convolution_calls(turned, *choose_algorithm(turned), bias=False)
+    return convolution_calls(turned, *(choice or choose(turned)), bias=False)
 
 
 def kernel_gradients(problem: Problem) -> list[Work]:
@@ -183,7 +200,7 @@ LISTED = 20
 class Row(NamedTuple):
     """A case's predicted microseconds and ratio to the plain layer, each with the faster and the slower rates.
 
-    `wgmma` is the ratio of the CUDA kernel for compute capability 9.0, for a single pass that it serves.
+    `other` is the ratio of a single pass with the kernels that the rule leaves out, and `by` names them.
     """
 
     name: str
@@ -192,7 +209,8 @@ class Row(NamedTuple):
     plain: tuple[float, float]
     ratio: tuple[float, float]
     target: float | None
-    wgmma: tuple[float, float] | None
+    by: str = ""
+    other: tuple[float, float] | None = None
 
 
 def total(launches: Sequence[Work], device: Device) -> float:
@@ -202,34 +220,44 @@ def total(launches: Sequence[Work], device: Device) -> float:
 
 def predict(case: Case) -> Row:
     """Return the row of a case."""
-    ours, plain = case.ours(), case.plain()
-    wgmma, times = _wgmma(case), []
+    ours, plain, times = case.ours(), case.plain(), []
     for end, device in enumerate((FAST, SLOW)):
         here, there = total(ours, device), total(plain, device)
         if case.host is not None:
             there, here = max(there, case.host[0][end]), max(here, case.host[1][end])
         times.append((here * 1e6, there * 1e6))
     (fast, plain_fast), (slow, plain_slow) = times
-    by_wgmma = None
-    if wgmma is not None:
-        by_wgmma = seconds(wgmma, FAST) * 1e6 / plain_fast, seconds(wgmma, SLOW) * 1e6 / plain_slow
     ratio = fast / plain_fast, slow / plain_slow
-    return Row(case.name, ours, (fast, slow), (plain_fast, plain_slow), ratio, case.target, by_wgmma)
+    row = Row(case.name, ours, (fast, slow), (plain_fast, plain_slow), ratio, case.target)
+    by, others = _other(case)
+    if not others:
+        return row
+    return row._replace(by=by, other=(total(others, FAST) * 1e6 / plain_fast, total(others, SLOW) * 1e6 / plain_slow))
 
 
-def _wgmma(case: Case) -> Work | None:
-    if case.problem is None or case.problem.kind == "depthwise" or case.host is not None or len(case.directions) > 1:
-        return None
-    problem = case.problem if case.directions == ("forward",) else backwards(case.problem)
-    return wgmma_work(problem, FAST.multiprocessors)
+def _other(case: Case) -> tuple[str, list[Work]]:
+    """Return the launches of a pass without the wgmma kernel where the rule chooses it, and with it where it does not.
+
+    There are none for steps, for what that kernel does not serve, and where the host decides.
+    """
+    if case.problem is None or case.host is not None or len(case.directions) > 1:
+        return "", []
+    of_input = case.directions == ("input",)
+    problem = backwards(case.problem) if of_input else case.problem
+    if not _wgmma_serves(problem):
+        return "", []
+    launches = input_gradient if of_input else forward
+    if choose(problem).algorithm == "wgmma":
+        return "the Triton kernels", launches(case.problem, choose_algorithm(problem))
+    return "the wgmma kernel", launches(case.problem, Choice("wgmma", default_config(problem)))
 
 
 def line(row: Row) -> str:
-    """Return a row as text: case, predicted ratio, target, times of ours and of the plain layer, the wgmma kernel's."""
+    """Return a row as text: case, predicted ratio, target, times of ours and the plain layer, the other kernels'."""
     target = "-" if row.target is None else f"{row.target:.2f}"
     text = f"{row.name:56s} predicted {_between(row.ratio, 2)}, target {target}; "
     text += f"{_between(row.microseconds)} us, plain {_between(row.plain)} us"
-    return text if row.wgmma is None else f"{text}; by the wgmma kernel {_between(row.wgmma, 2)}"
+    return text if row.other is None else f"{text}; by {row.by} {_between(row.other, 2)}"
 
 
 def _between(ends: tuple[float, float], digits: int = 0) -> str:

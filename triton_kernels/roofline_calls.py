@@ -14,11 +14,29 @@ from tunable_ops.triton_kernels.roofline_kernels import (
     blend_work,
     contract_work,
     item_size,
+    network_blend_work,
+    network_contract_work,
+    network_sum_work,
     product_work,
-    wgmma_work,
     work_of,
 )
+from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
+# Name of a Triton kernel (or "hopper_conv_kernel", CUDA's): the function that counts its work.
+FAMILIES = {
+    "_tunable_conv2d_forward_kernel": work_of,
+    "_tunable_conv2d_pointwise_kernel": work_of,
+    "_tunable_conv2d_map_input_kernel": work_of,
+    "_tunable_conv2d_depthwise_kernel": work_of,
+    "_tunable_conv2d_weight_kernel": work_of,
+    "_tunable_conv2d_depthwise_weight_kernel": work_of,
+    "_tunable_parameter_forward_kernel": blend_work,
+    "_tunable_parameter_backward_kernel": contract_work,
+    "_tunable_parameters_forward_kernel": network_blend_work,
+    "_tunable_parameters_backward_kernel": network_contract_work,
+    "_tunable_parameters_sum_kernel": network_sum_work,
+    "hopper_conv_kernel": wgmma_work,
+}
 # Bytes of blended kernels or of their gradients at a time, in fp32, as the torch backend bounds them.
 WORKSPACE = 64 << 20
 

@@ -58,7 +58,7 @@ class Stage:
     results: tuple[str, ...] = ()
 
 
-def plan(name: str, cores: int, out: str, library: bool, stand_in: bool = False) -> list[Stage]:
+def plan(name: str, cores: int, out: str, library: bool, wgmma: bool, stand_in: bool = False) -> list[Stage]:
     """Return the stages of a plan.
 
     Args:
@@ -66,6 +66,7 @@ def plan(name: str, cores: int, out: str, library: bool, stand_in: bool = False)
         cores: Processors of the machine.
         out: Folder of the results.
         library: True if a compiled CUDA library is there already.
+        wgmma: Likewise for the library of the wgmma kernel.
         stand_in: Plan for the CPU: tiny shapes, Triton's interpreter, and no tools that need a GPU.
 
     Raises:
@@ -74,7 +75,7 @@ def plan(name: str, cores: int, out: str, library: bool, stand_in: bool = False)
     if name not in PLANS:
         raise ValueError(f"on_gpu: plan must be one of {', '.join(PLANS)}; got {name!r}")
     device = ("--device", "cpu" if stand_in else "cuda")
-    build = [] if library or stand_in else [_build()]
+    build = [] if stand_in or (library and wgmma) else [_build(library, wgmma)]
     if name == "second":
         return [*build, _environment(device), *_second(cores, out, device)]
     return [*build, _environment(device), *_first(cores, out, device, stand_in)]
@@ -84,10 +85,14 @@ def _module(module: str, *words: str, **options: object) -> Process:
     return Process((f"tunable_ops.bench.{module}", *words), **options)  # type: ignore[arg-type]
 
 
-def _build() -> Stage:
+def _build(library: bool, wgmma: bool) -> Stage:
+    """Return the stage that builds what is missing, the library that takes seconds and no nvcc before the other."""
     variables = (("TUNABLE_OPS_CPP", "0"), ("TUNABLE_OPS_CUDA", "1"), ("TUNABLE_OPS_CUDA_ARCHS", "90a"))
-    words = ("setup.py", "--quiet", "build_ext", "--inplace")
-    return Stage("build", 75, ((Process(words, environment=variables),),))
+    steps = [] if wgmma else [(Process(("csrc/build_cuda.py",)),)]
+    if not library:
+        words = ("setup.py", "--quiet", "build_ext", "--inplace")
+        steps.append((Process(words, environment=variables),))
+    return Stage("build", 75, tuple(steps), shares=(0.4,) * (len(steps) - 1))
 
 
 def _environment(device: tuple[str, ...]) -> Stage:
@@ -159,8 +164,15 @@ def _tests(part: str, log: str, *more: str, **options: object) -> Process:
     return Process(words, log, label=part.partition("/")[0], **options)  # type: ignore[arg-type]
 
 
-# Every file with tests marked gpu.
-TEST_FILES = ("tests/gpu", "tests/losses/test_samplers.py")
+# Every file with tests marked gpu. The wgmma kernel is what runs by default: its tests come first, and take no compiler
+# of Triton's.
+TEST_FILES = (
+    "tests/gpu/test_wgmma.py",
+    "tests/gpu/test_default_paths.py",
+    "tests/gpu/test_triton.py",
+    "tests/gpu/test_cuda_operator.py",
+    "tests/losses/test_samplers.py",
+)
 
 
 def limit_of(stage: Stage, later: Sequence[Stage], elapsed: float, total: float = TOTAL) -> float:

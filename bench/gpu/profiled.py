@@ -1,4 +1,4 @@
-"""Six kernels, each launched once between the profiler's start and stop: what `ncu --profile-from-start off` sees.
+"""Seven kernels, each launched once between the profiler's start and stop: what `ncu --profile-from-start off` sees.
 
 ncu --clock-control none --profile-from-start off python -m tunable_ops.bench.gpu.profiled
 """
@@ -17,7 +17,8 @@ CALLS = (
     ("triton-fused", "3x3 C64 56x56 B32 per_sample bf16 grad_weight"),
     ("triton-fused", "dw3x3 C64 128x128 B16 per_sample bf16 forward"),
     ("triton-premix", "3x3 C64 56x56 B32 per_sample bf16 forward"),
-    ("cuda-hopper", "3x3 C64 56x56 B32 per_sample bf16 forward"),
+    ("wgmma", "3x3 C64 56x56 B32 per_sample bf16 forward"),
+    ("wgmma", "3x3 C64 56x56 B32 per_sample bf16 grad_input"),
     ("plain", "3x3 C64 56x56 B32 per_sample bf16 forward"),
 )
 

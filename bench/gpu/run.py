@@ -14,6 +14,7 @@ from tunable_ops.bench import skipped
 from tunable_ops.bench.gpu.plan import GRACE, MOST_BYTES, PLANS, Process, Stage, files, limit_of, plan
 
 from tunable_ops import backends
+from tunable_ops.backends import wgmma
 
 # The stand-in is slow: its limits are this many times those of a GPU.
 SLACK = 10.0
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0))
     library = backends.unavailable_reason("tunable_conv2d", "cuda") is None
     try:
-        stages = plan(args.plan, cores, str(out), library, args.stand_in)
+        stages = plan(args.plan, cores, str(out), library, wgmma.is_loaded(), args.stand_in)
         known = [stage.name for stage in stages]
         for name in args.stages:
             if name not in known:

@@ -50,7 +50,6 @@ _DEPTHWISE = (
     "dw3x3 C64 1x1 B3 per_sample",
 )
 _MAP = ("3x3 C16 33x31 B2 map", "1x1 C64 20x20 B2 map", "dw3x3 C32 33x31 B2 map", "3x3 C32 33x31 B2 S2 map")
-# The forward pass is the only one that the wgmma kernel's provider serves.
 _WGMMA = ("3x3 C16 33x31 B3 per_sample", "3x3 C32 64x64 B3 shared", "3x3 C64 56x56 B4 per_sample", "1x1 C64 64x64 B2")
 FAMILIES: dict[str, Family | None] = {
     "dense": Family("triton-fused", _DENSE),
@@ -61,17 +60,16 @@ FAMILIES: dict[str, Family | None] = {
     "default": Family("tunable", (*_DENSE[:4], _POINTWISE[0], _DEPTHWISE[0])),
     "cuda-dense": Family("tunable-cuda", (*_DENSE, *_POINTWISE)),
     "cuda-depthwise": Family("tunable-cuda", _DEPTHWISE),
-    "wgmma": Family("cuda-hopper", _WGMMA),
+    "wgmma": Family("wgmma", _WGMMA),
     "network": None,  # the blends of a whole network
 }
 # What stands in for the kernels that need a GPU.
-STAND_INS = {"tunable-cuda": "tunable-torch", "cuda-hopper": "tunable"}
+STAND_INS = {"tunable-cuda": "tunable-torch", "wgmma": "tunable"}
 
 
 def cases_of(family: Family, device: str) -> list[Case]:
     """Return the cases of a family: in bf16 and, for the first, in fp16; in tiny fp32 for a CPU."""
-    direction = "forward" if family.provider == "cuda-hopper" else "both"
-    found = [replace(read_case(text), direction=direction, dtype="bf16") for text in family.cases]
+    found = [replace(read_case(text), direction="both", dtype="bf16") for text in family.cases]
     if device == "cuda":
         return [*found, replace(found[0], dtype="fp16")]
     return [_tiny(case) for case in found]

@@ -13,10 +13,11 @@ from tunable_ops.triton_kernels.choose_algorithm import choose_algorithm
 
 ROOT = Path(__file__).parents[2]
 EVERY = [
-    (name, cores, library, stand_in)
+    (name, cores, library, wgmma, stand_in)
     for name in plan.PLANS
     for cores in (1, 2, 16, 64)
     for library in (False, True)
+    for wgmma in (False, True)
     for stand_in in (False, True)
 ]
 
@@ -26,7 +27,7 @@ def processes(stages: list[Stage]) -> list[Process]:
 
 
 def test_the_stages_of_the_first_run() -> None:
-    stages = plan.plan("first", 16, "/o", library=True)
+    stages = plan.plan("first", 16, "/o", library=True, wgmma=True)
     assert [(s.name, s.seconds) for s in stages] == [
         ("environment", 30),
         ("smoke", 40),
@@ -37,15 +38,36 @@ def test_the_stages_of_the_first_run() -> None:
         ("racecheck", 40),
     ]
     assert [s.name for s in stages if s.elastic] == ["tests"]
-    assert [s.name for s in plan.plan("first", 16, "/o", library=False)][:2] == ["build", "environment"]
-    assert [s.name for s in plan.plan("second", 16, "/o", library=True)] == ["environment", "tune", "targets"]
+    assert [s.name for s in plan.plan("first", 16, "/o", library=False, wgmma=False)][:2] == ["build", "environment"]
+    assert [s.name for s in plan.plan("second", 16, "/o", library=True, wgmma=True)] == [
+        "environment",
+        "tune",
+        "targets",
+    ]
     with pytest.raises(ValueError, match=r"^on_gpu: plan must be one of first, second; got 'third'$"):
-        plan.plan("third", 16, "/o", library=True)
+        plan.plan("third", 16, "/o", library=True, wgmma=True)
 
 
-@pytest.mark.parametrize("name, cores, library, stand_in", EVERY)
-def test_files_fit_what_may_come_back(name: str, cores: int, library: bool, stand_in: bool) -> None:
-    stages = plan.plan(name, cores, "/folder/of/results", library, stand_in)
+@pytest.mark.parametrize("name", plan.PLANS)
+def test_what_is_missing_is_built(name: str) -> None:
+    """The library of the wgmma kernel first: it needs no nvcc, and must not wait for what does."""
+    wgmma, cuda = ("csrc/build_cuda.py",), ("setup.py", "--quiet", "build_ext", "--inplace")
+    for have, wanted in (
+        ((False, False), [wgmma, cuda]),
+        ((True, False), [wgmma]),
+        ((False, True), [cuda]),
+        ((True, True), None),
+    ):
+        first = plan.plan(name, 16, "/o", *have)[0]
+        assert (first.name == "build") == (wanted is not None)
+        if wanted is not None:
+            assert [process.words for step in first.steps for process in step] == wanted
+            assert all(len(step) == 1 for step in first.steps) and (ROOT / wanted[0][0]).exists()
+
+
+@pytest.mark.parametrize("name, cores, library, wgmma, stand_in", EVERY)
+def test_files_fit_what_may_come_back(name: str, cores: int, library: bool, wgmma: bool, stand_in: bool) -> None:
+    stages = plan.plan(name, cores, "/folder/of/results", library, wgmma, stand_in)
     names = plan.files(stages)
     assert "summary.txt" in names and "targets.json" in names
     assert len(names) <= plan.MOST_FILES == 8
@@ -56,11 +78,13 @@ def test_files_fit_what_may_come_back(name: str, cores: int, library: bool, stan
         assert all(file in names for file in stage.results)
 
 
-@pytest.mark.parametrize("name, cores, library, stand_in", EVERY)
-def test_limits_add_up_to_less_than_nine_minutes(name: str, cores: int, library: bool, stand_in: bool) -> None:
+@pytest.mark.parametrize("name, cores, library, wgmma, stand_in", EVERY)
+def test_limits_add_up_to_less_than_nine_minutes(
+    name: str, cores: int, library: bool, wgmma: bool, stand_in: bool
+) -> None:
     """Whatever each stage takes of its limit, all have ended at the total, and racecheck has its time."""
     assert TOTAL < 540
-    stages = plan.plan(name, cores, "/o", library, stand_in)
+    stages = plan.plan(name, cores, "/o", library, wgmma, stand_in)
     for part in (0.0, 0.5, 1.0):
         elapsed = 0.0
         for index, stage in enumerate(stages):
@@ -71,14 +95,14 @@ def test_limits_add_up_to_less_than_nine_minutes(name: str, cores: int, library:
             if stage.name == "racecheck":
                 assert limit >= 39
             if stage.name == "tests":
-                assert limit >= (170 if library or stand_in else 95)
+                assert limit >= (170 if (library and wgmma) or stand_in else 95)
             elapsed += part * limit
         assert elapsed <= TOTAL
     assert limit_of(stages[-1], [], TOTAL) <= 0
 
 
 def test_every_stage_is_processes_of_its_own() -> None:
-    stages = plan.plan("first", 16, "/o", library=True)
+    stages = plan.plan("first", 16, "/o", library=True, wgmma=True)
     assert [p.label for p in stages[1].steps[0]] == list(smoke.FAMILIES)
     tests = [s for s in stages if s.name in ("tests", "racecheck")]
     for stage in tests:
@@ -87,7 +111,7 @@ def test_every_stage_is_processes_of_its_own() -> None:
     assert {p.tool[:3] for p in tests[1].steps[0]} == {("compute-sanitizer", "--tool", "racecheck")}
     (counters,) = next(s for s in stages if s.name == "counters").steps[0]
     assert counters.tool[:3] == ("ncu", "--clock-control", "none")
-    assert all(not p.tool for p in processes(plan.plan("first", 16, "/o", True, stand_in=True)))
+    assert all(not p.tool for p in processes(plan.plan("first", 16, "/o", True, True, stand_in=True)))
 
 
 def test_tests_are_all_that_are_marked_gpu() -> None:
@@ -95,13 +119,16 @@ def test_tests_are_all_that_are_marked_gpu() -> None:
     places = [ROOT / place for place in plan.TEST_FILES]
     named = {f for place in places for f in (place.rglob("test_*.py") if place.is_dir() else [place])}
     assert marked - {Path(__file__)} == named
+    assert plan.TEST_FILES[0] == "tests/gpu/test_wgmma.py"  # what runs by default
 
 
 @pytest.mark.parametrize("name", plan.PLANS)
 def test_the_arguments_of_benchmarks_are_known(name: str) -> None:
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)
-    found = [p for p in processes(plan.plan(name, 16, "/o", library=True)) if p.words[0] == "tunable_ops.bench"]
+    found = [
+        p for p in processes(plan.plan(name, 16, "/o", library=True, wgmma=True)) if p.words[0] == "tunable_ops.bench"
+    ]
     assert found
     for process in found:
         assert parser.parse_args(process.words[1:]).suite in cli.SUITES
@@ -137,7 +164,10 @@ def test_problems_to_tune_are_those_of_the_targets() -> None:
 def test_smoke_is_what_was_promised(family: smoke.Family) -> None:
     cases = smoke.cases_of(family, "cuda")
     assert {case.dtype for case in cases} == {"bf16", "fp16"}
-    assert all(case.direction == ("forward" if family.provider == "cuda-hopper" else "both") for case in cases)
+    assert all(case.direction == "both" for case in cases)
+    if family.provider == "wgmma":
+        assert {case.alpha for case in cases} == {"shared", "per_sample"}
+        assert {case.layer.taps for case in cases} == {1, 3}
     if family.cases[0].startswith("3x3") and family.provider in ("triton-fused", "tunable-cuda"):
         assert {16, 32, 64} <= {case.channels for case in cases}
         assert any(case.outputs == 1 for case in cases) and any(case.size == 1 for case in cases)

@@ -184,7 +184,7 @@ def test_rehearsal(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout + result.stderr
         made = sorted(file.name for file in out.rglob("*"))
         assert len(made) <= plans.MOST_FILES
-        assert made == plans.files(plans.plan(plan, 2, str(out), library=True, stand_in=True))
+        assert made == plans.files(plans.plan(plan, 2, str(out), library=True, wgmma=True, stand_in=True))
         names = [name for name in made if name.endswith(".json") and name != "table.json"]
         assert names
         for name in names:

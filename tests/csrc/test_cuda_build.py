@@ -15,7 +15,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-STABLE_ABI = "0x020b000000000000"
 
 
 def _builder() -> Any:
@@ -125,7 +124,14 @@ def test_the_library_needs_torch_alone(tmp_path: Path) -> None:
     build_cuda.write_wgmma_source(tmp_path / "hopper_source.cpp")
     for source in [*build_cuda.host_sources(), tmp_path / "hopper_source.cpp"]:
         target = tmp_path / f"{source.stem}_host.o"
-        command = ["g++", "-Wall", "-Werror", *build_cuda.host_flags(torch_folder, STABLE_ABI), "-c", str(source)]
+        command = [
+            "g++",
+            "-Wall",
+            "-Werror",
+            *build_cuda.host_flags(torch_folder, build_cuda.STABLE_ABI),
+            "-c",
+            str(source),
+        ]
         subprocess.run([*command, "-o", str(target)], check=True)
         objects.append(str(target))
     library = tmp_path / "_ops_cuda.so"
@@ -138,8 +144,10 @@ def test_the_library_of_the_wgmma_kernel_needs_no_nvcc(tmp_path: Path, monkeypat
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     monkeypatch.setattr(build_cuda, "find_nvcc", lambda: None)
-    library = tmp_path / "_ops_wgmma.so"
-    build_cuda.build_wgmma(library, Path(torch.__file__).parent, STABLE_ABI)
+    (tmp_path / "_wgmma_left_out.txt").write_text("for a reason")
+    build_cuda.main(tmp_path)
+    (library,) = tmp_path.iterdir()  # and no note any more
+    assert library.name.startswith("_ops_wgmma.") and library.suffix == ".so"
     check_library(library)
     names = ("wgmma", "wgmma_input", "wgmma_prepare")
     check_registration(library, tmp_path, *names)

@@ -1,21 +1,28 @@
 """The paths that calls take by default on a GPU, listed from the dispatch, and cases that reach them."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from tunable_ops.triton_kernels.choose_algorithm import Problem, choose_algorithm
+from tunable_ops.triton_kernels.choose_algorithm import Problem, choose_algorithm, suits_wgmma
 from tunable_ops.triton_kernels.launch import Geometry
 
 from tests.ops.conv2d_cases import Case
+from tunable_ops.backends import wgmma
 from tunable_ops.backends.triton import problem as dispatch
 
 
 class Path(NamedTuple):
-    """A pass of one kind of layer, and the algorithm that the rule gives it without a table."""
+    """A pass of one kind of layer, and the algorithm that the rule gives it without a table.
 
+    `hopper` is True on a GPU of compute capability 9.0, where the wgmma kernel is one of them.
+    """
+
+    hopper: bool
     direction: str
     kind: str
     alpha: str
@@ -42,12 +49,24 @@ def reachable() -> set[Path]:
                 continue
             steps = (stride, stride)
             problem = Problem(direction, kind, alpha, dtype, layout, 4, kernels, *sizes, kinds[kind], steps, (20, 20))
-            found.add(Path(direction, kind, alpha, dtype, layout, choose_algorithm(problem).algorithm))
+            for hopper in (True, False):
+                choice = choose_algorithm(problem, wgmma=hopper and suits_wgmma(problem))
+                found.add(Path(hopper, direction, kind, alpha, dtype, layout, choice.algorithm))
     return found
 
 
+@contextmanager
+def pretended(hopper: bool) -> Iterator[None]:
+    """The dispatch as on a GPU of compute capability 9.0, or on another one, for tensors anywhere."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(wgmma, "_missing", None))
+        stack.enter_context(patch.object(wgmma, "_is_hopper", lambda device: hopper))
+        stack.enter_context(patch.object(wgmma, "is_ready", lambda *_: True))
+        yield
+
+
 def taken(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool) -> set[Path]:
-    """Return the paths that forward and backward of a case take."""
+    """Return the paths that forward and backward of a case take, on both kinds of GPU."""
     x, weight, _, a = case.tensors(alpha, dtype, channels_last)
     y = torch.empty(case.batch, case.outputs, *case.grid, dtype=dtype)
     if channels_last:
@@ -60,14 +79,16 @@ def taken(case: Case, alpha: str, dtype: torch.dtype, channels_last: bool) -> se
         ("input", dispatch.input_kind(weight, geometry, groups, x, y), y, x),
         ("weight", dispatch.weight_kind(weight, groups), x, y),
     ):
-        found.add(_path(direction, kind, source, weight, a, geometry, groups, result))
+        for hopper in (True, False):
+            found.add(_path(hopper, direction, kind, source, weight, a, geometry, groups, result))
     return found
 
 
-def _path(direction: str, kind: str, source: Tensor, weight: Tensor, alpha: Tensor, *rest: Any) -> Path:
+def _path(hopper: bool, direction: str, kind: str, source: Tensor, weight: Tensor, alpha: Tensor, *rest: Any) -> Path:
     problem = dispatch.make_problem(direction, kind, source, weight, alpha, *rest)
-    algorithm = dispatch.choose(direction, kind, source, weight, alpha, *rest).algorithm
-    return Path(direction, kind, problem.alpha, problem.dtype, problem.layout, algorithm)
+    with pretended(hopper):
+        algorithm = dispatch.choose(direction, kind, source, weight, alpha, *rest).algorithm
+    return Path(hopper, direction, kind, problem.alpha, problem.dtype, problem.layout, algorithm)
 
 
 _SIZES = (19, 21)
@@ -75,11 +96,13 @@ SHAPES = (
     Case(channels=16, outputs=24, size=_SIZES, kernels=2),
     Case(channels=144, outputs=136, size=(9, 11), kernels=2),
     Case(channels=16, outputs=24, size=_SIZES, kernels=8),
+    Case(channels=144, outputs=136, size=(9, 11), kernels=8),
     Case(channels=16, outputs=32, size=_SIZES, kernels=2, stride=(2, 2)),
     Case(channels=16, outputs=24, size=_SIZES, kernels=2, groups=2),
     Case(channels=16, outputs=24, size=_SIZES, kernels=2, taps=(1, 1), padding=(0, 0)),
     Case(channels=144, outputs=136, size=(9, 11), kernels=2, taps=(1, 1), padding=(0, 0)),
     Case(channels=16, outputs=24, size=_SIZES, kernels=8, taps=(1, 1), padding=(0, 0)),
+    Case(channels=144, outputs=136, size=(9, 11), kernels=8, taps=(1, 1), padding=(0, 0)),
     Case(channels=16, outputs=24, size=_SIZES, kernels=2, taps=(1, 1), padding=(0, 0), groups=2),
     Case(channels=24, outputs=24, size=_SIZES, kernels=2, groups=24),
 )

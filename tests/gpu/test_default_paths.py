@@ -15,13 +15,19 @@ from tunable_ops import backends, functional, reference, tunable_conv2d
 pytest.importorskip("triton")
 from tests.gpu import default_paths
 
+# The algorithms of default paths, and where each is compared with the definition on a GPU besides by the cases.
+ALGORITHMS = {"fused": "test_triton.py", "premix": "test_triton.py", "wgmma": "test_wgmma.py"}
+
 
 def test_the_cases_take_every_path() -> None:
     taken = set().union(*(default_paths.taken(*case) for case in default_paths.cases()))
     missing = sorted(default_paths.reachable() - taken)
     assert missing == []
     assert len(taken) > 60
-    assert {path.algorithm for path in taken} == {"fused", "premix"}
+    assert {path.algorithm for path in taken} == set(ALGORITHMS)
+    by_wgmma = {path for path in taken if path.algorithm == "wgmma"}
+    assert {(path.hopper, path.direction) for path in by_wgmma} == {(True, "forward"), (True, "input")}
+    assert {path.alpha for path in by_wgmma} == {"shared", "sample"}
 
 
 def test_the_cases_take_no_path_that_is_not_listed() -> None:

@@ -19,7 +19,8 @@ from tunable_ops.reference.activation import CODES
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        wgmma.unavailable_reason() is not None, reason=f"the wgmma kernel cannot run: {wgmma.unavailable_reason()}"
+        torch.cuda.is_available() and wgmma.unavailable_reason() is not None,
+        reason=f"the wgmma kernel cannot run: {wgmma.unavailable_reason()}",
     ),
 ]
 DTYPES = (torch.float16, torch.bfloat16)

@@ -11,6 +11,7 @@ from tunable_ops.triton_kernels.audit_loop import Loop, main_loop
 from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, default_config
 
 from tunable_ops import models
+from tunable_ops.backends import wgmma
 
 needs_triton = pytest.mark.skipif(unavailable_reason() is not None, reason="the plans need triton")
 
@@ -25,7 +26,10 @@ def tensors(problem: Problem) -> list[torch.Tensor]:
 
 @contextmanager
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The launches of our kernels (name, blocks) and the library's convolutions, in order; nothing runs."""
+    """The launches of our kernels and the library's convolutions, in order, on a pretended GPU; nothing runs.
+
+    A launch is (name, blocks), and "wgmma" for the kernel that is not Triton's.
+    """
     from tunable_ops.triton_kernels.launch import Launch
 
     from tunable_ops.backends.triton import tunable_conv2d as backend
@@ -45,8 +49,16 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         made.extend(["library"] * sum(wanted))
         return [torch.empty_like(t) if want else None for want, t in zip(wanted, (input, kernel, kernel), strict=True)]
 
+    def by_wgmma(like: int) -> Any:
+        return lambda *args: made.append("wgmma") or torch.empty_like(args[like])
+
     with monkeypatch.context() as patch:
         patch.setattr(Launch, "run", run)
+        patch.setattr(wgmma, "_missing", None)
+        patch.setattr(wgmma, "_is_hopper", lambda device: True)
+        patch.setattr(wgmma, "is_ready", lambda *_: True)
+        patch.setattr(wgmma, "forward", by_wgmma(0))
+        patch.setattr(wgmma, "input_gradient", by_wgmma(1))
         patch.setattr(backend, "convolve", convolve)
         patch.setattr(backend, "convolve_backward", convolve_backward)
         patch.setattr(backend, "multiprocessors", lambda _: predictions.FAST.multiprocessors)
@@ -59,6 +71,8 @@ def said(works: list[Any]) -> list[Any]:
     for work in works:
         if work.kernel.startswith("library"):
             found.append("library")
+        elif work.kernel == "hopper_conv_kernel":
+            found.append("wgmma")
         elif work.kernel.startswith("_"):
             found.append((work.kernel, work.blocks))
     return found
@@ -122,10 +136,25 @@ def test_layers_of_nafnet_are_the_networks() -> None:
     assert sorted(listed) == sorted(found)
 
 
-def test_the_wgmma_kernel_is_predicted_where_it_is_chosen() -> None:
+def test_the_wgmma_kernel_is_predicted_where_the_rule_chooses_it() -> None:
+    """Up to 128 channels at stride 1, forward and for the gradient of the input."""
     small = next(case.problem for case in predictions.CASES if case.problem is not None)
-    works = predictions.forward(small, Choice("wgmma", default_config(small)))
-    assert [work.kernel for work in works] == ["hopper_conv_kernel"]
+    for works in (predictions.forward(small), predictions.input_gradient(small)):
+        assert [work.kernel for work in works] == ["hopper_conv_kernel"]
+    assert predictions.choose(small._replace(alpha="shared", inputs=128, outputs=128)).algorithm == "wgmma"
+    for changes in (
+        {"inputs": 136},
+        {"outputs": 4},
+        {"stride": (2, 2)},
+        {"groups": 2},
+        {"dtype": "float32"},
+        {"layout": "nchw"},
+        {"alpha": "map"},
+        {"direction": "weight"},
+        {"taps": (9, 9)},
+        {"inputs": 128, "outputs": 128, "taps": (7, 7)},  # its blended kernels do not fit
+    ):
+        assert predictions.choose(small._replace(**changes)).algorithm in ("fused", "premix"), changes
     wide = small._replace(inputs=1024, outputs=1024)
     with pytest.raises(ValueError, match=r"^roofline: a problem must fit the wgmma kernel; got Problem\("):
         predictions.forward(wide, Choice("wgmma", default_config(wide)))
@@ -133,14 +162,29 @@ def test_the_wgmma_kernel_is_predicted_where_it_is_chosen() -> None:
         predictions.backwards(small._replace(stride=(2, 2)))
 
 
+def test_the_other_kernels_are_those_that_the_rule_leaves_out() -> None:
+    found = {row.name: row.by for row in map(predictions.predict, predictions.CASES) if row.other is not None}
+    small, wide = "C64 3x3 56x56 B32 per sample", "C256 3x3 32x32 B32"
+    assert found == {
+        f"{small}, forward": "the Triton kernels",
+        f"{small}, input gradient": "the Triton kernels",
+        "C128 3x3 64x64 B16 shared, forward": "the Triton kernels",
+        f"{wide} per sample, forward": "the wgmma kernel",
+        f"{wide} shared, forward": "the wgmma kernel",
+    }
+
+
 def test_a_prediction_follows_the_choice() -> None:
     case = predictions.CASES[0]
     assert case.problem is not None
     default = predictions.total(predictions.forward(case.problem), predictions.FAST)
-    other = choose_algorithm(case.problem)
-    other = other._replace(config=other.config._replace(block_m=64))
-    assert predictions.total(predictions.forward(case.problem, other), predictions.FAST) > default
+    without = choose_algorithm(case.problem)
+    fused = predictions.total(predictions.forward(case.problem, without), predictions.FAST)
+    narrow = without._replace(config=without.config._replace(block_m=64))
+    assert predictions.total(predictions.forward(case.problem, narrow), predictions.FAST) > fused > default
     row = predictions.predict(case)
+    assert row.by == "the Triton kernels" and row.other is not None
+    assert row.other[0] == pytest.approx(fused * 1e6 / row.plain[0])
     assert row.microseconds[0] == pytest.approx(default * 1e6)
     assert row.ratio == tuple(a / b for a, b in zip(row.microseconds, row.plain, strict=True))
     assert row.microseconds[0] < row.microseconds[1]
@@ -163,7 +207,8 @@ def test_the_command_prints_every_case(capsys: pytest.CaptureFixture[str], monke
 def test_the_command_prints_the_counts_of_main_loops(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "CASES", predictions.CASES[:1])
+    wide = [case for case in predictions.CASES if case.name == "C256 3x3 32x32 B32 per sample, forward"]
+    monkeypatch.setattr(predictions, "CASES", wide)
     assert audit.main(["--model"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if ": loop " in line]
     counts = Loop(*map(int, line.partition(": loop ")[2].partition(",")[0].split("/")))

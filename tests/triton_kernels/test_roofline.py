@@ -3,14 +3,17 @@
 import ast
 import itertools
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
-from tunable_ops.triton_kernels import roofline, roofline_kernels, unavailable_reason
+from tunable_ops.triton_kernels import roofline, roofline_calls, roofline_wgmma, unavailable_reason
 from tunable_ops.triton_kernels.choose_algorithm import Problem
 from tunable_ops.triton_kernels.launch import Config
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work
-from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, wgmma_work, work_of
+from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, work_of
+from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 ROOT = Path(__file__).parents[2]
 # [32, 64, 56, 56], two kernels, bf16
@@ -60,17 +63,56 @@ def test_counts_of_other_kernels_by_hand() -> None:
 
 
 def test_counts_of_the_wgmma_kernel_by_hand() -> None:
-    """Two warpgroups of three rows of 64 pixels, and all 64 outputs: boxes of eight rows, copied three times."""
+    """Two warpgroups of three rows of 64 pixels, and all 64 outputs: one box of 8 rows and 66 columns per tile."""
     work = wgmma_work(LAYER, 132)
     assert work is not None and work.blocks == 132
     tiles = 32 * 10  # 56 rows are 9.3 tiles of six, 56 columns one of 64
     assert work.products == tiles * 6 * 64 * 64 * 64 * 9
     assert work.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 64 * 9 * 2
-    panels = (132 + 32) * 2 * 9 * 64 * 64 * 2
-    assert work.l2 == tiles * 3 * 8 * 64 * 64 * 2 + panels + PIXELS * 64 * 2
-    once = wgmma_work(LAYER, 132, copies=1)
-    assert once is not None and once.l2 == work.l2 - tiles * 2 * 8 * 64 * 64 * 2
+    panel, boxes, y = 9 * 64 * 64 * 2, tiles * 8 * 66 * 64 * 2, PIXELS * 64 * 2
+    blends = 132 + 32
+    assert work.l2 == boxes + blends * 2 * panel + y
+    # Per 64 pixels and 16 channels 64 rows of each operand; the panel once; the results in and out.
+    assert work.shared == boxes + tiles * 6 * 9 * 4 * 2 * 64 * 16 * 2 + blends * panel + 2 * y
+    shared = wgmma_work(LAYER._replace(alpha="shared"), 132)
+    assert shared is not None and shared.l2 == work.l2 - 32 * 2 * panel  # a block blends once
     assert wgmma_work(LAYER._replace(inputs=1024, outputs=1024), 132) is None
+
+
+PLANS = """
+#include <cstdio>
+#include "hopper.h"
+int main() {
+  for (int c, o, h, w; std::scanf("%d %d %d %d", &c, &o, &h, &w) == 4;) {
+    const auto plan = tunable_ops::cuda::hopper_plan(c, o, h, w);
+    const auto shape = tunable_ops::cuda::hopper_shape(plan);
+    const bool none = plan.slots == 0;
+    std::printf("%d %d %d %d\\n", none ? 0 : shape.channels, none ? 0 : shape.outputs, none ? 0 : shape.tile_rows(),
+                plan.slots);
+  }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_tiles_of_the_wgmma_kernel_are_its_own(tmp_path: Path) -> None:
+    """Those of hopper_plan in csrc/cuda/hopper.h, for layers of every size."""
+    (tmp_path / "plans.cpp").write_text(PLANS)
+    folder = ROOT / "csrc" / "cuda"
+    subprocess.run(["g++", "-std=c++17", f"-I{folder}", tmp_path / "plans.cpp", "-o", tmp_path / "plans"], check=True)
+    channels, taps = (8, 16, 24, 32, 48, 64, 96, 128, 136, 256, 512, 1024, 1032), (1, 2, 3, 5, 7)
+    layers = list(itertools.product(channels, channels, taps, taps))
+    said = subprocess.run(
+        [tmp_path / "plans"],
+        input="\n".join(" ".join(map(str, layer)) for layer in layers),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plans = [tuple(map(int, line.split())) for line in said.stdout.splitlines()]
+    found = [roofline_wgmma.wgmma_shape(c, o, (h, w)) for c, o, h, w in layers]
+    assert [(0, 0, 0, 0) if one is None else (*one[0], one[1]) for one in found] == plans
+    assert {plan[:3] for plan in plans} == {(0, 0, 0), *roofline_wgmma.WGMMA_SHAPES}
 
 
 def test_a_strided_input_gradient_has_a_launch_per_phase() -> None:
@@ -89,9 +131,9 @@ def test_every_kernel_has_an_entry() -> None:
                 assert any(ast.unparse(d).startswith("triton.jit") for d in node.decorator_list)
                 kernels.add(node.name)
     for file in (ROOT / "csrc" / "cuda").glob("hopper*.cuh"):
-        kernels |= set(re.findall(r"^TO_KERNEL\([^)]*\)\n(\w+)\(", file.read_text(), re.MULTILINE))
+        kernels |= set(re.findall(r"TO_KERNEL\([^)]*\)\s(\w+)\(", file.read_text()))
     assert len(kernels) > 10
-    assert kernels == set(roofline_kernels.FAMILIES)
+    assert kernels == set(roofline_calls.FAMILIES)
 
 
 @pytest.mark.parametrize("device", [FAST, SLOW], ids=["fast", "slow"])
@@ -149,4 +191,4 @@ def test_blocks_and_kernels_are_those_of_the_plans() -> None:
         found = [(work.kernel, work.blocks) for work in work_of(problem, config, splits)]
         assert found == [(launch.kernel.__name__, launch.grid[0]) for launch in launches], name_of(problem)
         seen |= {name for name, _ in found}
-    assert {name for name, count in roofline_kernels.FAMILIES.items() if count is work_of} == seen
+    assert {name for name, count in roofline_calls.FAMILIES.items() if count is work_of} == seen

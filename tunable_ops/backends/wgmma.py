@@ -15,10 +15,9 @@ from torch import Tensor
 
 from tunable_ops.backends.torch.layout import is_channels_last
 from tunable_ops.reference.activation import CODES
+from tunable_ops.triton_kernels.choose_algorithm import WGMMA_TAPS, Problem, suits_wgmma
 from tunable_ops.triton_kernels.launch import Geometry
 
-MAX_KERNELS = 16
-MAX_TAPS = 7
 # 32-bit offsets with room for padding.
 _MAX_SIZE = 1 << 29
 _PACKAGE = Path(__file__).parents[1]
@@ -47,6 +46,11 @@ def load() -> None:
         _missing = f"{found[0].name} does not load here ({type(cause).__name__}: {' '.join(str(cause).split())})"
 
 
+def is_loaded() -> bool:
+    """Return True if the library is there and loads, whatever the GPU."""
+    return _missing is None
+
+
 def unavailable_reason() -> str | None:
     """Return why the kernel cannot run here, or None if it can, as far as that is known before its first use."""
     if _missing is not None:
@@ -61,28 +65,23 @@ def _is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def fits(source: Tensor, weight: Tensor, alpha: Tensor, geometry: Geometry, groups: int) -> bool:
+def fits(problem: Problem, source: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Return True if the kernel may serve a call or the gradient of its input; `is_ready` says whether it does.
 
     Args:
+        problem: That of the call.
         source: [B, C, H, W] or, for the gradient, [B, O, OH, OW]: what the kernel reads.
         weight: [P, O, C/groups, kh, kw].
-        alpha: [P], [B, P] or a map.
         geometry: Stride, padding and dilation.
-        groups: Blocked connections from inputs to outputs.
     """
     if _missing is not None or not _is_hopper(source.device):
         return False
-    if source.dtype not in (torch.float16, torch.bfloat16) or alpha.dim() > 2 or groups != 1:
+    if not suits_wgmma(problem) or geometry.dilation != (1, 1):
         return False
-    if geometry.stride != (1, 1) or geometry.dilation != (1, 1):
-        return False
-    kernels, outputs, inputs, kh, kw = weight.shape
-    if kernels > MAX_KERNELS or max(kh, kw) > MAX_TAPS or outputs % 8 or inputs % 8:
-        return False
-    batch, _, height, width = source.shape
-    padding = max(geometry.padding) + MAX_TAPS
-    if max(batch, outputs, inputs) * (height + 2 * padding) * (width + 2 * padding) >= _MAX_SIZE:
+    height, width = source.shape[2:]
+    padding = max(geometry.padding) + WGMMA_TAPS
+    most = max(problem.batch, problem.inputs, problem.outputs)
+    if most * (height + 2 * padding) * (width + 2 * padding) >= _MAX_SIZE:
         return False
     if not (weight[0].permute(0, 2, 3, 1).is_contiguous() and weight.stride(0) % 8 == 0 and is_channels_last(source)):
         return False

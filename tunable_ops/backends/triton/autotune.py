@@ -16,9 +16,7 @@ def other_candidates(
     """Yield a choice, a function that runs it and one that returns its result: the wgmma kernel where it can run."""
     x, weight, bias, alpha, y, geometry = operands
     gradient = problem.direction == "input"
-    if alpha is None or not (gradient or problem.direction == "forward"):
-        return
-    if not wgmma.fits(y if gradient else x, weight, alpha, geometry, problem.groups):
+    if alpha is None or not wgmma.fits(problem, y if gradient else x, weight, geometry):
         return
     if not wgmma.is_ready(x, weight, alpha, geometry, "none", gradient):
         return

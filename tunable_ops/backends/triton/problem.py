@@ -68,11 +68,10 @@ def make_problem(
 def choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any, activation: str = "none") -> Choice:
     """Ask the rule; "library" for samples too large for 32-bit offsets and for more kernels than a launch takes."""
     problem, device = make_problem(direction, kind, source, weight, *rest), device_name(source)
-    alpha, geometry, groups, result = rest
-    of_input = direction == "input"
-    fits = (of_input or direction == "forward") and wgmma.fits(source, weight, alpha, geometry, groups)
-    choice = choose_algorithm(problem, device, fits)
+    alpha, geometry, _, result = rest
+    choice = choose_algorithm(problem, device, wgmma.fits(problem, source, weight, geometry))
     if choice.algorithm == "wgmma":
+        of_input = direction == "input"
         input = result if of_input else source
         if not wgmma.is_ready(input, weight, alpha, geometry, activation, of_input):
             choice = choose_algorithm(problem, device)
