@@ -215,7 +215,9 @@ def _contractions(
         ending = f"-R{tiles.rows}"
         yield AuditCase(f"{name}{ending}", plan_tunable_parameter_backward(*operands, tiles), quick=quick)
         if splits > 1:
-            again = plan_tunable_parameter_backward(*operands[:2], parts, *operands[3:], tiles, accumulate=True)
+            again = plan_tunable_parameter_backward(
+                *operands[:2], parts, *operands[3:5], bias_parts, *operands[6:], tiles, accumulate=True
+            )
             yield AuditCase(f"{name}{ending}-again", again)
             summed = (parts, weight, bias_parts, bias, shares, alpha)
             yield AuditCase(f"{name}-sum", plan_tunable_parameter_sum(*summed), quick=quick)

@@ -148,12 +148,29 @@ def _tunable_parameter_backward_kernel(
             *operands, block, size, first, last, splits, strides, P, NEED_STACK, NEED_ALPHA, ACCUMULATE, ROWS, BLOCK
         )
     elif HAS_BIAS:  # the last blocks contract the biases
-        last = tl.minimum(first + slot_rows, bias_rows)
-        strides = (bias_sp, grad_bias_sp, alpha_sb, alpha_sp, shares_sp)
-        operands = (shift_ptr, bias_ptr, alpha_ptr, grad_bias_ptr + slot * grad_bias_ss, shares_ptr + w_blocks * splits)
-        block -= w_blocks
+        end = tl.minimum(first + slot_rows, bias_rows)
+        steps = (bias_sp, grad_bias_sp, alpha_sb, alpha_sp, shares_sp)
+        bias_operands = (
+            shift_ptr,
+            bias_ptr,
+            alpha_ptr,
+            grad_bias_ptr + slot * grad_bias_ss,
+            shares_ptr + w_blocks * splits,
+        )
         _contract_rows(
-            *operands, block, bias_size, first, last, 1, strides, P, NEED_BIAS, NEED_ALPHA, ACCUMULATE, ROWS, BLOCK
+            *bias_operands,
+            block - w_blocks,
+            bias_size,
+            first,
+            end,
+            1,
+            steps,
+            P,
+            NEED_BIAS,
+            NEED_ALPHA,
+            ACCUMULATE,
+            ROWS,
+            BLOCK,
         )
 
 
