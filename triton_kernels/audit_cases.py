@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from tunable_ops.triton_kernels.choose_algorithm import Problem, default_algorithm, default_config
+from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Launch
 from tunable_ops.triton_kernels.plan_problem import candidates, make_operands, plan_problem
+from tunable_ops.triton_kernels.roofline import FAST
 from tunable_ops.triton_kernels.tunable_parameter import (
     plan_tunable_parameter_backward,
     plan_tunable_parameter_forward,
+    plan_tunable_parameter_sum,
+    shares_of,
 )
 from tunable_ops.triton_kernels.tunable_parameters import (
     COLUMNS,
@@ -181,10 +185,42 @@ def _blends() -> Iterator[AuditCase]:
             weight, alpha = empty(kernels, 36864), fp32(32, kernels)
             launch = plan_tunable_parameter_forward(weight, empty(kernels, 64), alpha, empty(32, 36864), empty(32, 64))
             yield AuditCase(f"blend-{kind}-P{kernels}", launch, quick=quick)
-            launch = plan_tunable_parameter_backward(
-                fp32(32, 4, 36864), weight, alpha, empty(kernels, 36864), fp32(9, 32, kernels)
+            yield from _contractions(f"contract-{kind}-P{kernels}", weight, empty(kernels, 64), alpha, quick)
+
+
+def _contractions(
+    name: str, weight: torch.Tensor, bias: torch.Tensor, alpha: torch.Tensor, quick: bool
+) -> Iterator[AuditCase]:
+    """List the launches of the gradients of a blend: in parts that are summed, on top of those, and without parts."""
+
+    def fp32(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    (samples, kernels), (size, outputs) = alpha.shape, (weight.shape[1], bias.shape[1])
+    for splits, rows in ((4, samples), (1, 1)):
+        tiles = choose_tiles(size, rows * splits, kernels, FAST.multiprocessors)
+        shares = fp32(rows, kernels, shares_of(size, outputs, splits, tiles))
+        parts, bias_parts = fp32(tiles.slots, *weight.shape), fp32(tiles.slots, *bias.shape)
+        grads = (parts, bias_parts) if tiles.slots > 1 else (weight[None], bias[None])
+        operands = (
+            fp32(rows * splits, size),
+            weight,
+            grads[0],
+            fp32(rows, outputs),
+            bias,
+            grads[1],
+            alpha[:rows],
+            shares,
+        )
+        ending = f"-R{tiles.rows}"
+        yield AuditCase(f"{name}{ending}", plan_tunable_parameter_backward(*operands, tiles), quick=quick)
+        if splits > 1:
+            again = plan_tunable_parameter_backward(
+                *operands[:2], parts, *operands[3:5], bias_parts, *operands[6:], tiles, accumulate=True
             )
-            yield AuditCase(f"contract-{kind}-P{kernels}", launch, quick=quick)
+            yield AuditCase(f"{name}{ending}-again", again)
+            summed = (parts, weight, bias_parts, bias, shares, alpha)
+            yield AuditCase(f"{name}-sum", plan_tunable_parameter_sum(*summed), quick=quick)
 
 
 def _network_blends(dtype: torch.dtype, kind: str) -> Iterator[AuditCase]:

@@ -7,11 +7,13 @@ of rates in `roofline` do. As in `roofline_kernels`, nothing that chooses is imp
 
 from collections.abc import Callable
 
+from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Config, cdiv
 from tunable_ops.triton_kernels.roofline import FAST, MEMORY_TRIPS, Work
 from tunable_ops.triton_kernels.roofline_kernels import (
     Sizes,
     blend_work,
+    contract_sum_work,
     contract_work,
     item_size,
     network_blend_work,
@@ -32,6 +34,7 @@ FAMILIES = {
     "_tunable_conv2d_depthwise_weight_kernel": work_of,
     "_tunable_parameter_forward_kernel": blend_work,
     "_tunable_parameter_backward_kernel": contract_work,
+    "_tunable_parameter_sum_kernel": contract_sum_work,
     "_tunable_parameters_forward_kernel": network_blend_work,
     "_tunable_parameters_backward_kernel": network_contract_work,
     "_tunable_parameters_sum_kernel": network_sum_work,
@@ -84,22 +87,19 @@ def kernel_gradient_calls(
     """
     size, outputs = elements(problem), problem.outputs * problem.groups
     shared = problem.alpha == "shared"
-    found = []
-    for count in [1] if shared else _chunks(problem):
-        splits = 1
+    chunks, samples = ([1], 1) if shared else (_chunks(problem), problem.batch)
+    splits = 1 if algorithm == "premix" else splits_of(max(1, WORKSPACE // (4 * size * chunks[0])))
+    tiles = choose_tiles(size, chunks[0] * splits, problem.kernels, FAST.multiprocessors)
+    contraction = (splits, problem.kernels, problem.dtype, tiles)
+    found = [_sum_of_grad_output(problem)]
+    for index, count in enumerate(chunks):
         if algorithm == "premix":
             found += library_calls(problem, bias=False)
         else:
-            splits = splits_of(max(1, WORKSPACE // (4 * size * count)))
             found += work_of(problem if shared else problem._replace(batch=count), config, splits)
-        found.append(contract_work(size, count, splits, problem.kernels, problem.dtype))
-    samples = 1 if shared else problem.batch
-    return [
-        *found,
-        _sum_of_grad_output(problem),
-        contract_work(outputs, samples, 1, problem.kernels, problem.dtype),
-        pass_work("sum of grad_alpha", 4 * cdiv(size, 512) * samples * problem.kernels),
-    ]
+        found.append(contract_work(size, outputs, count, *contraction, again=index > 0))
+    summed = tiles.slots > 1 or len(chunks) > 1
+    return [*found, contract_sum_work(size, outputs, samples, *contraction, summed)]
 
 
 def plain_kernel_gradient_calls(problem: Sizes) -> list[Work]:

@@ -7,6 +7,7 @@ so that `choose_algorithm` can ask for predictions.
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
+from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.launch import Config, cdiv
 from tunable_ops.triton_kernels.phases import lines
 from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
@@ -260,19 +261,57 @@ def blend_work(size: int, outputs: int, samples: int, kernels: int, dtype: str) 
 
 
 def contract_work(
-    size: int, samples: int, splits: int, kernels: int, dtype: str, stack: bool = True, alpha: bool = True
+    size: int, outputs: int, samples: int, splits: int, kernels: int, dtype: str, tiles: Tiles, again: bool = False
 ) -> Work:
-    """Count the contraction of G into the gradients of stack and alpha: every block goes through samples and splits."""
-    item, blocks = item_size(dtype), cdiv(size, BLEND_BLOCK)
+    """Count the contraction of G into parts of the gradients of a layer's kernels, biases and alpha.
+
+    Args:
+        size: Elements of a kernel.
+        outputs: Elements of a bias.
+        samples: Samples of this launch.
+        splits: Partial sums that make up a sample's G.
+        kernels: P.
+        dtype: Dtype of kernels and biases.
+        tiles: Tile sizes.
+        again: True if it adds to the parts of a launch before.
+    """
+    rows = samples * splits
+    read = 4 * (rows * size + samples * outputs)
+    blocks = (tiles.blocks(size) + tiles.blocks(outputs)) * tiles.slots
+    steps = cdiv(min(rows, tiles.slot_rows), tiles.rows)
+    stacks = kernels * (size + outputs) * item_size(dtype)
+    item = item_size(dtype) if tiles.slots == 1 else 4
+    grads = tiles.slots * kernels * (size + outputs) * item * (1 + again)
+    shares = 4 * kernels * samples * (tiles.blocks(size) * splits + tiles.blocks(outputs))
     return Work(
         "_tunable_parameter_backward_kernel",
         blocks,
-        memory=kernels * size * item * (stack + alpha),
-        l2=4 * samples * splits * size + kernels * size * item * (stack + alpha),
-        lanes=samples * size * (splits + kernels * (stack + alpha)),
-        # the reduction over a block costs about as much as a load
-        chain=MEMORY_TRIPS + samples * (splits + alpha),
-        resident=2,
+        memory=stacks + (grads if tiles.slots == 1 else 0),
+        l2=read + stacks * tiles.slots * steps + grads + shares,
+        lanes=2 * kernels * (rows * size + samples * outputs),
+        # G, alpha and kernels of a step arrive together; its two reductions per kernel cost about a trip
+        chain=MEMORY_TRIPS * (1 + again) + steps * (1 + kernels),
+        resident=4,
+    )
+
+
+def contract_sum_work(
+    size: int, outputs: int, samples: int, splits: int, kernels: int, dtype: str, tiles: Tiles, summed: bool
+) -> Work:
+    """Count the sums of the parts that `contract_work` leaves; those of the stacks only if they are `summed`."""
+    shares = tiles.blocks(size) * splits + tiles.blocks(outputs)
+    stacks = kernels * (size + outputs) * summed
+    blocks = cdiv(size, SUM_BLOCK) + cdiv(outputs, SUM_BLOCK)
+    written = stacks * item_size(dtype)
+    return Work(
+        "_tunable_parameter_sum_kernel",
+        kernels * (blocks * summed + samples),
+        memory=written,
+        l2=4 * stacks * tiles.slots + written + 4 * kernels * samples * shares,
+        lanes=stacks * tiles.slots + kernels * samples * shares,
+        # a step loads a tile and reduces it over rows
+        chain=max(2 * cdiv(tiles.slots, ROWS) * summed, 1 + cdiv(shares, ALPHA_BLOCK)),
+        resident=4,
     )
 
 

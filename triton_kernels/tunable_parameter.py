@@ -2,11 +2,16 @@
 
 Stacks are matrices [P, N] whose rows are kernels in memory order; the blend keeps that order. Sums are accumulated in
 fp32 in a fixed order and rounded once.
+
+The gradients take two launches. In the first, a block contracts a run of rows of G (samples and partial sums) with a
+block of the stack's elements, and writes its part of the gradients of stack and alpha; the second adds up the parts.
+Kernels and biases of a layer share both.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.launch import Launch, cdiv
 
 BLOCK = 512
@@ -49,52 +54,177 @@ def _tunable_parameter_forward_kernel(
 
 
 @triton.jit
-def _tunable_parameter_backward_kernel(
+def _contract_rows(
     g_ptr,
     w_ptr,
     alpha_ptr,
-    grad_w_ptr,
-    rows_ptr,
-    sizes,  # elements of a kernel; samples; partial sums per sample
-    g_strides,  # sample, partial sum
-    w_strides,  # kernel of the stack, kernel of its gradient
-    alpha_strides,  # sample, kernel
+    grad_ptr,
+    shares_ptr,
+    block,
+    size,
+    first,
+    last,
+    splits,
+    strides,  # kernel of the stack, kernel of its gradient; sample and kernel of alpha; value of alpha in the shares
     P: tl.constexpr,
-    P_PADDED: tl.constexpr,
     NEED_STACK: tl.constexpr,
     NEED_ALPHA: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    size, samples, splits = sizes
-    g_sb, g_ss = g_strides
-    w_sp, grad_sp = w_strides
-    alpha_sb, alpha_sp = alpha_strides
-    pid = tl.program_id(0)
-    offs = pid * BLOCK + tl.arange(0, BLOCK)
-    offs_p = tl.arange(0, P_PADDED)
-    mask, mask_p = offs < size, offs_p < P
-    mask_w = mask_p[:, None] & mask[None, :]
-    stack = tl.zeros([P_PADDED, BLOCK], tl.float32)
-    grad = tl.zeros([P_PADDED, BLOCK], tl.float32)
-    grad_ptrs = grad_w_ptr + offs_p[:, None] * grad_sp + offs[None, :]
-    if NEED_ALPHA:
-        stack = tl.load(w_ptr + offs_p[:, None] * w_sp + offs[None, :], mask=mask_w, other=0.0).to(tl.float32)
-    if ACCUMULATE:
-        grad = tl.load(grad_ptrs, mask=mask_w, other=0.0).to(tl.float32)
-    for b in range(samples):
-        g_ptrs = g_ptr + tl.cast(b, tl.int64) * g_sb + offs
-        g = tl.load(g_ptrs, mask=mask, other=0.0).to(tl.float32)
-        for split in range(1, splits):
-            g += tl.load(g_ptrs + split * g_ss, mask=mask, other=0.0).to(tl.float32)
-        if NEED_STACK:
-            alpha = tl.load(alpha_ptr + b * alpha_sb + offs_p * alpha_sp, mask=mask_p, other=0.0).to(tl.float32)
-            grad += alpha[:, None] * g[None, :]
-        if NEED_ALPHA:
-            # One partial sum per block, sample and kernel; the caller adds up the blocks.
-            tl.store(rows_ptr + (pid * samples + b) * P + offs_p, tl.sum(stack * g[None, :], 1), mask=mask_p)
+    """Contract rows [first, last) of G, of which every sample has `splits`, with a block of a stack's elements."""
+    w_sp, grad_sp, alpha_sb, alpha_sp, shares_sp = strides
+    offs = block * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    grads = ()
     if NEED_STACK:
-        tl.store(grad_ptrs, grad.to(grad_w_ptr.dtype.element_ty), mask=mask_w)
+        for p in tl.static_range(P):
+            if ACCUMULATE:
+                grad = tl.load(grad_ptr + p * grad_sp + offs, mask=mask, other=0.0).to(tl.float32)
+            else:
+                grad = tl.zeros([BLOCK], tl.float32)
+            grads = grads + (grad,)
+    for start in range(first, last, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask_row = row < last
+        sample = row // splits
+        g_ptrs = g_ptr + row.to(tl.int64)[:, None] * size + offs[None, :]
+        g = tl.load(g_ptrs, mask=mask_row[:, None] & mask[None, :], other=0.0).to(tl.float32)
+        added = ()
+        for p in tl.static_range(P):
+            if NEED_STACK:
+                alpha = tl.load(alpha_ptr + sample * alpha_sb + p * alpha_sp, mask=mask_row, other=0.0)
+                added = added + (grads[p] + tl.sum(g * alpha.to(tl.float32)[:, None], 0),)
+            if NEED_ALPHA:
+                w = tl.load(w_ptr + p * w_sp + offs, mask=mask, other=0.0).to(tl.float32)
+                place = (sample * P + p) * shares_sp + block * splits + row % splits
+                tl.store(shares_ptr + place, tl.sum(g * w[None, :], 1), mask=mask_row)
+        if NEED_STACK:
+            grads = added
+    if NEED_STACK:
+        for p in tl.static_range(P):
+            tl.store(grad_ptr + p * grad_sp + offs, grads[p].to(grad_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _tunable_parameter_backward_kernel(
+    g_ptr,
+    w_ptr,
+    grad_w_ptr,
+    shift_ptr,  # G of the biases
+    bias_ptr,
+    grad_bias_ptr,
+    alpha_ptr,
+    shares_ptr,
+    sizes,  # elements of a kernel, of a bias; rows of G, of G of the biases; partial sums per sample
+    blocks,  # along the elements of a kernel, of a bias; rows per slot
+    w_strides,  # kernel of the stack; slot and kernel of its gradient
+    bias_strides,  # the same of the biases
+    alpha_strides,  # sample, kernel; value of alpha in the shares
+    P: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    NEED_STACK: tl.constexpr,
+    NEED_BIAS: tl.constexpr,
+    NEED_ALPHA: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    size, bias_size, rows, bias_rows, splits = sizes
+    w_blocks, bias_blocks, slot_rows = blocks
+    w_sp, grad_ss, grad_sp = w_strides
+    bias_sp, grad_bias_ss, grad_bias_sp = bias_strides
+    alpha_sb, alpha_sp, shares_sp = alpha_strides
+    pid = tl.program_id(0)
+    block = pid % (w_blocks + bias_blocks)
+    slot = pid // (w_blocks + bias_blocks)
+    first = slot * slot_rows
+    if block < w_blocks:
+        last = tl.minimum(first + slot_rows, rows)
+        strides = (w_sp, grad_sp, alpha_sb, alpha_sp, shares_sp)
+        operands = (g_ptr, w_ptr, alpha_ptr, grad_w_ptr + slot * grad_ss, shares_ptr)
+        _contract_rows(
+            *operands, block, size, first, last, splits, strides, P, NEED_STACK, NEED_ALPHA, ACCUMULATE, ROWS, BLOCK
+        )
+    elif HAS_BIAS:  # the last blocks contract the biases
+        end = tl.minimum(first + slot_rows, bias_rows)
+        steps = (bias_sp, grad_bias_sp, alpha_sb, alpha_sp, shares_sp)
+        bias_operands = (
+            shift_ptr,
+            bias_ptr,
+            alpha_ptr,
+            grad_bias_ptr + slot * grad_bias_ss,
+            shares_ptr + w_blocks * splits,
+        )
+        _contract_rows(
+            *bias_operands,
+            block - w_blocks,
+            bias_size,
+            first,
+            end,
+            1,
+            steps,
+            P,
+            NEED_BIAS,
+            NEED_ALPHA,
+            ACCUMULATE,
+            ROWS,
+            BLOCK,
+        )
+
+
+@triton.jit
+def _sum_slots(
+    part_ptr, grad_ptr, index, blocks, size, slots, P: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add up part [slots, P, size] over the slots to a block of grad [P, size]."""
+    p = index // blocks
+    offs = index % blocks * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, slots, ROWS):
+        slot = start + tl.arange(0, ROWS)
+        part_ptrs = part_ptr + ((slot * P + p) * size)[:, None] + offs[None, :]
+        total += tl.sum(tl.load(part_ptrs, mask=(slot < slots)[:, None] & mask[None, :], other=0.0), 0)
+    tl.store(grad_ptr + p * size + offs, total.to(grad_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _tunable_parameter_sum_kernel(
+    part_ptr,
+    grad_w_ptr,
+    part_bias_ptr,
+    grad_bias_ptr,
+    shares_ptr,
+    grad_alpha_ptr,
+    sizes,  # elements of a kernel, of a bias; slots; shares of a value of alpha
+    blocks,  # along the elements of a kernel, of a bias; 0 for sums that are not needed
+    P: tl.constexpr,
+    NEED_STACK: tl.constexpr,
+    NEED_BIAS: tl.constexpr,
+    NEED_ALPHA: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALPHA_BLOCK: tl.constexpr,
+):
+    size, bias_size, slots, shares = sizes
+    w_blocks, bias_blocks = blocks
+    index = tl.program_id(0)
+    if index < w_blocks * P:
+        if NEED_STACK:
+            _sum_slots(part_ptr, grad_w_ptr, index, w_blocks, size, slots, P, ROWS, BLOCK)
+    elif index < (w_blocks + bias_blocks) * P:
+        if NEED_BIAS:
+            index -= w_blocks * P
+            _sum_slots(part_bias_ptr, grad_bias_ptr, index, bias_blocks, bias_size, slots, P, ROWS, BLOCK)
+    elif NEED_ALPHA:
+        index -= (w_blocks + bias_blocks) * P
+        total = tl.zeros([ALPHA_BLOCK], tl.float32)
+        for start in range(0, shares, ALPHA_BLOCK):
+            offs = start + tl.arange(0, ALPHA_BLOCK)
+            total += tl.load(shares_ptr + index.to(tl.int64) * shares + offs, mask=offs < shares, other=0.0)
+        tl.store(grad_alpha_ptr + index, tl.sum(total).to(grad_alpha_ptr.dtype.element_ty))
 
 
 def plan_tunable_parameter_forward(
@@ -134,46 +264,116 @@ def plan_tunable_parameter_forward(
 def plan_tunable_parameter_backward(
     gradient: Tensor,
     weight: Tensor,
-    alpha: Tensor,
     grad_weight: Tensor | None,
-    rows: Tensor | None,
+    shift: Tensor | None,
+    bias: Tensor | None,
+    grad_bias: Tensor | None,
+    alpha: Tensor,
+    shares: Tensor | None,
+    tiles: Tiles,
     accumulate: bool = False,
 ) -> Launch:
-    """Return the launch for grad_weight[p] = sum_b alpha[b,p] G[b] and rows[i,b,p], part i of <G[b], weight[p]>.
+    """Return the launch for grad_weight[p] = sum_b alpha[b,p] G[b] and <G[b], weight[p]>, both in parts.
 
     Args:
-        gradient: [n, splits, N]; G[b] is the sum over the splits.
+        gradient: [n * splits, N], contiguous; G[b] is the sum over the splits of sample b.
         weight: [P, N], rows contiguous.
+        grad_weight: Output [slots, P, N], contiguous, or None; for one slot in any dtype, else fp32.
+        shift: [n, M], contiguous: the same of the biases; or None.
+        bias: [P, M], rows contiguous, or None.
+        grad_bias: Output [slots, P, M], contiguous, or None; likewise.
         alpha: [n, P].
-        grad_weight: Output [P, N], rows contiguous, or None.
-        rows: Output [ceil(N / BLOCK), n, P] fp32, contiguous, or None.
-        accumulate: Add to grad_weight.
+        shares: Output [n, P, `shares_of`] fp32, contiguous, or None.
+        tiles: Tile sizes.
+        accumulate: Add to grad_weight and grad_bias.
     """
-    samples, splits, size = gradient.shape
-    kernels = weight.shape[0]
-    grad = gradient if grad_weight is None else grad_weight
+    rows, size = gradient.shape
+    samples, kernels = alpha.shape
+    splits = rows // samples
+    blocks = tiles.blocks(size), 0 if bias is None else tiles.blocks(bias.shape[1])
+
+    def strides(stack: Tensor | None, grad: Tensor | None) -> tuple[int, ...]:
+        return 0 if stack is None else stack.stride(0), *((0, 0) if grad is None else grad.stride()[:2])
+
     return Launch(
         _tunable_parameter_backward_kernel,
-        (cdiv(size, BLOCK),),
+        (sum(blocks) * tiles.slots,),
         (
             gradient,
             weight,
+            gradient if grad_weight is None else grad_weight,
+            gradient if shift is None else shift,
+            weight if bias is None else bias,
+            gradient if grad_bias is None else grad_bias,
             alpha,
-            grad,
-            gradient if rows is None else rows,
-            (size, samples, splits),
-            gradient.stride()[:2],
-            (weight.stride(0), grad.stride(0)),
-            alpha.stride(),
+            gradient if shares is None else shares,
+            (size, 0 if bias is None else bias.shape[1], rows, samples, splits),
+            (*blocks, tiles.slot_rows),
+            strides(weight, grad_weight),
+            strides(bias, grad_bias),
+            (*alpha.stride(), 0 if shares is None else shares.stride(1)),
         ),
         {
             "P": kernels,
-            "P_PADDED": 1 << (kernels - 1).bit_length(),
+            "HAS_BIAS": bias is not None,
             "NEED_STACK": grad_weight is not None,
-            "NEED_ALPHA": rows is not None,
+            "NEED_BIAS": grad_bias is not None,
+            "NEED_ALPHA": shares is not None,
             "ACCUMULATE": accumulate,
-            "BLOCK": BLOCK,
+            "ROWS": tiles.rows,
+            "BLOCK": tiles.block,
         },
-        8,  # with 4, ptxas spills two registers on sm_80
+        4,
+        1,
+    )
+
+
+def shares_of(size: int, bias_size: int, splits: int, tiles: Tiles) -> int:
+    """Return the number of parts of a value of grad_alpha: of kernels of `size` elements, and of biases."""
+    return tiles.blocks(size) * splits + tiles.blocks(bias_size)
+
+
+def plan_tunable_parameter_sum(
+    parts: Tensor | None,
+    grad_weight: Tensor | None,
+    bias_parts: Tensor | None,
+    grad_bias: Tensor | None,
+    shares: Tensor | None,
+    grad_alpha: Tensor | None,
+) -> Launch:
+    """Return the launch that adds up the parts of `plan_tunable_parameter_backward`, in their order.
+
+    Args:
+        parts: [slots, P, N] fp32, contiguous, or None.
+        grad_weight: Output [P, N], contiguous, or None.
+        bias_parts: [slots, P, M] fp32, contiguous, or None.
+        grad_bias: Output [P, M], contiguous, or None.
+        shares: [n, P, `shares_of`] fp32, contiguous, or None.
+        grad_alpha: Output [n, P], contiguous, or None. At least one of the three is needed.
+    """
+    given = next(t for t in (parts, bias_parts, shares) if t is not None)
+    kernels = given.shape[1]
+    sizes = [0 if part is None else part.shape[2] for part in (parts, bias_parts)]
+    slots = next((t.shape[0] for t in (parts, bias_parts) if t is not None), 0)
+    blocks = tuple(cdiv(size, SUM_BLOCK) for size in sizes)
+    tensors = (parts, grad_weight, bias_parts, grad_bias, shares, grad_alpha)
+    return Launch(
+        _tunable_parameter_sum_kernel,
+        (sum(blocks) * kernels + (0 if grad_alpha is None else grad_alpha.numel()),),
+        (
+            *(given if tensor is None else tensor for tensor in tensors),
+            (*sizes, slots, 0 if shares is None else shares.shape[2]),
+            blocks,
+        ),
+        {
+            "P": kernels,
+            "NEED_STACK": parts is not None,
+            "NEED_BIAS": bias_parts is not None,
+            "NEED_ALPHA": shares is not None,
+            "ROWS": ROWS,
+            "BLOCK": SUM_BLOCK,
+            "ALPHA_BLOCK": ALPHA_BLOCK,
+        },
+        4,
         1,
     )

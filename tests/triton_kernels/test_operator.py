@@ -135,6 +135,41 @@ def _parameter(stack: torch.Tensor, alpha: torch.Tensor, backend: str) -> list[t
     ]
 
 
+@pytest.mark.parametrize(
+    "processors, chunk, dtype", [(1, 5, torch.float32), (16, 5, torch.float32), (16, 3, torch.bfloat16)]
+)
+def test_contraction(processors: int, chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several slots, partial sums and calls; every gradient alone; the same bits again."""
+    from tunable_ops.backends.triton import tunable_parameter
+
+    monkeypatch.setattr(tunable_parameter, "multiprocessors", lambda _: processors)
+    samples, splits, kernels = 5, 7, 2
+    weight, bias = torch.randn(kernels, 13, 10, dtype=dtype), torch.randn(kernels, 13, dtype=dtype)
+    alpha = torch.rand(samples, kernels)
+    parts, shift = torch.randn(samples, splits, 130), torch.randn(samples, 13)
+
+    def run(*mask: bool) -> list[torch.Tensor | None]:
+        contraction = tunable_parameter.Contraction(weight, bias, alpha, mask, splits, chunk)
+        assert contraction.tiles.slots > 1 or processors == 1
+        for start in range(0, samples, chunk):
+            part = slice(start, min(start + chunk, samples))
+            contraction.add(part, parts[part].flatten(0, 1), shift[part])
+        return list(contraction.result())
+
+    full = run(True, True, True)
+    whole = parts.sum(1, dtype=torch.float64)
+    a, w, s = alpha.double(), weight.flatten(1).double(), shift.double()
+    expected = [(a.mT @ whole).view(weight.shape), a.mT @ s, whole @ w.mT + s @ bias.double().mT]
+    for found, right, rounded in zip(full, expected, (dtype, dtype, torch.float32), strict=True):
+        assert found is not None and found.dtype == rounded
+        close = {} if rounded == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-4}
+        torch.testing.assert_close(found, right.to(rounded), **close)
+    for wanted in range(3):
+        alone = run(*(i == wanted for i in range(3)))
+        assert [one is not None for one in alone] == [i == wanted for i in range(3)]
+        assert torch.equal(alone[wanted], full[wanted])  # type: ignore[arg-type]
+
+
 def test_a_network_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacks have several dtypes, sizes and layouts; those that cannot be blended together are blended one by one."""
     from tunable_ops import backends

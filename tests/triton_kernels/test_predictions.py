@@ -33,6 +33,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     from tunable_ops.triton_kernels.launch import Launch
 
     from tunable_ops.backends.triton import tunable_conv2d as backend
+    from tunable_ops.backends.triton import tunable_parameter
 
     made: list[Any] = []
 
@@ -61,7 +62,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         patch.setattr(wgmma, "input_gradient", by_wgmma(1))
         patch.setattr(backend, "convolve", convolve)
         patch.setattr(backend, "convolve_backward", convolve_backward)
-        patch.setattr(backend, "multiprocessors", lambda _: predictions.FAST.multiprocessors)
+        for module in (backend, tunable_parameter):
+            patch.setattr(module, "multiprocessors", lambda _: predictions.FAST.multiprocessors)
         yield made
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tunable_ops.triton_kernels import roofline, roofline_calls, roofline_wgmma, unavailable_reason
 from tunable_ops.triton_kernels.choose_algorithm import Problem
+from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Config
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work
-from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_work, work_of
+from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_sum_work, contract_work, work_of
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +58,39 @@ def test_counts_of_other_kernels_by_hand() -> None:
     assert weight.products == weight.blocks * 13 * 64 * 128 * 64  # a quarter of 3136 pixels in steps of 64
     blend = blend_work(36864, 64, 32, 2, "bfloat16")
     assert blend.blocks == 32 * 73 and blend.memory == 2 * (36864 + 64) * 2
-    contract = contract_work(36864, 32, 4, 2, "bfloat16")
-    assert contract.blocks == 72 and contract.chain == 2 + 32 * 5
-    assert contract.l2 == 4 * 32 * 4 * 36864 + 2 * 2 * 36864 * 2
+
+
+def test_counts_of_the_contraction_by_hand() -> None:
+    """128 rows of 36864 elements: 144 blocks of 256, and one of the bias, times four runs of 32 rows in tiles of 16."""
+    tiles = choose_tiles(36864, 32 * 4, 2, 132)
+    assert tiles == (16, 256, 3, 48)
+    sizes = (36864, 64, 32, 4, 2, "bfloat16", tiles)
+    work = contract_work(*sizes)
+    assert work.blocks == 3 * 145 and work.chain == 2 + 3 * 3
+    G, stacks, parts = 4 * 32 * (4 * 36864 + 64), 2 * 36928 * 2, 3 * 2 * 36928 * 4
+    shares = 32 * 2 * (144 * 4 + 1) * 4
+    assert work.l2 == G + 3 * 3 * stacks + parts + shares
+    again = contract_work(*sizes, again=True)
+    assert again.l2 == work.l2 + parts and again.chain == work.chain + 2
+    last = contract_sum_work(*sizes, summed=True)
+    assert last.blocks == 2 * (288 + 1 + 32)
+    assert last.l2 == parts + stacks + shares
+    assert contract_sum_work(*sizes, summed=False).blocks == 64
+
+
+@pytest.mark.parametrize("size", [1, 64, 576, 2304, 36864, 589824])
+@pytest.mark.parametrize("rows", [1, 2, 16, 128, 1056])
+@pytest.mark.parametrize("kernels", [1, 2, 16])
+def test_the_contraction_fills_the_gpu(size: int, rows: int, kernels: int) -> None:
+    tiles = choose_tiles(size, rows, kernels, 132)
+    blocks = tiles.blocks(size) * tiles.slots
+    assert (tiles.slots - 1) * tiles.slot_rows < rows <= tiles.slots * tiles.slot_rows
+    # About two waves of two blocks, unless there is less to do than a tile of 8 rows and 128 elements for each.
+    work = tiles.blocks(size) * -(-rows // tiles.rows)
+    assert blocks >= min(work, 264)
+    assert blocks <= 528 or tiles.slots == 1
+    assert work >= 264 or (tiles.block == 128 and tiles.rows >= min(rows, 8))
+    assert tiles.slots * kernels <= 2 * max(rows, kernels)  # parts take at most twice the memory of G
 
 
 def test_counts_of_the_wgmma_kernel_by_hand() -> None:

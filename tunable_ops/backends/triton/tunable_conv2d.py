@@ -6,7 +6,7 @@ wgmma    the CUDA C++ kernel for compute capability 9.0, which blends once per b
 library  the torch backend
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -166,8 +166,8 @@ def backward(
         _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
     if grad_input is not None:
         grad_input = grad_input.contiguous(memory_format=output_format(input, weight))
-    partials = _partial_sums(grad_output, input, weight, alpha, geometry, groups, on_weight, gradient)
-    return grad_input, *_contract(grad_output, weight, bias, alpha, partials if wants_kernels else None, mask)
+    operands = (grad_output, input, weight, bias, alpha, geometry, groups)
+    return grad_input, *_kernel_gradients(*operands, on_weight, gradient, mask)
 
 
 def _input_gradient(
@@ -193,68 +193,55 @@ def _input_gradient(
         run(grad_output[rows], blend(weight, None, alpha[rows])[0], None, grad_input[rows])
 
 
-def _partial_sums(
+def _kernel_gradients(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     alpha: Tensor,
     geometry: Geometry,
     groups: int,
     choice: Choice,
     gradient: Tensor | None,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield samples and their G in fp32 as parts [n, splits, N] to be summed; `gradient` is G if already computed."""
-    if gradient is not None:
-        yield slice(0, 1), as_matrix(gradient[None], like=weight)[:, None]
-        return
-    kind, size = weight_kind(weight, groups), weight[0].numel()
-    problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
-    for rows in [slice(0, 1)] if alpha.dim() == 1 else chunks(weight, input.shape[0]):
-        sums = rows.stop - rows.start
-        limit = max(1, per_sample.CHUNK_BYTES // (4 * size * sums))
-        splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
-        parts = torch.empty(sums, splits, size, dtype=torch.float32, device=input.device)
-        laid = from_matrix(parts, weight)
-        samples = slice(None) if alpha.dim() == 1 else rows
-        operands = (grad_output[samples], input[samples], laid, geometry)
-        if kind == "depthwise":
-            plan_tunable_conv2d_depthwise_weight(*operands, choice.config).run()
-        else:
-            plan_tunable_conv2d_weight(*operands, groups, choice.config).run()
-        yield rows, parts
-
-
-def _contract(
-    grad_output: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    alpha: Tensor,
-    partials: Iterator[tuple[slice, Tensor]] | None,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of weight, bias and alpha from G and the sums of grad_output, in a fixed order."""
-    rows = alpha if alpha.dim() == 2 else alpha[None]
-    count = len(list(chunks(weight, rows.shape[0])))
-    on_weight = Contraction(weight, mask[1], count)
-    on_bias = None if bias is None else Contraction(bias, mask[2], 1)
-    blocks = on_weight.blocks + (0 if on_bias is None else on_bias.blocks)
-    # Blocks of <G, weight[p]> of the kernels, then of the biases, summed at the end in this order.
-    shares = torch.empty(blocks, *rows.shape, dtype=torch.float32, device=weight.device) if mask[3] else None
-    for samples, parts in partials or ():
-        part = None
-        if shares is not None:
-            part = (
-                shares[: on_weight.blocks] if count == 1 else shares.new_empty(on_weight.blocks, *rows[samples].shape)
-            )
-        on_weight.add(parts, rows[samples], part)
-        if shares is not None and part is not None and count > 1:
-            shares[: on_weight.blocks, samples] = part
-    if on_bias is not None and (mask[2] or mask[3]):
-        dims = (2, 3) if alpha.dim() == 2 else (0, 2, 3)
-        sums = grad_output.sum(dims, dtype=torch.float32).view(rows.shape[0], 1, -1)
-        on_bias.add(sums, rows, None if shares is None else shares[on_weight.blocks :])
-    grad_alpha = None if shares is None else shares.sum(0).view(alpha.shape).to(alpha.dtype)
-    return on_weight.result(), None if on_bias is None else on_bias.result(), grad_alpha
+    """Return the gradients of weight, bias and alpha; `gradient` is G of a shared alpha if already computed.
+
+    G is made in fp32 as parts to be summed, for as many samples as `CHUNK_BYTES` holds at a time.
+    """
+    shared = alpha.dim() == 1
+    rows, sums = (alpha[None] if shared else alpha), None
+    if bias is not None and (mask[2] or mask[3]):
+        dims = (0, 2, 3) if shared else (2, 3)
+        sums = grad_output.sum(dims, dtype=torch.float32).view(rows.shape[0], -1)
+    if not (mask[1] or mask[3]):
+        if sums is None or bias is None:
+            return None, None, None
+        contraction = Contraction(bias, None, rows, (True, False, False))
+        contraction.add(slice(None), sums, None)
+        return None, contraction.result()[0], None
+    parts = [slice(0, 1)] if shared else list(chunks(weight, input.shape[0]))
+    kind, size, most = weight_kind(weight, groups), weight[0].numel(), parts[0].stop
+    splits = 1
+    if gradient is None:
+        problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
+        limit = max(1, per_sample.CHUNK_BYTES // (4 * size * most))
+        splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
+    contraction = Contraction(weight, None if sums is None else bias, rows, mask[1:], splits, most)
+    for part in parts:
+        if gradient is None:
+            samples = slice(None) if shared else part
+            made = torch.empty(part.stop - part.start, splits, size, dtype=torch.float32, device=input.device)
+            operands = (grad_output[samples], input[samples], from_matrix(made, weight), geometry)
+            if kind == "depthwise":
+                plan_tunable_conv2d_depthwise_weight(*operands, choice.config).run()
+            else:
+                plan_tunable_conv2d_weight(*operands, groups, choice.config).run()
+        else:
+            made = as_matrix(gradient[None], like=weight)
+        contraction.add(part, made.view(-1, size), None if sums is None else sums[part])
+    grad_weight, grad_bias, grad_alpha = contraction.result()
+    return grad_weight, grad_bias, None if grad_alpha is None else grad_alpha.view(alpha.shape)
 
 
 def _plan(
