@@ -82,11 +82,11 @@ def summary(out: Path) -> list[str]:
 
 def test_a_stage_that_fails_leaves_the_others(tmp_path: Path) -> None:
     stages = [
-        Stage("one", 10, ((shell("echo a; exit 3"), shell("echo b", label="x")),)),
+        Stage("one", 60, ((shell("echo a; exit 3"), shell("echo b", label="x")),)),
         Stage(
-            "two", 10, ((shell("echo first", log="two.txt"),), (shell("echo second", log="two.txt"),)), shares=(0.5,)
+            "two", 60, ((shell("echo first", log="two.txt"),), (shell("echo second", log="two.txt"),)), shares=(0.5,)
         ),
-        Stage("none", 10, ((shell("", tool=("no-such-tool",)),),)),
+        Stage("none", 60, ((shell("", tool=("no-such-tool",)),),)),
     ]
     assert runner(tmp_path).run(stages) == ["one", "none"]
     assert summary(tmp_path) == [

@@ -327,6 +327,7 @@ def test_batched_gradients() -> None:
 
 def test_a_repeated_lambda_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = model(), draw(1, 3, 8, 8)
+    net.remember = True
 
     def call(lam: list[float]) -> Tensor:
         with torch.no_grad():
@@ -353,9 +354,9 @@ def test_a_repeated_lambda_is_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_equal(net(x, [0.3, 0.7]), after)
 
 
-def test_remember_false(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_remembered_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes through `.data` would not be seen."""
     net, x = model(), draw(1, 3, 8, 8)
-    net.remember = False
     with torch.no_grad():
         counts = [calls(lambda: net(x, [0.3, 0.7]), monkeypatch) for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
@@ -364,6 +365,7 @@ def test_remember_false(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_is_remembered_is_not_traced_or_copied() -> None:
     net, x = model(), draw(1, 3, 8, 8)
+    net.remember = True
     lam = torch.tensor([0.3, 0.7], dtype=DTYPE)
     with torch.no_grad():
         for _ in range(3):

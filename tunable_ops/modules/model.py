@@ -39,12 +39,14 @@ class TunableModel(nn.Module):
             on the box the largest end of each range, so that a knob from 0 to 50 sends 0 to 1 to the layers.
         conversion: The keyword arguments of the `convert` call that made the model, else None.
         left_alone: Names of the convertible layers and parameters that `convert` left plain, each with the reason.
-        remember: True: without gradients, on a CPU, the blended kernels are kept from the second call with the same
-            lambda on, until lambda, phi or kernels change (memory: those of the plain network). False leaves that.
+        remember: Set it to True, and without gradients, on a CPU, the blended kernels are kept from the second call
+            with the same lambda on, until lambda, phi or kernels change (memory: those of the plain network). Writes
+            through ``.data``, as some averages of weights make them, are not seen. False, the default, blends at every
+            call.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
     """
 
-    remember = True
+    remember = False
 
     def __init__(
         self,

@@ -4,8 +4,9 @@ With one lambda for all samples a layer needs nothing but its blended kernel to 
 makes these kernels in groups of layers; the first layer that asks has its whole group blended:
 
 - On a CPU a group is what fits into the caches: the kernels are still there when the layers read them. Without
-  gradients a blend is handed out once and then forgotten, so that its memory serves the next group. A lambda that comes
-  a second time is different: from then on all kernels are kept until another one comes (`BlendPlan.remembered`).
+  gradients a blend is handed out once and then forgotten, so that its memory serves the next group. Where the model
+  is to remember, a lambda that comes a second time is different: from then on all kernels are kept until another one
+  comes (`BlendPlan.remembered`).
 - On a GPU everything is blended at once, ahead of the network, on the caller's stream.
 - In the backward pass each group returns its gradients as soon as it has them: they are not kept until the end, and
   DistributedDataParallel can send them meanwhile.
@@ -61,10 +62,10 @@ class BlendPlan:
         slots: The slot of each layer.
         groups: Slots in groups of at most GROUP_BYTES of blended kernels, in the order of the layers; layers that
             share a stack share a group.
-        remember: False: a repeated lambda is blended again at every call.
+        remember: True: the kernels of a repeated lambda are kept.
     """
 
-    remember = True
+    remember = False
 
     def __init__(self, stacks: Sequence[KernelStacks | None], device_type: str) -> None:
         self._seen: tuple[Tensor, Modes] | None = None  # of the last call that could have been remembered
@@ -166,10 +167,10 @@ class NetworkBlend:
         So it is on the box where all new kernels have weight 0: the network is then the one that was converted.
         """
         if self._unblended is None:
+            if not checks.can_read(self.alphas):
+                return False
             alphas = self.alphas.detach()
-            self._unblended = checks.can_read(alphas) and bool(
-                torch.equal(alphas * alphas, alphas) and alphas.sum() == len(self.starts)
-            )
+            self._unblended = bool(torch.equal(alphas * alphas, alphas) and alphas.sum() == len(self.starts))
         return self._unblended
 
     def finish(self) -> None:
