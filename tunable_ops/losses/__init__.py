@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunable_ops.losses.adversarial import PatchDiscriminator, discriminator_loss, generator_loss, r1_penalty
 from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
+from tunable_ops.losses.grid import grid
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
@@ -41,6 +42,7 @@ __all__ = [
     "charbonnier",
     "discriminator_loss",
     "generator_loss",
+    "grid",
     "l1",
     "log_mse",
     "mse",

@@ -49,6 +49,7 @@ class Objective(Section):
         "charbonnier",
         "ssim",
         "tv",
+        "grid",
         "perceptual",
         "perceptual_gradient",
         "lpips",
