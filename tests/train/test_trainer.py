@@ -316,7 +316,7 @@ def test_criterion_follows_the_configuration(make_config) -> None:
         build_criterion(wrong)
 
 
-@pytest.mark.parametrize("loss", ["mse", "l1", "charbonnier", "ssim", "tv"])
+@pytest.mark.parametrize("loss", ["mse", "l1", "charbonnier", "ssim", "tv", "grid"])
 def test_every_loss_trains(make_config, tmp_path: Path, loss: str) -> None:
     config = make_config(
         objectives=[{"name": "a", "loss": loss}, {"name": "b", "target": "noiseless"}], optim={"steps": 1}
