@@ -14,7 +14,16 @@ from torch import Tensor
 from tunable_ops.images.encode import KINDS, encode, fits
 from tunable_ops.images.picture import Frame, Metadata, Picture, quantise
 
-__all__ = ["SUFFIXES", "check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
+__all__ = [
+    "SUFFIXES",
+    "check_picture",
+    "check_size",
+    "encode_picture",
+    "kind_of",
+    "losses",
+    "write_image",
+    "write_picture",
+]
 
 SUFFIXES = {
     ".png": "png",
@@ -112,12 +121,34 @@ def write_picture(
     for loss in _losses(kept, len(kept), kind) if warn else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
     try:
-        content = encode(kind, [_fitting(frame, kind) for frame in kept], quality, loop, separate_first)
-        _store(content, file)
+        _store(encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first), file)
     except OSError as error:
         text = f"images: path must be writable; got {str(file)!r} ({error.strerror or error})"
         raise WriteError(error.errno, text) from error
     return file
+
+
+def encode_picture(
+    frames: Sequence[Frame],
+    kind: str,
+    *,
+    quality: int | None = None,
+    loop: int | None = None,
+    separate_first: bool = False,
+) -> bytes:
+    """Return the bytes of the file that `write_picture` writes; what the format cannot hold is left out.
+
+    Args:
+        frames: One, or several where the format holds them.
+        kind: A name in `KINDS`: png, jpg, webp, tiff, gif, bmp or ppm.
+        quality: 1 to 100, for JPEG (default 95) and lossy WebP (default: lossless).
+        loop: How often an animation plays, 0 for ever; None to leave it out.
+        separate_first: True if the first frame is not part of the animation (APNG).
+
+    Raises:
+        ValueError: Frames of an animation that differ in size.
+    """
+    return encode(kind, [_fitting(frame, kind) for frame in frames], quality, loop, separate_first)
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
