@@ -51,6 +51,13 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.grey": set(),
     "tunable_ops.images": set(),
     "tunable_ops.tiles": set(),
+    "tunable_ops.restoration": {"tunable_ops.grey", "tunable_ops.images", "tunable_ops.tiles"},
+    "tunable_ops.serve": {
+        "tunable_ops.grey",
+        "tunable_ops.images",
+        "tunable_ops.modules",
+        "tunable_ops.restoration",
+    },
     "tunable_ops.train": {
         "tunable_ops.control",
         "tunable_ops.grey",
@@ -85,7 +92,9 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.models",
         "tunable_ops.modules",
         "tunable_ops.pretrained",
+        "tunable_ops.restoration",
         "tunable_ops.serialization",
+        "tunable_ops.serve",
         "tunable_ops.tiles",
         "tunable_ops.train",
         "tunable_ops.triton_kernels",

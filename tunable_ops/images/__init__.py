@@ -13,11 +13,12 @@ from tunable_ops.images.header import Header, read_header
 from tunable_ops.images.noise import estimate_noise
 from tunable_ops.images.picture import Frame, Metadata, Picture
 from tunable_ops.images.read import open_picture, read_image, read_images, read_size
-from tunable_ops.images.source import PictureError, TooManyPixels
+from tunable_ops.images.source import PictureError, TooManyPixels, UnknownFormat
 from tunable_ops.images.strips import strip
 from tunable_ops.images.write import (
     SUFFIXES,
     check_size,
+    default_kind,
     encode_picture,
     kind_of,
     losses,
@@ -35,7 +36,9 @@ __all__ = [
     "Picture",
     "PictureError",
     "TooManyPixels",
+    "UnknownFormat",
     "check_size",
+    "default_kind",
     "encode_picture",
     "estimate_noise",
     "find_images",

@@ -6,7 +6,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from tunable_ops.images.source import Source, errors, format_of, opened_with_pillow, quiet
+from tunable_ops.images.source import Source, UnknownFormat, errors, format_of, opened_with_pillow, quiet
 
 __all__ = ["ANIMATIONS", "Header", "read_header", "read_webp_size"]
 
@@ -42,8 +42,8 @@ def read_header(path: str | os.PathLike[str] | bytes, formats: tuple[str, ...] |
             bytes, so that no decoder of another format sees them. None: any that Pillow knows.
 
     Raises:
-        ValueError: The file is missing, is not a picture or of another format (`PictureError`), or its header is
-            damaged.
+        ValueError: The file is missing, is not a picture or of another format (`UnknownFormat`), or its header
+            is damaged.
 
     Example:
         >>> from tunable_ops.images import Frame, encode_picture
@@ -55,7 +55,8 @@ def read_header(path: str | os.PathLike[str] | bytes, formats: tuple[str, ...] |
     with errors(source):
         kind = format_of(source.start())
         if formats is not None and kind not in formats:
-            raise ValueError(f"not a picture, or none of {', '.join(formats)}")
+            why = f"not a picture, or none of {', '.join(formats)}"
+            raise UnknownFormat(why, why)
         if kind == "TIFF":
             return _tiff_header(source)
         if kind == "WEBP":

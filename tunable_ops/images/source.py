@@ -19,6 +19,7 @@ __all__ = [
     "PictureError",
     "Source",
     "TooManyPixels",
+    "UnknownFormat",
     "errors",
     "format_of",
     "opened_with_pillow",
@@ -36,6 +37,10 @@ class PictureError(ValueError):
     def __init__(self, message: str, why: str) -> None:
         super().__init__(message)
         self.why = why
+
+
+class UnknownFormat(PictureError):
+    """Something that is no picture, or one of a format that the caller does not read."""
 
 
 class TooManyPixels(PictureError):
@@ -106,7 +111,7 @@ def errors(source: Source) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise almost anything, even SyntaxError
         why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         why = " ".join(why.split()) or type(error).__name__
-        kind = TooManyPixels if isinstance(error, TooManyPixels) else PictureError
+        kind = type(error) if isinstance(error, PictureError) else PictureError
         what = "path" if source.path is not None else "content"
         raise kind(f"images: {what} must be a readable image; got {source} ({why})", why) from error
 

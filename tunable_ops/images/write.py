@@ -18,6 +18,7 @@ __all__ = [
     "SUFFIXES",
     "check_picture",
     "check_size",
+    "default_kind",
     "encode_picture",
     "kind_of",
     "losses",
@@ -41,6 +42,8 @@ SUFFIXES = {
     ".webp": "webp",
     ".gif": "gif",
 }
+_OWN = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+_ANIMATED = {"PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _SIDES = {"webp": 16383, "jpg": 65535, "gif": 65535}  # pixels; what the format can hold
 
 
@@ -175,6 +178,24 @@ def check_size(kind: str, height: int, width: int, count: int = 1) -> None:
         raise ValueError(f"images: a side must be at most {limit} pixels in {kind}; got {width}x{height}: use png")
     if count > 1 and not KINDS[kind].many:
         raise ValueError(f"images: {kind} holds one picture; got {count} frames: use tiff, png or webp")
+
+
+def default_kind(picture: Picture, bits: int, size: tuple[int, int]) -> str:
+    """Return the kind of file that loses nothing of what becomes of a picture: its own if that can, else png.
+
+    Args:
+        picture: What was read.
+        bits: 8 or 16, to be written.
+        size: Height and width, to be written.
+    """
+    kind = _ANIMATED.get(picture.format) if picture.animated else _OWN.get(picture.format)
+    if kind is None or not (picture.lossless or picture.animated):
+        return "png"
+    if max(size) > _SIDES.get(kind, max(size)) or (picture.count > 1 and not KINDS[kind].many):
+        return "png"
+    can, metadata = KINDS[kind], picture.metadata
+    fits = (can.alpha or not picture.alpha) and bits <= can.bits and (can.metadata or metadata.icc is None)
+    return kind if fits or picture.animated else "png"
 
 
 def losses(picture: Picture, kind: str, bits: int | None = None, colours: int | None = None) -> list[str]:
