@@ -94,9 +94,11 @@ def run(args: argparse.Namespace) -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again once it has ended in good order
-    server = uvicorn.Server(config)
-    server.run()
-    return 0 if server.started else 2
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit:  # it has said why it cannot listen there
+        return 2
+    return 0
 
 
 def _settings(args: argparse.Namespace, on_gpu: bool) -> Settings:
