@@ -123,3 +123,27 @@ def test_a_damaged_file_is_not_tried_as_another_format(monkeypatch):
     with pytest.raises(images.PictureError):
         open_picture(b"\x89PNG\r\n\x1a\n" + bytes(100))
     assert tried == [["PNG"]]
+
+
+def circle():
+    """A TIFF file of one page that names itself as the next."""
+    content = bytearray(encode_picture([Frame(values(3, np.uint8))], "tiff"))
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    struct.pack_into("<I", content, at + 2 + 12 * count, at)
+    return bytes(content)
+
+
+def test_pages_that_form_a_circle_come_to_an_end():
+    """tifffile goes round for ever where pages are asked for one by one."""
+    for read in (read_header, open_picture):
+        with pytest.raises(images.PictureError, match="its pages form a circle"):
+            read(circle())
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+def test_frames_have_a_limit(kind):
+    content = encode_picture([Frame(values(3, np.uint8, seed=seed), duration=9) for seed in range(4)], kind)
+    assert read_header(content, FORMATS, max_frames=4).frames == 4
+    with pytest.raises(images.TooManyPixels, match="it has more than 3 frames or pages"):
+        read_header(content, FORMATS, max_frames=3)

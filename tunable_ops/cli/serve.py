@@ -54,6 +54,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     for option, kind, text in (
         ("--max-bytes", int, "largest upload (default: 32000000)"),
         ("--max-pixels", int, "largest picture, before and after the network (default: 40000000)"),
+        ("--max-frames", int, "most frames of an animation, or pages of a document (default: 1000)"),
         ("--queue", int, "requests that are received, wait or run at one time; others get 429 (default: 64)"),
         ("--timeout", float, "seconds until a request is dropped with 503 (default: 120)"),
         ("--upload-timeout", float, "seconds that an upload may take (default: 30)"),

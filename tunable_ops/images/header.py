@@ -6,7 +6,16 @@ import os
 import struct
 from typing import NamedTuple
 
-from tunable_ops.images.source import Source, UnknownFormat, errors, format_of, opened_with_pillow, quiet
+from tunable_ops.images.source import (
+    Source,
+    TooManyPixels,
+    UnknownFormat,
+    errors,
+    format_of,
+    opened_with_pillow,
+    quiet,
+    tiff_pages,
+)
 
 __all__ = ["ANIMATIONS", "Header", "read_header", "read_webp_size"]
 
@@ -33,17 +42,20 @@ class Header(NamedTuple):
     values: int
 
 
-def read_header(path: str | os.PathLike[str] | bytes, formats: tuple[str, ...] | None = None) -> Header:
+def read_header(
+    path: str | os.PathLike[str] | bytes, formats: tuple[str, ...] | None = None, max_frames: int | None = None
+) -> Header:
     """Read what a picture claims to be, without decoding any of it.
 
     Args:
         path: The file, or its bytes; the content, not an extension, decides the format.
         formats: Formats that may be opened, of "PNG", "JPEG", "WEBP" and "TIFF": all others are refused by their first
             bytes, so that no decoder of another format sees them. None: any that Pillow knows.
+        max_frames: Frames or pages that are allowed; None: any.
 
     Raises:
-        ValueError: The file is missing, is not a picture or of another format (`UnknownFormat`), or its header
-            is damaged.
+        ValueError: The file is missing, is not a picture or of another format (`UnknownFormat`), has too many frames
+            (`TooManyPixels`), or its header is damaged.
 
     Example:
         >>> from tunable_ops.images import Frame, encode_picture
@@ -58,14 +70,19 @@ def read_header(path: str | os.PathLike[str] | bytes, formats: tuple[str, ...] |
             why = f"not a picture, or none of {', '.join(formats)}"
             raise UnknownFormat(why, why)
         if kind == "TIFF":
-            return _tiff_header(source)
-        if kind == "WEBP":
-            return _webp_header(source.read())
-        with opened_with_pillow(source) as opened:
-            name = "JPEG" if opened.format == "MPO" else str(opened.format)
-            width, height = opened.size
-            count = getattr(opened, "n_frames", 1) if name in ANIMATIONS else 1
-        return _header(name, height, width, count)
+            return _tiff_header(source, max_frames)
+        header = _webp_header(source.read()) if kind == "WEBP" else _pillow_header(source)
+        if max_frames is not None and header.frames > max_frames:
+            raise TooManyPixels("", f"it has more than {max_frames} frames or pages")
+        return header
+
+
+def _pillow_header(source: Source) -> Header:
+    with opened_with_pillow(source) as opened:
+        name = "JPEG" if opened.format == "MPO" else str(opened.format)
+        width, height = opened.size
+        count = getattr(opened, "n_frames", 1) if name in ANIMATIONS else 1
+    return _header(name, height, width, count)
 
 
 def _header(name: str, height: int, width: int, count: int) -> Header:
@@ -110,15 +127,14 @@ def _webp_size(name: bytes, chunk: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _tiff_header(source: Source) -> Header:
+def _tiff_header(source: Source, most: int | None) -> Header:
     """Add up what all pages claim."""
     import tifffile
 
     pixels = values = 0
     size = (0, 0)
     with quiet(), tifffile.TiffFile(source.given()) as tiff:
-        for count, page in enumerate(tiff.pages, 1):
-            assert isinstance(page, tifffile.TiffPage)
+        for count, page in enumerate(tiff_pages(tiff, most), 1):
             size = size if count > 1 else (page.imagelength, page.imagewidth)
             pixels += page.imagelength * page.imagewidth
             samples = max(page.samplesperpixel, _CHANNELS)

@@ -20,7 +20,16 @@ from tunable_ops.images.deep import Pixels
 from tunable_ops.images.header import ANIMATIONS, read_webp_size
 from tunable_ops.images.metadata import ORIENTATION, collect, from_ifd, orientation_of, png_chunks
 from tunable_ops.images.picture import Frame, Metadata, Picture
-from tunable_ops.images.source import TIFF_MAGIC, Source, TooManyPixels, errors, format_of, opened_with_pillow, quiet
+from tunable_ops.images.source import (
+    TIFF_MAGIC,
+    Source,
+    TooManyPixels,
+    errors,
+    format_of,
+    opened_with_pillow,
+    quiet,
+    tiff_pages,
+)
 
 __all__ = ["open_picture", "read_image", "read_images", "read_size"]
 
@@ -201,10 +210,9 @@ def _pages(source: Source, max_pixels: int | None, first: bool, notes: list[str]
 
     with quiet(), tifffile.TiffFile(source.given()) as tiff, source.open() as stream, ExitStack() as stack:
         opened: Image.Image | None = None
-        for index, page in enumerate(tiff.pages):
+        for index, page in enumerate(tiff_pages(tiff)):
             if first and index:
                 return
-            assert isinstance(page, tifffile.TiffPage)
             _check_pixels((page.imagewidth, page.imagelength), max_pixels)
             metadata, orientation = _page_metadata(stream, page.offset, tiff.byteorder, tiff.is_bigtiff)
             opened = None if deep.is_deep_tiff(page) else opened or _opened_page(source, stack)
@@ -236,7 +244,7 @@ def _page_count(source: Source) -> int:
     import tifffile
 
     with quiet(), tifffile.TiffFile(source.given()) as tiff:
-        return len(tiff.pages)
+        return sum(1 for _ in tiff_pages(tiff))
 
 
 def _page_metadata(stream: Any, offset: int, order: str, big: bool) -> tuple[Metadata, int]:

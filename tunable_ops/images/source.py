@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 __all__ = [
     "TIFF_MAGIC",
@@ -24,6 +27,7 @@ __all__ = [
     "format_of",
     "opened_with_pillow",
     "quiet",
+    "tiff_pages",
 ]
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -109,7 +113,8 @@ def errors(source: Source) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything, even SyntaxError
-        why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        why = error.why if isinstance(error, PictureError) else str(error)
+        why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else why
         why = " ".join(why.split()) or type(error).__name__
         kind = type(error) if isinstance(error, PictureError) else PictureError
         what = "path" if source.path is not None else "content"
@@ -165,3 +170,24 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def tiff_pages(tiff: TiffFile, most: int | None = None) -> Iterator[TiffPage]:
+    """Yield the pages of a TIFF file.
+
+    Args:
+        tiff: The opened file.
+        most: Number of pages that are allowed; None: any.
+
+    Raises:
+        ValueError: A damaged file leads back to a page that was there before.
+        TooManyPixels: There are more than `most`.
+    """
+    seen: set[int] = set()
+    for page in tiff.pages:
+        if page.offset in seen:
+            raise ValueError("its pages form a circle")
+        if most is not None and len(seen) >= most:
+            raise TooManyPixels("", f"it has more than {most} frames or pages")
+        seen.add(page.offset)
+        yield cast("TiffPage", page)

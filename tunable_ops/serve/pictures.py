@@ -100,7 +100,7 @@ class Restorer:
         """
         life.check()
         with _picture_problems():
-            header = images.read_header(content, FORMATS)
+            header = images.read_header(content, FORMATS, self._settings.max_frames)
         area = request.model.scale**2
         self._check_pixels(header, area)
         with self._budget.hold(area * header.pixels, life), _memory_problems():

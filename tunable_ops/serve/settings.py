@@ -17,6 +17,7 @@ class Settings:
     Args:
         max_bytes: Largest upload.
         max_pixels: Largest picture, height times width, before and after the network; frames and pages add up.
+        max_frames: Most frames of an animation, or pages of a document.
         queue: Most requests that are received, wait or run at one time; the next is refused with 429.
         timeout: Seconds from the first byte to the answer, after which a request is dropped with 503.
         upload_timeout: Seconds that an upload may take, after which it is dropped with 408.
@@ -37,6 +38,7 @@ class Settings:
 
     max_bytes: int = 32_000_000
     max_pixels: int = 40_000_000
+    max_frames: int = 1000
     queue: int = 64
     timeout: float = 120.0
     upload_timeout: float = 30.0
@@ -49,7 +51,7 @@ class Settings:
     api_key: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "queue", "max_batch", "batch_pixels", "workers"):
+        for name in ("max_bytes", "max_pixels", "max_frames", "queue", "max_batch", "batch_pixels", "workers"):
             self._check(name, int, 1)
         for name in ("timeout", "upload_timeout"):
             self._check(name, (int, float), 0.001)
