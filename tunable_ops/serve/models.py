@@ -39,7 +39,8 @@ class Served:
 
     Args:
         name: What requests call it.
-        net: A `TunableModel`, or a plain network, which has no lambda. It is moved to `device` and to channels_last.
+        net: A `TunableModel`, or a plain network, which has no lambda. It is put in evaluation mode and moved
+            to `device` and to channels_last.
         purpose: What it is for, for the list of models.
         device: Where it runs.
 
