@@ -53,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.tiles": set(),
     "tunable_ops.restoration": {"tunable_ops.grey", "tunable_ops.images", "tunable_ops.tiles"},
     "tunable_ops.serve": {
+        "tunable_ops",
         "tunable_ops.grey",
         "tunable_ops.images",
         "tunable_ops.modules",

@@ -162,6 +162,29 @@ def test_closing_finishes_what_was_handed_in(net):
         batcher.submit(model, part(0), (5.0, 0.0), Life(LONG))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"defaults": (50, 1)},
+        {"domain": "simplex", "ranges": ((0, 1),) * 2, "units": None, "defaults": (0.5, 0.5)},
+        {"domain": "simplex", "ranges": ((0, 1),) * 2, "units": None, "defaults": (1, 0)},
+    ],
+)
+def test_a_network_is_tried_with_two_lambdas_of_its_domain(options, recwarn):
+    seen = []
+
+    class Seen(Served):
+        def call(self, batch, lams):
+            seen.extend(lams)
+            return super().call(batch, lams)
+
+    net = small_network(**options)
+    assert Seen("small", net).per_sample
+    assert len(set(seen)) == 2 and all(net.spec.contains(lam) for lam in seen)
+    assert not recwarn.list
+
+
 def test_a_network_that_needs_one_kernel_for_all_is_called_one_by_one():
     class Reads(torch.nn.Module):
         def __init__(self):

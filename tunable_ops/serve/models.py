@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tunable_ops.grey import PARAMETER, set_knob, stronger
 from tunable_ops.images import estimate_noise
-from tunable_ops.modules import TunableModel, accelerate
+from tunable_ops.modules import LambdaSpec, TunableModel, accelerate
 from tunable_ops.serve.problems import Problem
 
 __all__ = ["AUTO", "Lambda", "Served"]
@@ -70,9 +70,8 @@ class Served:
     def _takes_one_per_sample(self) -> bool:
         """Return False for a network that needs one kernel for the whole batch, such as one that reads its weights."""
         assert self.spec is not None
-        ends = [tuple(high for _, high in self.spec.ranges), self.spec.defaults]
         try:
-            self.call(torch.full((2, self.channels, _TRIAL, _TRIAL), 0.5), ends)
+            self.call(torch.full((2, self.channels, _TRIAL, _TRIAL), 0.5), _two_lambdas(self.spec))
         except (ValueError, RuntimeError, NotImplementedError):
             return False
         return True
@@ -184,6 +183,15 @@ class Served:
             "parameters": parameters,
             "batched": self.per_sample,
         }
+
+
+def _two_lambdas(spec: LambdaSpec) -> list[tuple[float, ...]]:
+    """Return the defaults, and another lambda of the domain, if there is one."""
+    if spec.domain == "simplex":
+        corners = [tuple(float(name == other) for other in spec.names) for name in spec.names]
+        return [spec.defaults, next((corner for corner in corners if corner != spec.defaults), spec.defaults)]
+    pairs = zip(spec.ranges, spec.defaults, strict=True)
+    return [spec.defaults, tuple(high if default == low else low for (low, high), default in pairs)]
 
 
 def _short(text: str) -> str:
