@@ -25,6 +25,7 @@ COMMANDS = {
     "apply": "run a trained network on images at one or more slider positions",
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
+    "serve": "answer HTTP requests with restored pictures",
     "fold": "freeze the slider: write the plain network for one position",
     "knob": "write what a tunable network adds to its base, as a small file",
     "models": "list the networks that ship, with their knobs and licences",
@@ -35,6 +36,8 @@ COMMANDS = {
 }
 _LISTS = ("train", "bench")  # their errors may list the faults of a configuration, or a grammar, line by line
 _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
+# import names of what `pip install tunable-ops[serve]` installs beside the extra `train`
+_SERVE = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
 # import names of what `pip install tunable-ops[train]` installs
 _EXTRA = {
     "PIL",
@@ -86,9 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise flushing at exit fails again
         return 1
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").split(".")[0] not in _EXTRA:
+        package = (error.name or "").split(".")[0]
+        if debug or package not in _EXTRA | _SERVE:
             raise
-        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[train]'"
+        extra = "serve" if package in _SERVE else "train"
+        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[{extra}]'"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise

@@ -11,9 +11,8 @@ from typing import Any
 from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.network import add_network, build_network
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "load", "run"]
 
-_MULTIPLE = 16  # tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16
 _FORMATS = ("png", "jpg", "webp", "tiff")
 
 
@@ -114,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     sources, said = find_sources(args.input, folder, args.recursive)
     device = _check_numbers(args)
     _check_output(args, single)
-    net, spec, fixed = _load(args.model, args.knob, build_network(args.network, args.model, args.knob))
+    net, spec, fixed = load(args.model, args.knob, build_network(args.network, args.model, args.knob))
     channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
     if channels not in (1, 3):
         raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
@@ -142,10 +141,10 @@ def run(args: argparse.Namespace) -> int:
     accelerate(live.network.to(memory_format=torch.channels_last))
     knob = fixed is None and not _sets_grey(args, spec)
     tunable = None if fixed is not None else net
-    return Batch(args, spec, rows, tunable, live, device, channels, knob, _MULTIPLE, single).run(sources)
+    return Batch(args, spec, rows, tunable, live, device, channels, knob, single).run(sources)
 
 
-def _load(model: str, knobs: list[str], network: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
+def load(model: str, knobs: list[str], network: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
     """Return a network, the names and ranges of its lambda, and the lambda at which it was folded, if it was."""
     from tunable_ops.pretrained import find, load
     from tunable_ops.serialization import load_folded, read_metadata
@@ -200,11 +199,12 @@ def _check_numbers(args: argparse.Namespace) -> Any:
     import math
 
     from tunable_ops.cli.device import choose_device, set_threads
+    from tunable_ops.restoration import MULTIPLE
 
-    if args.tile < 0 or args.tile % _MULTIPLE:
-        raise ValueError(f"--tile must be 0 or a positive multiple of {_MULTIPLE}; got {args.tile}")
-    if args.tile and not 0 <= args.overlap <= args.tile - _MULTIPLE:
-        raise ValueError(f"--overlap must lie in 0..{args.tile - _MULTIPLE} (--tile - {_MULTIPLE}); got {args.overlap}")
+    if args.tile < 0 or args.tile % MULTIPLE:
+        raise ValueError(f"--tile must be 0 or a positive multiple of {MULTIPLE}; got {args.tile}")
+    if args.tile and not 0 <= args.overlap <= args.tile - MULTIPLE:
+        raise ValueError(f"--overlap must lie in 0..{args.tile - MULTIPLE} (--tile - {MULTIPLE}); got {args.overlap}")
     if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
         raise ValueError(f"--noise must be at least 0; got {args.noise}")
     if not 0 <= args.seed < 2**63:

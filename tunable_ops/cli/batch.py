@@ -24,8 +24,6 @@ __all__ = ["Batch"]
 
 _STRIP_HEIGHT = 512
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other picture could be written either
-_OWN = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
-_ANIMATED = {"PNG": "png", "WEBP": "webp", "GIF": "gif"}
 
 
 @dataclass
@@ -41,7 +39,6 @@ class Batch:
         device: Where the network is.
         channels: Channels that it takes, 1 or 3.
         knob: True if grey pictures set its parameter "grey".
-        multiple: Tiles start at multiples of this.
         single: True if --out names a file.
     """
 
@@ -53,7 +50,6 @@ class Batch:
     device: Any
     channels: int
     knob: bool
-    multiple: int
     single: bool
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
 
@@ -177,11 +173,7 @@ class Batch:
         size = [scale * side for side in picture.size]
         kind = images.kind_of(args.out) if self.single else args.format
         if kind is None:
-            kind = _default_kind(picture, args.bits or picture.bits)
-            try:
-                images.check_size(kind, size[0], size[1], picture.count)
-            except ValueError:
-                kind = "png"
+            kind = images.default_kind(picture, args.bits or picture.bits, (size[0], size[1]))
         images.check_size(kind, size[0], size[1], picture.count)
         suffix = args.out.suffix if self.single else source.path.suffix
         return kind, suffix if images.SUFFIXES.get(suffix.lower()) == kind else f".{kind}"
@@ -222,35 +214,20 @@ class Batch:
 
         A network of one channel runs on each of the three.
         """
-        import torch
-
-        from tunable_ops.grey import on_grey
-        from tunable_ops.tiles import apply_tiled, tile_windows
+        from tunable_ops.restoration import MULTIPLE, run_network
+        from tunable_ops.tiles import tile_windows
 
         args = self.args
-        grey, alone = image.shape[0] == 1, self.channels == 1
-        network = on_grey(self.live, self.channels) if grey else self.live
-        batch = image[:, None] if alone and not grey else image[None]
         tiles = 1
-        for size in batch.shape[-2:]:
-            tiles *= len(tile_windows(size, args.tile, args.overlap, self.multiple)) if args.tile else 1
+        for size in image.shape[-2:]:
+            tiles *= len(tile_windows(size, args.tile, args.overlap, MULTIPLE)) if args.tile else 1
 
-        def function(part: Tensor) -> Tensor:
-            result = network(part.to(self.device))
+        def network(part: Tensor) -> Tensor:
+            result = self.live(part.to(self.device))
             advance(1 / tiles)
             return result
 
-        with torch.no_grad():
-            if args.tile:
-                result = apply_tiled(function, batch, args.tile, args.overlap, self.multiple)
-            else:
-                result = function(batch).cpu()
-        output = result[:, 0] if alone and not grey else result[0]
-        if output.shape[0] not in (1, 3):
-            raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
-        if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
-            raise ValueError("--model must return finite values; got NaN or infinity")
-        return output
+        return run_network(network, image, self.channels, args.tile, args.overlap, MULTIPLE)
 
 
 class _Frames:
@@ -275,7 +252,7 @@ class _Frames:
             batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
 
     def __iter__(self) -> Iterator[Frame]:
-        from tunable_ops.images import Frame
+        from tunable_ops.restoration import restored
 
         noise, bits = self.batch.args.noise, self.batch.args.bits
         for frame, given in _given(self.picture, self.batch.args, self.grey):
@@ -287,13 +264,7 @@ class _Frames:
             output = self.batch.forward(given, self.advance)
             if noise is not None and output.shape == clean.shape:
                 self.errors.append(_error(output, clean))
-            yield Frame.of(
-                output.expand(frame.colours, -1, -1) if self.grey else output,
-                _resized(frame.alpha, output.shape[1:]),
-                bits=bits or frame.bits,
-                duration=frame.duration,
-                metadata=frame.metadata,
-            )
+            yield restored(frame, output, bits)
 
     @property
     def score(self) -> str:
@@ -320,27 +291,6 @@ def _given(picture: Picture, args: argparse.Namespace, grey: bool) -> Iterator[t
         if args.noise is not None:
             given = given + args.noise / 255 * torch.randn(given.shape, generator=generator)
         yield frame, given
-
-
-def _default_kind(picture: Picture, bits: int) -> str:
-    """Return the kind of file that loses nothing: the picture's own if it can."""
-    from tunable_ops.images import KINDS
-
-    kind = _ANIMATED.get(picture.format) if picture.animated else _OWN.get(picture.format)
-    if kind is None or not (picture.lossless or picture.animated):
-        return "png"
-    can, metadata = KINDS[kind], picture.metadata
-    fits = (can.alpha or not picture.alpha) and bits <= can.bits and (can.metadata or metadata.icc is None)
-    return kind if fits or picture.animated else "png"
-
-
-def _resized(alpha: Tensor | None, size: Sequence[int]) -> Tensor | None:
-    """Enlarge alpha [1, H, W] as the network did the colours."""
-    import torch.nn.functional as F
-
-    if alpha is None or tuple(alpha.shape[1:]) == tuple(size):
-        return alpha
-    return F.interpolate(alpha[None], tuple(size), mode="bicubic")[0].clamp(0, 1)
 
 
 def _small(image: Tensor) -> Tensor:

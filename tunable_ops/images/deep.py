@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,11 +32,11 @@ def is_deep_png(start: bytes) -> bool:
     return start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and start[24:25] == b"\x10"
 
 
-def read_png(path: Path) -> Pixels:
+def read_png(content: bytes) -> Pixels:
     """Read a PNG file as uint16 [H, W, C]."""
     import imagecodecs
 
-    pixels = imagecodecs.png_decode(path.read_bytes())
+    pixels = imagecodecs.png_decode(content)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
@@ -46,9 +45,8 @@ def is_deep_pnm(start: bytes) -> bool:
     return start[:2] in (b"P5", b"P6") and (header := _pnm_header(start)) is not None and header[2] > 255
 
 
-def read_pnm(path: Path) -> Pixels:
+def read_pnm(content: bytes) -> Pixels:
     """Read a binary PPM or PGM file of 16 bits as uint16 [H, W, C]."""
-    content = path.read_bytes()
     header = _pnm_header(content)
     assert header is not None
     width, height, top, at = header
@@ -84,11 +82,10 @@ def is_deep_jpeg2000(start: bytes) -> bool:
     return 8 < _jpeg2000_bits(start) <= 16
 
 
-def read_jpeg2000(path: Path) -> Pixels:
+def read_jpeg2000(content: bytes) -> Pixels:
     """Read a JPEG 2000 file of 9 to 16 bits as uint16 [H, W, C]."""
     import imagecodecs
 
-    content = path.read_bytes()
     pixels = imagecodecs.jpeg2k_decode(content)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return _scaled(pixels, (1 << _jpeg2000_bits(content)) - 1)
@@ -103,10 +100,8 @@ def _jpeg2000_bits(content: bytes) -> int:
     return 0 if precision & 0x80 else precision + 1
 
 
-def is_deep_avif(path: Path) -> bool:
-    """Return True for an AVIF file of more than 8 bits, as its decoder configuration says."""
-    with open(path, "rb") as stream:
-        start = stream.read(1 << 16)
+def is_deep_avif(start: bytes) -> bool:
+    """Return True for the first 65,536 bytes of an AVIF file of more than 8 bits, as its decoder configuration says."""
     at = start.find(b"av1C")
     return 0 <= at < len(start) - 6 and bool(start[at + 6] & 0x40)
 

@@ -127,7 +127,7 @@ class Picture:
     """A picture file; its frames are read one by one, when they are asked for.
 
     Args:
-        path: The file.
+        path: The file; None for a picture in memory.
         format: Format as Pillow names it, such as "PNG".
         lossless: True if the file was written without loss.
         size: Height and width of the first frame.
@@ -142,7 +142,7 @@ class Picture:
         reader: Reads the frames.
     """
 
-    path: Path
+    path: Path | None
     format: str
     lossless: bool
     size: tuple[int, int]

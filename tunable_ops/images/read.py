@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,23 @@ from torch import Tensor
 
 from tunable_ops.images import deep
 from tunable_ops.images.deep import Pixels
+from tunable_ops.images.header import ANIMATIONS, read_webp_size
 from tunable_ops.images.metadata import ORIENTATION, collect, from_ifd, orientation_of, png_chunks
 from tunable_ops.images.picture import Frame, Metadata, Picture
+from tunable_ops.images.source import (
+    TIFF_MAGIC,
+    Source,
+    TooManyPixels,
+    errors,
+    format_of,
+    opened_with_pillow,
+    quiet,
+    tiff_pages,
+)
 
 __all__ = ["open_picture", "read_image", "read_images", "read_size"]
 
-_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
 _LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "QOI", "TGA", "TIFF")
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> Tensor:
@@ -46,7 +53,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> T
     Raises:
         ValueError: The file is missing, is not a picture, is truncated, too large or cannot be read.
     """
-    return next(_frames(_existing(path), max_pixels, first=True)).rgb()
+    return next(_frames(Source.of(path), max_pixels, first=True)).rgb()
 
 
 def read_images(
@@ -90,53 +97,53 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         ValueError: The file is missing or is not a picture; one that is damaged further on is not noticed.
     """
-    file = _existing(path)
-    with _errors(file):
-        if _start(file)[:4] in _TIFF_MAGIC:
+    source = Source.of(path)
+    with errors(source):
+        if source.start()[:4] in TIFF_MAGIC:
             import tifffile
 
-            with _quiet(), tifffile.TiffFile(file) as tiff:
+            with quiet(), tifffile.TiffFile(source.given()) as tiff:
                 page = tiff.pages[0]
                 assert isinstance(page, tifffile.TiffPage)
                 return page.imagewidth, page.imagelength
-        with _opened(file) as opened:
+        with opened_with_pillow(source) as opened:
             return opened.size
 
 
-def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Picture:
-    """Open a picture file with everything that it holds; its frames are read when they are asked for.
+def open_picture(path: str | os.PathLike[str] | bytes, max_pixels: int | None = None) -> Picture:
+    """Open a picture with everything that it holds; its frames are read when they are asked for.
 
     Args:
-        path: The file; its content, not its extension, decides the format.
+        path: The file, or its bytes; the content, not an extension, decides the format.
         max_pixels: Largest height times width; None: any.
 
     Raises:
-        ValueError: The file is missing, is not a picture, is too large or cannot be read.
+        ValueError: The file is missing, is not a picture, is too large (`TooManyPixels`) or cannot be read.
     """
-    file = _existing(path)
+    source = Source.of(path)
     notes: list[str] = []
-    first = next(_frames(file, max_pixels, first=True, notes=notes))
-    with _errors(file), ExitStack() as stack:
-        kind = _start(file)
-        if kind[:4] in _TIFF_MAGIC:
+    first = next(_frames(source, max_pixels, first=True, notes=notes))
+    with errors(source), ExitStack() as stack:
+        kind = source.start()
+        if kind[:4] in TIFF_MAGIC:
             opened: Any = None
-            name, count, info = "TIFF", _page_count(file), {}
+            name, count, info = "TIFF", _page_count(source), {}
         else:
-            opened = stack.enter_context(_opened(file))
+            opened = stack.enter_context(opened_with_pillow(source))
             name, count, info = opened.format, getattr(opened, "n_frames", 1), opened.info
-    animated = count > 1 and name in _ANIMATIONS
+    animated = count > 1 and name in ANIMATIONS
     if count > 1 and not animated and name != "TIFF":
         notes.append(f"only the first of its {count} pictures is read")
         count = 1
-    if name == "AVIF" and deep.is_deep_avif(file):
+    if name == "AVIF" and deep.is_deep_avif(source.read(1 << 16)):
         notes.append("AVIF of 10 or 12 bits is read with 8 bits")
     if animated and deep.is_deep_png(kind):
         notes.append("animations of 16 bits are read with 8 bits")
         first = first.with_bits(8)
     return Picture(
-        path=file,
+        path=source.path,
         format=name,
-        lossless=name in _LOSSLESS or (name == "WEBP" and _is_lossless_webp(file)),
+        lossless=name in _LOSSLESS or (name == "WEBP" and _is_lossless_webp(source)),
         size=first.size,
         count=count,
         animated=animated,
@@ -146,81 +153,33 @@ def open_picture(path: str | os.PathLike[str], max_pixels: int | None = None) ->
         separate_first=bool(animated and info.get("default_image")),
         metadata=first.metadata,
         notes=tuple(dict.fromkeys(notes)),
-        reader=(lambda: iter([first])) if count == 1 else lambda: _frames(file, max_pixels, first=False),
+        reader=(lambda: iter([first])) if count == 1 else lambda: _frames(source, max_pixels, first=False),
     )
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"images: path must be a file; got the folder {str(file)!r} (find_images lists its pictures)")
-    if not file.exists():
-        raise ValueError(f"images: path must be a readable image; got {str(file)!r}, which does not exist")
-    return file
-
-
-@contextmanager
-def _errors(file: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged file into a ValueError that names the file."""
-    try:
-        yield
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise almost anything, even SyntaxError
-        why = "not a picture, or an unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        why = " ".join(why.split()) or type(error).__name__
-        raise ValueError(f"images: path must be a readable image; got {str(file)!r} ({why})") from error
-
-
-class _Unlimited:
-    """Context in which Pillow opens pictures of any size; `max_pixels` is the limit for those who want one."""
-
-    _lock = threading.Lock()
-    _depth = 0
-    _limit: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if _Unlimited._depth == 0:
-                _Unlimited._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            _Unlimited._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            _Unlimited._depth -= 1
-            if _Unlimited._depth == 0:
-                Image.MAX_IMAGE_PIXELS = _Unlimited._limit
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    with _Unlimited(), Image.open(file) as opened:
-        yield opened
-
-
-def _start(file: Path) -> bytes:
-    with open(file, "rb") as stream:
-        return stream.read(256)
-
-
-def _frames(file: Path, max_pixels: int | None, first: bool, notes: list[str] | None = None) -> Iterator[Frame]:
+def _frames(source: Source, max_pixels: int | None, first: bool, notes: list[str] | None = None) -> Iterator[Frame]:
     """Read the frames or pages of a file; only the first one where `first` says so."""
     notes = [] if notes is None else notes
-    with _errors(file):
-        start = _start(file)
-        if start[:4] in _TIFF_MAGIC:
-            yield from _pages(file, max_pixels, first, notes)
+    with errors(source):
+        start = source.start()
+        if start[:4] in TIFF_MAGIC:
+            yield from _pages(source, max_pixels, first, notes)
         else:
-            yield from _pillow_frames(file, start, max_pixels, first, notes)
+            if max_pixels is not None and format_of(start) == "WEBP":
+                height, width = read_webp_size(source.read())  # its decoder takes memory for the canvas at once
+                _check_pixels((width, height), max_pixels)
+            yield from _pillow_frames(source, start, max_pixels, first, notes)
 
 
-def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:
-    with _opened(file) as opened:
+def _pillow_frames(
+    source: Source, start: bytes, max_pixels: int | None, first: bool, notes: list[str]
+) -> Iterator[Frame]:
+    with opened_with_pillow(source) as opened:
         _check_pixels(opened.size, max_pixels)
-        count = 1 if first or opened.format not in _ANIMATIONS else getattr(opened, "n_frames", 1)
+        count = 1 if first or opened.format not in ANIMATIONS else getattr(opened, "n_frames", 1)
         chunks: tuple[tuple[bytes, bytes], ...] = ()
         if opened.format == "PNG":
-            with open(file, "rb") as stream:
+            with source.open() as stream:
                 chunks = png_chunks(stream)
         for index in range(count):
             opened.seek(index)
@@ -234,30 +193,29 @@ def _pillow_frames(file: Path, start: bytes, max_pixels: int | None, first: bool
                 metadata = replace(metadata, icc=None)  # of the inks; the pixels are sRGB now
             whole = opened.mode.startswith("I") and "transparency" not in opened.info  # Pillow keeps 16 bits of grey
             if count == 1 and deep.is_deep_png(start) and not whole:
-                pixels = deep.read_png(file)
+                pixels = deep.read_png(source.read())
             elif deep.is_deep_pnm(start):
-                pixels = deep.read_pnm(file)
+                pixels = deep.read_pnm(source.read())
             elif deep.is_deep_jpeg2000(start):
-                pixels = deep.read_jpeg2000(file)
+                pixels = deep.read_jpeg2000(source.read())
             else:
                 pixels = _pixels(opened, notes)
             duration = opened.info.get("duration")
             yield Frame(_upright(pixels, orientation_of(opened)), duration, metadata)
 
 
-def _pages(file: Path, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:
+def _pages(source: Source, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:
     """Read the pages of a TIFF file: with tifffile those of more than 8 bits, with Pillow the others."""
     import tifffile
 
-    with _quiet(), tifffile.TiffFile(file) as tiff, open(file, "rb") as stream, ExitStack() as stack:
+    with quiet(), tifffile.TiffFile(source.given()) as tiff, source.open() as stream, ExitStack() as stack:
         opened: Image.Image | None = None
-        for index, page in enumerate(tiff.pages):
+        for index, page in enumerate(tiff_pages(tiff)):
             if first and index:
                 return
-            assert isinstance(page, tifffile.TiffPage)
             _check_pixels((page.imagewidth, page.imagelength), max_pixels)
             metadata, orientation = _page_metadata(stream, page.offset, tiff.byteorder, tiff.is_bigtiff)
-            opened = None if deep.is_deep_tiff(page) else opened or _opened_page(file, stack)
+            opened = None if deep.is_deep_tiff(page) else opened or _opened_page(source, stack)
             if opened is None:
                 pixels = deep.read_tiff_page(page)
                 if int(page.photometric) == 5:
@@ -274,31 +232,19 @@ def _pages(file: Path, max_pixels: int | None, first: bool, notes: list[str]) ->
             yield Frame(_upright(pixels, orientation), None, metadata)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep tifffile from logging what it finds damaged: what matters is raised."""
-    logger = logging.getLogger("tifffile")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _opened_page(file: Path, stack: ExitStack) -> Image.Image | None:
+def _opened_page(source: Source, stack: ExitStack) -> Image.Image | None:
     """Open a TIFF file with Pillow; None if it does not know this layout."""
     try:
-        return stack.enter_context(_opened(file))
+        return stack.enter_context(opened_with_pillow(source))
     except Image.UnidentifiedImageError:
         return None
 
 
-def _page_count(file: Path) -> int:
+def _page_count(source: Source) -> int:
     import tifffile
 
-    with _quiet(), tifffile.TiffFile(file) as tiff:
-        return len(tiff.pages)
+    with quiet(), tifffile.TiffFile(source.given()) as tiff:
+        return sum(1 for _ in tiff_pages(tiff))
 
 
 def _page_metadata(stream: Any, offset: int, order: str, big: bool) -> tuple[Metadata, int]:
@@ -314,7 +260,8 @@ def _page_metadata(stream: Any, offset: int, order: str, big: bool) -> tuple[Met
 
 def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
     if max_pixels is not None and size[0] * size[1] > max_pixels:
-        raise ValueError(f"{size[0]}x{size[1]} pixels are more than the limit of {max_pixels}")
+        why = f"{size[0]}x{size[1]} pixels are more than the limit of {max_pixels}"
+        raise TooManyPixels(why, why)
 
 
 _CMYK_NOTE = "CMYK inks without a profile become RGB by a simple formula"
@@ -377,11 +324,11 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _is_lossless_webp(file: Path) -> bool:
+def _is_lossless_webp(source: Source) -> bool:
     """Return True if the first picture of a WebP file is coded without loss (VP8L)."""
-    start = _start(file)
+    start = source.start()
     position = {kind: start.find(kind, 12) for kind in (b"VP8 ", b"VP8L")}
     if position[b"VP8 "] < 0 and position[b"VP8L"] < 0:
-        content = file.read_bytes()  # a large profile or animation header comes first
+        content = source.read()  # a large profile or animation header comes first
         position = {kind: content.find(kind, 12) for kind in position}
     return position[b"VP8L"] >= 0 and not 0 <= position[b"VP8 "] < position[b"VP8L"]

@@ -14,7 +14,17 @@ from torch import Tensor
 from tunable_ops.images.encode import KINDS, encode, fits
 from tunable_ops.images.picture import Frame, Metadata, Picture, quantise
 
-__all__ = ["SUFFIXES", "check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
+__all__ = [
+    "SUFFIXES",
+    "check_picture",
+    "check_size",
+    "default_kind",
+    "encode_picture",
+    "kind_of",
+    "losses",
+    "write_image",
+    "write_picture",
+]
 
 SUFFIXES = {
     ".png": "png",
@@ -32,6 +42,8 @@ SUFFIXES = {
     ".webp": "webp",
     ".gif": "gif",
 }
+_OWN = {"PNG": "png", "TIFF": "tiff", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+_ANIMATED = {"PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _SIDES = {"webp": 16383, "jpg": 65535, "gif": 65535}  # pixels; what the format can hold
 
 
@@ -112,12 +124,34 @@ def write_picture(
     for loss in _losses(kept, len(kept), kind) if warn else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
     try:
-        content = encode(kind, [_fitting(frame, kind) for frame in kept], quality, loop, separate_first)
-        _store(content, file)
+        _store(encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first), file)
     except OSError as error:
         text = f"images: path must be writable; got {str(file)!r} ({error.strerror or error})"
         raise WriteError(error.errno, text) from error
     return file
+
+
+def encode_picture(
+    frames: Sequence[Frame],
+    kind: str,
+    *,
+    quality: int | None = None,
+    loop: int | None = None,
+    separate_first: bool = False,
+) -> bytes:
+    """Return the bytes of the file that `write_picture` writes; what the format cannot hold is left out.
+
+    Args:
+        frames: One, or several where the format holds them.
+        kind: A name in `KINDS`: png, jpg, webp, tiff, gif, bmp or ppm.
+        quality: 1 to 100, for JPEG (default 95) and lossy WebP (default: lossless).
+        loop: How often an animation plays, 0 for ever; None to leave it out.
+        separate_first: True if the first frame is not part of the animation (APNG).
+
+    Raises:
+        ValueError: Frames of an animation that differ in size.
+    """
+    return encode(kind, [_fitting(frame, kind) for frame in frames], quality, loop, separate_first)
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -144,6 +178,24 @@ def check_size(kind: str, height: int, width: int, count: int = 1) -> None:
         raise ValueError(f"images: a side must be at most {limit} pixels in {kind}; got {width}x{height}: use png")
     if count > 1 and not KINDS[kind].many:
         raise ValueError(f"images: {kind} holds one picture; got {count} frames: use tiff, png or webp")
+
+
+def default_kind(picture: Picture, bits: int, size: tuple[int, int]) -> str:
+    """Return the kind of file that loses nothing of what becomes of a picture: its own if that can, else png.
+
+    Args:
+        picture: What was read.
+        bits: 8 or 16, to be written.
+        size: Height and width, to be written.
+    """
+    kind = _ANIMATED.get(picture.format) if picture.animated else _OWN.get(picture.format)
+    if kind is None or not (picture.lossless or picture.animated):
+        return "png"
+    if max(size) > _SIDES.get(kind, max(size)) or (picture.count > 1 and not KINDS[kind].many):
+        return "png"
+    can, metadata = KINDS[kind], picture.metadata
+    fits = (can.alpha or not picture.alpha) and bits <= can.bits and (can.metadata or metadata.icc is None)
+    return kind if fits or picture.animated else "png"
 
 
 def losses(picture: Picture, kind: str, bits: int | None = None, colours: int | None = None) -> list[str]:

@@ -1,0 +1,61 @@
+"""Settings, keys, and the command's own errors."""
+
+import pytest
+
+from tests.serve.conftest import small_network
+from tunable_ops import cli
+from tunable_ops.serve import Served, Settings, create_app
+from tunable_ops.serve.settings import read_key
+
+
+@pytest.mark.parametrize("name, value, error, text", [
+    ("max_bytes", 0, ValueError, "max_bytes must be at least 1; got 0"),
+    ("queue", 1.5, TypeError, "queue must be an int; got 1.5"),
+    ("queue", True, TypeError, "queue must be an int; got True"),
+    ("timeout", float("nan"), ValueError, "timeout must be at least 0.001; got nan"),
+    ("timeout", "5", TypeError, "timeout must be a number; got '5'"),
+    ("batch_wait_ms", -1, ValueError, "batch_wait_ms must be at least 0; got -1"),
+    ("tile", 100, ValueError, "tile must be 0 or a multiple of 16; got 100"),
+    ("overlap", 500, ValueError, r"overlap must lie in 0..496 \(tile - 16\); got 500"),
+    ("api_key", "short", ValueError, "api_key must be at least 16 printable ASCII characters"),
+    ("api_key", 16, TypeError, "api_key must be a string; got int"),
+])  # fmt: skip
+def test_settings(name, value, error, text):
+    with pytest.raises(error, match=f"^serve: {text}"):
+        Settings(**{name: value})
+
+
+def test_a_key_is_not_in_errors(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("secret with spaces\n")
+    with pytest.raises(ValueError) as caught:
+        read_key(file)
+    assert "secret" not in str(caught.value)
+    file.write_text("a-long-and-good-key\n")
+    assert read_key(file) == "a-long-and-good-key"
+
+
+def test_no_models_and_channels_that_are_no_picture():
+    with pytest.raises(ValueError, match="models must hold at least one network"):
+        create_app({})
+    with pytest.raises(ValueError, match="a model must be for pictures of 1 or 3 channels; got 5 in 'five'"):
+        Served("five", small_network(channels=5))
+
+
+@pytest.mark.parametrize("words, text", [
+    (["--port", "70000"], "--port must lie in 0..65535; got 70000"),
+    (["--model", "nothing"], "model must be an existing file or one of"),
+    (["--model", "a b=denoise"], "--model must have a name of letters"),
+    (["--model", "denoise", "--model", "denoise"], "--model must have a different name for each network"),
+    (["--queue", "0"], "queue must be at least 1; got 0"),
+    (["--api-key-file", "/nonexistent/key"], "No such file or directory: '/nonexistent/key'"),
+])  # fmt: skip
+def test_the_command_refuses(capsys, words, text):
+    assert cli.main(["serve", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    assert cli.main(["serve"]) == 2
+    assert "pip install 'tunable-ops[serve]'" in capsys.readouterr().err
