@@ -149,6 +149,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for row in knobs:
             axis.annotate(row["rank"].split()[-1], (row["bytes"] / 1000, next(iter(row["scores"].values()))[key]))
         axis.set(xscale="log", xlabel="knob file, KB", ylabel=_NAMES[key])
+        sizes = [round(row["bytes"] / 1000) for row in knobs]
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xticks([], minor=True)
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
