@@ -16,8 +16,8 @@ from tunable_ops.bench.gpu.plan import GRACE, MOST_BYTES, PLANS, Process, Stage,
 from tunable_ops import backends
 from tunable_ops.backends import wgmma
 
-# The stand-in's times say nothing about a GPU: its limits, this many times as long, only end what hangs. The interpreter
-# takes some 100 s of a processor for the smoke stage, on a machine that may have other work.
+# The stand-in's times say nothing about a GPU: its limits, this many times as long, only end what hangs. Interpreting
+# the smoke stage takes some 100 s of a processor, on a machine that may have other work.
 SLACK = 30.0
 
 
