@@ -38,8 +38,8 @@ ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_LIMIT = 512
 REGISTER_LIMIT = 255
-# Counted in the machine code: tensor cores of each generation, TMA and asynchronous copies, spills.
-INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTMALDG", "LDGSTS", "STL", "LDL")
+# Counted in the machine code: tensor cores of each generation, TMA and asynchronous copies, spills, barriers.
+INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTMALDG", "LDGSTS", "STL", "LDL", "BAR")
 
 
 @dataclass(frozen=True)

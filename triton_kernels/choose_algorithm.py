@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tunable_ops.triton_kernels.depthwise_tiles import choose_row_tiles, power
 from tunable_ops.triton_kernels.launch import Config, cdiv
+from tunable_ops.triton_kernels.roofline import FAST
 
 ALGORITHMS = ("fused", "premix", "wgmma")
 # Bytes of shared memory per block: available from compute capability 8.0 on, and on larger GPUs little enough for two
@@ -196,10 +198,10 @@ def default_config(problem: Problem) -> Config:
     by_tap = problem.alpha == "map" and problem.direction == "input"
     depth = problem.inputs * (1 if by_tap else problem.taps[0] * problem.taps[1])
     narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
-    block_m = _power(pixels, 16, 64 if narrow else 128)
+    block_m = power(pixels, 16, 64 if narrow else 128)
     # In fp32 the two accumulators of a map would spill at 64.
-    block_n = _power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
-    block_k = next((k for k in (64, 32) if problem.inputs % k == 0), _power(depth, 16, 64))
+    block_n = power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
+    block_k = next((k for k in (64, 32) if problem.inputs % k == 0), power(depth, 16, 64))
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 64 if by_tap and problem.layout == "nhwc" else 32)
     elif problem.dtype == "tf32" or kernels > FUSED_KERNELS:
@@ -213,9 +215,9 @@ def default_config(problem: Problem) -> Config:
 def _weight_config(problem: Problem) -> Config:
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
     narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
-    block_m = _power(problem.outputs, 16, 64)
-    block_n = _power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
-    block_k = _power(problem.size[0] * problem.size[1], 16, 64)
+    block_m = power(problem.outputs, 16, 64)
+    block_n = power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
+    block_k = power(problem.size[0] * problem.size[1], 16, 64)
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 32)
     # 64 x 64 with 4 warps: ptxas spills a few registers on sm_80.
@@ -253,15 +255,12 @@ def fit_stages(config: Config, kernels: int, dtype: str) -> Config:
 
 
 def _depthwise_config(problem: Problem) -> Config:
-    height, width = problem.size
-    if problem.layout == "nhwc":
-        return Config(_power(height, 4, 16), 8, _power(problem.outputs * problem.groups, 8, 64), 2, 1)
-    return Config(_power(height, 4, 16), _power(width, 16, 128), cdiv(128, _power(width, 16, 128)), 2, 1)
-
-
-def _power(value: int, low: int, high: int) -> int:
-    """Return the smallest power of two not below `value`, clamped to [low, high]."""
-    return max(low, min(high, 1 << max(0, value - 1).bit_length()))
+    channels, (height, width), vectors = problem.outputs * problem.groups, problem.size, problem.layout == "nhwc"
+    if problem.direction in ("forward", "input") and problem.alpha != "map" and problem.stride == (1, 1):
+        return choose_row_tiles(channels, problem.size, problem.batch, problem.taps, vectors, FAST.multiprocessors)
+    if vectors:
+        return Config(power(height, 4, 16), 8, power(channels, 8, 64), 2, 1)
+    return Config(power(height, 4, 16), power(width, 16, 128), cdiv(128, power(width, 16, 128)), 2, 1)
 
 
 def dtype_name(dtype: torch.dtype, precision: str) -> str:

@@ -1,4 +1,4 @@
-"""Functions that the kernels call: the blend of tiles, the activations, the mask of the padding.
+"""Functions that the kernels call: the blend of tiles, their columns, the activations, the mask of the padding.
 
 The blend accumulates in fp32, in the order of the kernels, and rounds once to the compute dtype.
 """
@@ -33,6 +33,26 @@ def load_kernel(ptrs, stride, alphas, mask, P: tl.constexpr, ALPHA: tl.constexpr
     else:
         tile = blend(ptrs, stride, alphas, mask, P).to(DTYPE)
     return tile
+
+
+@triton.jit
+def columns_of(tile, SIZE: tl.constexpr, COUNT: tl.constexpr):
+    """Return the columns of a tile [SIZE, COUNT], COUNT a power of two up to 64, as a tuple of tiles [SIZE].
+
+    They need one exchange between threads in all; a load per column would need one each.
+    """
+    parts = (tile,)
+    for level in tl.static_range(6):
+        if COUNT >> level > 1:
+            halves = ()
+            for i in tl.static_range(1 << level):
+                halved = tl.reshape(parts[i], [SIZE, 2, COUNT >> (level + 1)])
+                halves = halves + tl.split(tl.permute(halved, (0, 2, 1)))
+            parts = halves
+    columns = ()
+    for i in tl.static_range(COUNT):
+        columns = columns + (tl.reshape(parts[i], [SIZE]),)
+    return columns
 
 
 @triton.jit

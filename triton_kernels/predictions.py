@@ -17,6 +17,7 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     suits_wgmma,
 )
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Device, Work, limit, seconds
+from tunable_ops.triton_kernels.roofline_blends import network_blend_work
 from tunable_ops.triton_kernels.roofline_calls import (
     convolution_calls,
     elements,
@@ -25,7 +26,7 @@ from tunable_ops.triton_kernels.roofline_calls import (
     pass_work,
     plain_kernel_gradient_calls,
 )
-from tunable_ops.triton_kernels.roofline_kernels import item_size, network_blend_work
+from tunable_ops.triton_kernels.roofline_sizes import item_size
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Seconds of host time for one eager call of a layer, least and most: estimates.

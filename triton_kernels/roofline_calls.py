@@ -10,18 +10,16 @@ from collections.abc import Callable
 from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Config, cdiv
 from tunable_ops.triton_kernels.roofline import FAST, MEMORY_TRIPS, Work
-from tunable_ops.triton_kernels.roofline_kernels import (
-    Sizes,
+from tunable_ops.triton_kernels.roofline_blends import (
     blend_work,
     contract_sum_work,
     contract_work,
-    item_size,
     network_blend_work,
     network_contract_work,
     network_sum_work,
-    product_work,
-    work_of,
 )
+from tunable_ops.triton_kernels.roofline_kernels import product_work, work_of
+from tunable_ops.triton_kernels.roofline_sizes import Sizes, item_size
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Name of a Triton kernel (or "hopper_conv_kernel", CUDA's): the function that counts its work.
@@ -30,6 +28,7 @@ FAMILIES = {
     "_tunable_conv2d_pointwise_kernel": work_of,
     "_tunable_conv2d_map_input_kernel": work_of,
     "_tunable_conv2d_depthwise_kernel": work_of,
+    "_tunable_conv2d_depthwise_rows_kernel": work_of,
     "_tunable_conv2d_weight_kernel": work_of,
     "_tunable_conv2d_depthwise_weight_kernel": work_of,
     "_tunable_parameter_forward_kernel": blend_work,

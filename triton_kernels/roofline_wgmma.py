@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from tunable_ops.triton_kernels.launch import cdiv
 from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
-from tunable_ops.triton_kernels.roofline_kernels import SHARED_MEMORY, Sizes
+from tunable_ops.triton_kernels.roofline_sizes import SHARED_MEMORY, Sizes
 
 
 class WgmmaShape(NamedTuple):

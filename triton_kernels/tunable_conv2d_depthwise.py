@@ -1,15 +1,17 @@
 """tunable_conv2d, depthwise (one input channel per group): no tensor cores, the blended taps stay in registers.
 
-A block computes a strip of output rows. At stride 1 it moves down the input rows: each is read once per column shift
-and serves all kernel rows, whose sums stay in registers. Otherwise the input is read once per tap. The tile's shape
-decides whether vectors run along the channels (NHWC) or the columns (NCHW).
+At stride 1 `tunable_conv2d_depthwise_rows` has the kernel. Here is the one for every other geometry, for maps, and for
+kernels with more taps than registers hold: a block computes a strip of output rows, and reads the input once per tap.
+The tile's shape decides whether vectors run along the channels (NHWC) or the columns (NCHW).
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.device_functions import finish, load_alphas, load_kernel, within
+from tunable_ops.triton_kernels.depthwise_tiles import COLUMNS, fits_registers
+from tunable_ops.triton_kernels.device_functions import columns_of, finish, load_alphas, load_kernel, within
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, cdiv, describe
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise_rows import _tunable_conv2d_depthwise_rows_kernel
 
 
 @triton.jit
@@ -27,7 +29,8 @@ def _tunable_conv2d_depthwise_kernel(
     alpha_ptr,
     y_ptr,
     pre_ptr,  # the value before the activation, laid out as y
-    sizes,  # H, W of the input; OH, OW; output channels
+    picture,  # H, W of the input; OH, OW; rows of a strip
+    channels,  # of the output
     x_strides,  # sample, channel, row, column
     w_strides,  # sample, kernel, output, row, column
     y_strides,  # sample, channel, row, column
@@ -37,21 +40,20 @@ def _tunable_conv2d_depthwise_kernel(
     tiles,  # along channels, columns, rows
     KH: tl.constexpr,
     KW: tl.constexpr,
+    TAPS: tl.constexpr,  # the power of two from KH * KW on
     P: tl.constexpr,
     MULTIPLIER: tl.constexpr,
     ALPHA: tl.constexpr,
     FLIP: tl.constexpr,
     RESIDENT: tl.constexpr,
-    ROLLING: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CONTRACT: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SAVE: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    H, W, OH, OW, channels = sizes
+    H, W, OH, OW, rows = picture
     x_sb, x_sc, x_sh, x_sw = x_strides
     w_sb, w_sp, w_so, w_sh, w_sw = w_strides
     y_sb, y_sc, y_sh, y_sw = y_strides
@@ -76,78 +78,71 @@ def _tunable_conv2d_depthwise_kernel(
     mask_y = (ow < OW)[:, None] & mask_c[None, :]
     offs_y = b * y_sb + (offs_c * y_sc)[None, :] + (ow * y_sw)[:, None]
     y_ptrs, pre_ptrs = y_ptr + offs_y, pre_ptr + offs_y
-    w_ptrs = w_ptr + b * w_sb + offs_c * w_so
+    w_ptr += b * w_sb
     alpha_ptr += b * alpha_sb
     alphas = ()
     if BLENDED != "none":
         alphas = load_alphas(alpha_ptr, alpha_sp, P)
-    bias_ptrs = bias_ptr + b * bias_sb + offs_c
+    # Each thread loads the values of its own channels: no exchange.
+    offs_full = tl.broadcast_to(offs_c[None, :], [BLOCK_W, BLOCK_C])
+    w_ptrs = w_ptr + offs_full * w_so
+    bias_ptrs = bias_ptr + b * bias_sb + offs_full
     taps = ()
     if RESIDENT:
-        for tap in tl.static_range(KH * KW):
-            place = KH * KW - 1 - tap if FLIP else tap
-            ptrs = w_ptrs + place // KW * w_sh + place % KW * w_sw
-            taps = taps + (load_kernel(ptrs, w_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)[None, :],)
+        every = tl.arange(0, TAPS)
+        places = KH * KW - 1 - every if FLIP else every
+        ptrs = w_ptr + (offs_c * w_so)[:, None] + (places // KW * w_sh + places % KW * w_sw)[None, :]
+        mask_w = mask_c[:, None] & (every < KH * KW)[None, :]
+        taps = columns_of(load_kernel(ptrs, w_sp, alphas, mask_w, P, BLENDED, dtype).to(tl.float32), BLOCK_C, TAPS)
 
-    oh_0 = tile_h * ROWS
-    if ROLLING:
-        bias = tl.zeros([BLOCK_C], tl.float32)
-        if HAS_BIAS:
-            bias = load_kernel(bias_ptrs, bias_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)
-        # sums[r] belongs to the output row that reads the current input row with kernel row r.
-        sums = ()
-        for _ in tl.static_range(KH):
-            sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
-        for step in range(ROWS + KH - 1):
-            for s in tl.static_range(KW):
-                x = _load_row(x_ptrs, oh_0 - pad_h + step, H, w_0 + s * dil_w, W, mask_c, x_sh, x_sw)
-                added = ()
-                for r in tl.static_range(KH):
-                    added = added + (sums[r] + x * taps[r * KW + s],)
-                sums = added
-            oh = oh_0 + step - (KH - 1)
-            mask = mask_y & (oh >= oh_0) & (oh < OH)
-            value = sums[KH - 1] + bias[None, :]
-            finish(y_ptrs + oh * y_sh, pre_ptrs + oh * y_sh, value, mask, ACTIVATION, SAVE)
-            moved = (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
-            for r in tl.static_range(KH - 1):
-                moved = moved + (sums[r],)
-            sums = moved
-    else:
-        for oh in range(oh_0, tl.minimum(oh_0 + ROWS, OH)):
-            h_0 = oh * stride_h - pad_h
-            total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+    oh_0 = tile_h * rows
+    for oh in range(oh_0, tl.minimum(oh_0 + rows, OH)):
+        h_0 = oh * stride_h - pad_h
+        total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+        if CONTRACT:
+            grad = tl.load(y_ptrs + oh * y_sh, mask=mask_y, other=0.0).to(tl.float32)
+        for p in range(P if MAP else 1):
+            acc = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+            if RESIDENT:
+                for tap in tl.static_range(KH * KW):
+                    h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
+                    acc += _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw) * taps[tap][None, :]
+            else:
+                for tap in range(KH * KW):
+                    h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
+                    x = _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw)
+                    if ALPHA == "spread":  # the map weighs x, not y
+                        there = within(w, W) & within(h, H)
+                        weights = tl.load(alpha_ptr + p * alpha_sp + h * W + w, mask=there, other=0.0)
+                        x *= weights.to(tl.float32)[:, None]
+                    place = KH * KW - 1 - tap if FLIP else tap
+                    ptrs = w_ptrs + p * w_sp + place // KW * w_sh + place % KW * w_sw
+                    acc += x * load_kernel(ptrs, w_sp, alphas, mask_c[None, :], P, BLENDED, dtype).to(tl.float32)
+            if HAS_BIAS:
+                bias = load_kernel(bias_ptrs + p * bias_sp, bias_sp, alphas, mask_c[None, :], P, BLENDED, dtype)
+                acc += bias.to(tl.float32)
+            weight_ptrs = alpha_ptr + p * alpha_sp + oh * OW + ow
             if CONTRACT:
-                grad = tl.load(y_ptrs + oh * y_sh, mask=mask_y, other=0.0).to(tl.float32)
-            for p in range(P if MAP else 1):
-                acc = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
-                if RESIDENT:
-                    for tap in tl.static_range(KH * KW):
-                        h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
-                        acc += _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw) * taps[tap]
-                else:
-                    for tap in range(KH * KW):
-                        h, w = h_0 + tap // KW * dil_h, w_0 + tap % KW * dil_w
-                        x = _load_row(x_ptrs, h, H, w, W, mask_c, x_sh, x_sw)
-                        if ALPHA == "spread":  # the map weighs x, not y
-                            there = within(w, W) & within(h, H)
-                            weights = tl.load(alpha_ptr + p * alpha_sp + h * W + w, mask=there, other=0.0)
-                            x *= weights.to(tl.float32)[:, None]
-                        place = KH * KW - 1 - tap if FLIP else tap
-                        ptrs = w_ptrs + p * w_sp + place // KW * w_sh + place % KW * w_sw
-                        acc += x * load_kernel(ptrs, w_sp, alphas, mask_c, P, BLENDED, dtype).to(tl.float32)[None, :]
-                if HAS_BIAS:
-                    bias = load_kernel(bias_ptrs + p * bias_sp, bias_sp, alphas, mask_c, P, BLENDED, dtype)
-                    acc += bias.to(tl.float32)[None, :]
-                places = alpha_ptr + p * alpha_sp + oh * OW + ow
-                if CONTRACT:
-                    tl.store(places + tile_c.to(tl.int64) * alpha_part, tl.sum(acc * grad, 1), mask=ow < OW)
-                elif ALPHA == "map":
-                    total += acc * tl.load(places, mask=ow < OW, other=0.0).to(tl.float32)[:, None]
-                else:
-                    total += acc
-            if not CONTRACT:
-                finish(y_ptrs + oh * y_sh, pre_ptrs + oh * y_sh, total, mask_y, ACTIVATION, SAVE)
+                tl.store(weight_ptrs + tile_c.to(tl.int64) * alpha_part, tl.sum(acc * grad, 1), mask=ow < OW)
+            elif ALPHA == "map":
+                total += acc * tl.load(weight_ptrs, mask=ow < OW, other=0.0).to(tl.float32)[:, None]
+            else:
+                total += acc
+        if not CONTRACT:
+            finish(y_ptrs + oh * y_sh, pre_ptrs + oh * y_sh, total, mask_y, ACTIVATION, SAVE)
+
+
+# A thread of the general kernel holds this many taps of a vector of channels.
+RESIDENT_TAPS = 12
+
+
+def columns_of_thread(x: Tensor, taps: tuple[int, int], geometry: Geometry, config: Config) -> int:
+    """Return the neighbours that a thread of the row kernel computes; 0 if that kernel does not serve the call."""
+    if geometry.stride[0] != 1 or geometry.dilation[0] != 1:
+        return 0
+    vectors = x.stride(1) == 1 and geometry.stride[1] == geometry.dilation[1] == 1 and config.block_n >= COLUMNS
+    columns = COLUMNS if vectors else 1
+    return columns if fits_registers(taps, config, columns) else 0
 
 
 def plan_tunable_conv2d_depthwise(
@@ -184,12 +179,29 @@ def plan_tunable_conv2d_depthwise(
     kh, kw = weight.shape[3:]
     stack = describe(weight, bias, alpha)
     w_sb, w_sp, w_so, _, w_sh, w_sw = stack.strides
-    # A thread's registers hold this many taps of a vector of channels.
-    resident = stack.kind != "map" and kh * kw <= 12
-    rolling = resident and geometry.stride[0] == geometry.dilation[0] == 1
+    columns = 0 if stack.kind == "map" else columns_of_thread(x, (kh, kw), geometry, config)
+    constants = {
+        "KH": kh,
+        "KW": kw,
+        "TAPS": 1 << (kh * kw - 1).bit_length(),
+        "P": stack.kernels,
+        "MULTIPLIER": outputs // inputs,
+        "ALPHA": "spread" if spread else stack.kind,
+        "FLIP": geometry.flip,
+        "HAS_BIAS": bias is not None,
+        "ACTIVATION": activation,
+        "SAVE": pre is not None,
+        "BLOCK_W": config.block_n // max(1, columns),
+        "BLOCK_C": config.block_k,
+    }
+    if columns:
+        steps = (x.stride(3), y.stride(3)) if columns > 1 else (0, 0)
+        constants |= {"COLUMNS": columns, "X_STEP": steps[0], "Y_STEP": steps[1]}
+    else:
+        constants |= {"RESIDENT": stack.kind != "map" and kh * kw <= RESIDENT_TAPS, "CONTRACT": part > 0}
     tiles = (cdiv(outputs, config.block_k), cdiv(out_width, config.block_n), cdiv(out_height, config.block_m))
     return Launch(
-        _tunable_conv2d_depthwise_kernel,
+        _tunable_conv2d_depthwise_rows_kernel if columns else _tunable_conv2d_depthwise_kernel,
         (tiles[0] * tiles[1] * tiles[2] * batch,),
         (
             x,
@@ -198,7 +210,8 @@ def plan_tunable_conv2d_depthwise(
             weight if alpha is None else alpha,
             y,
             y if pre is None else pre,
-            (height, width, out_height, out_width, outputs),
+            (height, width, out_height, out_width, config.block_m),
+            outputs,
             x.stride(),
             (w_sb, w_sp, w_so, w_sh, w_sw),
             y.stride(),
@@ -207,23 +220,7 @@ def plan_tunable_conv2d_depthwise(
             geometry.flat(),
             tiles,
         ),
-        {
-            "KH": kh,
-            "KW": kw,
-            "P": stack.kernels,
-            "MULTIPLIER": outputs // inputs,
-            "ALPHA": "spread" if spread else stack.kind,
-            "FLIP": geometry.flip,
-            "RESIDENT": resident,
-            "ROLLING": rolling,
-            "HAS_BIAS": bias is not None,
-            "CONTRACT": part > 0,
-            "ACTIVATION": activation,
-            "SAVE": pre is not None,
-            "ROWS": config.block_m,
-            "BLOCK_W": config.block_n,
-            "BLOCK_C": config.block_k,
-        },
+        constants,
         config.num_warps,
         config.num_stages,
     )

@@ -169,6 +169,22 @@ def test_results_of_an_earlier_run_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_script_keeps_what_was_done(tmp_path: Path, number: int) -> None:
+    """The signal reaches the stage that runs, the next ones are left out, and the files stay."""
+    command = ["bash", SCRIPT, tmp_path, "first", "environment", "counters", "tests", "--stand-in"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHON": sys.executable}, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "counters.txt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 1, said
+    assert summary(tmp_path) == ["environment: ok", "counters: stopped", "tests: left out: stopped"]
+    assert "on_gpu: not all stages ended well: counters tests" in said
+    assert "copy_gbps" in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(unavailable_reason() is not None, reason="the rehearsal interprets Triton kernels")
 def test_rehearsal(tmp_path: Path) -> None:
     """Both plans from end to end on a clean copy of the tracked files, and their results read."""

@@ -92,6 +92,24 @@ def test_geometry(taps: int, stride: int, dilation: int, padding: int, groups: i
     check(case, "sample", channels_last=groups != 2)
 
 
+# Geometries and sizes where depthwise kernels differ: several outputs of a channel, many kernels with many taps, seven
+# rows of sums, steps and gaps between columns (the row kernel) or rows (the general one), less padding than taps.
+ROW_CASES = [
+    Case(channels=3, outputs=6, groups=3, size=(6, 7), kernels=2),
+    Case(channels=2, outputs=2, groups=2, size=(5, 9), taps=(5, 4), padding=(2, 1), kernels=16),
+    Case(channels=2, outputs=2, groups=2, size=(8, 5), taps=(7, 7), padding=(3, 3), kernels=2),
+    Case(channels=3, outputs=3, groups=3, size=(5, 11), taps=(3, 2), stride=(1, 2), dilation=(1, 3), kernels=2),
+    Case(channels=3, outputs=3, groups=3, size=(7, 6), taps=(2, 3), dilation=(2, 1), kernels=2),
+    Case(channels=17, outputs=17, groups=17, size=(9, 19), padding=(0, 2), kernels=2, bias=False),
+]
+
+
+@pytest.mark.parametrize("case", ROW_CASES, ids=str)
+def test_depthwise_rows(case: Case) -> None:
+    check(case, "sample", tiles=small_tiles(case))
+    check(case, "shared", torch.float16, channels_last=False, activation="relu")
+
+
 # Tails of every dimension, outputs in two parts, groups, phases without a tap, several outputs of a depthwise channel.
 MAPS = [
     Case(channels=17, outputs=3, size=(3, 5), kernels=2),

@@ -13,7 +13,8 @@ from tunable_ops.triton_kernels.choose_algorithm import Problem
 from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Config
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work
-from tunable_ops.triton_kernels.roofline_kernels import blend_work, contract_sum_work, contract_work, work_of
+from tunable_ops.triton_kernels.roofline_blends import blend_work, contract_sum_work, contract_work
+from tunable_ops.triton_kernels.roofline_kernels import work_of
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +50,15 @@ def test_counts_of_other_kernels_by_hand() -> None:
     assert one.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 64 * 2
     deep = LAYER._replace(kind="depthwise", inputs=1, outputs=1, groups=64)
     (work,) = work_of(deep, Config(16, 8, 64, 2, 1))
+    assert work.kernel == "_tunable_conv2d_depthwise_rows_kernel"
     assert work.blocks == 32 * 4 * 7 and work.products == 0
     assert work.memory == 2 * PIXELS * 64 * 2 + 2 * 64 * 9 * 2
     assert work.l2 == work.blocks * (18 * 10 * 64 + 2 * 9 * 64) * 2 + PIXELS * 64 * 2
+    assert work.lanes == work.blocks * 18 * 8 * 64 * 9 * 7 // 3 and work.chain == 2 * 19
+    # At stride 2 every row of taps reads its row, and every tap waits.
+    (work,) = work_of(deep._replace(stride=(2, 2)), Config(16, 8, 64, 2, 1))
+    assert work.kernel == "_tunable_conv2d_depthwise_kernel" and work.chain == 2 * (2 + 16 * 9)
+    assert work.l2 == work.blocks * (16 * 3 * 17 + 2 * 9) * 64 * 2 + PIXELS * 64 * 2
     (weight,) = work_of(LAYER._replace(direction="weight"), Config(64, 128, 64, 4, 3), splits=4)
     assert weight.blocks == 5 * 4 * 32
     assert weight.workspace == 4 * 4 * 32 * 64 * 64 * 9
