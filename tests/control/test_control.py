@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tunable_ops import control, fold, models, serialization
 from tunable_ops.control.dynamic_net import TuningBlock
 
-METHODS = {
+METHODS: dict[str, dict[str, object]] = {
     "dni": {},
     "adafm": {"kernel_size": 3},
     "dynamic_net": {"after": ["body.0", "body.2"]},
@@ -145,10 +145,20 @@ def test_a_tuning_block_is_its_formula() -> None:
     torch.testing.assert_close(TunableModel(block, 2)(x, [0.7, 0.3]), x + 0.3 * psi, atol=1e-5, rtol=1e-5)
 
 
+def test_cfsnets_branch_has_no_skip() -> None:
+    """At lambda = (1/2, 1/2) an untrained coupling takes half of each branch (2 * 0.5 * sigmoid(0) = 0.5)."""
+    torch.manual_seed(0)
+    main = nn.Conv2d(4, 4, 3, padding=1)
+    net = control.attach(nn.Sequential(main), "cfsnet", after=["0"])
+    x, coupling = torch.rand(2, 4, 6, 5), net.network[0].knob
+    tune = coupling.second(torch.relu(coupling.first(x)))
+    torch.testing.assert_close(net(x, [0.5, 0.5]), 0.5 * main(x) + 0.5 * tune, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "text"),
     [
-        ("knob", {}, "method must be one of dni, adafm, dynamic_net, cfsnet; got 'knob'"),
+        ("knob", {}, "method must be one of dni, adafm, .*, cresmd, low_rank; got 'knob'"),
         ("adafm", {"after": ["body.9"]}, "after must match a module; got 'body.9'"),
         ("adafm", {"kernel_size": 2}, "kernel_size must be an odd int; got 2"),
         ("adafm", {"after": ["body.0"]}, "after must name convolutions; got 'body.0'"),
