@@ -28,7 +28,8 @@ WRITE_EVERY = 5.0  # seconds between two writes of the results so far
 DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
 _OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "readme", "compare")
-_OF_COMPARISON = ("runs", "setting", "data", "test", "every", "jobs")
+_CHOICES = ("backbone", "tasks", "methods", "seeds", "steps")  # attributes of the comparison's setting
+_OF_COMPARISON = ("runs", "setting", "data", "test", "every", "weights", "jobs", *_CHOICES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     timings.add_argument("--compare", type=Path, help="name what got slower than in this file; exit 1 if anything did")
     knobs = parser.add_argument_group("comparison", "ways to get a knob, trained alike: docs/comparison.md")
     knobs.add_argument("--runs", type=Path, help="folder of the trainings; what it holds is kept and continued")
-    knobs.add_argument("--setting", help="quick, cpu or gpu (default cpu)")
+    knobs.add_argument("--setting", help="quick, cpu, long or gpu (default cpu)")
+    knobs.add_argument("--backbone", help="dncnn or edsr (default dncnn)")
+    knobs.add_argument("--tasks", nargs="+", help="strength, level, perception, box (default: the last three)")
+    knobs.add_argument("--methods", nargs="+", help="beside affine and separate (default: all)")
+    knobs.add_argument("--seeds", type=int, help="how many (default: of the setting)")
+    knobs.add_argument("--steps", type=int, help="optimiser steps of a training (default: of the setting)")
+    knobs.add_argument("--weights", help="file of VGG16's weights, for the task perception (default: looked for)")
     knobs.add_argument("--data", help="folder of training pictures (default: scikit-image's)")
     knobs.add_argument("--test", help="folder of test pictures (default: scikit-image's)")
     knobs.add_argument("--every", type=int, help="take every N-th test picture of a folder (default 4)")
@@ -135,9 +142,11 @@ def _train_knobs(args: argparse.Namespace) -> int:
 
     if args.runs is None:
         raise ValueError("bench: --runs must name a folder for the trainings of the comparison; got nothing")
-    given = {"train": args.data, "test": args.test, "every": args.every}
+    given = {"train": args.data, "test": args.test, "every": args.every, "weights": args.weights}
     data = Data(**{name: value for name, value in given.items() if value is not None})
-    setting, jobs = setting_named(args.setting or "cpu"), 1 if args.jobs is None else args.jobs
+    changes = {name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    setting, jobs = setting_named(args.setting or "cpu", **changes), 1 if args.jobs is None else args.jobs
     try:
         if run_all(setting, data, args.runs, jobs=jobs, threads=args.threads or 1, progress=sys.stderr.isatty()):
             return 0

@@ -48,6 +48,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "true-vgg19": lambda: losses.Perceptual("vgg19", weights="random", bounded=False),
     "pgn-unet": lambda: losses.PerceptualGradient(PGN("unet", bounded=False)),
     "pgn-unet-own": lambda: losses.PerceptualGradient(_with_own_operators()),
+    "pgn-unet-published": lambda: losses.PerceptualGradient(PGN("unet_published", bounded=False).eval()),
     "pgn-resnet4": lambda: losses.PerceptualGradient(PGN("resnet4", bounded=False)),
 }
 

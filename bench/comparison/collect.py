@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,14 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tunable_ops.bench import machine, results_file, timing
-from tunable_ops.bench.comparison.evaluation import Mix, falling, unevenness
-from tunable_ops.bench.comparison.plan import GRID, METHODS, MIX, SEPARATE, TASKS, Setting, Unit, mixes, steps_of, units
+from tunable_ops.bench import step as steps
+from tunable_ops.bench.comparison.evaluation import Mix, falling, front_of, unevenness
+from tunable_ops.bench.comparison.plan import (
+    GRID,
+    METHOD,
+    MIX,
+    SEPARATE,
+    Method,
+    Setting,
+    Unit,
+    lam_for,
+    methods_of,
+    mixes,
+    steps_of,
+    units,
+)
 from tunable_ops.bench.comparison.run import load_network, result_file
 
 from tunable_ops import fold
-from tunable_ops.modules import TunableModel
-
-_MIDDLE = [0.5, 0.5]
+from tunable_ops.control import PhasedModel
+from tunable_ops.modules import LambdaWarning, TunableModel
 
 
 def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
@@ -48,7 +62,13 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
     pictures = {tuple(result["pictures"]) for result in read.values()}
     if len(pictures) > 1:
         raise ValueError(f"comparison: units must be evaluated on the same pictures; got {len(pictures)} sets")
-    measured = sizes_and_times(out, setting, size=size, rounds=rounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LambdaWarning)  # phases on the box, at lambda = (1, 1)
+        measured = sizes_and_times(out, setting, size=size, rounds=rounds)
+    rows = {
+        task: {method.key: _rows(method.key, task, setting, read) for method in methods_of(task, setting)}
+        for task in setting.tasks
+    }
     results = {
         "schema": results_file.COMPARISON.version,
         "suite": "comparison",
@@ -59,8 +79,8 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
         "data": plan["data"],
         "pictures": list(next(iter(pictures))),
         "timing": {"size": size, "rounds": rounds},
-        "methods": {m.key: {"label": m.label, "steps": steps_of(m.key, setting), **measured[m.key]} for m in METHODS},
-        "tasks": {task.key: {m.key: _rows(m.key, task.key, setting, read) for m in METHODS} for task in TASKS},
+        "methods": measured,
+        "tasks": rows,
     }
     results = dict(results_file.rounded(results, results_file.COMPARISON.digits))
     results_file.validate(results, out)
@@ -68,54 +88,94 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
 
 
 def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return numbers of parameters, and seconds per picture with one CPU thread, or on the GPU where training used one.
+    """Return numbers of parameters, seconds per picture and per training step, and the memory of a step.
 
-    A knob is measured as it is, at lambda = (1/2, 1/2), and folded to a plain network where it can be.
+    With one CPU thread, or on the GPU where training used one. A knob is measured at t = 1/2, as it is and folded to a
+    plain network where it can be; a training step with the setting's batch, a lambda per sample where the method
+    draws them, else in its last phase. Networks are those of the first task that has the method; a row with twice the
+    steps has the figures of its method.
 
     Returns:
-        Per method ``parameters``, ``seconds``, and ``folded_parameters`` and ``folded_seconds`` or None; seconds are
-        {"median", "q1", "q3"}.
+        Per method ``label``, ``parameters``, ``seconds``, ``step_seconds`` and ``step_bytes`` (None where outputs are
+        mixed), ``folded_parameters`` and ``folded_seconds`` or None; seconds are {"median", "q1", "q3"}.
     """
     device = _device(setting)
-    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    nets = {m.key: load_network(out, _example(m.key)).to(device).eval() for m in METHODS}
-    folded = {key: folded_network(net) for key, net in nets.items()}
-    calls = {SEPARATE: _call(nets[SEPARATE], x)}  # the baseline comes first
-    calls |= {key: _call(net, x) for key, net in nets.items()}
-    calls |= {f"{key} folded": _call(net, x) for key, net in folded.items() if net is not None}
+    chosen: dict[str, tuple[Method, str]] = {}
+    for task in setting.tasks:
+        for method in methods_of(task, setting):
+            chosen.setdefault(method.kind, (method, task))
+    chosen = {SEPARATE: chosen.pop(SEPARATE), **chosen}  # the baseline comes first
+    calls: dict[str, Callable[[], Any]] = {}
+    trainings: dict[str, Callable[[], list[Tensor]]] = {}
+    counts: dict[str, int] = {}
+    for kind, (method, task) in chosen.items():
+        net = load_network(out, Unit(task, method.key, 0, GRID[0] if kind == SEPARATE else None)).to(device).eval()
+        lam = torch.tensor(lam_for(method.key, task, 0.5), device=device)
+        x = _picture(1, size, task, setting, device)
+        counts[kind] = _count(net)
+        calls[kind] = _call(net, x, lam)
+        plain = folded_network(net, lam)
+        if plain is not None:
+            counts[f"{kind} folded"], calls[f"{kind} folded"] = _count(plain), _call(plain, x, lam)
+        if kind != MIX:
+            trainings[kind] = _training_step(net, _picture(setting.batch, setting.crop, task, setting, device), lam)
     with timing.cpu_threads(1):
         clock = timing.CudaClock(host=True) if device == "cuda" else None
         times = timing.compare(calls, rounds=rounds, clock=clock)
+        of_steps = timing.compare(trainings, rounds=rounds, clock=clock)
+        memory = {kind: steps.peak_bytes(step, device) for kind, step in trainings.items()}
 
-    def quartiles(name: str) -> dict[str, float] | None:
-        found = times.get(name)
-        return found and {"median": found.seconds, "q1": found.seconds_q1, "q3": found.seconds_q3}
-
-    return {
-        key: {
-            "parameters": _count(net),
-            "seconds": quartiles(key),
-            "folded_parameters": None if (plain := folded[key]) is None else _count(plain),
-            "folded_seconds": quartiles(f"{key} folded"),
+    def row(kind: str, label: str) -> dict[str, Any]:
+        return {
+            "label": label,
+            "parameters": counts[kind],
+            "seconds": _quartiles(times.get(kind)),
+            "step_seconds": _quartiles(of_steps.get(kind)),
+            "step_bytes": memory.get(kind),
+            "folded_parameters": counts.get(f"{kind} folded"),
+            "folded_seconds": _quartiles(times.get(f"{kind} folded")),
         }
-        for key, net in nets.items()
-    }
+
+    keys = {m.key for task in setting.tasks for m in methods_of(task, setting)}
+    return {key: row(method.kind, method.label) for key, method in METHOD.items() if key in keys}
 
 
-def folded_network(net: nn.Module) -> nn.Module | None:
-    """Return a knob's plain network at lambda = (1/2, 1/2); None where there is none, or it is plain already."""
+def _quartiles(found: timing.Timing | None) -> dict[str, float] | None:
+    return found and {"median": found.seconds, "q1": found.seconds_q1, "q3": found.seconds_q3}
+
+
+def _picture(batch: int, size: int, task: str, setting: Setting, device: str) -> Tensor:
+    """Return an input whose output has the size given."""
+    side = size // 2 if task == "perception" and setting.backbone == "edsr" else size
+    return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _training_step(net: nn.Module, x: Tensor, lam: Tensor) -> Callable[[], list[Tensor]]:
+    """Return a step that computes the gradients of what a training of the network changes, with its lambda."""
+    lams: Tensor | None = None
+    if isinstance(net, PhasedModel):
+        lams = torch.tensor(net.enter_phase(net.phases - 1), device=x.device)
+    elif isinstance(net, TunableModel):
+        lams = lam.expand(len(x), -1)
+    trained = [p for p in net.parameters() if p.requires_grad]
+
+    def step() -> list[Tensor]:
+        output = net(x) if lams is None else net(x, lams)
+        return list(torch.autograd.grad(output.square().mean(), trained, allow_unused=True))
+
+    return step
+
+
+def folded_network(net: nn.Module, lam: Tensor) -> nn.Module | None:
+    """Return a knob's plain network at lambda; None where there is none, or it is plain already."""
     if not isinstance(net, TunableModel):
         return None
     try:
-        return fold(net, _MIDDLE).eval()
+        return fold(net, lam).eval()
     except ValueError as error:
         if "plain form" not in str(error):
             raise
         return None
-
-
-def _example(method: str) -> Unit:
-    return Unit(TASKS[0].key, method, 0, GRID[0] if method == SEPARATE else None)
 
 
 def _device(setting: Setting) -> str:
@@ -126,9 +186,9 @@ def _count(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def _call(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def _call(net: nn.Module, x: Tensor, lam: Tensor) -> Callable[[], Tensor]:
     takes_lam = isinstance(net, TunableModel | Mix)
-    function = partial(net, x, torch.tensor(_MIDDLE, device=x.device)) if takes_lam else partial(net, x)
+    function = partial(net, x, lam) if takes_lam else partial(net, x)
     return torch.no_grad()(function)
 
 
@@ -141,14 +201,18 @@ def _rows(method: str, task: str, setting: Setting, read: dict[str, dict[str, An
         travel = [row for part in parts for row in part["travel"]]
         means = [_mean(row) for row in travel]
         knob = method != SEPARATE
+        lpips = None if parts[0]["lpips"] is None else [_mean(row) for part in parts for row in part["lpips"]]
+        terms = [row for part in parts for row in part["terms"]]
         seeds[str(seed)] = {
-            "db": [_mean(row) for part in parts for row in part["db"]],
+            **{name: [_mean(row) for part in parts for row in part[name]] for name in ("db", "loss", "psnr")},
+            "lpips": lpips,
             "travel": means,
+            "hypervolume": front_of(task, terms, parts[0]["reference"]),
             "monotone": falling(travel) if knob else None,
             "unevenness": unevenness(means) if knob else None,
             "train_seconds": None if method == MIX else sum(part["train_seconds"] for part in parts),
         }
-    return {"seeds": seeds}
+    return {"steps": steps_of(method, task, setting), "seeds": seeds}
 
 
 def _mean(values: list[float]) -> float:

@@ -1,16 +1,18 @@
 """What is trained: tasks, methods, settings, and the configuration of every training run ("unit").
 
-lambda = (1 - t, t). Every method gets the same plain network, pictures, optimiser, seeds and number of steps: the
-knobs that are trained in phases split the steps between them, and each of the separately trained networks gets the full
-number. Settings were chosen once for all methods; no method was tuned by itself.
+A position t of the knob stands for a lambda (`lam_of`): (1 - t, t), or on the box a path along two of its edges. Every
+method gets the same plain network, pictures, optimiser, seeds and number of steps. The knobs that are trained in
+phases split the steps between them; they have a second row with twice as many. Each of the separately trained networks
+gets the full number. Settings were chosen once for all methods; no method was tuned by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunable_ops.control import PHASED
 from tunable_ops.train.config import Config
 from tunable_ops.train.sections import validate
 
@@ -18,6 +20,7 @@ from tunable_ops.train.sections import validate
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 FINE = tuple(k / 8 for k in range(9))
 OURS, SEPARATE, MIX = "affine", "separate", "mix"
+BACKBONES = ("dncnn", "edsr")
 
 
 @dataclass(frozen=True)
@@ -25,25 +28,36 @@ class Method:
     """A row of the tables.
 
     Attributes:
-        key: The ``tuning.kind``, `SEPARATE`, or `MIX`.
+        key: Its name in files.
         label: Its name in tables and plots.
-        trained: Whether it has training runs of its own.
+        kind: The ``tuning.kind``, `SEPARATE`, or `MIX`.
+        factor: How many times the steps of the setting it gets.
     """
 
     key: str
     label: str
-    trained: bool = True
+    kind: str
+    factor: int = 1
+
+    @property
+    def phased(self) -> bool:
+        """True if it is trained at the ends alone, one after the other."""
+        return self.kind in PHASED
 
 
+_LABELS = {"dni": "DNI", "adafm": "AdaFM", "dynamic_net": "Dynamic-Net", "cfsnet": "CFSNet"}
 METHODS = (
-    Method(OURS, "tunable convolutions"),
-    Method("dni", "DNI"),
-    Method("adafm", "AdaFM"),
-    Method("dynamic_net", "Dynamic-Net"),
-    Method("cfsnet", "CFSNet"),
-    Method(MIX, "two networks, outputs mixed", trained=False),
-    Method(SEPARATE, "separate networks"),
+    Method(OURS, "tunable convolutions", OURS),
+    Method("film", "FiLM", "film"),
+    Method("planes", "planes of lambda", "planes"),
+    Method("cresmd", "CResMD", "cresmd"),
+    Method("low_rank", "low-rank kernels", "low_rank"),
+    *(Method(kind, label, kind) for kind, label in _LABELS.items()),
+    *(Method(f"{kind}_2x", f"{label}, twice the steps", kind, 2) for kind, label in _LABELS.items()),
+    Method(MIX, "two networks, outputs mixed", MIX),
+    Method(SEPARATE, "separate networks", SEPARATE),
 )
+METHOD = {method.key: method for method in METHODS}
 KNOBS = tuple(method.key for method in METHODS if method.key not in (SEPARATE, MIX))
 
 
@@ -52,16 +66,20 @@ class Task:
     """What the knob is for.
 
     Attributes:
-        key: "strength" or "level".
+        key: In files.
         label: A line for headings.
         measure: What ``db`` is, for headings.
         travel: What should move one way along t, for headings.
+        box: Whether lambda is on the box, else on the simplex.
+        front: Whether its first two objectives pull apart, so that their losses along the knob are a front.
     """
 
     key: str
     label: str
     measure: str
     travel: str
+    box: bool = False
+    front: bool = True
 
 
 TASKS = (
@@ -76,8 +94,23 @@ TASKS = (
         "noise level: MSE to the clean picture, and t says how noisy the input is",
         "PSNR to the clean picture at the noise level of t, dB",
         "energy removed from an input of sigma 25, squared grey levels",
+        front=False,
+    ),
+    Task(
+        "perception",
+        "perception against distortion: x2 super-resolution, L1 (t = 0) to a perceptual loss (t = 1)",
+        "multi-loss at lambda = (1 - t, t), as -10 log10, dB",
+        "perceptual loss",
+    ),
+    Task(
+        "box",
+        "denoise and deblur on the box: noise removed (t = 0), both (t = 1/2), blur removed (t = 1)",
+        "PSNR to the targets of the corners of the box, mixed as lambda says, dB",
+        "squared distance to the sharp picture with the noise of the input, squared grey levels",
+        box=True,
     ),
 )
+TASK = {task.key: task for task in TASKS}
 
 
 @dataclass(frozen=True)
@@ -85,9 +118,9 @@ class Setting:
     """Sizes of a comparison.
 
     Attributes:
-        name: "quick", "cpu" or "gpu".
-        features: Width of the DnCNN, which runs on 2x2-unshuffled pixels.
-        depth: Its number of convolutions.
+        name: "quick", "cpu", "long" or "gpu".
+        features: Width of the network.
+        depth: Number of convolutions of the DnCNN, which runs on 2x2-unshuffled pixels.
         crop: Side of the training crops in pixels.
         batch: Crops per step.
         steps: Optimiser steps per unit.
@@ -100,6 +133,16 @@ class Setting:
         warmup: Steps of every phase in which the rate rises.
         device: "cpu", or "auto" for a GPU where there is one.
         workers: Processes that prepare batches, per unit.
+        backbone: "dncnn" or "edsr".
+        blocks: Number of residual blocks of the EDSR.
+        tasks: Keys of `TASKS`.
+        methods: Keys of `METHODS`; `OURS` and `SEPARATE` are always among them.
+        blur: Width of the Gaussian blur of the task "box", in pixels.
+        noise: Standard deviation of its noise, of 255.
+        perceptual: Loss of the task "perception" at t = 1: "alex" for LPIPS with AlexNet, which costs next to nothing,
+            or "vgg16" for the perceptual loss of VGG16, which takes many times as long as the networks.
+        layers: Layers of the latter.
+        lpips: Whether LPIPS is measured: AlexNet's, or VGG16's where a network was trained with AlexNet's.
     """
 
     name: str
@@ -117,11 +160,23 @@ class Setting:
     warmup: int = 20
     device: str = "cpu"
     workers: int = 0
+    backbone: str = "dncnn"
+    blocks: int = 4
+    tasks: tuple[str, ...] = ("level", "perception", "box")
+    methods: tuple[str, ...] = tuple(method.key for method in METHODS)
+    blur: float = 1.5
+    noise: float = 15.0
+    perceptual: str = "alex"
+    layers: tuple[str, ...] | str = "relus"
+    lpips: bool = True
 
 
 SETTINGS = {
-    "quick": Setting("quick", 8, 4, 24, 4, 40, seeds=2, test_crop=64, warmup=5),
+    "quick": Setting(
+        "quick", 8, 4, 24, 4, 40, seeds=2, test_crop=64, warmup=5, blocks=3, perceptual="vgg16", layers=("relu2_2",)
+    ),
     "cpu": Setting("cpu", 32, 6, 48, 16, 800),
+    "long": Setting("long", 32, 6, 48, 16, 3200, seeds=8, warmup=40, ema=0.99),
     # Estimated, not measured: below 8 minutes a unit on an H200, bound by launches rather than by arithmetic.
     "gpu": Setting(
         "gpu",
@@ -136,6 +191,8 @@ SETTINGS = {
         warmup=200,
         device="auto",
         workers=4,
+        blocks=8,
+        perceptual="vgg16",
     ),
 }
 
@@ -148,11 +205,13 @@ class Data:
         train: To train on.
         test: To evaluate on.
         every: Of a test folder's pictures, sorted by name, each ``every``-th is used, from the first on.
+        weights: File of VGG16's weights, for its perceptual loss; None: looked for (`losses.weights`).
     """
 
     train: str = "skimage"
     test: str = "skimage"
     every: int = 4
+    weights: str | None = None
 
     def described(self) -> dict[str, Any]:
         """Return the same without the folders' places, which are this machine's own."""
@@ -174,41 +233,75 @@ class Unit:
         return f"{self.task}-{self.method}" + ("" if self.t is None else f"-t{self.t:g}") + f"-s{self.seed}"
 
 
+def methods_of(task: str, setting: Setting) -> list[Method]:
+    """Return the methods of a task, in the order of the tables: CFSNet has two ends, and none for the box."""
+    chosen = (OURS, SEPARATE, *setting.methods)
+    return [m for m in METHODS if m.key in chosen and not (TASK[task].box and m.kind == "cfsnet")]
+
+
 def units(setting: Setting) -> list[Unit]:
     """Return all training runs, seed by seed: what is there after a stop is a comparison with fewer seeds."""
     found = []
     for seed in range(setting.seeds):
-        for task in TASKS:
-            found += [Unit(task.key, key, seed) for key in KNOBS]
-            found += [Unit(task.key, SEPARATE, seed, t) for t in GRID]
+        for task in setting.tasks:
+            for method in methods_of(task, setting):
+                if method.key == SEPARATE:
+                    found += [Unit(task, SEPARATE, seed, t) for t in GRID]
+                elif method.key != MIX:
+                    found.append(Unit(task, method.key, seed))
     return found
 
 
 def mixes(setting: Setting) -> list[Unit]:
     """Return what is evaluated without a training of its own: outputs of two separate networks, mixed."""
-    return [Unit(task.key, MIX, seed) for seed in range(setting.seeds) for task in TASKS]
+    seeds = range(setting.seeds if MIX in setting.methods else 0)
+    return [Unit(task, MIX, seed) for seed in seeds for task in setting.tasks]
 
 
-def lam_of(t: float) -> list[float]:
-    """Return lambda at a position of the knob."""
-    return [1 - t, t]
+def lam_of(task: str, t: float) -> list[float]:
+    """Return lambda at a position of the knob: (1 - t, t); on the box from (1, 0) over (1, 1) to (0, 1)."""
+    return [min(1.0, 2 - 2 * t), min(1.0, 2 * t)] if TASK[task].box else [1 - t, t]
 
 
-def placement(kind: str, depth: int) -> dict[str, Any]:
-    """Return where a knob of `tunable_ops.control` sits in DnCNN's chain, whose k-th convolution is ``model.{2 k}``.
+def lam_for(method: str, task: str, t: float) -> list[float]:
+    """Return what a method's network is called with at a position.
+
+    That is `lam_of`, but for outputs that are mixed, (1 - t, t), and for phases on the box: their main network is that
+    of lambda = (0, 0), which keeps the input, so the three coefficients are (1 - lam_0 - lam_1, lam_0, lam_1); at
+    (1, 1) the changes of both ends add up.
+    """
+    lam = lam_of(task, t)
+    if method == MIX:
+        return [1 - t, t]
+    return [1 - sum(lam), *lam] if TASK[task].box and METHOD[method].phased else lam
+
+
+def placement(kind: str, setting: Setting) -> dict[str, Any]:
+    """Return where a knob of `tunable_ops.control` sits.
 
     AdaFM: after every convolution, as published, with filters of 5 x 5 (the largest published, as recalled).
-    Dynamic-Net: three blocks, as published, after the second, the middle and the last but one convolution. CFSNet: a
-    tuning block beside every convolution of the chain that keeps its width. The paper's networks have residual blocks
-    there, which this chain lacks.
+    Dynamic-Net: three blocks, as published, in the beginning, the middle and near the end. CFSNet: a tuning block
+    beside every block that keeps its width. CResMD: every residual. FiLM: after every convolution; planes: before the
+    first.
+
+    EDSR has residual blocks there. DnCNN's chain lacks them: a tuning block of CFSNet stands beside a convolution (its
+    k-th is ``model.{2 k}``), and CResMD scales what every convolution gives.
     """
     if kind == "adafm":
         return {"kernel_size": 5}
-    if kind == "dynamic_net":
-        return {"after": [f"model.{2 * k}" for k in sorted({1, depth // 2, depth - 2})]}
-    if kind == "cfsnet":
-        return {"after": [f"model.{2 * k}" for k in range(1, depth - 1)]}
-    return {}
+    if setting.backbone == "edsr":
+        blocks = range(setting.blocks)
+        return {
+            "dynamic_net": {"after": [f"body.{k}" for k in sorted({0, setting.blocks // 2, setting.blocks - 1})]},
+            "cfsnet": {"after": [f"body.{k}" for k in blocks]},
+            "cresmd": {"after": [*(f"body.{k}.conv2" for k in blocks), "conv_after_body"]},
+        }.get(kind, {})
+    depth = setting.depth
+    return {
+        "dynamic_net": {"after": [f"model.{2 * k}" for k in sorted({1, depth // 2, depth - 2})]},
+        "cfsnet": {"after": [f"model.{2 * k}" for k in range(1, depth - 1)]},
+        "cresmd": {"after": [f"model.{2 * k}" for k in range(depth)]},
+    }.get(kind, {})
 
 
 def config_of(unit: Unit, setting: Setting, data: Data) -> Config:
@@ -220,70 +313,141 @@ def config_of(unit: Unit, setting: Setting, data: Data) -> Config:
     Raises:
         ValueError: As the configuration.
     """
-    strength = unit.task == "strength"
-    noise: dict[str, Any] = {"sigma": list(setting.sigma)} if strength else {"levels": list(setting.levels)}
-    names, targets = (("clean", "input"), ("clean", "input")) if strength else (("first", "second"), ("clean",) * 2)
-    tuning: dict[str, Any] = {"kind": unit.method}
-    if unit.method == SEPARATE:
+    method = METHOD[unit.method]
+    tuning: dict[str, Any] = {"kind": method.kind}
+    if method.kind == SEPARATE:
         assert unit.t is not None
-        tuning = {"kind": "none", "lam": lam_of(unit.t)}
-    elif control := placement(unit.method, setting.depth):
+        tuning = {"kind": "none", "lam": lam_of(unit.task, unit.t)}
+    elif control := placement(method.kind, setting):
         tuning["control"] = control
+    steps = method.factor * setting.steps
     tree = {
         "seed": unit.seed,
-        "model": {"name": "dncnn", "arguments": _arguments(setting)},
+        "model": _model(unit.task, setting),
         "tuning": tuning,
         # as often as the grid has them
         "sampler": {"corners": 2 / len(GRID)},
-        "objectives": [{"name": n, "loss": "mse", "target": t} for n, t in zip(names, targets, strict=True)],
         "data": {"source": data.train, "crop": setting.crop, "batch": setting.batch, "workers": setting.workers},
-        "degradation": {"noise": noise},
-        "optim": {"steps": setting.steps, "lr": setting.lr, "warmup": setting.warmup},
+        "optim": {"steps": steps, "lr": setting.lr, "warmup": setting.warmup},
         "ema": {"decay": setting.ema},
         "log": {"tensorboard": False},
-        "checkpoints": {"every": max(1, setting.steps // 4)},
+        "checkpoints": {"every": max(1, steps // 4)},
         "validation": {"every": 0},
         "compute": {"device": setting.device, "channels_last": setting.device != "cpu"},
     }
+    more = {"strength": _strength, "level": _level, "perception": _perception, "box": _box}[unit.task]
+    for section, keys in more(setting, data, method.phased).items():
+        tree[section] = {**tree.get(section, {}), **keys} if isinstance(keys, dict) else keys
     return validate(Config, tree)
 
 
-def _arguments(setting: Setting) -> dict[str, Any]:
-    return {"features": setting.features, "depth": setting.depth, "downscale": 2, "mean": 0.5}
+def _strength(setting: Setting, data: Data, phased: bool) -> dict[str, Any]:
+    objectives = [{"name": "clean", "target": "clean"}, {"name": "input", "target": "input"}]
+    return {"objectives": objectives, "degradation": {"noise": {"sigma": list(setting.sigma)}}}
 
 
-def steps_of(method: str, setting: Setting) -> dict[str, Any]:
+def _level(setting: Setting, data: Data, phased: bool) -> dict[str, Any]:
+    objectives = [{"name": "first"}, {"name": "second"}]
+    return {"objectives": objectives, "degradation": {"noise": {"levels": list(setting.levels)}}}
+
+
+def _perception(setting: Setting, data: Data, phased: bool) -> dict[str, Any]:
+    if setting.perceptual == "alex":
+        perceptual = {"loss": "lpips", "scale": 0.1, "arguments": {"net": "alex"}}
+    else:
+        layers = setting.layers if isinstance(setting.layers, str) else list(setting.layers)
+        weights = {} if data.weights is None else {"weights": data.weights}
+        arguments = {"network": "vgg16", "layers": layers, **weights}
+        perceptual = {"loss": "perceptual", "scale": 0.01, "arguments": arguments}
+    enlarge = setting.backbone == "dncnn"  # which keeps the size
+    return {
+        "objectives": [{"name": "accurate", "loss": "l1"}, {"name": "perceptual", **perceptual}],
+        "degradation": {"downsample": {"factors": [2], "enlarge": enlarge}},
+    }
+
+
+def _box(setting: Setting, data: Data, phased: bool) -> dict[str, Any]:
+    """Four targets at the corners of the box; phases see the three ends (0, 0), (1, 0) and (0, 1)."""
+    targets = {(0, 0): "input", (1, 0): "noiseless", (0, 1): "noisy", (1, 1): "clean"}
+    damage = {"blur": {"sigma": [setting.blur] * 2}, "noise": {"sigma": [setting.noise] * 2}}
+    if phased:
+        ends = {"keep": (0, 0), "denoise": (1, 0), "deblur": (0, 1)}
+        return {
+            "objectives": [{"name": name, "target": targets[end]} for name, end in ends.items()],
+            "degradation": damage,
+        }
+    objectives = [
+        {"name": target, "target": target, "weight": {"denoise": [1 - a, a], "deblur": [1 - b, b]}}
+        for (a, b), target in targets.items()
+    ]
+    return {
+        "objectives": objectives,
+        "degradation": damage,
+        "tuning": {"domain": "box", "names": ["denoise", "deblur"]},
+    }
+
+
+def _model(task: str, setting: Setting) -> dict[str, Any]:
+    if setting.backbone == "dncnn":
+        return {"name": "dncnn", "arguments": {**_features(setting), "depth": setting.depth, "downscale": 2}}
+    scale = 2 if task == "perception" else 1
+    return {"name": "edsr", "arguments": {**_features(setting), "num_blocks": setting.blocks, "scale": scale}}
+
+
+def _features(setting: Setting) -> dict[str, Any]:
+    return {"features": setting.features, "mean": 0.5}
+
+
+def steps_of(method: str, task: str, setting: Setting) -> dict[str, Any]:
     """Return the optimiser steps behind a method's row.
 
     Returns:
         ``total``: of all its trainings for one seed; ``each``: in words, for the table.
     """
-    steps = setting.steps
+    steps = METHOD[method].factor * setting.steps
     if method == SEPARATE:
         return {"total": steps * len(GRID), "each": f"{len(GRID)} x {steps}"}
     if method == MIX:
         return {"total": 2 * steps, "each": f"2 x {steps}"}
-    if method == OURS:
+    if not METHOD[method].phased:
         return {"total": steps, "each": f"{steps}"}
-    return {"total": steps, "each": f"{steps // 2} + {steps - steps // 2}"}
+    phases = 3 if TASK[task].box else 2
+    shares = [steps // phases] * (phases - 1)
+    return {"total": steps, "each": " + ".join(map(str, [*shares, steps - sum(shares)]))}
 
 
-def setting_named(name: str) -> Setting:
-    """Return one of `SETTINGS`.
+def setting_named(name: str, **changes: Any) -> Setting:
+    """Return one of `SETTINGS`, with some of its attributes changed.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or a value is out of range.
     """
     if name not in SETTINGS:
         raise ValueError(f"comparison: --setting must be one of {', '.join(SETTINGS)}; got {name!r}")
-    return SETTINGS[name]
+    setting = replace(SETTINGS[name], **changes)
+    check(setting)
+    return setting
 
 
-def check_depth(setting: Setting) -> None:
-    """Refuse a chain that has no place for the blocks.
+def check(setting: Setting) -> None:
+    """Refuse what cannot be compared.
 
     Raises:
-        ValueError: Fewer than 4 convolutions.
+        ValueError: An unknown backbone, task or method, none of them, a number below 1, or a network that has no place
+            for the blocks.
     """
-    if setting.depth < 4:
+    for name, given, known in (
+        ("--backbone", [setting.backbone], BACKBONES),
+        ("--tasks", setting.tasks, tuple(TASK)),
+        ("--methods", setting.methods, tuple(METHOD)),
+        ("perceptual", [setting.perceptual], ("alex", "vgg16")),
+    ):
+        if not given or len(set(given)) < len(given) or not set(given) <= set(known):
+            raise ValueError(f"comparison: {name} must name {', '.join(known)}, each once; got {', '.join(given)}")
+    for name, number in (("--seeds", setting.seeds), ("--steps", setting.steps)):
+        if number < 1:
+            raise ValueError(f"comparison: {name} must be at least 1; got {number}")
+    if setting.backbone == "dncnn" and setting.depth < 4:
         raise ValueError(f"comparison: depth must be at least 4, for blocks to have places; got {setting.depth}")
+    if setting.backbone == "edsr" and setting.blocks < 3:
+        raise ValueError(f"comparison: blocks must be at least 3, for blocks to have places; got {setting.blocks}")

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
-from tunable_ops.bench.comparison.plan import FINE, GRID, METHODS, OURS, SEPARATE, TASKS, Task
-from tunable_ops.bench.comparison.report import WITHIN, Interval, differences, per_position
+from tunable_ops.bench.comparison.plan import FINE, GRID, OURS, SEPARATE, Task
+from tunable_ops.bench.comparison.report import WITHIN, Interval, differences, methods, per_position, tasks
 from tunable_ops.bench.plots import subplots
 from tunable_ops.bench.report import origin
 
 _STYLES = {OURS: ("tab:blue", "o-"), SEPARATE: ("black", "s")}
-_OTHERS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:gray")
+_OTHERS = [f"tab:{name}" for name in ("orange", "green", "red", "purple", "gray", "brown", "pink", "olive", "cyan")]
 _TICKS = sorted({sign * y for y in (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) for sign in (1, -1)})
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
     """Return a figure per task, by the name of its file."""
-    return {f"comparison_{task.key}_{results['setting']['name']}": _figure(results, task) for task in TASKS}
+    name, backbone = results["setting"]["name"], results["setting"].get("backbone", "dncnn")
+    suffix = name if backbone == "dncnn" else f"{name}_{backbone}"
+    return {f"comparison_{task.key}_{suffix}": _figure(results, task) for task in tasks(results)}
 
 
 def _figure(results: dict[str, Any], task: Task) -> Any:
     figure, (gap, measure, travel) = subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    others = iter(_OTHERS)
-    for number, method in enumerate(METHODS):
-        color, style = _STYLES.get(method.key) or (next(others), ".--")
+    rows = methods(results, task.key)
+    kinds = list(dict.fromkeys(method.kind for method in rows if method.key not in _STYLES))
+    colors = dict(zip(kinds, itertools.cycle(_OTHERS), strict=False))
+    for number, method in enumerate(rows):
+        own = (colors.get(method.kind, ""), ".--" if method.factor == 1 else ".:")  # the same colour for more steps
+        color, style = _STYLES.get(method.key) or own
         look = {"color": color, "fmt": style, "label": method.label, "ms": 5, "lw": 1.3, "capsize": 2}
         if method.key != SEPARATE:
-            shift = 0.008 * (number - 2.5)  # so that error bars stand side by side
+            shift = 0.008 * (number - len(rows) / 2)  # so that error bars stand side by side
             found = differences(results, task.key, method.key, SEPARATE)
             gap.errorbar([t + shift for t in GRID], *_bars(found), **look)
         measure.errorbar(GRID, *_bars(per_position(results, task.key, method.key)), **look)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunable_ops.bench.comparison.plan import GRID, KNOBS, METHODS, MIX, OURS, SEPARATE, TASKS, Task
+from tunable_ops.bench.comparison.plan import GRID, METHODS, MIX, OURS, SEPARATE, TASKS, Method, Task
 from tunable_ops.bench.report import table
 
 WITHIN = 0.1  # dB
@@ -114,28 +114,42 @@ def judge(claim: str, found: Mapping[str, Interval], bound: float) -> Verdict:
     return Verdict(claim, outcome, f"{where}: {found[where].text(2, '+')} dB")
 
 
+def methods(results: dict[str, Any], task: str) -> list[Method]:
+    """Return the methods that a task has rows of, in the order of the tables."""
+    return [method for method in METHODS if method.key in results["tasks"][task]]
+
+
+def tasks(results: dict[str, Any]) -> list[Task]:
+    """Return the tasks that there are results of."""
+    return [task for task in TASKS if task.key in results["tasks"]]
+
+
 def verdicts(results: dict[str, Any], task: str) -> list[Verdict]:
-    """Judge the claims about a task that one would like to make."""
-    label = {method.key: method.label for method in METHODS}
+    """Judge the claims about a task: how near each method is to separate networks, then ours against the others."""
+    rows = [method for method in methods(results, task) if method.key != SEPARATE]
     found = []
-    for method in (*KNOBS, MIX):
-        gaps = differences(results, task, method, SEPARATE)
+    for method in rows:
+        gaps = differences(results, task, method.key, SEPARATE)
         named = {f"t = {t:g}": gap for t, gap in zip(GRID, gaps, strict=True)}
-        claim = f"{label[method]}: at most {WITHIN:g} dB behind separate networks at every lambda"
+        claim = f"{method.label}: at most {WITHIN:g} dB behind separate networks at every lambda"
         found.append(judge(claim, named, -WITHIN))
         if task == "strength":
             # at t = 1 the target is the network's own input, and what is left of the error matters to nobody
             del named["t = 1"]
             found.append(judge(f"{claim} but t = 1", named, -WITHIN))
-    ahead: dict[str, Interval] = {}
-    for other in (*KNOBS[1:], MIX):
-        gaps = differences(results, task, OURS, other)
-        named = {f"{label[other]} at t = {GRID[k]:g}": gaps[k] for k in _INTERIOR}
-        if other == MIX:
-            found.append(judge("ahead of every other trained knob at every interior lambda", ahead, 0.0))
+    ends: dict[str, Interval] = {}
+    for other in [method for method in rows if method.key != OURS]:
+        gaps = differences(results, task, OURS, other.key)
+        named = {f"{other.label} at t = {GRID[k]:g}": gaps[k] for k in _INTERIOR}
+        if other.phased or other.key == MIX:
+            found.append(judge(f"ahead of {other.label} at every interior lambda", named, 0.0))
+            if other.phased:
+                ends |= named
         else:
-            ahead |= named
-        found.append(judge(f"ahead of {label[other]} at every interior lambda", named, 0.0))
+            whole = {f"{other.label} at t = {t:g}": gap for t, gap in zip(GRID, gaps, strict=True)}
+            found.append(judge(f"at most {WITHIN:g} dB behind {other.label} at every lambda", whole, -WITHIN))
+    if ends:
+        found.append(judge("ahead of every knob that is trained at the ends, at every interior lambda", ends, 0.0))
     return found
 
 
@@ -143,25 +157,56 @@ def task_table(results: dict[str, Any], task: Task) -> list[str]:
     """Return the measure and its distance to separate networks per method and position, and the costs."""
     head = ["method", "steps", *(f"t = {t:g}" for t in GRID), "monotone", "unevenness", "parameters", "ms"]
     rows = []
-    for method in METHODS:
+    for method in methods(results, task.key):
         sizes = results["methods"][method.key]
         travel = [_over_seeds(results, task.key, method.key, field) for field in ("monotone", "unevenness")]
         costs = [_parameters(method.key, sizes), _milliseconds(sizes)]
-        rows.append([method.label, sizes["steps"]["each"], *_cells(results, task.key, method.key), *travel, *costs])
+        each = (results["tasks"][task.key][method.key].get("steps") or sizes["steps"])["each"]
+        rows.append([method.label, each, *_cells(results, task.key, method.key), *travel, *costs])
+    return table(head, rows)
+
+
+def measures_table(results: dict[str, Any], task: Task) -> list[str]:
+    """Return the other measures; no lines for results that lack them."""
+    rows_of = results["tasks"][task.key]
+    if any("loss" not in seed for seed in rows_of[OURS]["seeds"].values()):
+        return []
+    shown = [0, len(GRID) // 2, len(GRID) - 1]
+    head = ["method", "multi-loss, mean over t"]
+    head += [f"{name}, t = {GRID[k]:g}" for name in ("PSNR", "LPIPS") for k in shown]
+    head += ["hypervolume", "step ms", "step MiB"]
+    rows = []
+    for method in methods(results, task.key):
+        seeds = rows_of[method.key]["seeds"].values()
+        loss = interval([statistics.fmean(seed["loss"]) for seed in seeds])
+        cells = [f"{loss.mean:.6f} ± {loss.half:.6f}" if math.isfinite(loss.half) else f"{loss.mean:.6f} ± ?"]
+        for name, digits in (("psnr", 2), ("lpips", 4)):
+            for k in shown:
+                values = [seed[name] and seed[name][k] for seed in seeds]
+                cells.append("" if None in values else interval(values).text(digits))
+        volumes = [seed["hypervolume"] for seed in seeds]
+        cells.append("" if None in volumes else interval(volumes).text(4))
+        sizes = results["methods"][method.key]
+        seconds, memory = sizes["step_seconds"], sizes["step_bytes"]
+        cells += ["" if seconds is None else f"{1e3 * seconds['median']:.1f}"]
+        cells += ["" if memory is None else f"{memory / 2**20:.1f}"]
+        rows.append([method.label, *cells])
     return table(head, rows)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return both tables with their verdicts."""
+    """Return the tables with their verdicts."""
     parts = [caption(results)]
-    for task in TASKS:
+    for task in tasks(results):
         parts += [
             f"### {task.label[0].upper()}{task.label[1:]}",
             f"{task.measure} (in brackets: distance to the separately trained networks). Monotone and unevenness "
             f"are of the {task.travel}.",
             "\n".join(task_table(results, task)),
-            "\n".join(verdict.text() for verdict in verdicts(results, task.key)),
         ]
+        if more := measures_table(results, task):
+            parts.append("\n".join(more))
+        parts.append("\n".join(verdict.text() for verdict in verdicts(results, task.key)))
     return "\n\n".join(parts)
 
 
@@ -176,8 +221,8 @@ def caption(results: dict[str, Any]) -> str:
     ]
     crop, size = s["test_crop"], results["timing"]["size"]
     return (
-        f"Setting {s['name']}: DnCNN of {s['depth']} convolutions and {s['features']} channels on 2x2-unshuffled "
-        f"pixels, batch {s['batch']}, crop {s['crop']}, {s['seeds']} seeds; trained on {results['data']['train']}, "
+        f"Setting {s['name']}: {_backbone(s)}, batch {s['batch']}, crop {s['crop']}, {s['seeds']} seeds; trained on "
+        f"{results['data']['train']}, "
         f"evaluated on {len(results['pictures'])} pictures of {results['data']['test']} (at most the central {crop} x "
         f"{crop}). ± is a 95 % confidence interval over seeds, in brackets of the paired differences. Trained at "
         f"commit {', '.join(results['commits'])} in {sum(seconds) / 60:.0f} minutes of one process. ms: per picture of "
@@ -185,6 +230,12 @@ def caption(results: dict[str, Any]) -> str:
         f"median of {results['timing']['rounds']} interleaved rounds; an arrow leads to the folded network. Monotone: "
         "share of the steps along t that go the right way; unevenness: largest step over the mean one."
     )
+
+
+def _backbone(setting: dict[str, Any]) -> str:
+    if setting.get("backbone", "dncnn") == "edsr":
+        return f"EDSR of {setting['blocks']} residual blocks and {setting['features']} channels"
+    return f"DnCNN of {setting['depth']} convolutions and {setting['features']} channels on 2x2-unshuffled pixels"
 
 
 def _cells(results: dict[str, Any], task: str, method: str) -> list[str]:

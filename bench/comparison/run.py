@@ -25,7 +25,7 @@ from tunable_ops.bench.comparison.plan import (
     Data,
     Setting,
     Unit,
-    check_depth,
+    check,
     config_of,
     mixes,
     units,
@@ -62,7 +62,7 @@ def run_all(setting: Setting, data: Data, out: Path, *, jobs: int = 1, threads: 
     for name, value in (("--jobs", jobs), ("--threads", threads)):
         if value < 1:
             raise ValueError(f"comparison: {name} must be at least 1; got {value}")
-    check_depth(setting)
+    check(setting)
     test_pictures(data, setting)  # fails early where there are none
     _claim(out, setting, data)
     missing = [unit for unit in units(setting) if not finished(unit, setting, data, out)]
@@ -127,7 +127,7 @@ def run_unit(
         "commit": machine.commit(),
         "train_seconds": seconds,
         "pictures": [name for name, _ in pictures],
-        **evaluate(outcome.net, unit, setting, pictures),
+        **evaluate(outcome.net, unit, setting, data, pictures),
     }
     result["evaluation_seconds"] = time.perf_counter() - started
     write_json(result, result_file(out, unit))
@@ -135,21 +135,27 @@ def run_unit(
 
 
 def _claim(out: Path, setting: Setting, data: Data) -> None:
-    """Note in the folder what it is for."""
+    """Note in the folder what it is for; seeds, tasks and methods may change, as each only adds units."""
     plan = json.loads(json.dumps({"setting": asdict(setting), "data": data.described()}))
     path = out / "plan.json"
-    if path.exists():
-        there = read_json(path)
-        if there != plan:
-            raise ValueError(f"comparison: --runs must hold this comparison; got {path.name} with {there}")
-    else:
-        write_json(plan, path)
+    there = read_json(path) if path.exists() else plan
+    if _without_choice(there) != _without_choice(plan):
+        raise ValueError(f"comparison: --runs must hold this comparison; got {path.name} with {there}")
+    write_json(plan, path)
+
+
+def _without_choice(plan: dict[str, Any]) -> dict[str, Any]:
+    setting = {key: value for key, value in plan["setting"].items() if key not in ("seeds", "tasks", "methods")}
+    return {**plan, "setting": setting}
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """Return the configuration without the place of the pictures on this machine."""
+    """Return the configuration without the places of files on this machine."""
     tree = dict(config.model_dump(mode="json"))
     tree["data"]["source"] = Path(tree["data"]["source"]).name
+    for objective in tree["objectives"]:
+        if "weights" in objective["arguments"]:
+            objective["arguments"]["weights"] = Path(objective["arguments"]["weights"]).name
     return tree
 
 
@@ -235,6 +241,6 @@ def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> No
                 "id": unit.id,
                 "commit": machine.commit(),
                 "pictures": [name for name, _ in pictures],
-                **evaluate(load_network(out, unit), unit, setting, pictures),
+                **evaluate(load_network(out, unit), unit, setting, data, pictures),
             }
             write_json(result, path)

@@ -20,5 +20,6 @@ def test_rows_have_the_form_of_a_networks(monkeypatch: pytest.MonkeyPatch) -> No
 def test_operations_are_a_tenth_of_vgg19s() -> None:
     found = perceptual.macs()
     assert found["true-vgg19"] > 10 * found["pgn-unet"]
+    assert found["pgn-unet-published"] == pytest.approx(1.94, abs=0.005)
     assert found["pgn-resnet4"] == pytest.approx(19.7, abs=0.1)
     assert perceptual.macs(112)["plain"] == pytest.approx(found["plain"] / 4, rel=0.01)

@@ -23,7 +23,13 @@ def unet() -> PGN:
 
 @pytest.mark.parametrize(
     "name, millions, within",
-    [("resnet4", 1.34, 5e-3), ("resnet6", 1.93, 5e-3), ("resnet8", 2.52, 5e-3), ("unet", 1.77, 0.05 * 1.77)],
+    [
+        ("resnet4", 1.34, 5e-3),
+        ("resnet6", 1.93, 5e-3),
+        ("resnet8", 2.52, 5e-3),
+        ("unet", 1.81, 5e-3),
+        ("unet_published", 1.77, 5e-3),
+    ],
 )
 def test_parameters_and_operations(name, millions, within) -> None:
     with torch.device("meta"):
@@ -31,8 +37,30 @@ def test_parameters_and_operations(name, millions, within) -> None:
     assert abs(sum(p.numel() for p in pgn.parameters()) / 1e6 - millions) <= within
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         pgn(*(torch.empty(1, 3, 224, 224, device="meta") for _ in "xy"))
-    macs = {"resnet4": 19.7, "resnet6": 27.1, "resnet8": 34.5, "unet": 1.8}[name]
+    macs = {"resnet4": 19.7, "resnet6": 27.1, "resnet8": 34.5, "unet": 1.8, "unet_published": 1.94}[name]
     assert counter.get_total_flops() / 2e9 == pytest.approx(macs, abs=0.06)
+
+
+def test_the_published_unet_has_its_layers() -> None:
+    """Widths and strides of stages and skips; depthwise 5x5 without biases; shortcuts where the stride is 2."""
+    net = PGN("unet_published").eval().net
+    x, shapes = torch.rand(1, 6, 64, 96), []
+    stages = [x]
+    for step in net.down:
+        stages.append(step(stages[-1]))
+    for skip, stage in zip(net.skips, stages, strict=True):
+        shapes.append(tuple(skip(stage).shape[1:]))
+        assert (skip(stage) >= 0).all()
+    sizes = [(64, 64, 96), (64, 32, 48), (64, 16, 24), (128, 8, 12), (256, 4, 6), (512, 2, 3)]
+    assert shapes == sizes and [tuple(stage.shape[1:]) for stage in stages[1:]] == sizes[1:]
+    assert [step[1].out_channels for step in net.up] == [512, 256, 256, 128, 64]
+    large = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (5, 5)]
+    assert len(large) == 8 and all(m.groups == m.in_channels and m.bias is None for m in large)
+    ones = [block.shortcut for block in net.down[2:]]
+    assert [(m.kernel_size, m.stride, m.bias) for m in ones] == [((1, 1), (2, 2), None)] * 3
+    block = net.down[2]
+    halves = torch.relu(block.second(torch.relu(block.first(stages[2]))) + block.shortcut(stages[2]))
+    torch.testing.assert_close(stages[3], halves)
 
 
 def test_ten_times_fewer_operations_than_a_gradient_of_vgg19() -> None:
@@ -46,7 +74,7 @@ def test_ten_times_fewer_operations_than_a_gradient_of_vgg19() -> None:
     assert large.get_total_flops() > 10 * small.get_total_flops()
 
 
-@pytest.mark.parametrize("name, s", [("unet", 0.048), ("resnet4", 0.025)])
+@pytest.mark.parametrize("name, s", [("unet", 0.048), ("unet_published", 0.048), ("resnet4", 0.025)])
 def test_the_field_is_the_gradient_of_the_distance_to_the_proxy(name, s) -> None:
     pgn = PGN(name).eval()
     with torch.no_grad():
@@ -86,7 +114,7 @@ def test_the_proxy_target_has_the_published_range(unet: PGN) -> None:
     torch.testing.assert_close(still.proxy_target(x, y), x, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["unet", "resnet4"])
+@pytest.mark.parametrize("name", ["unet", "unet_published", "resnet4"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 40), (64, 65)], ids=str)
 def test_any_size_and_no_mixing_of_samples(name, size) -> None:
     pgn = PGN(name).eval()
@@ -115,7 +143,7 @@ def test_bad_pictures(unet: PGN, change, error, text) -> None:
 
 
 def test_bad_network() -> None:
-    with pytest.raises(ValueError, match="PGN: network must be one of resnet4, resnet6, resnet8, unet; got 'vgg'"):
+    with pytest.raises(ValueError, match=r"PGN: network must be one of resnet4, .*, unet, unet_published; got 'vgg'"):
         PGN("vgg")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tunable_ops.cli import main
 from tunable_ops.images import write_image
 from tunable_ops.losses import Perceptual, VGG16Features
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.serialization import write_file
 from tunable_ops.train import MODEL, STATE, PGNConfig, load_config, train
 from tunable_ops.train.agreement import CHANGES, agreement, true_gradient
@@ -218,9 +219,13 @@ def test_packaged_configs_are_right_and_mistakes_are_named() -> None:
     small = load_config("pgn_unet_vgg16_small")
     assert small.network == "unet" and small.loss.network == "vgg16"
     assert load_config("pgn_unet_vgg19").data.crop == 224
+    published = load_config("pgn_unet_published")
+    assert published.network == "unet_published"
+    pairs = published.data.batch * published.toys.autoencoders
+    assert (pairs, published.optim.steps) == (48, 2140 * 512)
     with pytest.raises(ValueError, match=r"config: optim.stepz must be a known key; .*did you mean optim.steps\?"):
         load_config("pgn_unet_vgg16_small", ["optim.stepz=1"])
-    with pytest.raises(FileNotFoundError, match=r"one of .*, pgn_unet_vgg16_small, pgn_unet_vgg19, "):
+    with pytest.raises(FileNotFoundError, match=r"one of .*, pgn_unet_published, pgn_.*small, pgn_unet_vgg19, "):
         load_config("nothing")
     with pytest.raises(FileNotFoundError, match=r"got 'unet_vgg19': did you mean pgn_unet_vgg19\?"):
         load_config("unet_vgg19")
@@ -282,6 +287,18 @@ def test_the_commands(data: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["pgn", "train", "unet_vgg19"]) == 2
     assert "the command 'pgn' is now called 'train'" in capsys.readouterr().err
+
+
+def test_the_published_unet_trains_and_resumes(config: PGNConfig, tmp_path: Path) -> None:
+    """With its batch norm: statistics travel in the state, and are averaged in what is delivered."""
+    config = changed(config, data={"crop": 36}, optim={"steps": 3}).model_copy(update={"network": "unet_published"})
+    train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "parts", stop_at=2, progress=False)
+    train(config, tmp_path / "parts", resume=True, progress=False)
+    whole, parts = (load_file(tmp_path / name / MODEL) for name in ("whole", "parts"))
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    pgn = PGN.load(tmp_path / "whole" / MODEL)
+    assert pgn.name == "unet_published" and float(pgn.net.down[0][1].running_mean.abs().max()) > 0
 
 
 def test_a_true_gradient_is_that_of_the_loss() -> None:

@@ -23,6 +23,10 @@ ARGUMENTS = {
     "adafm": {"kernel_size": 3},
     "dynamic_net": {"after": ["model.2"]},
     "cfsnet": {"after": ["model.2"]},
+    "film": {"hidden": 4},
+    "planes": {},
+    "cresmd": {"after": ["model.*[024]"]},
+    "low_rank": {"rank": 1},
 }
 
 
@@ -31,7 +35,7 @@ def test_the_configuration_knows_every_method() -> None:
     assert [kind for kind in kinds if kind not in ("affine", "identity", "none")] == list(control.METHODS)
 
 
-@pytest.mark.parametrize("kind", ARGUMENTS)
+@pytest.mark.parametrize("kind", control.PHASED)
 def test_stopped_and_resumed_gives_the_same_bits(make_config, tmp_path: Path, kind: str) -> None:
     config = make_config(tuning={"kind": kind, "control": ARGUMENTS[kind]}, optim={"steps": 7})
     train(config, tmp_path / "whole", progress=False)
@@ -58,6 +62,27 @@ def test_every_method_starts_from_the_same_weights(make_config) -> None:
         torch.testing.assert_close(net(x, [1.0, 0.0]), plain(x), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in control.METHODS if kind not in control.PHASED])
+@pytest.mark.parametrize("domain", ["simplex", "box"])
+def test_knobs_of_all_lambda_train_in_one_phase(make_config, tmp_path: Path, kind: str, domain: str) -> None:
+    """With lambda drawn per sample over the whole domain; stopped and resumed they get the same bits."""
+    tuning = {"kind": kind, "control": ARGUMENTS[kind], "domain": domain}
+    config = make_config(tuning=tuning, optim={"steps": 5}, ema={"decay": 0.0})
+    assert Schedule(config).count == 1
+    drawn = build_sampler(config)(200, torch.Generator().manual_seed(0))
+    assert (drawn.sum(1) > 1.2).any() == (domain == "box")
+    train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "parts", stop_at=2, progress=False)
+    assert train(config, tmp_path / "parts", resume=True, progress=False).finished
+    whole, parts = (load_file(tmp_path / name / MODEL) for name in ("whole", "parts"))
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    net, x = load(tmp_path / "whole" / MODEL), torch.rand(2, 3, 12, 11)
+    start = build_network(config)
+    middle = [0.5, 0.5]
+    assert not torch.equal(net(x, middle), start(x, middle))
+    assert not torch.equal(net(x, [1.0, 0.0]), net(x, [0.0, 1.0]))
+
+
 def test_schedule(make_config) -> None:
     three = {"objectives": [{"name": name} for name in "abc"], "tuning": {"kind": "dni", "names": list("abc")}}
     schedule = Schedule(make_config(**three, optim={"steps": 11}))
@@ -78,6 +103,7 @@ def test_schedule(make_config) -> None:
         ({"tuning": {"control": {"kernel_size": 3}}}, r"tuning.control must be left out for kind 'affine'"),
         ({"tuning": {"kind": "dni", "num_kernels": 3}}, r"tuning must leave num_kernels alone for kind 'dni'"),
         ({"tuning": {"kind": "dni", "domain": "box"}}, r"tuning must leave domain alone for kind 'dni'"),
+        ({"tuning": {"kind": "film", "rank": 3, "domain": "box"}}, r"tuning must leave rank alone for kind 'film'"),
         ({"tuning": {"kind": "dni"}, "optim": {"weight_decay": 0.1}}, r"optim.weight_decay must be 0"),
     ],
 )

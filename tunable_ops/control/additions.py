@@ -11,14 +11,23 @@ from torch import nn
 NAME = "knob"
 
 
+def check_network(method: str, network: nn.Module) -> None:
+    """Refuse what is not a module.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{method}: network must be an nn.Module; got {type(network).__name__}")
+
+
 def copy_plain(method: str, network: nn.Module) -> nn.Module:
     """Return a copy of the network to work on.
 
     Raises:
         TypeError: `network` is not a module.
     """
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{method}: network must be an nn.Module; got {type(network).__name__}")
+    check_network(method, network)
     return copy.deepcopy(network)
 
 

@@ -8,19 +8,34 @@ from torch import nn
 
 from tunable_ops.control.adafm import adafm
 from tunable_ops.control.cfsnet import cfsnet
+from tunable_ops.control.cresmd import cresmd
 from tunable_ops.control.dni import dni
 from tunable_ops.control.dynamic_net import dynamic_net
+from tunable_ops.control.film import film
+from tunable_ops.control.low_rank import low_rank
 from tunable_ops.control.phased import PhasedModel
+from tunable_ops.control.planes import planes
+from tunable_ops.modules import TunableModel
 
-METHODS: dict[str, Callable[..., PhasedModel]] = {
+PHASED: dict[str, Callable[..., PhasedModel]] = {
     "dni": dni,
     "adafm": adafm,
     "dynamic_net": dynamic_net,
     "cfsnet": cfsnet,
 }
+"""Trained at the ends, one objective after another."""
+
+METHODS: dict[str, Callable[..., TunableModel]] = {
+    **PHASED,
+    "film": film,
+    "planes": planes,
+    "cresmd": cresmd,
+    "low_rank": low_rank,
+}
+"""These, and those that are trained at all lambda."""
 
 
-def attach(network: nn.Module, method: str, num_params: int = 2, **arguments: Any) -> PhasedModel:
+def attach(network: nn.Module, method: str, num_params: int = 2, **arguments: Any) -> TunableModel:
     """Add a knob to a plain network.
 
     At first the network computes the same as before for every lambda of the simplex (with CFSNet, whose tuning branch
@@ -28,7 +43,8 @@ def attach(network: nn.Module, method: str, num_params: int = 2, **arguments: An
 
     Args:
         network: Plain network; it is copied.
-        method: "dni", "adafm", "dynamic_net" or "cfsnet".
+        method: "dni", "adafm", "dynamic_net" or "cfsnet", which return a `PhasedModel`; "film", "planes", "cresmd" or
+            "low_rank", which are trained at all lambda like a conversion.
         num_params: p; 2 for "cfsnet".
         arguments: Arguments of the method's function.
 

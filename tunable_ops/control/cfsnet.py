@@ -17,6 +17,8 @@ _WIDTHS = (512, 256, 128)
 class Coupling(TunableLayer):
     """``y = (1 - c) * main(x) + c * tune(x)``, c [C] (or [B, C]) computed from lambda_1.
 
+    tune is two 3x3 convolutions with a ReLU in between, without a skip, as published.
+
     A vector of 512 copies of lambda_1 passes through linear layers 512-256-128-C that all blocks share, and two of the
     block; ``c = 2 lambda_1 sigmoid(result)``. So c = 0 at lambda_1 = 0, where y is the main network's output, and c
     stays in [0, 2]: without the sigmoid, the product of five linear layers diverges within a few steps.
@@ -60,7 +62,7 @@ class Coupling(TunableLayer):
                 f"cfsnet: after must name blocks that keep their input's shape; got {list(x.shape)} -> "
                 f"{list(main.shape)}"
             )
-        tune = x + self.second(torch.relu(self.first(x)))
+        tune = self.second(torch.relu(self.first(x)))
         return torch.lerp(main, tune, self.coefficients().to(main.dtype)[..., None, None].expand_as(main))
 
 

@@ -11,7 +11,7 @@ from tunable_ops import functional
 from tunable_ops.modules.convert import carry_over, copy_network
 from tunable_ops.modules.kernel_stacks import stack_parts, whole_stack
 from tunable_ops.modules.lambda_planes import LambdaPlanes
-from tunable_ops.modules.layer import StackedLayer, TunableLayer
+from tunable_ops.modules.layer import ComputedLayer, StackedLayer, TunableLayer
 from tunable_ops.modules.model import TunableModel, first_float, planes_of
 from tunable_ops.modules.read_lambda import Lambda, read_lambda
 from tunable_ops.modules.tunable_parameter import ParameterBlend, unparametrise
@@ -66,6 +66,9 @@ def base_network(net: TunableModel) -> nn.Module:
         raise ValueError(f"base_network: net must be on the box; got domain {net.spec.domain!r}")
     with torch.no_grad():
         plain, targets = _skeleton(net)
+        if targets.computed:
+            kinds = ", ".join(sorted({type(layer).__name__ for layer, _ in targets.computed}))
+            raise ValueError(f"base_network: net must be blends of kernels alone, which have a base; got {kinds}")
         for target in targets.found:
             base = stack_parts(target.owner, target.attribute)[0][0]
             target.plain.copy_(base.view(target.plain.shape))
@@ -129,11 +132,13 @@ class _Targets:
 
     Attributes:
         found: The stacks.
+        computed: Layers whose plain form is no blend, and that form.
         planes: What else follows lambda in the plain copy, and is to hold it.
     """
 
     def __init__(self) -> None:
         self.found: list[_Target] = []
+        self.computed: list[tuple[ComputedLayer, nn.Module]] = []
         self.planes: list[LambdaPlanes] = []
         self._plain_of: dict[int, nn.Parameter] = {}
 
@@ -150,7 +155,7 @@ class _Targets:
 
 def _skeleton(net: nn.Module) -> tuple[nn.Module, _Targets]:
     """Return a plain copy whose kernels are not set yet, and what to blend into them."""
-    if isinstance(net, StackedLayer):
+    if isinstance(net, StackedLayer | ComputedLayer):
         layers: Sequence[TunableLayer] = (net,)
         network: nn.Module = net
     elif isinstance(net, TunableModel):
@@ -161,6 +166,10 @@ def _skeleton(net: nn.Module) -> tuple[nn.Module, _Targets]:
     targets = _Targets()
     stacked = [layer for layer in layers if not isinstance(layer, ParameterBlend)]
     for layer in stacked:
+        if isinstance(layer, ComputedLayer):
+            memo[id(layer)] = plain = layer.plain()
+            targets.computed.append((layer, plain))
+            continue
         if not isinstance(layer, StackedLayer):
             raise ValueError(f"fold: net must have layers with a plain form alone; got {type(layer).__name__}")
         memo[id(layer)] = plain = layer.plain()
@@ -201,6 +210,8 @@ def _blend_into(targets: _Targets, natural: Tensor, lam: Tensor) -> None:
     """
     for planes in targets.planes:
         planes.hold(natural)
+    for layer, plain in targets.computed:
+        layer.write(plain, lam)
     found = targets.found
     alphas, starts = blend_weights((target.layer.tuning for target in found), lam)
     if found:

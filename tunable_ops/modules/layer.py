@@ -106,6 +106,18 @@ class TunableLayer(nn.Module):
         return frame is not None and frame.holds(self.tuning)
 
 
+class ComputedLayer(TunableLayer):
+    """A layer that is a plain one at every lambda, though not by a blend of kernels; `fold` asks it for that layer."""
+
+    def plain(self) -> nn.Module:
+        """Return torch's layer whose parameters `write` sets, with memory of its own."""
+        raise NotImplementedError
+
+    def write(self, plain: Any, lam: Tensor) -> None:
+        """Set the parameters of `plain`, in place, to what the layer computes at lambda [p], as phi gets it."""
+        raise NotImplementedError
+
+
 class StackedLayer(TunableLayer):
     """A layer whose `weight` [P, *kernel] is a stack of kernels of a plain layer's rank `kernel_dim`.
 

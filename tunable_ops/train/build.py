@@ -132,8 +132,11 @@ def _check_conversion(config: Config, net: nn.Module, path: str, metadata: Mappi
 
 def _tunable(config: Config, plain: nn.Module) -> TunableModel:
     tuning, count, names = config.tuning, config.num_params, config.param_names
-    if tuning.phased:
-        return control.attach(plain, tuning.kind, count, names=names, defaults=tuning.defaults, **tuning.control)
+    if tuning.attached:
+        arguments: dict[str, Any] = {"names": names, "defaults": tuning.defaults, **tuning.control}
+        if not tuning.phased:
+            arguments |= {"domain": tuning.domain, "ranges": tuning.ranges, "units": tuning.units}
+        return control.attach(plain, tuning.kind, count, **arguments)
     return convert(
         plain,
         num_params=count,

@@ -102,7 +102,7 @@ class PGNConfig(RunConfig):
     """
 
     task: Literal["perceptual_gradient"] = "perceptual_gradient"
-    network: Literal["resnet4", "resnet6", "resnet8", "unet"] = "unet"
+    network: Literal["resnet4", "resnet6", "resnet8", "unet", "unet_published"] = "unet"
     loss: PerceptualLoss = PerceptualLoss()
     terms: Terms = Terms()
     toys: Toys = Toys()

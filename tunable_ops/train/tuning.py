@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from tunable_ops.control import METHODS, PHASED
 from tunable_ops.models import zoo
 from tunable_ops.modules.convert import USUAL_PARAMETERS
 from tunable_ops.train.sections import Section
@@ -47,8 +48,9 @@ class Tuning(Section):
 
     Attributes:
         kind: Map from lambda to the blend, "affine" (trained) or "identity"; "none" trains the plain network itself
-            with fixed weights of the objectives. The other kinds are those of `tunable_ops.control`, trained in as many
-            phases as there are objectives, each with an equal part of the steps and a schedule of its own.
+            with fixed weights of the objectives. The other kinds are those of `tunable_ops.control`: "film", "planes",
+            "cresmd" and "low_rank" are trained as the first two are; "dni", "adafm", "dynamic_net" and "cfsnet" in as
+            many phases as there are objectives, each with an equal part of the steps and a schedule of its own.
         control: Arguments of the kinds of `tunable_ops.control`.
         domain: "simplex" (the parameters sum to 1) or "box" (each by itself).
         num_kernels: Kernels per layer; left out: as many as parameters, one more on the box.
@@ -70,7 +72,19 @@ class Tuning(Section):
         rank: Of the new kernels, on the box; left out: full.
     """
 
-    kind: Literal["affine", "identity", "none", "dni", "adafm", "dynamic_net", "cfsnet"] = "affine"
+    kind: Literal[
+        "affine",
+        "identity",
+        "none",
+        "dni",
+        "adafm",
+        "dynamic_net",
+        "cfsnet",
+        "film",
+        "planes",
+        "cresmd",
+        "low_rank",
+    ] = "affine"
     control: dict[str, Any] = Field(default_factory=dict)
     domain: Literal["simplex", "box"] = "simplex"
     num_kernels: int | None = Field(default=None, ge=1)
@@ -86,25 +100,32 @@ class Tuning(Section):
     freeze: bool = False
 
     @property
+    def attached(self) -> bool:
+        """True if the knob is one of `tunable_ops.control`."""
+        return self.kind in METHODS
+
+    @property
     def phased(self) -> bool:
-        """True if the knob is one of `tunable_ops.control`, trained objective after objective."""
-        return self.kind not in ("affine", "identity", "none")
+        """True if the knob is one of these that are trained objective after objective."""
+        return self.kind in PHASED
 
     @model_validator(mode="after")
     def _fit(self) -> Tuning:
-        if self.control and not self.phased:
+        if self.control and not self.attached:
             raise ValueError(f"tuning.control must be left out for kind {self.kind!r}; got {self.control}")
         if self.freeze and (self.domain != "box" or self.kind != "affine"):
             raise ValueError(
                 'tuning.freeze must go with kind "affine" on the box, where the plain kernels are apart; got kind '
                 f'"{self.kind}", domain "{self.domain}"'
             )
-        foreign = [k for k in ("num_kernels", "rank", "include", "exclude", "ranges", "units") if getattr(self, k)]
+        foreign = [k for k in ("num_kernels", "rank", "include", "exclude") if getattr(self, k)]
         foreign += ["parameters"] * (self.parameters != list(USUAL_PARAMETERS))
-        if self.phased and (foreign or self.domain != "simplex"):
+        if self.phased:
+            foreign += [k for k in ("ranges", "units") if getattr(self, k)] + ["domain"] * (self.domain != "simplex")
+        if self.attached and foreign:
             raise ValueError(
-                f"tuning must leave {', '.join(foreign) or 'domain'} alone for kind {self.kind!r}, which has arguments "
-                "of its own in tuning.control and lives on the simplex"
+                f"tuning must leave {', '.join(foreign)} alone for kind {self.kind!r}, which has arguments of its own "
+                "in tuning.control" + (" and lives on the simplex" if self.phased else "")
             )
         if self.rank is not None and (self.domain != "box" or self.kind == "none"):
             raise ValueError(

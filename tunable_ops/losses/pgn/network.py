@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.losses.features import IMAGENET_MEAN, IMAGENET_STD
-from tunable_ops.losses.pgn.backbones import ResNet, UNet
+from tunable_ops.losses.pgn.backbones import PublishedUNet, ResNet, UNet
 from tunable_ops.losses.reduction import check_pictures
 from tunable_ops.serialization import read_file, write_file
 
@@ -20,7 +20,7 @@ FORMAT = "tunable_ops.pgn"
 VERSION = 1
 SHIPPED = "unet_vgg16.safetensors"
 STRETCH = 1.1  # of the proxy target, so that black and white lie inside the sigmoid's range
-_SCALES = {"resnet4": 0.025, "resnet6": 0.025, "resnet8": 0.025, "unet": 0.048}
+_SCALES = {"resnet4": 0.025, "resnet6": 0.025, "resnet8": 0.025, "unet": 0.048, "unet_published": 0.048}
 
 
 class PGN(nn.Module):
@@ -30,14 +30,15 @@ class PGN(nn.Module):
     gradient is that of the squared distance to it with the target held fixed::
 
         t_n = 1.1 * normalise(sigmoid(net(x_n, y_n)))
-        g_n = (2 / (C*H*W)) * (x_n - t_n) / s          s = 0.025 (ResNets), 0.048 (UNet)
+        g_n = (2 / (C*H*W)) * (x_n - t_n) / s          s = 0.025 (ResNets), 0.048 (UNets)
 
     `gradient` returns g = g_n / deviation, the gradient for pictures in [0, 1], and `proxy_target` t in that unit. The
     logit of x is added before the sigmoid, so that a net of zeros gives t = x and g = 0: a choice of ours, which spares
     the network learning to copy its input.
 
     Args:
-        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters) or "unet" (1.81 million).
+        network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters), "unet" (1.81 million, an
+            arrangement of ours) or "unet_published" (1.77 million).
         bounded: Refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
         anchored: Subtract what the network answers for (y, y), ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
@@ -69,7 +70,7 @@ class PGN(nn.Module):
             raise ValueError(f"PGN: network must be one of {', '.join(_SCALES)}; got {network!r}")
         self.name, self.scale, self.bounded, self.anchored = network, _SCALES[network], bounded, anchored
         self.notes: dict[str, Any] = {}
-        self.net: nn.Module = UNet() if network == "unet" else ResNet(int(network.removeprefix("resnet")))
+        self.net = _build(network)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         last = self.net.last
@@ -171,3 +172,9 @@ class PGN(nn.Module):
         Its training pictures are the Berkeley segmentation data set's, for non-commercial research.
         """
         return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded, anchored)
+
+
+def _build(network: str) -> nn.Module:
+    if network == "unet":
+        return UNet()
+    return PublishedUNet() if network == "unet_published" else ResNet(int(network.removeprefix("resnet")))
