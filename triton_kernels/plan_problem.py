@@ -112,20 +112,22 @@ def _plan_weight(problem: Problem, operands: Operands, config: Config) -> tuple[
     splits = choose_splits(problem, config, multiprocessors(x), max(1, WORKSPACE // (4 * size * sums)))
     strides = (splits * size, size, *weight.stride()[1:])
     partial = torch.empty(sums * splits * size, device=x.device).as_strided((sums, splits, *weight.shape[1:]), strides)
+    shift = torch.empty(sums, splits, weight.shape[1], device=x.device)
     if problem.kind == "depthwise":
-        return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config, over), partial
-    return plan_tunable_conv2d_weight(y, x, partial, geometry, problem.groups, config, over), partial
+        return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config, over, shift), partial
+    return plan_tunable_conv2d_weight(y, x, partial, geometry, problem.groups, config, over, shift), partial
 
 
 def candidates(problem: Problem) -> list[Config]:
     """List the configurations that autotuning tries for a problem, the heuristic's first."""
     first = default_config(problem)
     if problem.kind == "depthwise":
+        of_weight = problem.direction == "weight"  # has no rows; 16 columns by 64 channels spill with 2 warps
         tries = [
             first._replace(block_m=rows, block_n=width, num_warps=warps)
-            for rows in (8, 16, 32)
+            for rows in ((first.block_m,) if of_weight else (8, 16, 32))
             for width in ((4, 8, 16) if problem.layout == "nhwc" else (64, 128, 256))
-            for warps in (2, 4)
+            for warps in ((4,) if of_weight and width == 16 else (2, 4))
         ]
     else:
         kernels = 1 if problem.alpha in ("map", "none") or problem.direction == "weight" else problem.kernels

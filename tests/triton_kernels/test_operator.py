@@ -146,19 +146,19 @@ def test_contraction(processors: int, chunk: int, dtype: torch.dtype, monkeypatc
     samples, splits, kernels = 5, 7, 2
     weight, bias = torch.randn(kernels, 13, 10, dtype=dtype), torch.randn(kernels, 13, dtype=dtype)
     alpha = torch.rand(samples, kernels)
-    parts, shift = torch.randn(samples, splits, 130), torch.randn(samples, 13)
+    parts, shift = torch.randn(samples, splits, 130), torch.randn(samples, splits, 13)
 
     def run(*mask: bool) -> list[torch.Tensor | None]:
         contraction = tunable_parameter.Contraction(weight, bias, alpha, mask, splits, chunk)
         assert contraction.tiles.slots > 1 or processors == 1
         for start in range(0, samples, chunk):
             part = slice(start, min(start + chunk, samples))
-            contraction.add(part, parts[part].flatten(0, 1), shift[part])
+            contraction.add(part, parts[part].flatten(0, 1), shift[part].flatten(0, 1))
         return list(contraction.result())
 
     full = run(True, True, True)
     whole = parts.sum(1, dtype=torch.float64)
-    a, w, s = alpha.double(), weight.flatten(1).double(), shift.double()
+    a, w, s = alpha.double(), weight.flatten(1).double(), shift.sum(1, dtype=torch.float64)
     expected = [(a.mT @ whole).view(weight.shape), a.mT @ s, whole @ w.mT + s @ bias.double().mT]
     for found, right, rounded in zip(full, expected, (dtype, dtype, torch.float32), strict=True):
         assert found is not None and found.dtype == rounded

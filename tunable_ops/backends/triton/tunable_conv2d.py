@@ -207,18 +207,18 @@ def _kernel_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of weight, bias and alpha; `gradient` is G of a shared alpha if already computed.
 
-    G is made in fp32 as parts to be summed, for as many samples as `CHUNK_BYTES` holds at a time.
+    G is made in fp32 as parts to be summed, for as many samples as `CHUNK_BYTES` holds at a time; that of the bias in
+    the same launch.
     """
     shared = alpha.dim() == 1
-    rows, sums = (alpha[None] if shared else alpha), None
-    if bias is not None and (mask[2] or mask[3]):
-        dims = (0, 2, 3) if shared else (2, 3)
-        sums = grad_output.sum(dims, dtype=torch.float32).view(rows.shape[0], -1)
+    rows = alpha[None] if shared else alpha
+    if not (mask[2] or mask[3]):
+        bias = None
     if not (mask[1] or mask[3]):
-        if sums is None or bias is None:
+        if bias is None:
             return None, None, None
         contraction = Contraction(bias, None, rows, (True, False, False))
-        contraction.add(slice(None), sums, None)
+        contraction.add(slice(None), _sum_pixels(grad_output, shared), None)
         return None, contraction.result()[0], None
     parts = [slice(0, 1)] if shared else list(chunks(weight, input.shape[0]))
     kind, size, most = weight_kind(weight, groups), weight[0].numel(), parts[0].stop
@@ -227,21 +227,30 @@ def _kernel_gradients(
         problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
         limit = max(1, per_sample.CHUNK_BYTES // (4 * size * most))
         splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
-    contraction = Contraction(weight, None if sums is None else bias, rows, mask[1:], splits, most)
+    contraction = Contraction(weight, bias, rows, mask[1:], splits, most)
     for part in parts:
         if gradient is None:
-            samples = slice(None) if shared else part
-            made = torch.empty(part.stop - part.start, splits, size, dtype=torch.float32, device=input.device)
+            samples, count = (slice(None) if shared else part), part.stop - part.start
+            options = {"dtype": torch.float32, "device": input.device}
+            made = torch.empty(count, splits, size, **options)
+            sums = None if bias is None else torch.empty(count, splits, weight.shape[1], **options)
             operands = (grad_output[samples], input[samples], from_matrix(made, weight), geometry)
             if kind == "depthwise":
-                plan_tunable_conv2d_depthwise_weight(*operands, choice.config).run()
+                plan_tunable_conv2d_depthwise_weight(*operands, choice.config, shift=sums).run()
             else:
-                plan_tunable_conv2d_weight(*operands, groups, choice.config).run()
-        else:
+                plan_tunable_conv2d_weight(*operands, groups, choice.config, shift=sums).run()
+        else:  # PyTorch's, whose bias has a pass of its own too
             made = as_matrix(gradient[None], like=weight)
-        contraction.add(part, made.view(-1, size), None if sums is None else sums[part])
+            sums = None if bias is None else _sum_pixels(grad_output, shared)
+        contraction.add(part, made.view(-1, size), None if sums is None else sums.view(-1, weight.shape[1]))
     grad_weight, grad_bias, grad_alpha = contraction.result()
     return grad_weight, grad_bias, None if grad_alpha is None else grad_alpha.view(alpha.shape)
+
+
+def _sum_pixels(grad_output: Tensor, shared: bool) -> Tensor:
+    """Return the sums of grad_output over pixels, and with a shared alpha over samples, in fp32: [1 or B, O]."""
+    sums = grad_output.sum((0, 2, 3) if shared else (2, 3), dtype=torch.float32)
+    return sums.view(-1, grad_output.shape[1])
 
 
 def _plan(
