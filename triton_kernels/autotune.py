@@ -18,7 +18,7 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     VERSION,
     Choice,
     Problem,
-    choose_algorithm,
+    forget_tables,
     load_table,
     table_name,
 )
@@ -67,8 +67,7 @@ def autotune(
         entries[problem] = {"choice": best, "milliseconds": measured[best]}
         report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms, best of {len(measured)}")
         write_table(path, device, entries)
-    load_table.cache_clear()
-    choose_algorithm.cache_clear()
+    forget_tables()
     return path
 
 

@@ -62,6 +62,23 @@ VERSION = 1
 NEAR = 2.0
 
 
+_revision = 0
+
+
+def revision() -> int:
+    """Return a number that changes whenever the tables may have: what is chosen by an older one is outdated."""
+    return _revision
+
+
+def forget_tables() -> None:
+    """Read the tables again at the next choice."""
+    global _revision
+    _revision += 1
+    load_table.cache_clear()
+    choose_algorithm.cache_clear()
+    blends_first.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) -> Choice:
     """Choose the algorithm and the configuration of its kernel for a problem on the GPU of that name.

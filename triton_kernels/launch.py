@@ -1,5 +1,6 @@
 """What the launchers share: launches, tile sizes, geometry, strides, precision and the device guard."""
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from tunable_ops.triton_kernels import INTERPRETED
 from tunable_ops.triton_kernels.specialise import specialise
 
@@ -38,9 +40,12 @@ class Launch(NamedTuple):
     def run(self) -> None:
         """Launch on the current stream of the first tensor's device."""
         with on_device(self.arguments[0]):
+            if WATCHING.recorder is not None:
+                WATCHING.recorder.launched(self)
             if INTERPRETED:
                 options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-                self.kernel[self.grid](*self.arguments, **self.constants, **options)
+                with _disable_current_modes():  # it calls PyTorch's operators
+                    self.kernel[self.grid](*self.arguments, **self.constants, **options)
             else:
                 start(self.compiled(), self.grid, self.values())
 
@@ -51,10 +56,9 @@ class Launch(NamedTuple):
 
     def compiled(self) -> Any:
         """Return Triton's compiled kernel for the current device, which `start` takes; each is compiled once."""
-        from triton.runtime import driver
-
+        device = _triton().driver.active.get_current_device()
         made = specialise(self.kernel.arg_names, self.arguments, self.constants)
-        key = (self.kernel, driver.active.get_current_device(), self.num_warps, self.num_stages, *made.key())
+        key = (self.kernel, device, self.num_warps, self.num_stages, *made.key())
         found = _COMPILED.get(key)
         if found is None:
             import triton
@@ -71,6 +75,11 @@ class Launch(NamedTuple):
         return ASTSource(self.kernel, made.signature, made.constants, made.attributes())
 
 
+class _Watching(threading.local):
+    recorder: Any = None  # its `launched` is called with every launch of this thread, on its device
+
+
+WATCHING = _Watching()
 # Compiled kernels by kernel, device, options and specialisation.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 
@@ -83,15 +92,30 @@ def start(compiled: Any, grid: tuple[int, ...], values: Sequence[Any]) -> None:
         grid: One to three numbers of blocks.
         values: Of all parameters; pointers are tensors or addresses.
     """
+    runtime, hooks = _triton().driver.active, _triton().hooks
+    stream = runtime.get_current_stream(runtime.get_current_device())
+    first, second, third = (*grid, 1, 1)[:3]
+    enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook  # those of profilers
+    metadata = None
+    if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+        metadata = compiled.launch_metadata(grid, stream, *values)
+    else:
+        enter = leave = None
+    run = compiled.run  # first, because it loads the kernel, which sets `function`
+    run(first, second, third, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *values)
+
+
+class _Triton(NamedTuple):
+    driver: Any
+    hooks: Any
+
+
+@lru_cache
+def _triton() -> _Triton:
     from triton import knobs
     from triton.runtime import driver
 
-    stream = driver.active.get_current_stream(driver.active.get_current_device())
-    first, second, third = (*grid, 1, 1)[:3]
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    metadata = compiled.launch_metadata(grid, stream, *values)
-    run = compiled.run  # first, because it loads the kernel, which sets `function`
-    run(first, second, third, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *values)
+    return _Triton(driver, knobs.runtime)
 
 
 class Geometry(NamedTuple):

@@ -7,6 +7,7 @@ library  the torch backend
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
 from tunable_ops.backends.torch.per_sample import chunks
+from tunable_ops.backends.triton import plans
 from tunable_ops.backends.triton.problem import choose, forward_kind, input_kind, make_problem, weight_kind
 from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
@@ -56,6 +58,31 @@ def forward(
     For measurements and tests, `choice` overrides the rule. `pre`, with the layout of the output, receives the value
     before the activation.
     """
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation)
+    if choice is not None or pre is not None:
+        return _forward(input, weight, bias, alpha, *options, choice, pre)
+    (output,) = plans.run(_planned_forward, (input, weight, bias, alpha), options)
+    assert output is not None
+    return output
+
+
+def _planned_forward(*arguments: Any) -> plans.Results:
+    return (_forward(*arguments),)
+
+
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None = None,
+    pre: Tensor | None = None,
+) -> Tensor:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     memory_format = output_format(input, weight)
     output = _empty_output(input, weight, (stride, padding, dilation))
@@ -109,8 +136,16 @@ def forward_saving(
     choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the value before the activation; the arguments are those of `forward`."""
-    pre = _empty_output(input, weight, (stride, padding, dilation))
-    return forward(input, weight, bias, alpha, stride, padding, dilation, groups, activation, choice, pre), pre
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation)
+    output, pre = plans.run(_saving, (input, weight, bias, alpha), (*options, choice))
+    assert output is not None and pre is not None
+    return output, pre
+
+
+def _saving(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> plans.Results:
+    *geometry, choice = options
+    pre = _empty_output(input, weight, geometry[:3])
+    return _forward(input, weight, bias, alpha, *geometry, choice, pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
@@ -137,6 +172,29 @@ def backward(
 
     `choices` overrides the rule, for the gradients of the input and of the kernels.
     """
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation, tuple(mask))
+    tensors = (grad_output, saved, input, weight, bias, alpha)
+    if choices is not None:
+        return _backward(*tensors, *options, choices)
+    return plans.run(_backward, tensors, (*options, None, per_sample.CHUNK_BYTES))  # type: ignore[return-value]
+
+
+def _backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    mask: Sequence[bool],
+    choices: tuple[Choice, Choice] | None,
+    *_: Any,
+) -> Gradients:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     kinds = input_kind(weight, geometry, groups, input, grad_output), weight_kind(weight, groups)
     on_input, on_weight = choices or (
