@@ -10,6 +10,7 @@ A plan holds no memory. A call that cannot be noted (its inputs overlap, or it r
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +168,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in tensors:
             self._add(tensor)
         spans = sorted(r for r in self.ranges if r[0] < r[1])
-        if any(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        if any(a[1] > b[0] for a, b in pairwise(spans)):
             self.failed = True  # which of two inputs an address belongs to would be a guess
 
     def __enter__(self) -> "_Recorder":

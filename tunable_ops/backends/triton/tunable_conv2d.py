@@ -1,12 +1,13 @@
-"""tunable_conv2d on the Triton kernels, by one of four algorithms for each call and gradient.
+"""tunable_conv2d on the Triton kernels, by one of five algorithms for each call and gradient.
 
 fused    one kernel blends and convolves
-premix   blend first, then PyTorch's convolution (shared alpha) or the same kernel without a blend (per-sample alpha)
+premix   blend first, then the same kernel without a blend; it adds the bias
+library  blend first, then PyTorch's convolution (shared alpha)
 wgmma    the CUDA C++ kernel for compute capability 9.0, which blends once per block
-library  the torch backend
+torch    the torch backend
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,13 +101,14 @@ def _forward(
             return wgmma.forward(input, weight, bias, alpha, geometry, activation)
         pre.copy_(wgmma.forward(input, weight, bias, alpha, geometry, "none"))
         return apply_activation(pre, activation)
-    if choice.algorithm == "library" or (choice.algorithm == "premix" and alpha.dim() == 4):
+    blended = choice.algorithm in ("premix", "library")
+    if choice.algorithm == "torch" or (blended and alpha.dim() == 4):
         options = (stride, padding, dilation, groups)
         if pre is None:
             return torch_backend.forward(input, weight, bias, alpha, *options, activation)
         pre.copy_(torch_backend.forward(input, weight, bias, alpha, *options, "none"))
         return apply_activation(pre, activation)
-    if choice.algorithm == "premix" and alpha.dim() == 1:
+    if choice.algorithm == "library" and alpha.dim() == 1:
         kernel, shift = blend(weight, bias, alpha)
         result = convolve(input, kernel, shift, geometry[0], geometry[1], geometry[2], groups)
         if pre is not None:
@@ -115,8 +117,8 @@ def _forward(
     if choice.algorithm == "fused":
         _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config, pre).run()
         return output
-    for rows in chunks(weight, input.shape[0]):
-        kernel, shift = blend(weight, bias, alpha[rows])
+    for rows, alphas in _parts(weight, alpha, input.shape[0]):
+        kernel, shift = blend(weight, bias, alphas)
         part = (input[rows], kernel, shift, None, output[rows])
         before = None if pre is None else pre[rows]
         _plan(kind, *part, geometry, groups, activation, choice.config, before).run()
@@ -201,7 +203,7 @@ def _backward(
         choose("input", kinds[0], grad_output, weight, alpha, geometry, groups, input),
         choose("weight", kinds[1], input, weight, alpha, geometry, groups, grad_output),
     )
-    if grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
+    if grad_output.numel() == 0 or "torch" in (on_input.algorithm, on_weight.algorithm):
         options = (stride, padding, dilation, groups, activation, mask)
         return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *options)
     if saved is not None:
@@ -212,7 +214,11 @@ def _backward(
     wants_kernels = mask[1] or mask[3]
     grad_input = gradient = None
     if alpha.dim() == 1:  # one call of PyTorch's backward for both gradients, where they are premixed
-        wanted = [mask[0] and on_input.algorithm == "premix", wants_kernels and on_weight.algorithm == "premix", False]
+        wanted = [
+            mask[0] and on_input.algorithm == "library",
+            wants_kernels and on_weight.algorithm == "library",
+            False,
+        ]
         if any(wanted):
             grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
             kernel = blend(weight, None, alpha)[0] if wanted[0] else weight[0]
@@ -247,8 +253,17 @@ def _input_gradient(
     if choice.algorithm == "fused":
         run(grad_output, weight, alpha, grad_input)
         return
-    for rows in chunks(weight, grad_output.shape[0]):
-        run(grad_output[rows], blend(weight, None, alpha[rows])[0], None, grad_input[rows])
+    for rows, alphas in _parts(weight, alpha, grad_output.shape[0]):
+        run(grad_output[rows], blend(weight, None, alphas)[0], None, grad_input[rows])
+
+
+def _parts(weight: Tensor, alpha: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the samples whose kernels are blended at a time, with the rows [1 or n, P] of their alpha."""
+    if alpha.dim() == 1:
+        yield slice(None), alpha[None]
+        return
+    for rows in chunks(weight, batch, weight.element_size()):
+        yield rows, alpha[rows]
 
 
 def _kernel_gradients(
