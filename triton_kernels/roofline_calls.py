@@ -69,7 +69,9 @@ def convolution_calls(problem: Sizes, algorithm: str, config: Config, bias: bool
         blend = blend_work(size, outputs, 1, problem.kernels, problem.dtype)
         if algorithm == "library":
             return [blend, *library_calls(problem, bias)]
-        return [blend, *work_of(problem._replace(alpha="none", kernels=1), config)]
+        height, width = problem.size  # the batch is one long sample
+        joined = problem._replace(alpha="none", kernels=1, batch=1, size=(problem.batch * height, width))
+        return [blend, *work_of(joined, config)]
     found = []
     for count in _chunks(problem, item_size(problem.dtype)):
         found.append(blend_work(size, outputs, count, problem.kernels, problem.dtype))

@@ -96,6 +96,26 @@ def test_conv1d() -> None:
     torch.testing.assert_close(out, functional.tunable_conv1d(x, weight, bias, a, padding=1, backend="reference"))
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_repeated_calls(alpha: str) -> None:
+    """The second and third call of a kind repeat what the first one did, on tensors of their own."""
+    from tunable_ops.backends.triton import plans
+
+    plans.forget()
+    case = Case(size=(5, 4), kernels=2)
+    for _ in range(3):
+        tensors = case.tensors(alpha, torch.float32)
+        out = gradients(tunable_conv2d, tensors, case, activation="relu", backend="triton")
+        base = gradients(reference.tunable_conv2d, tensors, case, activation="relu")
+        ref = gradients(reference.tunable_conv2d, [t.double() for t in tensors], case, activation="relu")
+        for o, r, b in zip(out, ref, base, strict=True):
+            assert_agrees(o, r, b)
+        again = gradients(tunable_conv2d, tensors, case, activation="relu", backend="triton")
+        assert all(map(torch.equal, out, again))
+    kept = list(plans._PLANS.values())
+    assert len(kept) == 2 and all(isinstance(plan, plans.Plan) for plan in kept)
+
+
 def test_opcheck_and_compile() -> None:
     case = Case(size=(3, 4), kernels=2)
     tensors = [t.requires_grad_() for t in case.tensors("sample", torch.float32)]

@@ -220,8 +220,8 @@ def _known(key: tuple[object, ...], tensor: Tensor) -> _Plan | None:
 def _check_not_capturing(tensor: Tensor) -> None:
     if _capturing(tensor):
         raise RuntimeError(
-            "tunable_parameters: the first call with given stacks must come before the capture of a CUDA graph; got one "
-            "during it. Run the same call once before the capture, on the stacks that the graph will read"
+            "tunable_parameters: the first call with given stacks must come before a CUDA graph is captured; got one "
+            "during the capture. Run the same call once before, on the stacks that the graph will read"
         )
 
 
