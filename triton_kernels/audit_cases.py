@@ -121,7 +121,7 @@ def cases() -> Iterator[AuditCase]:
         if problem.alpha == "none" and problem.direction != "weight":
             tiles = list(dict.fromkeys([*tiles, premixed_config(problem)]))
         for index, config in enumerate(tiles):
-            launches, _ = plan_problem(problem, operands, config)
+            launches, _ = plan_problem(problem, operands, config, with_bias=True)
             stem = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))
             for phase, launch in enumerate(launches):
                 name = f"{stem}-phase{phase}" if len(launches) > 1 else stem
@@ -144,7 +144,7 @@ def launches_of(problem: Problem, directions: Sequence[str]) -> Iterator[AuditCa
             wanted = wanted._replace(inputs=problem.outputs, outputs=problem.inputs)
         if direction == "weight" and problem.kind == "pointwise":
             wanted = wanted._replace(kind="dense")
-        launches, _ = plan_problem(wanted, make_operands(wanted, "meta"), default_config(wanted))
+        launches, _ = plan_problem(wanted, make_operands(wanted, "meta"), default_config(wanted), with_bias=True)
         for launch in launches:
             yield AuditCase(name_of(wanted), launch, _product_rows(launch, wanted.dtype))
 

@@ -120,6 +120,10 @@ def addresses(values: tuple[Any, ...]) -> list[int]:
     return [v for v in found if type(v) is int and v > 1 << 32]
 
 
+def without_addresses(values: tuple[Any, ...]) -> list[Any]:
+    return [v for v in values if not isinstance(v, Tensor) and v not in addresses(values)]
+
+
 def test_triton_compiles_once_for_ten_sizes(driver: Started) -> None:
     for size in SIZES:
         tunable_conv2d(*tensors(size), padding=1, backend="triton")
@@ -134,9 +138,7 @@ def test_a_repeated_call_launches_the_same_on_its_own_tensors(driver: Started) -
     for one, output, values in zip(operands, outputs, driver.values, strict=True):
         assert addresses(values) == [t.data_ptr() for t in (*one, output, output)]
         assert output.stride() == outputs[0].stride() and output.shape == (2, 16, 20, 24)
-    plain = [
-        [v for v in values if not isinstance(v, Tensor) and v not in addresses(values)] for values in driver.values
-    ]
+    plain = list(map(without_addresses, driver.values))
     assert plain[0] == plain[1] == plain[2]
 
 
@@ -147,9 +149,7 @@ def test_a_repeated_step_launches_the_same(driver: Started, monkeypatch: pytest.
         output = tunable_conv2d(*leaves, padding=1, backend="triton")
         driver.values.clear()
         gradients = torch.autograd.grad(output, leaves, torch.randn_like(output))
-        made.append(
-            [[v for v in values if type(v) is not int and not isinstance(v, Tensor)] for values in driver.values]
-        )
+        made.append(list(map(without_addresses, driver.values)))
         assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
         assert [g.stride() for g in gradients] == [leaf.stride() for leaf in leaves]
     assert len(made[0]) == 4  # input gradient, weight and bias, contraction, sum

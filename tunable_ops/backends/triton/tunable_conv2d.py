@@ -198,14 +198,16 @@ def _backward(
     *_: Any,
 ) -> Gradients:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+    rest = (stride, padding, dilation, groups, activation, mask)
+    if grad_output.numel() == 0:
+        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *rest)
     kinds = input_kind(weight, geometry, groups, input, grad_output), weight_kind(weight, groups)
     on_input, on_weight = choices or (
         choose("input", kinds[0], grad_output, weight, alpha, geometry, groups, input),
         choose("weight", kinds[1], input, weight, alpha, geometry, groups, grad_output),
     )
-    if grad_output.numel() == 0 or "torch" in (on_input.algorithm, on_weight.algorithm):
-        options = (stride, padding, dilation, groups, activation, mask)
-        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *options)
+    if "torch" in (on_input.algorithm, on_weight.algorithm):
+        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *rest)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
     if alpha.dim() == 4:
