@@ -19,59 +19,17 @@ import torch
 from torch import Tensor
 
 
-class StandIn:
-    """A driver of Triton on a pretended GPU of compute capability 9.0: `launches` counts what was started."""
-
-    def __init__(self) -> None:
-        self.launches = 0
-        self.utils = self
-        self.launcher_cls = self._launcher
-
-    def _launcher(self, source: Any, metadata: Any) -> Callable[..., None]:
-        def launch(*arguments: Any) -> None:
-            self.launches += 1
-
-        return launch
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
-        """Pretend to load: module, function, registers, spills, threads."""
-        return 1, 2, 128, 0, 1024
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        """Return the limits that Triton checks."""
-        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
-
-    def get_current_device(self) -> int:
-        """Return the only device."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """Return the default stream."""
-        return 0
-
-    def get_current_target(self) -> Any:
-        """Return what to compile for."""
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-
 @contextmanager
-def pretended() -> Iterator[StandIn]:
+def pretended() -> Iterator[Any]:
     """Let the Triton backend take tensors on the CPU, and start nothing."""
-    import triton.runtime
+    from tunable_ops.triton_kernels.stand_in import StandIn, stand_in
 
     from tunable_ops.backends import triton as backend
 
-    stand_in, before = StandIn(), triton.runtime.driver._active
-    triton.runtime.driver.set_active(stand_in)
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(backend, "unavailable_reason", lambda op: None))
-            stack.enter_context(patch.object(backend, "unfit", lambda op, *tensors: None))
-            yield stand_in
-    finally:
-        triton.runtime.driver._active = before  # its reset would look for a GPU
+    with stand_in(StandIn()) as active, ExitStack() as stack:
+        stack.enter_context(patch.object(backend, "unavailable_reason", lambda op: None))
+        stack.enter_context(patch.object(backend, "unfit", lambda op, *tensors: None))
+        yield active
 
 
 def calls() -> dict[str, Callable[[], Any]]:

@@ -147,7 +147,7 @@ def forward_saving(
 def _saving(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> plans.Results:
     *geometry, choice = options
     pre = _empty_output(input, weight, geometry[:3])
-    return _forward(input, weight, bias, alpha, *geometry, choice, pre), pre
+    return _forward(input, weight, bias, alpha, *geometry, choice=choice, pre=pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
@@ -195,7 +195,7 @@ def _backward(
     activation: str,
     mask: Sequence[bool],
     choices: tuple[Choice, Choice] | None,
-    *_: Any,
+    *key: Any,  # what else tells its plan apart
 ) -> Gradients:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     rest = (stride, padding, dilation, groups, activation, mask)
@@ -306,7 +306,7 @@ def _kernel_gradients(
     for part in parts:
         if gradient is None:
             samples, count = (slice(None) if shared else part), part.stop - part.start
-            options = {"dtype": torch.float32, "device": input.device}
+            options: dict[str, Any] = {"dtype": torch.float32, "device": input.device}
             made = torch.empty(count, splits, size, **options)
             sums = None if bias is None else torch.empty(count, splits, weight.shape[1], **options)
             operands = (grad_output[samples], input[samples], from_matrix(made, weight), geometry)
