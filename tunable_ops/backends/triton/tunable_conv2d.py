@@ -144,10 +144,9 @@ def forward_saving(
     return output, pre
 
 
-def _saving(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> plans.Results:
-    *geometry, choice = options
-    pre = _empty_output(input, weight, geometry[:3])
-    return _forward(input, weight, bias, alpha, *geometry, choice=choice, pre=pre), pre
+def _saving(*arguments: Any) -> plans.Results:
+    pre = _empty_output(arguments[0], arguments[1], arguments[4:7])
+    return _forward(*arguments, pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
