@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import Problem
-from tunable_ops.triton_kernels.choose_algorithm import Choice, default_algorithm, default_config
+from tunable_ops.triton_kernels.choose_algorithm import Choice, default_algorithm, default_config, premixed_config
 from tunable_ops.triton_kernels.choose_algorithm import Problem as TritonProblem
 from tunable_ops.triton_kernels.launch import Geometry
 
@@ -162,7 +162,7 @@ def _choice(direction: str, name: str, source: Tensor, w: Tensor, a: Tensor, geo
     problem = _problem_of(direction, source, w, a, geometry, result)
     if name == "wgmma" and direction == "weight":
         name = default_algorithm(problem)
-    return Choice(name, default_config(problem))
+    return Choice(name, premixed_config(problem) if name == "premix" else default_config(problem))
 
 
 def _problem_of(direction: str, source: Tensor, w: Tensor, a: Tensor, geometry: Any, result: Tensor) -> TritonProblem:
@@ -194,6 +194,10 @@ def _triton_refuses(problem: Problem) -> str | None:
     if problem.case.layer.transposed or problem.case.alpha == "map":
         return "serves no map and no transposed convolution"
     return _backend_missing("triton")(problem)
+
+
+def _library_refuses(problem: Problem) -> str | None:
+    return _triton_refuses(problem) if problem.case.alpha == "shared" else "serves one lambda for the batch"
 
 
 def _wgmma_refuses(problem: Problem) -> str | None:
@@ -351,6 +355,7 @@ _ALL = (
         Provider(f"triton-{n}", f"ours, Triton kernels, algorithm {n!r}", _triton(n), _triton_refuses, default=False)
         for n in ("fused", "premix")
     ),
+    Provider("triton-library", "our blend, torch's convolution", _triton("library"), _library_refuses, default=False),
     Provider("wgmma", "ours, the wgmma kernel of CUDA C++", _triton("wgmma"), _wgmma_refuses, default=False),
     Provider("grouped-trick", "matrix-product blend, groups = B", _grouped(_blend), _per_sample_only, practice=True),
     Provider("broadcast", "broadcast multiply-sum blend, as published", _grouped(_broadcast_blend), _no_map, True),

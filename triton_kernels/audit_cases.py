@@ -8,7 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from tunable_ops.triton_kernels.choose_algorithm import Problem, default_algorithm, default_config
+from tunable_ops.triton_kernels.choose_algorithm import (
+    Problem,
+    default_algorithm,
+    default_config,
+    premixed_config,
+)
 from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import Launch
 from tunable_ops.triton_kernels.plan_problem import candidates, make_operands, plan_problem
@@ -94,6 +99,10 @@ def problems() -> Iterator[tuple[Problem, bool]]:
             for kind in ({}, one if direction != "weight" else {}):
                 a, b = (outputs, inputs) if direction == "input" else (inputs, outputs)
                 yield shape._replace(direction=direction, inputs=a, outputs=b, **kind), False
+    for direction in ("forward", "input"):
+        for channels in (128, 256):  # blended beforehand
+            sizes = {"inputs": channels, "outputs": channels, "size": (64, 64)}
+            yield shape._replace(direction=direction, alpha="none", **sizes), False
     yield shape._replace(kind="dense", inputs=16, outputs=16, groups=4), False
     yield shape._replace(size=(7, 7)), False
     yield shape._replace(alpha="shared", size=(7, 9)), False
@@ -105,12 +114,14 @@ def cases() -> Iterator[AuditCase]:
     """List every distinct case; names tell problem and tiles."""
     seen = set()
     for problem, quick in problems():
-        if problem.alpha == "shared" and default_algorithm(problem) == "premix" and problem.direction == "weight":
+        if problem.alpha == "shared" and default_algorithm(problem) == "library" and problem.direction == "weight":
             continue  # computed by the library
         operands = make_operands(problem, "meta")
         tiles = candidates(problem) if quick else [default_config(problem)]
+        if problem.alpha == "none" and problem.direction != "weight":
+            tiles = list(dict.fromkeys([*tiles, premixed_config(problem)]))
         for index, config in enumerate(tiles):
-            launches, _ = plan_problem(problem, operands, config)
+            launches, _ = plan_problem(problem, operands, config, with_bias=True)
             stem = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))
             for phase, launch in enumerate(launches):
                 name = f"{stem}-phase{phase}" if len(launches) > 1 else stem
@@ -133,7 +144,7 @@ def launches_of(problem: Problem, directions: Sequence[str]) -> Iterator[AuditCa
             wanted = wanted._replace(inputs=problem.outputs, outputs=problem.inputs)
         if direction == "weight" and problem.kind == "pointwise":
             wanted = wanted._replace(kind="dense")
-        launches, _ = plan_problem(wanted, make_operands(wanted, "meta"), default_config(wanted))
+        launches, _ = plan_problem(wanted, make_operands(wanted, "meta"), default_config(wanted), with_bias=True)
         for launch in launches:
             yield AuditCase(name_of(wanted), launch, _product_rows(launch, wanted.dtype))
 

@@ -18,8 +18,9 @@ from tunable_ops.triton_kernels.choose_algorithm import (
     VERSION,
     Choice,
     Problem,
-    choose_algorithm,
+    forget_tables,
     load_table,
+    premixed_config,
     table_name,
 )
 from tunable_ops.triton_kernels.launch import Config
@@ -67,8 +68,7 @@ def autotune(
         entries[problem] = {"choice": best, "milliseconds": measured[best]}
         report(f"{problem}: {best.algorithm} {tuple(best.config)} {measured[best]:.4f} ms, best of {len(measured)}")
         write_table(path, device, entries)
-    load_table.cache_clear()
-    choose_algorithm.cache_clear()
+    forget_tables()
     return path
 
 
@@ -148,11 +148,11 @@ def _candidates(problem: Problem, operands: Operands) -> Iterable[Candidate]:
     if problem.alpha == "shared":
         run, result = _library(problem, operands)
         of_weight = problem.direction == "weight"
-        yield Choice("premix", configs[0]), run, lambda: result()[None] if of_weight else result()
-    elif problem.alpha == "sample" and problem.direction != "weight":
+        yield Choice("library", configs[0]), run, lambda: result()[None] if of_weight else result()
+    if problem.alpha in ("shared", "sample") and problem.direction != "weight" and problem.kind != "depthwise":
         kernel, shift, blend = _blend(operands)
         ready = operands._replace(weight=kernel, bias=shift, alpha=None)
-        for config in configs:
+        for config in dict.fromkeys([premixed_config(problem), *configs]):
             run, result = _planned(problem._replace(alpha="none"), ready, config)
             yield Choice("premix", config), lambda run=run: (blend(), run()), result
 

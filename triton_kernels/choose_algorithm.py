@@ -1,12 +1,12 @@
 """Choose algorithm and tile sizes for a call: from the GPU's measured table, else by a heuristic.
 
-fused   one kernel blends and convolves
-premix  one launch blends the kernels into a workspace; then follows the library's convolution or, if every sample has
-        a kernel of its own, our convolution kernel on the blended kernels
-wgmma   one kernel in CUDA C++ for compute capability 9.0, which the caller launches: a block blends once
+fused    one kernel blends and convolves
+premix   one launch blends kernels and biases into a workspace; our convolution kernel follows, which adds the bias
+library  one launch blends; PyTorch's convolution follows (shared alpha), or computes the gradient of the kernel
+wgmma    one kernel in CUDA C++ for compute capability 9.0, which the caller launches: a block blends once
 
-The heuristic is based on machine code and arithmetic, not on measurements: blending inside the kernel costs P/BLOCK_M
-multiply-adds per multiply-add of the product and P tiles of shared memory per stage, and saves a launch.
+The heuristic is based on machine code and arithmetic, not on measurements. Blending inside the kernel saves a launch,
+but every tile of pixels reads and blends P kernels again: `roofline_calls` predicts which is faster.
 """
 
 import json
@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from tunable_ops.triton_kernels.depthwise_tiles import choose_row_tiles, power
 from tunable_ops.triton_kernels.launch import Config, cdiv
-from tunable_ops.triton_kernels.roofline import FAST
+from tunable_ops.triton_kernels.roofline import FAST, SLOW, seconds
+from tunable_ops.triton_kernels.roofline_calls import convolution_calls
 
-ALGORITHMS = ("fused", "premix", "wgmma")
+ALGORITHMS = ("fused", "premix", "library", "wgmma")
 # Bytes of shared memory per block: available from compute capability 8.0 on, and on larger GPUs little enough for two
 # blocks per multiprocessor.
 SHARED_MEMORY = 99 << 10
 # Up to this many kernels are blended inside the convolution.
 FUSED_KERNELS = 4
-# The library's convolutions approach peak performance only beyond this many channels.
+# Up to this many channels the wgmma kernel is predicted to be faster than the library's.
 FUSED_CHANNELS = 128
 # The most kernels, and taps per dimension, of the wgmma kernel.
 WGMMA_KERNELS, WGMMA_TAPS = 16, 7
@@ -64,6 +65,23 @@ VERSION = 1
 NEAR = 2.0
 
 
+_revision = 0
+
+
+def revision() -> int:
+    """Return a number that changes whenever the tables may have: what is chosen by an older one is outdated."""
+    return _revision
+
+
+def forget_tables() -> None:
+    """Read the tables again at the next choice."""
+    global _revision
+    _revision += 1
+    load_table.cache_clear()
+    choose_algorithm.cache_clear()
+    blends_first.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) -> Choice:
     """Choose the algorithm and the configuration of its kernel for a problem on the GPU of that name.
@@ -78,8 +96,10 @@ def choose_algorithm(problem: Problem, device: str = "", wgmma: bool = False) ->
     if near is not None and distance(problem, near) <= NEAR and (wgmma or entries[near].algorithm != "wgmma"):
         return entries[near]
     # Up to these channels the kernel is predicted to beat the library's, whatever the taps.
-    wgmma = wgmma and max(problem.inputs, problem.outputs) <= FUSED_CHANNELS
-    return Choice("wgmma" if wgmma else default_algorithm(problem), default_config(problem))
+    if wgmma and max(problem.inputs, problem.outputs) <= FUSED_CHANNELS:
+        return Choice("wgmma", default_config(problem))
+    algorithm = default_algorithm(problem)
+    return Choice(algorithm, premixed_config(problem) if algorithm == "premix" else default_config(problem))
 
 
 def suits_wgmma(problem: Problem) -> bool:
@@ -112,8 +132,10 @@ def blends_first(problem: Problem, device: str = "") -> bool:
 
     near = min(entries, key=far, default=None)
     if near is not None and far(near) <= NEAR:
-        return entries[near].algorithm == "premix"
-    return problem.kind == "pointwise" or default_algorithm(problem) == "premix"
+        return entries[near].algorithm in ("premix", "library")
+    if problem.kind != "dense":
+        return problem.kind == "pointwise"
+    return problem.kernels > FUSED_KERNELS or _suits_library(problem) or _channels(problem) > FUSED_CHANNELS
 
 
 def distance(problem: Problem, entry: Problem) -> float:
@@ -171,17 +193,46 @@ def default_algorithm(problem: Problem) -> str:
     if problem.kind == "depthwise" or problem.alpha in ("map", "none"):
         return "fused"
     if problem.direction == "weight":  # no blend: our kernel for a gradient per sample, else the library's
-        return "fused" if problem.alpha == "sample" else "premix"
-    if problem.kernels > FUSED_KERNELS:
-        return "premix"
+        return "fused" if problem.alpha == "sample" else "library"
+    fits = problem.kernels <= FUSED_KERNELS
     if problem.alpha == "sample":
-        return "fused"
+        return "fused" if fits and _predicted(problem, "fused") <= _predicted(problem, "premix") else "premix"
     # All samples share the kernel: once it is blended, the library can do the convolution.
+    if _suits_library(problem):
+        return "library"
+    # Ours adds the bias on the way, and reads and writes the output once less. The input gradient has none.
+    possible = [*(["fused"] if fits else []), *(["premix"] if problem.direction == "forward" else []), "library"]
+    return min(possible, key=lambda algorithm: _predicted(problem, algorithm))
+
+
+def _suits_library(problem: Problem) -> bool:
+    """Return True for problems with a shared alpha that our kernels are slow at."""
     if problem.dtype == "float32" or (problem.layout == "nchw" and problem.kind == "dense") or problem.groups > 1:
-        return "premix"
-    if problem.direction == "input" and problem.stride != (1, 1):  # ours takes a launch per phase, the library's one
-        return "premix"
-    return "fused" if max(problem.inputs, problem.outputs) <= FUSED_CHANNELS else "premix"
+        return True
+    return problem.direction == "input" and problem.stride != (1, 1)  # ours takes a launch per phase, the library's one
+
+
+def _channels(problem: Problem) -> int:
+    return max(problem.inputs, problem.outputs)
+
+
+def _predicted(problem: Problem, algorithm: str) -> float:
+    """Return the predicted seconds of a problem on an H100, between the faster and the slower rates."""
+    config = premixed_config(problem) if algorithm == "premix" else default_config(problem)
+    launches = convolution_calls(problem, algorithm, config, bias=problem.direction == "forward")
+    return sum(seconds(work, device) for work in launches for device in (FAST, SLOW)) / 2
+
+
+def premixed_config(problem: Problem) -> Config:
+    """Choose the tile sizes of our kernel for a problem whose kernels are blended first."""
+    alpha = "shared" if problem.alpha == "shared" else "none"
+    config = default_config(problem._replace(alpha=alpha, kernels=1))
+    wide = problem.kind == "dense" and problem.layout == "nhwc" and problem.dtype in ("float16", "bfloat16")
+    tiles = problem.batch * cdiv(problem.size[0] * problem.size[1], 128) * problem.outputs // 128
+    if wide and config.block_m == 128 and problem.outputs % 128 == 0 and tiles >= FAST.multiprocessors:
+        block_k = 64 if problem.inputs % 64 == 0 else 32
+        return fit_stages(Config(128, 128, block_k, 8, 3), 1, problem.dtype)
+    return config
 
 
 def default_config(problem: Problem) -> Config:

@@ -1,11 +1,16 @@
-"""What the launchers share: tile sizes, geometry, strides, precision and the device guard."""
+"""What the launchers share: launches, tile sizes, geometry, strides, precision and the device guard."""
 
+import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from tunable_ops.triton_kernels import INTERPRETED
+from tunable_ops.triton_kernels.specialise import specialise
 
 # Offsets within a sample, and the rows of a whole batch, are 32-bit.
 INDEX_LIMIT = (1 << 31) - (1 << 12)
@@ -35,47 +40,82 @@ class Launch(NamedTuple):
     def run(self) -> None:
         """Launch on the current stream of the first tensor's device."""
         with on_device(self.arguments[0]):
-            self.kernel[self.grid](
-                *self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
-            )
+            if WATCHING.recorder is not None:
+                WATCHING.recorder.launched(self)
+            if INTERPRETED:
+                options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+                with _disable_current_modes():  # it calls PyTorch's operators
+                    self.kernel[self.grid](*self.arguments, **self.constants, **options)
+            else:
+                start(self.compiled(), self.grid, self.values())
+
+    def values(self) -> tuple[Any, ...]:
+        """Return the values of all parameters of the kernel, in order."""
+        names = self.kernel.arg_names[len(self.arguments) :]
+        return (*self.arguments, *(self.constants[name] for name in names))
+
+    def compiled(self) -> Any:
+        """Return Triton's compiled kernel for the current device, which `start` takes; each is compiled once."""
+        device = _triton().driver.active.get_current_device()
+        made = specialise(self.kernel.arg_names, self.arguments, self.constants)
+        key = (self.kernel, device, self.num_warps, self.num_stages, *made.key())
+        found = _COMPILED.get(key)
+        if found is None:
+            import triton
+
+            options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+            found = _COMPILED[key] = triton.compile(self.source(), options=options)
+        return found
 
     def source(self) -> Any:
-        """Return the argument of `triton.compile`, specialised as this launch would be (pointers 16-byte aligned)."""
+        """Return the argument of `triton.compile`; pointers without memory count as aligned to 16 bytes."""
         from triton.compiler import ASTSource
 
-        names = self.kernel.arg_names
-        signature: dict[str, Any] = {}
-        constants = {(names.index(name),): value for name, value in self.constants.items()}
-        attributes: dict[tuple[int, ...], Any] = {}
-        for i, (name, value) in enumerate(zip(names, self.arguments, strict=False)):
-            signature[name] = _signature(value, (i,), constants, attributes)
-        signature |= dict.fromkeys(self.constants, "constexpr")
-        return ASTSource(self.kernel, signature, constants, attributes)
+        made = specialise(self.kernel.arg_names, self.arguments, self.constants)
+        return ASTSource(self.kernel, made.signature, made.constants, made.attributes())
 
 
-# The pointer's type in a signature, and the element's type in triton.language.
-POINTERS = {
-    torch.float32: ("*fp32", "float32"),
-    torch.float16: ("*fp16", "float16"),
-    torch.bfloat16: ("*bf16", "bfloat16"),
-    torch.int32: ("*i32", "int32"),
-    torch.int64: ("*i64", "int64"),
-}
+class _Watching(threading.local):
+    recorder: Any = None  # its `launched` is called with every launch of this thread, on its device
 
 
-def _signature(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
-    """Return the type of an argument; like a launch, turn ones into constants and mark multiples of 16."""
-    if isinstance(value, tuple):
-        return tuple(_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value))
-    if isinstance(value, Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
-        return POINTERS[value.dtype][0]
-    if value == 1:
-        constants[path] = 1
-        return "constexpr"
-    if value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+WATCHING = _Watching()
+# Compiled kernels by kernel, device, options and specialisation.
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def start(compiled: Any, grid: tuple[int, ...], values: Sequence[Any]) -> None:
+    """Start a compiled kernel on the current device and stream: what Triton does after it has found the kernel.
+
+    Args:
+        compiled: From `Launch.compiled`, for the current device.
+        grid: One to three numbers of blocks.
+        values: Of all parameters; pointers are tensors or addresses.
+    """
+    runtime, hooks = _triton().driver.active, _triton().hooks
+    stream = runtime.get_current_stream(runtime.get_current_device())
+    first, second, third = (*grid, 1, 1)[:3]
+    enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook  # those of profilers
+    metadata = None
+    if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+        metadata = compiled.launch_metadata(grid, stream, *values)
+    else:
+        enter = leave = None
+    run = compiled.run  # first, because it loads the kernel, which sets `function`
+    run(first, second, third, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *values)
+
+
+class _Triton(NamedTuple):
+    driver: Any
+    hooks: Any
+
+
+@lru_cache
+def _triton() -> _Triton:
+    from triton import knobs
+    from triton.runtime import driver
+
+    return _Triton(driver, knobs.runtime)
 
 
 class Geometry(NamedTuple):

@@ -75,15 +75,18 @@ def make_operands(problem: Problem, device: str | torch.device) -> Operands:
     )
 
 
-def plan_problem(problem: Problem, operands: Operands, config: Config) -> tuple[list[Launch], Tensor]:
+def plan_problem(
+    problem: Problem, operands: Operands, config: Config, with_bias: bool = False
+) -> tuple[list[Launch], Tensor]:
     """Return the launches that solve a problem with a configuration, and the tensor that they write.
 
-    It is y (forward), x (input), [sums, splits, O, C/groups, kh, kw] (weight) or [parts, B, P, OH, OW] (alpha).
+    It is y (forward), x (input), [sums, splits, O, C/groups, kh, kw] (weight) or [parts, B, P, OH, OW] (alpha). With
+    `with_bias` the launch of a weight gradient makes that of the bias too.
     """
     x, weight, bias, alpha, y, geometry = operands
     groups = problem.groups
     if problem.direction == "weight":
-        launch, partial = _plan_weight(problem, operands, config)
+        launch, partial = _plan_weight(problem, operands, config, with_bias)
         return [launch], partial
     if problem.direction == "alpha":
         assert alpha is not None
@@ -104,7 +107,7 @@ def plan_problem(problem: Problem, operands: Operands, config: Config) -> tuple[
     return [plan_tunable_conv2d_forward(x, weight, bias, alpha, y, geometry, groups, "none", config)], y
 
 
-def _plan_weight(problem: Problem, operands: Operands, config: Config) -> tuple[Launch, Tensor]:
+def _plan_weight(problem: Problem, operands: Operands, config: Config, with_bias: bool) -> tuple[Launch, Tensor]:
     x, weight, _, alpha, y, geometry = operands
     sums = {"shared": 1, "map": problem.kernels}.get(problem.alpha, problem.batch)
     over = alpha if problem.alpha == "map" else None
@@ -112,21 +115,23 @@ def _plan_weight(problem: Problem, operands: Operands, config: Config) -> tuple[
     splits = choose_splits(problem, config, multiprocessors(x), max(1, WORKSPACE // (4 * size * sums)))
     strides = (splits * size, size, *weight.stride()[1:])
     partial = torch.empty(sums * splits * size, device=x.device).as_strided((sums, splits, *weight.shape[1:]), strides)
+    shift = torch.empty(sums, splits, weight.shape[1], device=x.device) if with_bias else None
     if problem.kind == "depthwise":
-        return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config, over), partial
-    return plan_tunable_conv2d_weight(y, x, partial, geometry, problem.groups, config, over), partial
+        return plan_tunable_conv2d_depthwise_weight(y, x, partial, geometry, config, over, shift), partial
+    return plan_tunable_conv2d_weight(y, x, partial, geometry, problem.groups, config, over, shift), partial
 
 
 def candidates(problem: Problem) -> list[Config]:
     """List the configurations that autotuning tries for a problem, the heuristic's first."""
     first = default_config(problem)
     if problem.kind == "depthwise":
+        of_weight = problem.direction == "weight"  # has no rows; 16 columns by 64 channels spill with 2 warps
         widths = (4, 8, 16) if problem.layout == "nhwc" else (64, 128, 256)
         tries = [
             first._replace(block_m=rows, block_n=width, num_warps=warps)
-            for rows in (8, 16, 32)
+            for rows in ((first.block_m,) if of_weight else (8, 16, 32))
             for width in sorted({*widths, first.block_n})
-            for warps in (2, 4)
+            for warps in ((4,) if of_weight and width == 16 else (2, 4))
         ]
     else:
         kernels = 1 if problem.alpha in ("map", "none") or problem.direction == "weight" else problem.kernels

@@ -48,7 +48,7 @@ def convolution_calls(problem: Sizes, algorithm: str, config: Config, bias: bool
 
     Args:
         problem: In the direction "forward" or "input".
-        algorithm: "fused", "premix" or "wgmma".
+        algorithm: "fused", "premix", "library" (shared alpha) or "wgmma".
         config: Tile sizes of our kernel.
         bias: True to add one.
 
@@ -65,9 +65,14 @@ def convolution_calls(problem: Sizes, algorithm: str, config: Config, bias: bool
     size = elements(problem)
     outputs = problem.outputs * problem.groups if bias else 0
     if problem.alpha == "shared":
-        return [blend_work(size, outputs, 1, problem.kernels, problem.dtype), *library_calls(problem, bias)]
+        blend = blend_work(size, outputs, 1, problem.kernels, problem.dtype)
+        if algorithm == "library":
+            return [blend, *library_calls(problem, bias)]
+        height, width = problem.size  # the batch is one long sample
+        joined = problem._replace(alpha="none", kernels=1, batch=1, size=(problem.batch * height, width))
+        return [blend, *work_of(joined, config)]
     found = []
-    for count in _chunks(problem):
+    for count in _chunks(problem, item_size(problem.dtype)):
         found.append(blend_work(size, outputs, count, problem.kernels, problem.dtype))
         found += work_of(problem._replace(alpha="none", batch=count, kernels=count), config)
     return found
@@ -80,25 +85,36 @@ def kernel_gradient_calls(
 
     Args:
         problem: In the direction "weight".
-        algorithm: "fused", or "premix" for the library's weight gradient of a shared alpha.
+        algorithm: "fused", or "library" for its weight gradient of a shared alpha.
         config: Tile sizes of our kernel.
         splits_of: Largest number of partial sums of a chunk of samples -> how many are made.
     """
     size, outputs = elements(problem), problem.outputs * problem.groups
     shared = problem.alpha == "shared"
     chunks, samples = ([1], 1) if shared else (_chunks(problem), problem.batch)
-    splits = 1 if algorithm == "premix" else splits_of(max(1, WORKSPACE // (4 * size * chunks[0])))
+    splits = 1 if algorithm == "library" else splits_of(max(1, WORKSPACE // (4 * size * chunks[0])))
     tiles = choose_tiles(size, chunks[0] * splits, problem.kernels, FAST.multiprocessors)
     contraction = (splits, problem.kernels, problem.dtype, tiles)
-    found = [_sum_of_grad_output(problem)]
+    found = []
     for index, count in enumerate(chunks):
-        if algorithm == "premix":
-            found += library_calls(problem, bias=False)
+        if algorithm == "library":
+            found += [*library_calls(problem, bias=False), _sum_of_grad_output(problem)]
         else:
-            found += work_of(problem if shared else problem._replace(batch=count), config, splits)
+            part = problem if shared else problem._replace(batch=count)
+            found += [_with_bias(work, part, config, splits) for work in work_of(part, config, splits)]
         found.append(contract_work(size, outputs, count, *contraction, again=index > 0))
     summed = tiles.slots > 1 or len(chunks) > 1
     return [*found, contract_sum_work(size, outputs, samples, *contraction, summed)]
+
+
+def _with_bias(work: Work, problem: Sizes, config: Config, splits: int) -> Work:
+    """Add the sums of grad_output to a weight gradient: a tile more along N, or none where the sums are on the way."""
+    if problem.kind == "depthwise":
+        return work
+    outputs, sums = problem.outputs * problem.groups, 1 if problem.alpha == "shared" else problem.batch
+    read = problem.batch * problem.size[0] * problem.size[1] * outputs * item_size(problem.dtype)
+    tiles = problem.groups * cdiv(problem.outputs, config.block_m) * splits * sums
+    return work._replace(blocks=work.blocks + tiles, l2=work.l2 + read + 4 * sums * splits * outputs)
 
 
 def plain_kernel_gradient_calls(problem: Sizes) -> list[Work]:
@@ -111,9 +127,9 @@ def _sum_of_grad_output(problem: Sizes) -> Work:
     return pass_work("sum of grad_output", pixels * problem.outputs * problem.groups * item_size(problem.dtype))
 
 
-def _chunks(problem: Sizes) -> list[int]:
+def _chunks(problem: Sizes, item: int = 4) -> list[int]:
     """Return the samples whose kernels are blended, or whose gradients are summed, at a time."""
-    most = max(1, WORKSPACE // (4 * elements(problem)))
+    most = max(1, WORKSPACE // (item * elements(problem)))
     return [min(most, problem.batch - start) for start in range(0, problem.batch, most)]
 
 

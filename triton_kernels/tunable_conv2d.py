@@ -32,7 +32,8 @@ def _tunable_conv2d_forward_kernel(
     alpha_ptr,
     y_ptr,
     pre_ptr,  # the value before the activation, laid out as y
-    sizes,  # H, W of the input; OH, OW; pixels along M; outputs per group
+    picture,  # H, W of the input; OH, OW; pixels along M
+    outputs,  # per group
     x_strides,  # sample, channel, row, column
     w_strides,  # sample, kernel, group, input, output, row, column
     y_strides,  # sample, channel, row, column
@@ -57,7 +58,7 @@ def _tunable_conv2d_forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    H, W, OH, OW, pixels, outputs = sizes
+    H, W, OH, OW, pixels = picture
     x_sb, x_sc, x_sh, x_sw = x_strides
     w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw = w_strides
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
@@ -250,7 +251,8 @@ def _plan(
         inputs, outputs, w_so, w_sc = outputs, inputs, w_sc, w_so
     pixels = out_height * out_width
     shared = stack.kind == "shared" or (stack.kind == "none" and w_sb == 0)
-    whole = shared and batch > 1 and pixels % config.block_m != 0 and batch * pixels < INDEX_LIMIT
+    # Also where no tile would span two samples: that would be another compilation.
+    whole = shared and batch > 1 and batch * pixels < INDEX_LIMIT
     if whole:
         pixels *= batch
     tiles = (cdiv(pixels, config.block_m), cdiv(outputs, config.block_n), groups)
@@ -264,7 +266,8 @@ def _plan(
             weight if alpha is None else alpha,
             y,
             y if pre is None else pre,
-            (height, width, out_height, out_width, pixels, outputs),
+            (height, width, out_height, out_width, pixels),
+            outputs,
             x.stride(),
             (w_sb, w_sp, w_sg, w_sc, w_so, w_sh, w_sw),
             y.stride(),

@@ -20,7 +20,8 @@ def _tunable_conv2d_map_input_kernel(
     w_ptr,
     alpha_ptr,
     dx_ptr,
-    sizes,  # H, W of grad_output; OH, OW of the phase; inputs per group
+    picture,  # H, W of grad_output; OH, OW of the phase
+    inputs,  # per group
     dy_strides,  # sample, channel, row, column
     w_strides,  # kernel, group, input, output, row, column
     dx_strides,  # sample, channel, row, column
@@ -36,7 +37,7 @@ def _tunable_conv2d_map_input_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    H, W, OH, OW, inputs = sizes
+    H, W, OH, OW = picture
     dy_sb, dy_so, dy_sh, dy_sw = dy_strides
     w_sp, w_sg, w_sc, w_so, w_sh, w_sw = w_strides
     dx_sb, dx_sc, dx_sh, dx_sw = dx_strides
@@ -115,7 +116,8 @@ def plan_tunable_conv2d_map_input(
             weight,
             alpha,
             grad_input,
-            (height, width, out_height, out_width, inputs),
+            (height, width, out_height, out_width),
+            inputs,
             grad_output.stride(),
             (w_sp, outputs * w_so, w_sc, w_so, w_sh, w_sw),
             grad_input.stride(),

@@ -19,7 +19,7 @@ def _tunable_conv2d_pointwise_kernel(
     alpha_ptr,
     y_ptr,
     pre_ptr,  # the value before the activation, laid out as y
-    pixels,
+    picture,  # pixels
     outputs,  # per group
     x_strides,  # sample, channel, pixel
     w_strides,  # sample, kernel, group, input, output
@@ -38,6 +38,7 @@ def _tunable_conv2d_pointwise_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    pixels = picture[0]
     x_sb, x_sc, x_sm = x_strides
     w_sb, w_sp, w_sg, w_sc, w_so = w_strides
     y_sb, y_sc, y_sm = y_strides
@@ -137,7 +138,7 @@ def plan_tunable_conv2d_pointwise(
             weight if alpha is None else alpha,
             y,
             y if pre is None else pre,
-            pixels,
+            (pixels,),
             outputs,
             (x.stride(0), x.stride(1), x.stride(3)),
             (w_sb, w_sp, w_sg, w_sc, w_so),

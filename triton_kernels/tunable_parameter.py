@@ -117,8 +117,9 @@ def _tunable_parameter_backward_kernel(
     grad_bias_ptr,
     alpha_ptr,
     shares_ptr,
-    sizes,  # elements of a kernel, of a bias; rows of G, of G of the biases; partial sums per sample
-    blocks,  # along the elements of a kernel, of a bias; rows per slot
+    sizes,  # elements of a kernel, of a bias
+    rows,  # rows of G, partial sums per sample, rows per slot
+    tiles,  # along the elements of a kernel, of a bias
     w_strides,  # kernel of the stack; slot and kernel of its gradient
     bias_strides,  # the same of the biases
     alpha_strides,  # sample, kernel; value of alpha in the shares
@@ -131,8 +132,9 @@ def _tunable_parameter_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    size, bias_size, rows, bias_rows, splits = sizes
-    w_blocks, bias_blocks, slot_rows = blocks
+    size, bias_size = sizes
+    all_rows, splits, slot_rows = rows
+    w_blocks, bias_blocks = tiles
     w_sp, grad_ss, grad_sp = w_strides
     bias_sp, grad_bias_ss, grad_bias_sp = bias_strides
     alpha_sb, alpha_sp, shares_sp = alpha_strides
@@ -140,15 +142,14 @@ def _tunable_parameter_backward_kernel(
     block = pid % (w_blocks + bias_blocks)
     slot = pid // (w_blocks + bias_blocks)
     first = slot * slot_rows
+    last = tl.minimum(first + slot_rows, all_rows)
     if block < w_blocks:
-        last = tl.minimum(first + slot_rows, rows)
         strides = (w_sp, grad_sp, alpha_sb, alpha_sp, shares_sp)
         operands = (g_ptr, w_ptr, alpha_ptr, grad_w_ptr + slot * grad_ss, shares_ptr)
         _contract_rows(
             *operands, block, size, first, last, splits, strides, P, NEED_STACK, NEED_ALPHA, ACCUMULATE, ROWS, BLOCK
         )
     elif HAS_BIAS:  # the last blocks contract the biases
-        end = tl.minimum(first + slot_rows, bias_rows)
         steps = (bias_sp, grad_bias_sp, alpha_sb, alpha_sp, shares_sp)
         bias_operands = (
             shift_ptr,
@@ -162,8 +163,8 @@ def _tunable_parameter_backward_kernel(
             block - w_blocks,
             bias_size,
             first,
-            end,
-            1,
+            last,
+            splits,
             steps,
             P,
             NEED_BIAS,
@@ -175,17 +176,16 @@ def _tunable_parameter_backward_kernel(
 
 
 @triton.jit
-def _sum_slots(
-    part_ptr, grad_ptr, index, blocks, size, slots, P: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _sum_slots(part_ptr, grad_ptr, index, blocks, size, slots, strides, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Add up part [slots, P, size] over the slots to a block of grad [P, size]."""
-    p = index // blocks
+    part_ss, part_sp = strides
+    p = (index // blocks).to(tl.int64)
     offs = index % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, slots, ROWS):
         slot = start + tl.arange(0, ROWS)
-        part_ptrs = part_ptr + ((slot * P + p) * size)[:, None] + offs[None, :]
+        part_ptrs = part_ptr + (slot.to(tl.int64) * part_ss + p * part_sp)[:, None] + offs[None, :]
         total += tl.sum(tl.load(part_ptrs, mask=(slot < slots)[:, None] & mask[None, :], other=0.0), 0)
     tl.store(grad_ptr + p * size + offs, total.to(grad_ptr.dtype.element_ty), mask=mask)
 
@@ -198,8 +198,11 @@ def _tunable_parameter_sum_kernel(
     grad_bias_ptr,
     shares_ptr,
     grad_alpha_ptr,
-    sizes,  # elements of a kernel, of a bias; slots; shares of a value of alpha
-    blocks,  # along the elements of a kernel, of a bias; 0 for sums that are not needed
+    sizes,  # elements of a kernel, of a bias
+    rows,  # slots, shares of a value of alpha
+    tiles,  # along the elements of a kernel, of a bias; 0 for sums that are not needed
+    part_strides,  # slot, kernel
+    bias_strides,  # slot, kernel
     P: tl.constexpr,
     NEED_STACK: tl.constexpr,
     NEED_BIAS: tl.constexpr,
@@ -208,16 +211,18 @@ def _tunable_parameter_sum_kernel(
     BLOCK: tl.constexpr,
     ALPHA_BLOCK: tl.constexpr,
 ):
-    size, bias_size, slots, shares = sizes
-    w_blocks, bias_blocks = blocks
+    size, bias_size = sizes
+    slots, shares = rows
+    w_blocks, bias_blocks = tiles
     index = tl.program_id(0)
     if index < w_blocks * P:
         if NEED_STACK:
-            _sum_slots(part_ptr, grad_w_ptr, index, w_blocks, size, slots, P, ROWS, BLOCK)
+            _sum_slots(part_ptr, grad_w_ptr, index, w_blocks, size, slots, part_strides, ROWS, BLOCK)
     elif index < (w_blocks + bias_blocks) * P:
         if NEED_BIAS:
             index -= w_blocks * P
-            _sum_slots(part_bias_ptr, grad_bias_ptr, index, bias_blocks, bias_size, slots, P, ROWS, BLOCK)
+            operands = (part_bias_ptr, grad_bias_ptr, index, bias_blocks, bias_size, slots, bias_strides)
+            _sum_slots(*operands, ROWS, BLOCK)
     elif NEED_ALPHA:
         index -= (w_blocks + bias_blocks) * P
         total = tl.zeros([ALPHA_BLOCK], tl.float32)
@@ -279,7 +284,7 @@ def plan_tunable_parameter_backward(
         gradient: [n * splits, N], contiguous; G[b] is the sum over the splits of sample b.
         weight: [P, N], rows contiguous.
         grad_weight: Output [slots, P, N], contiguous, or None; for one slot in any dtype, else fp32.
-        shift: [n, M], contiguous: the same of the biases; or None.
+        shift: [n * splits, M], contiguous: the same of the biases; or None.
         bias: [P, M], rows contiguous, or None.
         grad_bias: Output [slots, P, M], contiguous, or None; likewise.
         alpha: [n, P].
@@ -307,8 +312,9 @@ def plan_tunable_parameter_backward(
             gradient if grad_bias is None else grad_bias,
             alpha,
             gradient if shares is None else shares,
-            (size, 0 if bias is None else bias.shape[1], rows, samples, splits),
-            (*blocks, tiles.slot_rows),
+            (size, 0 if bias is None else bias.shape[1]),
+            (rows, splits, tiles.slot_rows),
+            blocks,
             strides(weight, grad_weight),
             strides(bias, grad_bias),
             (*alpha.stride(), 0 if shares is None else shares.stride(1)),
@@ -330,7 +336,7 @@ def plan_tunable_parameter_backward(
 
 def shares_of(size: int, bias_size: int, splits: int, tiles: Tiles) -> int:
     """Return the number of parts of a value of grad_alpha: of kernels of `size` elements, and of biases."""
-    return tiles.blocks(size) * splits + tiles.blocks(bias_size)
+    return (tiles.blocks(size) + tiles.blocks(bias_size)) * splits
 
 
 def plan_tunable_parameter_sum(
@@ -344,9 +350,9 @@ def plan_tunable_parameter_sum(
     """Return the launch that adds up the parts of `plan_tunable_parameter_backward`, in their order.
 
     Args:
-        parts: [slots, P, N] fp32, contiguous, or None.
+        parts: [slots, P, N] fp32, rows contiguous, or None.
         grad_weight: Output [P, N], contiguous, or None.
-        bias_parts: [slots, P, M] fp32, contiguous, or None.
+        bias_parts: [slots, P, M] fp32, rows contiguous, or None.
         grad_bias: Output [P, M], contiguous, or None.
         shares: [n, P, `shares_of`] fp32, contiguous, or None.
         grad_alpha: Output [n, P], contiguous, or None. At least one of the three is needed.
@@ -362,8 +368,10 @@ def plan_tunable_parameter_sum(
         (sum(blocks) * kernels + (0 if grad_alpha is None else grad_alpha.numel()),),
         (
             *(given if tensor is None else tensor for tensor in tensors),
-            (*sizes, slots, 0 if shares is None else shares.shape[2]),
+            tuple(sizes),
+            (slots, 0 if shares is None else shares.shape[2]),
             blocks,
+            *((0, 0) if part is None else part.stride()[:2] for part in (parts, bias_parts)),
         ),
         {
             "P": kernels,

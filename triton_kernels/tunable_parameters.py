@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.launch import POINTERS, Launch, cdiv
+from tunable_ops.triton_kernels.launch import Launch, cdiv
+from tunable_ops.triton_kernels.specialise import POINTERS
 
 BLOCK = 1024  # 8 elements a thread: accesses of 128 bits
 SUM_BLOCK = 128

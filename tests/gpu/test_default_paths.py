@@ -16,7 +16,12 @@ pytest.importorskip("triton")
 from tests.gpu import default_paths
 
 # The algorithms of default paths, and where each is compared with the definition on a GPU besides by the cases.
-ALGORITHMS = {"fused": "test_triton.py", "premix": "test_triton.py", "wgmma": "test_wgmma.py"}
+ALGORITHMS = {
+    "fused": "test_triton.py",
+    "premix": "test_triton.py",
+    "library": "test_triton.py",
+    "wgmma": "test_wgmma.py",
+}
 
 
 def test_the_cases_take_every_path() -> None:

@@ -144,8 +144,9 @@ def test_cases(index: int, case: Case) -> None:
         _agrees(case, alpha, DTYPES[turn % 3], turn % 2 == 0, None)
 
 
-@pytest.mark.parametrize("algorithm", ["fused", "premix"])
-@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize(
+    "algorithm, alpha", [(n, a) for n in ("fused", "premix") for a in ("shared", "sample")] + [("library", "shared")]
+)
 def test_algorithms(alpha: str, algorithm: str) -> None:
     for case in (CASES[0], CASES[2], CASES[8]):
         check(case, alpha, torch.float16, algorithm=algorithm, device="cuda")

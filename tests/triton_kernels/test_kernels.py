@@ -68,6 +68,11 @@ def test_premixed(case: Case, alpha: str) -> None:
     check(case, alpha, algorithm="premix")
 
 
+@pytest.mark.parametrize("case", [CASES[0], CASES[6]], ids=str)
+def test_blended_for_the_library(case: Case) -> None:
+    check(case, "shared", algorithm="library")
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("case", [SMALL, CASES[2], SMALL_DEPTHWISE], ids=str)
 def test_activations(case: Case, activation: str) -> None:

@@ -96,6 +96,26 @@ def test_conv1d() -> None:
     torch.testing.assert_close(out, functional.tunable_conv1d(x, weight, bias, a, padding=1, backend="reference"))
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_repeated_calls(alpha: str) -> None:
+    """The second and third call of a kind repeat what the first one did, on tensors of their own."""
+    from tunable_ops.backends.triton import plans
+
+    plans.forget()
+    case = Case(size=(5, 4), kernels=2)
+    for _ in range(3):
+        tensors = case.tensors(alpha, torch.float32)
+        out = gradients(tunable_conv2d, tensors, case, activation="relu", backend="triton")
+        base = gradients(reference.tunable_conv2d, tensors, case, activation="relu")
+        ref = gradients(reference.tunable_conv2d, [t.double() for t in tensors], case, activation="relu")
+        for o, r, b in zip(out, ref, base, strict=True):
+            assert_agrees(o, r, b)
+        again = gradients(tunable_conv2d, tensors, case, activation="relu", backend="triton")
+        assert all(map(torch.equal, out, again))
+    kept = list(plans._PLANS.values())
+    assert len(kept) == 2 and all(isinstance(plan, plans.Plan) for plan in kept)
+
+
 def test_opcheck_and_compile() -> None:
     case = Case(size=(3, 4), kernels=2)
     tensors = [t.requires_grad_() for t in case.tensors("sample", torch.float32)]
@@ -146,19 +166,19 @@ def test_contraction(processors: int, chunk: int, dtype: torch.dtype, monkeypatc
     samples, splits, kernels = 5, 7, 2
     weight, bias = torch.randn(kernels, 13, 10, dtype=dtype), torch.randn(kernels, 13, dtype=dtype)
     alpha = torch.rand(samples, kernels)
-    parts, shift = torch.randn(samples, splits, 130), torch.randn(samples, 13)
+    parts, shift = torch.randn(samples, splits, 130), torch.randn(samples, splits, 13)
 
     def run(*mask: bool) -> list[torch.Tensor | None]:
         contraction = tunable_parameter.Contraction(weight, bias, alpha, mask, splits, chunk)
         assert contraction.tiles.slots > 1 or processors == 1
         for start in range(0, samples, chunk):
             part = slice(start, min(start + chunk, samples))
-            contraction.add(part, parts[part].flatten(0, 1), shift[part])
+            contraction.add(part, parts[part].flatten(0, 1), shift[part].flatten(0, 1))
         return list(contraction.result())
 
     full = run(True, True, True)
     whole = parts.sum(1, dtype=torch.float64)
-    a, w, s = alpha.double(), weight.flatten(1).double(), shift.double()
+    a, w, s = alpha.double(), weight.flatten(1).double(), shift.sum(1, dtype=torch.float64)
     expected = [(a.mT @ whole).view(weight.shape), a.mT @ s, whole @ w.mT + s @ bias.double().mT]
     for found, right, rounded in zip(full, expected, (dtype, dtype, torch.float32), strict=True):
         assert found is not None and found.dtype == rounded

@@ -104,16 +104,16 @@ def test_launches_are_those_of_the_backend(case: predictions.Case, monkeypatch: 
 
 
 @needs_triton
-@pytest.mark.parametrize("alpha", ["shared", "sample"])
+@pytest.mark.parametrize("algorithm, alpha", [("premix", "shared"), ("premix", "sample"), ("library", "shared")])
 @pytest.mark.parametrize("kind, taps", [("dense", 3), ("pointwise", 1)])
-def test_launches_of_premix_are_those_of_the_backend(
-    alpha: str, kind: str, taps: int, monkeypatch: pytest.MonkeyPatch
+def test_launches_of_blended_kernels_are_those_of_the_backend(
+    algorithm: str, alpha: str, kind: str, taps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunable_ops.backends.triton import tunable_conv2d as backend
 
     sizes = (8, 2, 64, 32, 1, (taps, taps), (1, 1), (20, 20))
     problem = Problem("forward", kind, alpha, "bfloat16", "nhwc", *sizes)
-    choice = Choice("premix", default_config(problem))
+    choice = Choice(algorithm, default_config(problem))
     with recorded(monkeypatch) as made:
         backend.forward(*tensors(problem), (1, 1), (taps // 2, taps // 2), (1, 1), 1, "none", choice)
     assert made == said(predictions.forward(problem, choice))
@@ -156,7 +156,7 @@ def test_the_wgmma_kernel_is_predicted_where_the_rule_chooses_it() -> None:
         {"taps": (9, 9)},
         {"inputs": 128, "outputs": 128, "taps": (7, 7)},  # its blended kernels do not fit
     ):
-        assert predictions.choose(small._replace(**changes)).algorithm in ("fused", "premix"), changes
+        assert predictions.choose(small._replace(**changes)).algorithm in ("fused", "premix", "library"), changes
     wide = small._replace(inputs=1024, outputs=1024)
     with pytest.raises(ValueError, match=r"^roofline: a problem must fit the wgmma kernel; got Problem\("):
         predictions.forward(wide, Choice("wgmma", default_config(wide)))

@@ -73,6 +73,42 @@ def test_gradients(dtype: torch.dtype, need_alpha: bool) -> None:
         assert all(map(torch.equal, found, again))
 
 
+def test_tables_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones raise, in place of a launch per stack; those that a graph reads outlive newer ones."""
+    from tunable_ops.backends.triton import tunable_parameters as backend
+
+    monkeypatch.setattr(backend, "_PLANS", {})
+    monkeypatch.setattr(backend, "_CAPTURED", {})
+    monkeypatch.setattr(backend, "_MAX_PLANS", 2)
+    stacks, alpha = [torch.randn(2, 5), torch.randn(2, 7)], torch.rand(2)
+    outputs = [torch.empty(5), torch.empty(7)]
+    grads = [torch.randn(5), torch.randn(7)]
+    calls = (
+        lambda: backend.forward(stacks, alpha, [0, 0], None),
+        lambda: backend.blend_into(stacks, alpha, [0, 0], outputs),
+        lambda: backend.backward(grads, stacks, alpha, [0, 0], [True, False, True]),
+    )
+    message = "^tunable_parameters: the first call with given stacks must come before a CUDA graph is captured; got one"
+    for call in calls:
+        monkeypatch.setattr(backend, "_capturing", lambda tensor: True)
+        with pytest.raises(RuntimeError, match=message):
+            call()
+        monkeypatch.setattr(backend, "_capturing", lambda tensor: False)
+        call()
+        (kept,) = list(backend._PLANS.values())[-1:]
+        monkeypatch.setattr(backend, "_capturing", lambda tensor: True)
+        call()
+        assert any(kept is plan for plan in backend._CAPTURED.values())
+    monkeypatch.setattr(backend, "_capturing", lambda tensor: False)
+    others = [[torch.randn(2, 3)] for _ in range(3)]
+    for other in others:
+        backend.forward(other, alpha, [0], None)
+    assert len(backend._PLANS) == 2 and len(backend._CAPTURED) == 3
+    monkeypatch.setattr(backend, "_capturing", lambda tensor: True)
+    for call in calls:
+        call()
+
+
 def test_what_the_kernels_do_not_serve_goes_to_torch() -> None:
     from tunable_ops.backends.triton import tunable_parameters as backend
 

@@ -5,6 +5,7 @@ of this project is faster. A backend requested by name is used or raises; only t
 """
 
 import importlib
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +64,7 @@ def unavailable_reason(op: str, name: str) -> str | None:
     return f"this version has no {name} kernel for {op}"
 
 
+@cache
 def implementation(name: str, op: str) -> Any:
     """Return the module with `forward` and `backward` of an operator, for a backend in `IN_PYTHON`."""
     return importlib.import_module(f"tunable_ops.backends.{name}.{op}")

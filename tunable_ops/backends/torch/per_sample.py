@@ -64,9 +64,9 @@ def _bmm(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, geom
 FORWARD: dict[str, Callable[..., Tensor]] = {"grouped": _grouped, "loop": _loop, "bmm": _bmm}
 
 
-def chunks(weight: Tensor, batch: int) -> Iterator[slice]:
-    """Split the batch into runs of samples whose kernels in fp32 take at most `CHUNK_BYTES`."""
-    size = max(1, CHUNK_BYTES // (4 * max(1, weight[0].numel())))
+def chunks(weight: Tensor, batch: int, item: int = 4) -> Iterator[slice]:
+    """Split the batch into runs of samples whose kernels, of `item` bytes an element, take at most `CHUNK_BYTES`."""
+    size = max(1, CHUNK_BYTES // (item * max(1, weight[0].numel())))
     return (slice(start, min(start + size, batch)) for start in range(0, batch, size))
 
 

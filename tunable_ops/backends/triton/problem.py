@@ -66,7 +66,7 @@ def make_problem(
 
 
 def choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any, activation: str = "none") -> Choice:
-    """Ask the rule; "library" for samples too large for 32-bit offsets and for more kernels than a launch takes."""
+    """Ask the rule; "torch" for samples too large for 32-bit offsets and for more kernels than a launch takes."""
     problem, device = make_problem(direction, kind, source, weight, *rest), device_name(source)
     alpha, geometry, _, result = rest
     choice = choose_algorithm(problem, device, wgmma.fits(problem, source, weight, geometry))
@@ -76,5 +76,5 @@ def choose(direction: str, kind: str, source: Tensor, weight: Tensor, *rest: Any
         if not wgmma.is_ready(input, weight, alpha, geometry, activation, of_input):
             choice = choose_algorithm(problem, device)
     if weight.shape[0] > MAX_KERNELS or max(extent(source), extent(rest[-1])) >= INDEX_LIMIT:
-        return choice._replace(algorithm="library")
+        return choice._replace(algorithm="torch")
     return choice

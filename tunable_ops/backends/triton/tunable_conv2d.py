@@ -1,12 +1,14 @@
-"""tunable_conv2d on the Triton kernels, by one of four algorithms for each call and gradient.
+"""tunable_conv2d on the Triton kernels, by one of five algorithms for each call and gradient.
 
 fused    one kernel blends and convolves
-premix   blend first, then PyTorch's convolution (shared alpha) or the same kernel without a blend (per-sample alpha)
+premix   blend first, then the same kernel without a blend; it adds the bias
+library  blend first, then PyTorch's convolution (shared alpha)
 wgmma    the CUDA C++ kernel for compute capability 9.0, which blends once per block
-library  the torch backend
+torch    the torch backend
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from tunable_ops.backends.torch import per_sample
 from tunable_ops.backends.torch import tunable_conv2d as torch_backend
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix, kernels_are_channels_last, output_format
 from tunable_ops.backends.torch.per_sample import chunks
+from tunable_ops.backends.triton import plans
 from tunable_ops.backends.triton.problem import choose, forward_kind, input_kind, make_problem, weight_kind
 from tunable_ops.backends.triton.tunable_conv2d_map import map_backward
 from tunable_ops.backends.triton.tunable_parameter import Contraction, blend
@@ -56,6 +59,31 @@ def forward(
     For measurements and tests, `choice` overrides the rule. `pre`, with the layout of the output, receives the value
     before the activation.
     """
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation)
+    if choice is not None or pre is not None:
+        return _forward(input, weight, bias, alpha, *options, choice, pre)
+    (output,) = plans.run(_planned_forward, (input, weight, bias, alpha), options)
+    assert output is not None
+    return output
+
+
+def _planned_forward(*arguments: Any) -> plans.Results:
+    return (_forward(*arguments),)
+
+
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None = None,
+    pre: Tensor | None = None,
+) -> Tensor:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     memory_format = output_format(input, weight)
     output = _empty_output(input, weight, (stride, padding, dilation))
@@ -73,13 +101,14 @@ def forward(
             return wgmma.forward(input, weight, bias, alpha, geometry, activation)
         pre.copy_(wgmma.forward(input, weight, bias, alpha, geometry, "none"))
         return apply_activation(pre, activation)
-    if choice.algorithm == "library" or (choice.algorithm == "premix" and alpha.dim() == 4):
+    blended = choice.algorithm in ("premix", "library")
+    if choice.algorithm == "torch" or (blended and alpha.dim() == 4):
         options = (stride, padding, dilation, groups)
         if pre is None:
             return torch_backend.forward(input, weight, bias, alpha, *options, activation)
         pre.copy_(torch_backend.forward(input, weight, bias, alpha, *options, "none"))
         return apply_activation(pre, activation)
-    if choice.algorithm == "premix" and alpha.dim() == 1:
+    if choice.algorithm == "library" and alpha.dim() == 1:
         kernel, shift = blend(weight, bias, alpha)
         result = convolve(input, kernel, shift, geometry[0], geometry[1], geometry[2], groups)
         if pre is not None:
@@ -88,8 +117,8 @@ def forward(
     if choice.algorithm == "fused":
         _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config, pre).run()
         return output
-    for rows in chunks(weight, input.shape[0]):
-        kernel, shift = blend(weight, bias, alpha[rows])
+    for rows, alphas in _parts(weight, alpha, input.shape[0]):
+        kernel, shift = blend(weight, bias, alphas)
         part = (input[rows], kernel, shift, None, output[rows])
         before = None if pre is None else pre[rows]
         _plan(kind, *part, geometry, groups, activation, choice.config, before).run()
@@ -109,8 +138,15 @@ def forward_saving(
     choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the value before the activation; the arguments are those of `forward`."""
-    pre = _empty_output(input, weight, (stride, padding, dilation))
-    return forward(input, weight, bias, alpha, stride, padding, dilation, groups, activation, choice, pre), pre
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation)
+    output, pre = plans.run(_saving, (input, weight, bias, alpha), (*options, choice))
+    assert output is not None and pre is not None
+    return output, pre
+
+
+def _saving(*arguments: Any) -> plans.Results:
+    pre = _empty_output(arguments[0], arguments[1], arguments[4:7])
+    return _forward(*arguments, pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
@@ -137,15 +173,40 @@ def backward(
 
     `choices` overrides the rule, for the gradients of the input and of the kernels.
     """
+    options = (tuple(stride), tuple(padding), tuple(dilation), groups, activation, tuple(mask))
+    tensors = (grad_output, saved, input, weight, bias, alpha)
+    if choices is not None:
+        return _backward(*tensors, *options, choices)
+    return plans.run(_backward, tensors, (*options, None, per_sample.CHUNK_BYTES))  # type: ignore[return-value]
+
+
+def _backward(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    mask: Sequence[bool],
+    choices: tuple[Choice, Choice] | None,
+    *key: Any,  # what else tells its plan apart
+) -> Gradients:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
+    rest = (stride, padding, dilation, groups, activation, mask)
+    if grad_output.numel() == 0:
+        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *rest)
     kinds = input_kind(weight, geometry, groups, input, grad_output), weight_kind(weight, groups)
     on_input, on_weight = choices or (
         choose("input", kinds[0], grad_output, weight, alpha, geometry, groups, input),
         choose("weight", kinds[1], input, weight, alpha, geometry, groups, grad_output),
     )
-    if grad_output.numel() == 0 or "library" in (on_input.algorithm, on_weight.algorithm):
-        options = (stride, padding, dilation, groups, activation, mask)
-        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *options)
+    if "torch" in (on_input.algorithm, on_weight.algorithm):
+        return torch_backend.backward(grad_output, saved, input, weight, bias, alpha, *rest)
     if saved is not None:
         grad_output = activation_backward(grad_output, saved, activation)
     if alpha.dim() == 4:
@@ -154,7 +215,11 @@ def backward(
     wants_kernels = mask[1] or mask[3]
     grad_input = gradient = None
     if alpha.dim() == 1:  # one call of PyTorch's backward for both gradients, where they are premixed
-        wanted = [mask[0] and on_input.algorithm == "premix", wants_kernels and on_weight.algorithm == "premix", False]
+        wanted = [
+            mask[0] and on_input.algorithm == "library",
+            wants_kernels and on_weight.algorithm == "library",
+            False,
+        ]
         if any(wanted):
             grad_output = grad_output.contiguous(memory_format=output_format(input, weight))
             kernel = blend(weight, None, alpha)[0] if wanted[0] else weight[0]
@@ -189,8 +254,17 @@ def _input_gradient(
     if choice.algorithm == "fused":
         run(grad_output, weight, alpha, grad_input)
         return
-    for rows in chunks(weight, grad_output.shape[0]):
-        run(grad_output[rows], blend(weight, None, alpha[rows])[0], None, grad_input[rows])
+    for rows, alphas in _parts(weight, alpha, grad_output.shape[0]):
+        run(grad_output[rows], blend(weight, None, alphas)[0], None, grad_input[rows])
+
+
+def _parts(weight: Tensor, alpha: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the samples whose kernels are blended at a time, with the rows [1 or n, P] of their alpha."""
+    if alpha.dim() == 1:
+        yield slice(None), alpha[None]
+        return
+    for rows in chunks(weight, batch, weight.element_size()):
+        yield rows, alpha[rows]
 
 
 def _kernel_gradients(
@@ -207,18 +281,18 @@ def _kernel_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of weight, bias and alpha; `gradient` is G of a shared alpha if already computed.
 
-    G is made in fp32 as parts to be summed, for as many samples as `CHUNK_BYTES` holds at a time.
+    G is made in fp32 as parts to be summed, for as many samples as `CHUNK_BYTES` holds at a time; that of the bias in
+    the same launch.
     """
     shared = alpha.dim() == 1
-    rows, sums = (alpha[None] if shared else alpha), None
-    if bias is not None and (mask[2] or mask[3]):
-        dims = (0, 2, 3) if shared else (2, 3)
-        sums = grad_output.sum(dims, dtype=torch.float32).view(rows.shape[0], -1)
+    rows = alpha[None] if shared else alpha
+    if not (mask[2] or mask[3]):
+        bias = None
     if not (mask[1] or mask[3]):
-        if sums is None or bias is None:
+        if bias is None:
             return None, None, None
         contraction = Contraction(bias, None, rows, (True, False, False))
-        contraction.add(slice(None), sums, None)
+        contraction.add(slice(None), _sum_pixels(grad_output, shared), None)
         return None, contraction.result()[0], None
     parts = [slice(0, 1)] if shared else list(chunks(weight, input.shape[0]))
     kind, size, most = weight_kind(weight, groups), weight[0].numel(), parts[0].stop
@@ -227,21 +301,30 @@ def _kernel_gradients(
         problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
         limit = max(1, per_sample.CHUNK_BYTES // (4 * size * most))
         splits = choose_splits(problem, choice.config, multiprocessors(input), limit)
-    contraction = Contraction(weight, None if sums is None else bias, rows, mask[1:], splits, most)
+    contraction = Contraction(weight, bias, rows, mask[1:], splits, most)
     for part in parts:
         if gradient is None:
-            samples = slice(None) if shared else part
-            made = torch.empty(part.stop - part.start, splits, size, dtype=torch.float32, device=input.device)
+            samples, count = (slice(None) if shared else part), part.stop - part.start
+            options: dict[str, Any] = {"dtype": torch.float32, "device": input.device}
+            made = torch.empty(count, splits, size, **options)
+            sums = None if bias is None else torch.empty(count, splits, weight.shape[1], **options)
             operands = (grad_output[samples], input[samples], from_matrix(made, weight), geometry)
             if kind == "depthwise":
-                plan_tunable_conv2d_depthwise_weight(*operands, choice.config).run()
+                plan_tunable_conv2d_depthwise_weight(*operands, choice.config, shift=sums).run()
             else:
-                plan_tunable_conv2d_weight(*operands, groups, choice.config).run()
-        else:
+                plan_tunable_conv2d_weight(*operands, groups, choice.config, shift=sums).run()
+        else:  # PyTorch's, whose bias has a pass of its own too
             made = as_matrix(gradient[None], like=weight)
-        contraction.add(part, made.view(-1, size), None if sums is None else sums[part])
+            sums = None if bias is None else _sum_pixels(grad_output, shared)
+        contraction.add(part, made.view(-1, size), None if sums is None else sums.view(-1, weight.shape[1]))
     grad_weight, grad_bias, grad_alpha = contraction.result()
     return grad_weight, grad_bias, None if grad_alpha is None else grad_alpha.view(alpha.shape)
+
+
+def _sum_pixels(grad_output: Tensor, shared: bool) -> Tensor:
+    """Return the sums of grad_output over pixels, and with a shared alpha over samples, in fp32: [1 or B, O]."""
+    sums = grad_output.sum((0, 2, 3) if shared else (2, 3), dtype=torch.float32)
+    return sums.view(-1, grad_output.shape[1])
 
 
 def _plan(

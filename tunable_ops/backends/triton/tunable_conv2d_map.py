@@ -2,8 +2,10 @@
 
 grad_input      = sum_p input gradient of conv_p for alpha_p * grad_output  one launch per phase
 grad_weight[p]  = weight gradient for alpha_p * grad_output                 one launch for all p, in partial sums
-grad_bias[p]    = sum over samples and pixels of alpha_p * grad_output      the same kernel on an input of ones
+grad_bias[p]    = sum over samples and pixels of alpha_p * grad_output      in the same launch, likewise
 grad_alpha[b,p] = <grad_output, conv_p(x) + bias_p> over the outputs        one launch, in partial sums over outputs
+
+The partial sums are added in their order, by a launch for kernels and biases and one for alpha.
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from tunable_ops.triton_kernels.tunable_conv2d_weight import (
     plan_tunable_conv2d_depthwise_weight,
     plan_tunable_conv2d_weight,
 )
+from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_sum
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -47,13 +50,10 @@ def map_backward(
     if mask[0]:
         grad_input = torch.empty_like(input, memory_format=output_format(input, weight))
         _input_gradient(grad_output, weight, alpha, grad_input, geometry, groups, on_input)
-    if mask[1]:
-        grad_weight = _weight_gradient(grad_output, input, weight, alpha, geometry, groups, on_weight)
-    if mask[2] and bias is not None:
-        ones = input.new_ones(()).expand(input.shape[0], 1, *grad_output.shape[2:])
-        stack = bias[:, :, None, None, None]
-        plain = Geometry((1, 1), (0, 0), (1, 1))
-        grad_bias = _weight_gradient(grad_output, ones, stack, alpha, plain, 1, None)[..., 0, 0, 0]
+    bias_wanted = mask[2] and bias is not None
+    if mask[1] or bias_wanted:
+        operands = (grad_output, input, weight, alpha, geometry, groups, on_weight)
+        grad_weight, grad_bias = _weight_gradients(*operands, mask[1], bias if bias_wanted else None)
     if mask[3]:
         grad_alpha = _alpha_gradient(grad_output, input, weight, bias, alpha, geometry, groups, on_alpha)
     return grad_input, grad_weight, grad_bias, grad_alpha
@@ -77,7 +77,7 @@ def _input_gradient(
         launch.run()
 
 
-def _weight_gradient(
+def _weight_gradients(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -85,8 +85,10 @@ def _weight_gradient(
     geometry: Geometry,
     groups: int,
     config: Config | None,
-) -> Tensor:
-    """Return [P, O, C/groups, kh, kw]; of `weight` only shape, dtype and layout matter."""
+    weight_wanted: bool,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the weight, if it is wanted, and of the bias, if there is one."""
     kind, kernels, size = weight_kind(weight, groups), weight.shape[0], weight[0].numel()
     problem = make_problem("weight", kind, input, weight, alpha, geometry, groups, grad_output)
     if config is None:
@@ -94,12 +96,18 @@ def _weight_gradient(
     limit = max(1, per_sample.CHUNK_BYTES // (4 * size * kernels))
     splits = choose_splits(problem, config, multiprocessors(input), limit)
     parts = torch.empty(kernels, splits, size, dtype=torch.float32, device=input.device)
+    sums = None if bias is None else parts.new_empty(kernels, splits, bias.shape[1])
     laid = from_matrix(parts, weight)
     if kind == "depthwise":
-        plan_tunable_conv2d_depthwise_weight(grad_output, input, laid, geometry, config, alpha).run()
+        plan_tunable_conv2d_depthwise_weight(grad_output, input, laid, geometry, config, alpha, sums).run()
     else:
-        plan_tunable_conv2d_weight(grad_output, input, laid, geometry, groups, config, alpha).run()
-    return from_matrix(parts.sum(1).to(weight.dtype), weight)
+        plan_tunable_conv2d_weight(grad_output, input, laid, geometry, groups, config, alpha, sums).run()
+    grad_weight = weight.new_empty(kernels, size) if weight_wanted else None
+    grad_bias = None if bias is None else bias.new_empty(bias.shape)
+    of_weight = parts.transpose(0, 1) if weight_wanted else None
+    of_bias = None if sums is None else sums.transpose(0, 1)
+    plan_tunable_parameter_sum(of_weight, grad_weight, of_bias, grad_bias, None, None).run()
+    return None if grad_weight is None else from_matrix(grad_weight, weight), grad_bias
 
 
 def _alpha_gradient(
@@ -124,4 +132,6 @@ def _alpha_gradient(
         plan_tunable_conv2d_depthwise(*operands, partial[0], grad_output, geometry, "none", config, part=step).run()
     else:
         plan_tunable_conv2d_alpha(*operands, grad_output, partial, geometry, groups, config).run()
-    return partial.sum(0).to(alpha.dtype)
+    gradient = alpha.new_empty(alpha.shape)
+    plan_tunable_parameter_sum(partial.view(parts, 1, -1), gradient.view(1, -1), None, None, None, None).run()
+    return gradient

@@ -74,7 +74,7 @@ class Contraction:
         bias: [P, O] or None.
         alpha: [B, P].
         mask: True for the gradients of weight, bias and alpha that are needed.
-        splits: Partial sums that make up a G[b] of the weight.
+        splits: Partial sums that make up a G[b], of the weight and of the bias.
         samples: Samples of the first call of `add`, and the most of one; default: all.
     """
 
@@ -109,7 +109,7 @@ class Contraction:
         return torch.empty(shape, dtype=torch.float32, device=self.alpha.device)
 
     def add(self, samples: slice, gradient: Tensor, shift: Tensor | None) -> None:
-        """Add G of some samples, [n * splits, N], and of the biases, [n, O]; both contiguous."""
+        """Add G of some samples, [n * splits, N], and of the biases, [n * splits, O]; both contiguous."""
         (weight, bias), (part, bias_part) = self.stacks, self.parts
         assert weight is not None
         operands = (gradient, weight, part, shift, bias, bias_part)

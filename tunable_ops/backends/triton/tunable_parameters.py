@@ -3,7 +3,8 @@
 The launches read tables that depend only on the addresses of the stacks, which do not change: the blends, and the
 gradients of the stacks, are placed in one workspace each. The gradients of the blends arrive at new addresses in every
 step. They are first copied into a workspace (a few launches of `_foreach_copy_`), because a table of new addresses
-would be a copy from the host, which a CUDA graph cannot capture.
+would be a copy from the host, which a CUDA graph cannot capture. For the same reason a call that needs new tables
+raises while a graph is captured: a call before the capture makes them. Tables that a captured graph reads are kept.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,9 @@ class _Plan(NamedTuple):
     sums: Tensor  # [A, most], see `_sums`
 
 
-# The most recent plans, by everything that they depend on.
+# The most recent plans, by everything that they depend on; and those that a captured graph may read, which stay.
 _PLANS: dict[tuple[object, ...], _Plan] = {}
+_CAPTURED: dict[tuple[object, ...], _Plan] = {}
 _MAX_PLANS = 64
 
 
@@ -140,13 +142,15 @@ def _by_kind(
 
 
 def _plan(stacks: list[Tensor], starts: list[int], wanted: list[bool], length: int) -> _Plan | None:
-    """Return the plan for these stacks; None if they are not dense, or if a new one is needed during graph capture."""
+    """Return the plan for these stacks; None if they are not dense."""
     key = (_identity(stacks), tuple(starts), tuple(wanted), length)
-    if key in _PLANS:
-        return _PLANS[key]
+    plan = _known(key, stacks[0])
+    if plan is not None:
+        return plan
     matrices = _matrices(stacks)
-    if matrices is None or _capturing(stacks[0]):
+    if matrices is None:
         return None
+    _check_not_capturing(stacks[0])
     places, shapes, elements = [], [], 0
     grad_places, grad_shapes, grad_elements = [], [], 0
     for stack, matrix, grad in zip(stacks, matrices, wanted, strict=True):
@@ -166,11 +170,13 @@ def _plan(stacks: list[Tensor], starts: list[int], wanted: list[bool], length: i
 def _tables_into(stacks: list[Tensor], starts: list[int], outputs: list[Tensor]) -> Tables | None:
     """Return the tables for blends into existing tensors; None as in `_plan`."""
     key = (_identity(stacks), tuple(starts), tuple(output.data_ptr() for output in outputs))
-    if key in _PLANS:
-        return _PLANS[key].tables
+    plan = _known(key, stacks[0])
+    if plan is not None:
+        return plan.tables
     matrices = _matrices(stacks)
-    if matrices is None or _capturing(stacks[0]):
+    if matrices is None:
         return None
+    _check_not_capturing(stacks[0])
     tables = make_tables(matrices, starts, [output.data_ptr() // output.element_size() for output in outputs])
     return _remember(key, _Plan(tables, [], 0, [], 0, tables.blocks)).tables
 
@@ -201,6 +207,22 @@ def _sums(stacks: list[Tensor], starts: list[int], width: int, length: int) -> T
     most = max(map(len, lists))
     zero = len(stacks) * width
     return torch.tensor([row + [zero] * (most - len(row)) for row in lists])
+
+
+def _known(key: tuple[object, ...], tensor: Tensor) -> _Plan | None:
+    """Return the plan of a key; while a graph is captured, keep it from then on."""
+    plan = _CAPTURED.get(key) or _PLANS.get(key)
+    if plan is not None and _capturing(tensor):
+        _CAPTURED[key] = plan
+    return plan
+
+
+def _check_not_capturing(tensor: Tensor) -> None:
+    if _capturing(tensor):
+        raise RuntimeError(
+            "tunable_parameters: the first call with given stacks must come before a CUDA graph is captured; got one "
+            "during the capture. Run the same call once before, on the stacks that the graph will read"
+        )
 
 
 def _remember(key: tuple[object, ...], plan: _Plan) -> _Plan:
