@@ -84,7 +84,7 @@ class LambdaPlanes(nn.Module):
             values = _POOL[len(grid)](values, tuple(max(n, 1) for n in grid))
         else:
             values = values.view(-1, len(self.entries), *(1 for _ in grid))
-        if values.shape[0] not in (1, batch):
+        if values.shape[0] not in (batch, 1):
             if values.shape[0] == 0 or batch % values.shape[0]:
                 raise ValueError(
                     f"LambdaPlanes: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B; "
