@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network for one position",
+    "export": "write a network as a file for other runtimes (ONNX)",
     "knob": "write what a tunable network adds to its base, as a small file",
     "models": "list the networks that ship, with their knobs and licences",
     "info": "describe a checkpoint or a knob, or this installation",
@@ -35,19 +36,22 @@ COMMANDS = {
 }
 _LISTS = ("train", "bench")  # their errors may list the faults of a configuration, or a grammar, line by line
 _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
-# import names of what `pip install tunable-ops[train]` installs
-_EXTRA = {
-    "PIL",
-    "imagecodecs",
-    "matplotlib",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "skimage",
-    "tensorboard",
-    "tifffile",
-    "tomli",
-    "tqdm",
+# import names of what the extras install
+_EXTRAS = {
+    "train": {
+        "PIL",
+        "imagecodecs",
+        "matplotlib",
+        "numpy",
+        "pydantic",
+        "safetensors",
+        "skimage",
+        "tensorboard",
+        "tifffile",
+        "tomli",
+        "tqdm",
+    },
+    "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
 }
 
 
@@ -86,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise flushing at exit fails again
         return 1
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").split(".")[0] not in _EXTRA:
+        package = (error.name or "").split(".")[0]
+        extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
+        if debug or extra is None:
             raise
-        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[train]'"
+        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[{extra}]'"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise
