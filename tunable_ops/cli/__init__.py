@@ -26,7 +26,7 @@ COMMANDS = {
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network for one position",
-    "export": "write a network as a file for other runtimes (ONNX)",
+    "export": "write a network as a file for other runtimes (ONNX, torch.export, AOTInductor)",
     "knob": "write what a tunable network adds to its base, as a small file",
     "models": "list the networks that ship, with their knobs and licences",
     "info": "describe a checkpoint or a knob, or this installation",
