@@ -82,10 +82,12 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.train",
         "tunable_ops.triton_kernels",
     },
+    "tunable_ops.deploy": {"tunable_ops.modules", "tunable_ops.ops"},
     "tunable_ops.cli": {
         "tunable_ops",
         "tunable_ops.backends",
         "tunable_ops.bench",
+        "tunable_ops.deploy",
         "tunable_ops.grey",
         "tunable_ops.images",
         "tunable_ops.knob_files",
@@ -109,6 +111,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.reference",
         # on first use
         "tunable_ops.control",
+        "tunable_ops.deploy",
         "tunable_ops.knob_files",
         "tunable_ops.models",
         "tunable_ops.pretrained",

@@ -106,7 +106,7 @@ def _is_plain(
         return False
     if bias is not None and bias.shape != (copies, outputs):
         return False
-    if rows != (copies,) and rows != (batch, copies):
+    if not 1 <= len(rows) <= 2 or rows[-1] != copies or (len(rows) == 2 and rows[0] != batch):
         return False
     if not (type(stride) is type(padding) is type(dilation) is tuple):
         return False
@@ -212,6 +212,11 @@ def is_transformed() -> bool:
 def is_plain_eager() -> bool:
     """Return True outside torch.compile, torch.func transforms and forward-mode AD."""
     return not (torch.compiler.is_compiling() or is_transformed())
+
+
+def is_one(size: int) -> bool:
+    """Return True for a size of 1. A symbolic size of an export is taken for any number, without a guard."""
+    return type(size) is int and size == 1
 
 
 def can_read(value: Tensor) -> bool:

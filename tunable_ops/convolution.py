@@ -147,10 +147,11 @@ def put_back(grad: Tensor, input: Tensor, stride: Sequence[int], padding: Sequen
 def with_new_strides(tensor: Tensor) -> Tensor:
     """Return a view in which each dimension of size 1 has the stride that a new tensor of this layout has.
 
-    A trace of torch.jit gets the tensor as it is: it could only record what is right for its example.
+    A trace of torch.jit and an export get the tensor as it is: they could only record what is right for their example.
     """
     shape = tensor.shape
-    if torch._C._get_tracing_state() is not None or 1 not in shape or len(shape) < 3:
+    recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+    if recorded or 1 not in shape or len(shape) < 3:
         return tensor
     stride = tensor.stride()
     if shape[0] == 1 and shape.count(1) == 1 and stride[0] == max(shape[1] * stride[1], shape[2] * stride[2]):

@@ -27,6 +27,7 @@ COMMANDS = {
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "serve": "answer HTTP requests with restored pictures",
     "fold": "freeze the slider: write the plain network for one position",
+    "export": "write a network as a file for other runtimes (ONNX, torch.export, AOTInductor)",
     "knob": "write what a tunable network adds to its base, as a small file",
     "models": "list the networks that ship, with their knobs and licences",
     "info": "describe a checkpoint or a knob, or this installation",
@@ -36,21 +37,23 @@ COMMANDS = {
 }
 _LISTS = ("train", "bench")  # their errors may list the faults of a configuration, or a grammar, line by line
 _RENAMED = {"pgn": "'train' (its configurations pgn_*) and 'eval-gradient'", "tune": "'autotune'"}
-# import names of what `pip install tunable-ops[serve]` installs beside the extra `train`
-_SERVE = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
-# import names of what `pip install tunable-ops[train]` installs
-_EXTRA = {
-    "PIL",
-    "imagecodecs",
-    "matplotlib",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "skimage",
-    "tensorboard",
-    "tifffile",
-    "tomli",
-    "tqdm",
+# import names of what the extras install
+_EXTRAS = {
+    "train": {
+        "PIL",
+        "imagecodecs",
+        "matplotlib",
+        "numpy",
+        "pydantic",
+        "safetensors",
+        "skimage",
+        "tensorboard",
+        "tifffile",
+        "tomli",
+        "tqdm",
+    },
+    "serve": {"fastapi", "prometheus_client", "starlette", "uvicorn"},
+    "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
 }
 
 
@@ -90,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if debug or package not in _EXTRA | _SERVE:
+        extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
+        if debug or extra is None:
             raise
-        extra = "serve" if package in _SERVE else "train"
         message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[{extra}]'"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.network import add_network, build_network, metadata_of
 
 if TYPE_CHECKING:
+    from tunable_ops.modules import TunableModel
     from tunable_ops.pretrained import Found
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "known_metadata", "run", "write_folded"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,9 +44,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fold, write the file and return 0."""
     from tunable_ops.cli import lam as lambdas
-    from tunable_ops.modules import fold
     from tunable_ops.pretrained import find, load, replaced
-    from tunable_ops.serialization import save
 
     out: Path | None = args.out
     if out is not None and out.suffix != ".safetensors":
@@ -54,30 +53,33 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out must lie in an existing folder; got {str(out)!r}")
     found = find(args.checkpoint)
     net = load(args.checkpoint, args.knob, build_network(args.network, args.checkpoint, args.knob))
-    metadata = _metadata(found, [*found.knobs, *args.knob])
+    metadata = known_metadata(found, [*found.knobs, *args.knob])
     lam = lambdas.parse(args.lam, net.spec, replaced=replaced(args.checkpoint))
     lambdas.already_warned()
     if out is None:
         out = Path(f"{found.name}_lam{lambdas.numbers([lam])[0]}.safetensors")
     if out.exists() and any(out.samefile(path) for path in (found.file, *found.knobs, *args.knob)):
         raise ValueError(f"--out must not be the checkpoint itself or one of its knobs; got {str(out)!r}")
+    write_folded(net, lam, out, found, metadata)
+    print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
+    return 0
+
+
+def write_folded(net: TunableModel, lam: Sequence[float], out: Path, found: Found, metadata: Mapping[str, Any]) -> None:
+    """Write the plain network at `lam`, with architecture and arguments of `metadata`, and where it is from."""
+    from tunable_ops.modules import fold
+    from tunable_ops.serialization import save
+
     notes = dict(net.notes)
     notes["lambda"] = dict(zip(net.spec.names, lam, strict=True))
     if any(net.spec.units):
         notes["units"] = dict(zip(net.spec.names, net.spec.units, strict=True))
     notes["folded_from"] = found.file.name if found.base is None else found.name
-    save(
-        fold(net, lam),
-        out,
-        architecture=metadata["architecture"],
-        arguments=metadata["arguments"],
-        notes=notes,
-    )
-    print(f"{out}: {metadata['architecture']} folded at {lambdas.describe(net.spec, lam)}")
-    return 0
+    about = {"architecture": metadata["architecture"], "arguments": metadata["arguments"]}
+    save(fold(net, lam), out, **about, notes=notes)
 
 
-def _metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
+def known_metadata(found: Found, knobs: Sequence[str | Path]) -> dict[str, Any]:
     """Return architecture and arguments of a network, which for bare weights its knob or the table knows."""
     from tunable_ops.pretrained import BASES
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops.models.checks import check_input, check_int
+from tunable_ops.models.whole_blocks import extend
 
 
 class DnCNN(nn.Module):
@@ -99,10 +100,8 @@ class DnCNN(nn.Module):
             out = self.model(out)
         else:
             height, width = x.shape[-2:]
-            pad_h, pad_w = -height % self.downscale, -width % self.downscale
-            if pad_h or pad_w:
-                out = F.pad(out, (0, pad_w, 0, pad_h), mode="replicate")
-            out = F.pixel_shuffle(self.model(F.pixel_unshuffle(out, self.downscale)), self.downscale)
+            blocks = F.pixel_unshuffle(extend(out, self.downscale), self.downscale)
+            out = F.pixel_shuffle(self.model(blocks), self.downscale)
             out = out[..., :height, :width]
         return x - out if self.residual else out + self.mean
 

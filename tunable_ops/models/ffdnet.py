@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tunable_ops.models.checks import check_input, check_int
 from tunable_ops.models.dncnn import chain
+from tunable_ops.models.whole_blocks import extend
 from tunable_ops.modules import LambdaPlanes
 
 _SIDE = 2  # pixels are unshuffled in blocks of 2 x 2
@@ -85,10 +86,9 @@ class FFDNet(nn.Module):
         """
         check_input("FFDNet", x, self.channels)
         height, width = x.shape[-2:]
-        pad = (0, -width % _SIDE, 0, -height % _SIDE)
-        picture = blocks = F.pixel_unshuffle(_padded(x, pad), _SIDE)
+        picture = blocks = F.pixel_unshuffle(extend(x, _SIDE), _SIDE)
         if sigma is not None:
-            level = F.avg_pool2d(_padded(self._level(x, sigma), pad), _SIDE)  # one value per block
+            level = F.avg_pool2d(extend(self._level(x, sigma), _SIDE), _SIDE)  # one value per block
             blocks = torch.cat((blocks, level), dim=1)
         elif self.planes is not None:
             blocks = self.planes(blocks)
@@ -110,7 +110,3 @@ class FFDNet(nn.Module):
                 f"FFDNet: sigma must be a number, [{x.shape[0]}] or {list(shape)}; got {list(level.shape)}"
             )
         return level
-
-
-def _padded(t: Tensor, pad: tuple[int, ...]) -> Tensor:
-    return F.pad(t, pad, mode="replicate") if any(pad) else t

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops.models.checks import check_input, check_int, check_ints
+from tunable_ops.models.whole_blocks import extend
 
 
 class LayerNorm2d(nn.Module):
@@ -163,9 +164,7 @@ class NAFNet(nn.Module):
         """
         check_input("NAFNet", x, self.channels)
         height, width = x.shape[-2:]
-        side = 2 ** len(self.encoders)
-        pad_h, pad_w = -height % side, -width % side
-        padded = F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+        padded = extend(x, 2 ** len(self.encoders), "constant")
         out = self.intro(padded)
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops.models.checks import check_input, check_int, check_ints
+from tunable_ops.models.whole_blocks import extend
 
 _COLOUR = 16.0  # scale of the last convolution's output: see StyleNet
 _SMALLEST = 8  # pixels: enough to reflect 4 for the 9x9 convolutions, and to leave 2 x 2 at the deepest level
@@ -115,8 +116,7 @@ class StyleNet(nn.Module):
         if not x.shape[0]:
             return x.clone()  # torch's instance normalisation rejects an empty batch
         height, width = x.shape[-2:]
-        pad_h, pad_w = (max(-size % 4, _SMALLEST - size) for size in (height, width))
-        out = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else x
+        out = extend(x, 4, least=_SMALLEST)
         out = self.body[0](self.down1(self.intro(out)))
         out = self.body[1](self.down2(out))
         out = self.body[2](self.up1(out))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops.models.checks import check_int, check_ints, check_number
+from tunable_ops.models.whole_blocks import whole_size
 
 _UPSAMPLERS = {"": (1,), "pixelshuffle": (2, 3, 4, 8), "pixelshuffledirect": (2, 3, 4), "nearest+conv": (2, 4)}
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -355,9 +356,9 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Extend [B, C, H, W] at the right and the bottom by reflection, repeatedly if necessary."""
     for dim in (-2, -1):
         size = x.shape[dim]
-        if size % multiple:
-            period = max(1, 2 * (size - 1))
-            place = torch.arange(size + -size % multiple, device=x.device) % period
+        if isinstance(size, torch.SymInt) or size % multiple:  # a graph of an export is for every size
+            period = torch.sym_max(1, 2 * (size - 1))
+            place = torch.arange(whole_size(size, multiple), device=x.device) % period
             x = x.index_select(dim, torch.minimum(place, period - place) if size > 1 else place)
     return x
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from tunable_ops.checks import is_one
 from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights, split_weights
 
@@ -119,7 +120,7 @@ class Frame:
             alpha = tuning(self.lam)
         if alpha.dim() == 1:
             return alpha
-        if alpha.shape[0] == 1 and alpha.dim() == 2:
+        if alpha.dim() == 2 and is_one(alpha.shape[0]):
             return alpha[0]
         if batch is None or alpha.shape[0] == batch:
             return alpha

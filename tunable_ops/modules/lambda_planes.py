@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.checks import is_one
 from tunable_ops.modules import frame as frames
 
 _POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -84,7 +85,7 @@ class LambdaPlanes(nn.Module):
             values = _POOL[len(grid)](values, tuple(max(n, 1) for n in grid))
         else:
             values = values.view(-1, len(self.entries), *(1 for _ in grid))
-        if values.shape[0] not in (1, batch):
+        if not is_one(values.shape[0]) and values.shape[0] != batch:
             if values.shape[0] == 0 or batch % values.shape[0]:
                 raise ValueError(
                     f"LambdaPlanes: lam must fit the input's leading size {batch}: [p], B = {batch}, or a divisor B; "

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunable_ops.checks import is_one
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.lambda_planes import LambdaPlanes
 from tunable_ops.modules.layer import TunableLayer
@@ -131,7 +132,7 @@ class TunableModel(nn.Module):
         """
         warn = not (self.training and isinstance(lam, Tensor))
         lam = self.spec.check(lam, first_float(self.network), warn=warn)
-        if lam.dim() == 2 and lam.shape[0] == 1:
+        if lam.dim() == 2 and is_one(lam.shape[0]):
             # the reshape makes a trace refuse [B, p], for which its kernels are wrong
             lam = lam.reshape(self.spec.num_params) if torch.jit.is_tracing() else lam[0]
         elif lam.dim() == 1 and torch.jit.is_tracing():

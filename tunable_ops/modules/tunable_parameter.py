@@ -206,7 +206,8 @@ def unparametrise(owner: nn.Module, attribute: str) -> Tensor:
     _unshare_class(owner)
     stack = whole_stack(owner, attribute).detach()
     parametrisation: Any = owner.parametrizations[attribute]  # type: ignore[index]
-    parametrisation[0] = BaseAndNew()  # a blend would ask for lambda
+    if isinstance(parametrisation[0], ParameterBlend):
+        parametrisation[0] = BaseAndNew()  # the blend would ask for lambda
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
     delattr(owner, attribute)
     return stack

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tunable_ops import checks
 from tunable_ops.backends.torch.layout import output_format
-from tunable_ops.ops import registration
+from tunable_ops.ops import graph_form, registration
 from tunable_ops.ops.tunable_parameter import run_checked
 from tunable_ops.reference import tunable_parameter as reference_parameter
+from tunable_ops.reference.activation import CODES
 from tunable_ops.reference.tunable_conv2d import blend_and_convolve
 
 
@@ -36,6 +37,8 @@ def premix(
         return run_checked(parameter, weights, backend, inference=True)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None, a: Tensor) -> Tensor:
+        if a.dim() == 2 and torch.compiler.is_exporting():  # a loop would fix the batch
+            return graph_form.blend_and_convolve(conv, x, w, b, a, None, CODES[activation])
         return blend_and_convolve(conv, x, w, b, a, activation, blend)
 
     output = registration.run_composite(run, (input, weight, bias, alpha), 3)

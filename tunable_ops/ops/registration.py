@@ -20,6 +20,7 @@ from tunable_ops.checks import autocast_is_on, is_transformed
 
 NAMESPACE = "tunable_ops"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_GRAPH_FORMS: dict[Any, Callable[..., Any]] = {}
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
@@ -30,9 +31,10 @@ class Operator:
         op: The overload in torch.ops.
         kernel: Its kernel if that is a Python function, else None.
         differentiable: The function that the Autograd key calls if a gradient is needed.
+        graph_form: The same made of PyTorch's operators (`ops.graph_form`), for graphs of other runtimes.
     """
 
-    __slots__ = ("differentiable", "kernel", "name", "op")
+    __slots__ = ("differentiable", "graph_form", "kernel", "name", "op")
 
     def __init__(
         self, name: str, arguments: str, result: str, kernel: Callable[..., Any] | None, fake: Callable[..., Any]
@@ -45,6 +47,7 @@ class Operator:
         self.name, self.kernel = name, kernel
         self.op = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.differentiable: Callable[..., Any] | None = None
+        self.graph_form: Callable[..., Any] | None = None
 
     def register_autograd(self, differentiable: Callable[..., Any], tensors: int) -> None:
         """Register `differentiable` for calls that need a gradient of one of the first `tensors` arguments."""
@@ -60,6 +63,10 @@ class Operator:
         for device_type, key in _AUTOCAST_KEYS.items():
             _LIBRARY.impl(self.name, _autocast_kernel(self.op, device_type, key, frozenset(cast)), key)
 
+    def register_graph_form(self, form: Callable[..., Any]) -> None:
+        """Register `form`, a function of the operator's arguments, for exports to ONNX and for `decompositions`."""
+        self.graph_form = _GRAPH_FORMS[self.op] = form
+
     def __call__(self, tensors: tuple[Any, ...], *options: Any) -> Any:
         """Call the operator; in plain eager mode past its Autograd key, which is a Python function."""
         if (
@@ -68,6 +75,8 @@ class Operator:
             or torch._C._get_tracing_state() is not None
             or torch._C._has_torch_function(tensors)
         ):
+            if self.graph_form is not None and torch.onnx.is_in_onnx_export():
+                return self.graph_form(*tensors, *options)
             return self.op(*tensors, *options)
         if self.differentiable is not None and wants_gradient(tensors):
             return self.differentiable(*tensors, *options)
@@ -118,6 +127,16 @@ def to_autocast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return each operator (an overload) with its graph form, for `ExportedProgram.run_decompositions`.
+
+    Example:
+        >>> torch.ops.tunable_ops.tunable_conv2d_torch.default in decompositions()
+        True
+    """
+    return dict(_GRAPH_FORMS)
 
 
 def wants_gradient(tensors: Sequence[Any]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends.torch import layout
 from tunable_ops.geometry import output_size
-from tunable_ops.ops import registration
+from tunable_ops.ops import graph_form, registration
 from tunable_ops.reference.activation import TABLE
 
 NAME = "tunable_conv2d"
@@ -90,7 +90,7 @@ def run_checked(
     transformed = checks.is_transformed()
     # The default looks at memory formats, which tensors under vmap do not tell.
     chosen = "reference" if transformed and backend is None else backends.select(op, backend, input, weight, alpha)
-    if alpha.dim() == 2 and alpha.shape[0] == 1:
+    if alpha.dim() == 2 and checks.is_one(alpha.shape[0]):
         alpha = alpha[0]
     tensors = (input, weight, bias, alpha)
     if chosen == "reference" or transformed:
@@ -256,6 +256,7 @@ def _define(backend: str) -> _Operators:
 
     ops.forward.register_autograd(differentiable, tensors=4)
     ops.forward.register_autocast(cast=(0, 1, 2))
+    ops.forward.register_graph_form(graph_form.tunable_conv2d)
     ops.backward.register_autograd(_differentiable_backward, tensors=6)
     ops.backward.register_autocast()
     return ops

@@ -15,7 +15,7 @@ from tunable_ops.backends import cpp
 from tunable_ops.backends.torch.layout import output_format
 from tunable_ops.convolution import convolve_transposed
 from tunable_ops.geometry import transposed_output_size
-from tunable_ops.ops import registration
+from tunable_ops.ops import graph_form, registration
 from tunable_ops.ops.premix import premix
 from tunable_ops.ops.tunable_conv2d import tunable_conv2d
 
@@ -113,3 +113,4 @@ _inference = registration.Operator(
     None,
     _inference_fake,
 )
+_inference.register_graph_form(graph_form.tunable_conv_transpose2d)

@@ -53,7 +53,7 @@ def tunable_linear(
     checks.check_bias(NAME, bias, weight.shape[0], weight.shape[1])
     checks.check_alpha(NAME, alpha, weight.shape[0], input.shape[0] if input.dim() > 1 else None)
     code = checks.check_activation(NAME, activation)
-    if alpha.dim() == 2 and alpha.shape[0] == 1:
+    if alpha.dim() == 2 and checks.is_one(alpha.shape[0]):
         alpha = alpha[0]
     if alpha.dim() == 1 or chosen == "reference":
         return premix(F.linear, input, weight, bias, alpha, activation, backend)

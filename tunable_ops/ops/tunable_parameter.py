@@ -9,7 +9,7 @@ from torch import Tensor
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends import cpp
 from tunable_ops.backends.torch import layout
-from tunable_ops.ops import registration
+from tunable_ops.ops import graph_form, registration
 
 NAME = "tunable_parameter"
 
@@ -135,6 +135,7 @@ def _define(backend: str) -> _Operators:
     )
     ops.forward.register_autograd(partial(_Blend.apply, ops), tensors=2)
     ops.forward.register_autocast()
+    ops.forward.register_graph_form(graph_form.tunable_parameter)
     ops.backward.register_autograd(_differentiable_backward, tensors=3)
     ops.backward.register_autocast()
     return ops

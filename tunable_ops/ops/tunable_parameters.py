@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends.torch import layout
-from tunable_ops.ops import registration
+from tunable_ops.ops import graph_form, registration
 
 NAME = "tunable_parameters"
 
@@ -248,6 +248,7 @@ def _define(backend: str) -> _Operators:
 
     ops.forward.register_autograd(differentiable, tensors=2)
     ops.forward.register_autocast()
+    ops.forward.register_graph_form(graph_form.tunable_parameters)
     ops.backward.register_autograd(_differentiable_backward, tensors=3)
     ops.backward.register_autocast()
     return ops
