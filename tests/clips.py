@@ -2,9 +2,11 @@
 
 from fractions import Fraction
 
-import av
 import numpy as np
+import pytest
 import torch
+
+av = pytest.importorskip("av", reason="PyAV is not installed (tunable-ops[video])")
 
 RATE = 48000
 

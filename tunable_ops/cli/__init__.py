@@ -22,7 +22,7 @@ __all__ = ["main"]
 # the one-line help of every command, here so that the list imports none of them
 COMMANDS = {
     "train": "train a network from a config file",
-    "apply": "run a trained network on images at one or more slider positions",
+    "apply": "run a trained network on images, at one or more slider positions, or on videos",
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "fold": "freeze the slider: write the plain network for one position",
@@ -49,6 +49,7 @@ _EXTRA = {
     "tomli",
     "tqdm",
 }
+_VIDEO = "av"  # that of the extra [video]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise flushing at exit fails again
         return 1
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").split(".")[0] not in _EXTRA:
+        package = (error.name or "").split(".")[0]
+        if debug or package not in _EXTRA | {_VIDEO}:
             raise
-        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[train]'"
+        extra = "video" if package == _VIDEO else "train"
+        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[{extra}]'"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise

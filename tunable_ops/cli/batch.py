@@ -7,7 +7,6 @@ import errno
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunable_ops.cli.progress import Progress
+    from tunable_ops.cli.restorer import Restorer
     from tunable_ops.cli.sources import Source
     from tunable_ops.images import Frame, Picture
 
@@ -36,24 +36,16 @@ class Batch:
         args: Arguments of the command.
         spec: Names of lambda.
         rows: (name of the parameter that moves, lambdas).
-        net: The tunable network; None for a plain one.
-        live: Network, called with [B, C, H, W] after `set(lam)`.
-        device: Where the network is.
-        channels: Channels that it takes, 1 or 3.
+        restorer: The network.
         knob: True if grey pictures set its parameter "grey".
-        multiple: Tiles start at multiples of this.
         single: True if --out names a file.
     """
 
     args: argparse.Namespace
     spec: Any
     rows: list[tuple[str, list[tuple[float, ...]]]]
-    net: Any
-    live: Any
-    device: Any
-    channels: int
+    restorer: Restorer
     knob: bool
-    multiple: int
     single: bool
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
 
@@ -108,7 +100,7 @@ class Batch:
         args = self.args
         grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
         rows = self._settled(picture, source, grey, progress)
-        if grey and self.net is None and "of 255" in getattr(self.spec, "units", ()):
+        if grey and self.restorer.net is None and "of 255" in getattr(self.spec, "units", ()):
             said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
             progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
         kind, suffix = self._target(picture, source)
@@ -173,8 +165,7 @@ class Batch:
         from tunable_ops import images
 
         args = self.args
-        scale = getattr(self.live.network, "scale", getattr(self.live.network, "upscale", 1))
-        size = [scale * side for side in picture.size]
+        size = [self.restorer.scale * side for side in picture.size]
         kind = images.kind_of(args.out) if self.single else args.format
         if kind is None:
             kind = _default_kind(picture, args.bits or picture.bits)
@@ -217,41 +208,6 @@ class Batch:
                 raise ValueError(f"--out must not replace another picture; got {str(path)!r}, which {what}")
         return rows
 
-    def forward(self, image: Tensor, advance: Callable[[float], Any]) -> Tensor:
-        """Run the network on [3, H, W], or [1, H, W] in grey, in tiles; return the same, s times as large, on the CPU.
-
-        A network of one channel runs on each of the three.
-        """
-        import torch
-
-        from tunable_ops.grey import on_grey
-        from tunable_ops.tiles import apply_tiled, tile_windows
-
-        args = self.args
-        grey, alone = image.shape[0] == 1, self.channels == 1
-        network = on_grey(self.live, self.channels) if grey else self.live
-        batch = image[:, None] if alone and not grey else image[None]
-        tiles = 1
-        for size in batch.shape[-2:]:
-            tiles *= len(tile_windows(size, args.tile, args.overlap, self.multiple)) if args.tile else 1
-
-        def function(part: Tensor) -> Tensor:
-            result = network(part.to(self.device))
-            advance(1 / tiles)
-            return result
-
-        with torch.no_grad():
-            if args.tile:
-                result = apply_tiled(function, batch, args.tile, args.overlap, self.multiple)
-            else:
-                result = function(batch).cpu()
-        output = result[:, 0] if alone and not grey else result[0]
-        if output.shape[0] not in (1, 3):
-            raise ValueError(f"--model must return images of 3 channels; got {list(result.shape)}")
-        if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
-            raise ValueError("--model must return finite values; got NaN or infinity")
-        return output
-
 
 class _Frames:
     """The frames of a picture as the network returns them at one lambda, and how close they are to the clean ones.
@@ -262,17 +218,12 @@ class _Frames:
     def __init__(
         self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
     ) -> None:
-        from tunable_ops.grey import stronger
-        from tunable_ops.modules import LambdaWarning
-
         self.batch, self.picture, self.grey = batch, picture, grey
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
         self._shown: Tensor | None = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LambdaWarning)  # of a level for grey; of `lam` itself `parse` has warned
-            batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
+        batch.restorer.set(lam, grey)
 
     def __iter__(self) -> Iterator[Frame]:
         from tunable_ops.images import Frame
@@ -284,7 +235,7 @@ class _Frames:
                 self.noisy.append(_error(given, clean))
             if self._shown is None:
                 self._shown = _small(given).expand(3, -1, -1)
-            output = self.batch.forward(given, self.advance)
+            output = self.batch.restorer(given, self.advance)
             if noise is not None and output.shape == clean.shape:
                 self.errors.append(_error(output, clean))
             yield Frame.of(

@@ -213,7 +213,8 @@ def _number(part: str, text: str) -> float:
     try:
         value = float(part)
     except ValueError:
-        raise ValueError(f"--lam must be numbers such as 0.3,0.7 or name=0.3; got {text!r}") from None
+        moves = ": only a video has a lambda that moves (SECONDS:VALUE)" if ":" in part else ""
+        raise ValueError(f"--lam must be numbers such as 0.3,0.7 or name=0.3; got {text!r}{moves}") from None
     if not math.isfinite(value):
         raise ValueError(f"--lam must be finite numbers; got {text!r}")
     return value

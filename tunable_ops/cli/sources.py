@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Source", "find_sources", "output_base"]
+__all__ = ["Source", "find_sources", "kind_of_inputs", "output_base"]
 
 _OUTPUT = re.compile(r"(?P<base>.+)_(?:lam-?\d+\.\d{2,6}(?:--?\d+\.\d{2,6})*|plain|(?P<strip>sweep(?:-[\w.-]+)?))\.\w+")
 
@@ -27,6 +27,26 @@ class Source:
     path: Path
     folder: Path
     name: str
+
+
+def kind_of_inputs(inputs: Iterable[Path]) -> str:
+    """Return what the inputs are: "pictures" or "videos"; a pattern of numbered pictures is a video.
+
+    Raises:
+        ValueError: They are of both kinds.
+    """
+    from tunable_ops.video import EXTENSIONS, is_pattern
+
+    kinds: dict[str, Path] = {}
+    for item in inputs:
+        video = not item.is_dir() and (
+            item.suffix.lower() in EXTENSIONS or (is_pattern(item) and not item.exists())
+        )
+        kinds.setdefault("videos" if video else "pictures", item)
+    if len(kinds) > 1:
+        shown = ", ".join(repr(str(item)) for item in kinds.values())
+        raise ValueError(f"inputs must be of one kind, {' or '.join(kinds)}; got {shown}: run the command for each")
+    return next(iter(kinds))
 
 
 def find_sources(inputs: Iterable[Path], out: Path, recursive: bool = False) -> tuple[list[Source], list[str]]:

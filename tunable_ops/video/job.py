@@ -56,7 +56,7 @@ class Job:
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Any], restart: bool = False) -> None:
-        self.folder = out.with_name(out.name.replace("%", "_") + ".parts")
+        self.folder = self.folder_of(out)
         text = json.dumps(asked, sort_keys=True, indent=1)
         note = self.folder / _JOB
         if restart and self.folder.exists():
@@ -75,6 +75,11 @@ class Job:
         while self.path(self.segments, "json").exists():
             self.segments += 1
         self.mark = self.read(self.segments - 1).mark if self.segments else None
+
+    @staticmethod
+    def folder_of(out: Path) -> Path:
+        """Return the folder of the run that writes a file."""
+        return out.with_name(out.name.replace("%", "_") + ".parts")
 
     def path(self, number: int, extension: str) -> Path:
         """Return a file of a segment."""

@@ -20,6 +20,7 @@ EXTENSIONS = tuple(f".{name}" for name in _NAMES.split())
 """Extensions of video files, in upper or lower case."""
 
 _USUAL_RATE = Fraction(25)
+_CUT_OFF = 0.5  # seconds that may be missing at the end: sound often lasts longer than pictures
 _BACK = 10.0  # seconds before the place sought, for files whose index is by another clock than the frames
 
 
@@ -46,11 +47,13 @@ class VideoFile:
         self.path, self.keep_damaged = Path(path), keep_damaged
         self.left_out: set[str] = set()  # side data of frames, by name
         self.concealed = self.lost = self.moved = 0
+        self._end: float | None = None
         self._colours = Colours()
         with open_container(self.path) as container:
             stream = main_stream(container, self.path)
             first = _first_frame(container, stream, self.path)
             self.shape = _shape(container, stream, first)
+            self._start = stream.start_time or 0
             self.interlaced = first.interlaced_frame
 
     @property
@@ -63,6 +66,9 @@ class VideoFile:
             found.append(f"{_many(self.concealed, 'damaged frame')} restored as the decoder concealed them")
         if self.lost:
             found.append(f"{_many(self.lost, 'packet')} could not be decoded and are left out")
+        if self._end is not None and self.shape.seconds and self._end < self.shape.seconds - _CUT_OFF:
+            said, end = self.shape.seconds, self._end
+            found.append(f"the file says that it lasts {said:.2f} s, but its frames end after {end:.2f} s: it is cut off")
         if self.left_out:
             found.append(f"left out, as PyAV does not write it: {', '.join(sorted(self.left_out))} of the frames")
         return found
@@ -143,6 +149,8 @@ class VideoFile:
             self.left_out |= {data.type.name for data in frame.side_data} - _CARRIED
             colour, alpha = self._colours.read(frame)
             yield Shot(colour, alpha, pts, frame.duration or 0, moved)
+        if last is not None:
+            self._end = float((last + step - self._start) * shape.time_base)
 
     def _decoded(self, start: int | None) -> Iterator[Any]:
         """Yield PyAV's frames, from the keyframe at or before a timestamp, or from the start."""
@@ -163,7 +171,7 @@ class VideoFile:
                     packet = next(packets, None)
                     decoded = [] if packet is None else packet.decode()
                 except av.FFmpegError as error:
-                    self._damage(at, str(error))
+                    self._damage(at, error.strerror or str(error))
                     self.lost += 1
                     if packet is None or isinstance(error, OSError):
                         return
