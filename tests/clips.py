@@ -114,8 +114,8 @@ def packets(path, kind):
     with av.open(str(path)) as file:
         streams = [stream for stream in file.streams if stream.type == kind]
         return [
-            (streams.index(p.stream), p.pts * p.time_base, p.dts * p.time_base, bytes(p))
-            for p in file.demux(streams)
+            (streams.index(p.stream), p.pts * p.time_base, None if p.dts is None else p.dts * p.time_base, bytes(p))
+            for p in (file.demux(streams) if streams else ())
             if p.pts is not None
         ]
 
@@ -126,10 +126,10 @@ def timestamps(path):
         return [frame.pts * frame.time_base for frame in file.decode(video=0)]
 
 
-def decoded(path):
-    """The luma or RGB values of the frames."""
+def decoded(path, pixel_format="rgb24"):
+    """The values of the frames, uint8."""
     with av.open(str(path)) as file:
-        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        return [frame.to_ndarray(format=pixel_format) for frame in file.decode(video=0)]
 
 
 def tensor(values):

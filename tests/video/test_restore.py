@@ -40,6 +40,8 @@ def restore(source, out, function=same, length=7, stop=None, keep=False, restart
     reader = video.VideoFile(source, keep)
     shape = reader.shape
     container = video.container_of(out)
+    if container != "webm" and coding.get("encoder", "libx264") == "libx264":
+        coding["options"] = {"preset": "ultrafast", "bf": "2"} | dict(coding.get("options", {}))
     chosen = video.choose_coding(container, shape, (shape.height, shape.width), threads=1, **coding)
     plan = video.plan(source, container, chosen, leave_out)
     sink = video.FileSink(out, shape, chosen, source, plan.copied)
@@ -72,8 +74,8 @@ def test_timestamps_and_sound_are_kept(name, tmp_path):
     sound = clips.packets(source, "audio")
     assert len(sound) > 50 and {stream for stream, *_ in sound} == {0, 1}
     assert clips.packets(out, "audio") == sound  # streams, times and bytes
-    worst = max(np.abs(a.astype(int) - b).mean() for a, b in zip(clips.decoded(source), clips.decoded(out), strict=True))
-    assert worst < 3
+    pairs = zip(clips.decoded(source, "gray"), clips.decoded(out, "gray"), strict=True)
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in pairs) < 2
     assert not list(tmp_path.glob("*.parts"))
 
 
@@ -88,8 +90,9 @@ def test_variable_frame_rate_keeps_its_timestamps(suffix, base, codec, tmp_path)
     restore(source, out, encoder=codec, options=options, length=9)
     assert clips.timestamps(out) == clips.timestamps(source)
     packets = clips.packets(out, "video")
-    decoding = [dts for _, _, dts, _ in packets]
-    assert decoding == sorted(set(decoding)) and all(dts <= pts for _, pts, dts, _ in packets)
+    if suffix == ".mp4":  # Matroska has none
+        decoding = [dts for _, _, dts, _ in packets]
+        assert decoding == sorted(set(decoding)) and all(dts <= pts for _, pts, dts, _ in packets)
 
 
 def test_what_is_beside_the_video_is_kept_in_mp4(tmp_path):
@@ -178,12 +181,12 @@ def test_a_clock_that_is_coarser_or_begins_later_is_said(tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_stopped_run_gives_the_same_file(name, tmp_path):
     """Also where frames have no timestamps, or the file cannot be sought."""
-    source = clips.make(tmp_path / name, frames=30, **KINDS[name])
+    source = clips.make(tmp_path / name, frames=24, **KINDS[name])
     suffix = source.suffix if source.suffix in (".mp4", ".webm") else ".mkv"
-    options = {"cpu-used": "8", "deadline": "realtime"} if suffix == ".webm" else {"preset": "ultrafast"}
+    options = {"cpu-used": "8", "deadline": "realtime"} if suffix == ".webm" else {}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     seen, _ = restore(source, whole, darker, options=options)
-    assert len(seen) == 30
+    assert len(seen) == 24
     done = []
     for stop in (9, 16, 3):
         with pytest.raises(StopError):
@@ -192,7 +195,7 @@ def test_a_stopped_run_gives_the_same_file(name, tmp_path):
         assert not parts.exists()
     assert done == [1, 3, 3]
     seen, _ = restore(source, parts, darker, options=options)
-    assert len(seen) == 30 - 21
+    assert len(seen) == 24 - 21
     assert parts.read_bytes() == whole.read_bytes()
 
 
@@ -337,8 +340,7 @@ def test_transparency_travels(tmp_path):
         file.mux(stream.encode(None))
     restored = []
     reader = video.VideoFile(source)
-    if reader.shape.pixel_format != "yuva420p":
-        pytest.skip(f"this build decodes VP9 as {reader.shape.pixel_format}, without its transparency")
+    assert reader.shape.pixel_format == "yuva420p"
     restore(source, tmp_path / "out.webm", lambda shot, _: restored.append(shot.alpha) or shot.colour)
     assert len(restored) == 4 and all((alpha - 77 / 255).abs().max() < 0.02 for alpha in restored)
 

@@ -140,8 +140,11 @@ def _write(file: Any, job: Job, shape: Shape, path: Path, copied: Collection[int
         waiting = next(restored, None)
         streams = [source.streams[index] for index in targets if source.streams[index].type != "attachment"]
         for packet in source.demux(streams) if streams else ():
+            target = targets[packet.stream.index]
             if packet.dts is None and packet.pts is None:  # the end
                 continue
+            if packet.size == 2 and bytes(packet) == b"\0\0" and _is_timed_text(packet.stream):
+                continue  # the end of a subtitle, which the muxer writes itself
             if packet.dts is None:
                 packet.dts = packet.pts
             time = packet.dts * packet.time_base
@@ -149,7 +152,7 @@ def _write(file: Any, job: Job, shape: Shape, path: Path, copied: Collection[int
                 waiting.stream = video
                 file.mux(waiting)
                 waiting = next(restored, None)
-            packet.stream = targets[packet.stream.index]
+            packet.stream = target
             file.mux(packet)
         for packet in itertools.chain([waiting] if waiting is not None else [], restored):
             packet.stream = video
@@ -257,6 +260,10 @@ def _hint(container: str) -> str:
 def _is_chapters(stream: Any, container: Any) -> bool:
     """Return True for the track of texts by which MP4 stores chapters."""
     return stream.type == "data" and stream.name == "bin_data" and bool(container.chapters())
+
+
+def _is_timed_text(stream: Any) -> bool:
+    return stream.type == "subtitle" and stream.codec_context is not None and stream.codec_context.name == "mov_text"
 
 
 def _name(stream: Any) -> str:

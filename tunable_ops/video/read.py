@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,12 +164,13 @@ class VideoFile:
                     container.seek(max(start, stream.start_time or 0), stream=stream, backward=True)
                 except av.FFmpegError:
                     return
+            decode = decoder(stream)
             at, sound = None, False
             packets = container.demux(stream)
             while True:
                 try:
                     packet = next(packets, None)
-                    decoded = [] if packet is None else packet.decode()
+                    decoded = [] if packet is None else decode(packet)
                 except av.FFmpegError as error:
                     self._damage(at, error.strerror or str(error))
                     self.lost += 1
@@ -226,6 +227,18 @@ def main_stream(container: Any, path: Path) -> Any:
     return stream
 
 
+def decoder(stream: Any) -> Callable[[Any], list[Any]]:
+    """Return what decodes a stream's packets: FFmpeg's own decoder of VP8 and VP9 leaves transparency out."""
+    import av
+
+    name = f"libvpx-{stream.codec_context.name}".replace("-vp8", "")
+    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1" or name not in ("libvpx", "libvpx-vp9"):
+        return lambda packet: packet.decode()
+    context = av.CodecContext.create(name, "r")
+    context.extradata = stream.codec_context.extradata
+    return lambda packet: context.decode(packet if packet.size else None)
+
+
 def _is_cover(stream: Any) -> bool:
     from av.stream import Disposition
 
@@ -235,9 +248,10 @@ def _is_cover(stream: Any) -> bool:
 def _first_frame(container: Any, stream: Any, path: Path) -> Any:
     import av
 
+    decode = decoder(stream)
     for packet in container.demux(stream):
         try:
-            frames = packet.decode()
+            frames = decode(packet)
         except av.FFmpegError:
             continue
         if frames:
