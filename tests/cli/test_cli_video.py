@@ -91,7 +91,9 @@ def test_numbered_pictures_become_a_video_and_a_video_pictures(run, model, tmp_p
     with av.open(str(out)) as file:
         assert file.streams.video[0].average_rate * 1001 == 30000 and file.streams.video[0].frames == 5
         assert next(file.decode(video=0)).colorspace == 5
-    code, _, err = run("apply", clip(tmp_path / "a.mp4", frames=4, audio="aac"), "--model", model, "--out", tmp_path / "p/%03d.png")
+    code, _, err = run(
+        "apply", clip(tmp_path / "a.mp4", frames=4, audio="aac"), "--model", model, "--out", tmp_path / "p/%03d.png"
+    )
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [f"{number:03d}.png" for number in (1, 2, 3, 4)]
     assert "pictures hold no 1 audio: left out" in err
@@ -145,7 +147,9 @@ def test_bad_input(run, model, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     code, said, err = run("apply", source, "--model", model, *words)
     assert code == 2 and message in err and "Traceback" not in err and not said
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("a.mp4", "net.safetensors")]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("a.mp4", "net.safetensors")
+    ]
 
 
 def test_inputs_of_both_kinds(run, model, photo, tmp_path):
@@ -181,7 +185,19 @@ def test_damage_is_named_and_the_same_command_goes_on(run, model, tmp_path):
 def test_a_killed_run_gives_the_same_file(model, tmp_path):
     """SIGKILL while frames are in work, twice; the third run finishes, with the bytes of a run that was left alone."""
     source = clip(tmp_path / "a.mp4", frames=300, size=(240, 320), audio="aac")
-    command = [sys.executable, "-m", "tunable_ops", "apply", source, "--model", model, "--segment", "0.5", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tunable_ops",
+        "apply",
+        source,
+        "--model",
+        model,
+        "--segment",
+        "0.5",
+        "--threads",
+        "1",
+    ]
     command = [str(word) for word in [*command, "--lam", "denoise=0:0.2,10:0.8"]]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, parts = tmp_path / "whole.mp4", tmp_path / "parts.mp4"

@@ -9,7 +9,10 @@ from tests.clips import av
 from tunable_ops.video import ColourTags
 from tunable_ops.video.colour import Colours
 
-FORMATS = "yuv420p yuv422p yuv444p yuvj420p yuv420p10le nv12 gray gray10le rgb24 gbrp bgr0 yuva420p rgba ya8".split()
+FORMATS = [
+    *("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "nv12", "gray", "gray10le"),
+    *("rgb24", "gbrp", "bgr0", "yuva420p", "rgba", "ya8"),
+]
 
 
 def smooth(channels=3, height=38, width=50, seed=0):

@@ -236,7 +236,9 @@ def broken(path, tmp_path, seed=1):
 def test_damage_stops_where_it_is_and_what_was_done_is_kept(tmp_path):
     damaged = broken(clips.make(tmp_path / "a.mp4", frames=60, audio=None), tmp_path)
     out = tmp_path / "out.mp4"
-    with pytest.raises(video.DamageError, match=r"broken.mp4' must be sound; got damage after 0\.\d\d s \(.*--damaged keep"):
+    with pytest.raises(
+        video.DamageError, match=r"broken.mp4' must be sound; got damage after 0\.\d\d s \(.*--damaged keep"
+    ):
         restore(damaged, out, length=5)
     kept = len(list(tmp_path.glob("out.mp4.parts/*.json"))) - 1
     assert kept >= 1 and not out.exists()
@@ -290,7 +292,10 @@ SHAPE = video.Shape(64, 48, "yuv420p", Fraction(1, 12800), Fraction(25))
         ({"pixel_format": "rgb24"}, "pixel_format must be one of yuv420p .* for libx264; got 'rgb24'"),
         ({"options": {"colour": "nice"}}, "encoder libx264 must take .*; got: it has no option colour"),
         ({"options": {"crf": "many"}}, "encoder libx264 must take yuv420p of 64x48 .*many"),
-        ({"size": (47, 65), "pixel_format": "yuv420p"}, "yuv420p takes even sizes alone with libx264; got 65x47: use yuv444p"),
+        (
+            {"size": (47, 65), "pixel_format": "yuv420p"},
+            "yuv420p takes even sizes alone with libx264; got 65x47: use yuv444p",
+        ),
     ],
 )
 def test_encoders_are_tried_before_any_work(options, message):
@@ -301,7 +306,12 @@ def test_encoders_are_tried_before_any_work(options, message):
 
 def test_defaults_of_encoding():
     chosen = video.choose_coding("mp4", SHAPE, (48, 64))
-    assert (chosen.encoder, chosen.pixel_format, chosen.options["crf"], chosen.notes) == ("libx264", "yuv420p", "18", ())
+    assert (chosen.encoder, chosen.pixel_format, chosen.options["crf"], chosen.notes) == (
+        "libx264",
+        "yuv420p",
+        "18",
+        (),
+    )
     assert video.choose_coding("webm", SHAPE, (48, 64)).encoder == "libvpx-vp9"
     odd = video.choose_coding("mp4", SHAPE, (47, 65))
     assert odd.pixel_format == "yuv444p" and "libx264 takes no yuv420p of an odd size, 65x47" in odd.notes[0]
@@ -357,7 +367,9 @@ def test_numbered_pictures_are_read_and_written(tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{number:03d}.png" for number in range(3, 12)]
     for number in range(3, 12):
-        old, new = (images.read_image(tmp_path / folder) for folder in (f"in/f{number:03d}.png", f"out/{number:03d}.png"))
+        old, new = (
+            images.read_image(tmp_path / folder) for folder in (f"in/f{number:03d}.png", f"out/{number:03d}.png")
+        )
         assert torch.equal(old, new)
     (tmp_path / "in" / "f007.png").unlink()
     with pytest.raises(ValueError, match=r"without a gap; got '.*' with 8 from 3 to 11, but no 'f007.png'"):

@@ -11,7 +11,7 @@ from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.network import add_network
 from tunable_ops.cli.restorer import MULTIPLE
 
-__all__ = ["add_parser", "check_numbers", "make_folder", "run"]
+__all__ = ["add_parser", "check_numbers", "check_output", "make_folder", "run"]
 
 _FORMATS = ("png", "jpg", "webp", "tiff")
 
@@ -38,7 +38,10 @@ def add_parser(subparsers: Any) -> None:
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
     parser.add_argument(
-        "input", nargs="+", type=Path, help="images or folders of images; or videos, numbered pictures (frames/%%05d.png)"
+        "input",
+        nargs="+",
+        type=Path,
+        help="images or folders of images; or videos, numbered pictures (frames/%%05d.png); or tars of pictures",
     )
     parser.add_argument("--recursive", action="store_true", help="search subfolders; outputs get the same subfolders")
     parser.add_argument(
@@ -50,7 +53,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
     position = parser.add_mutually_exclusive_group()
-    position.add_argument("--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default")
+    position.add_argument(
+        "--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default"
+    )
     position.add_argument(
         "--sweep",
         type=int,
@@ -119,6 +124,10 @@ def run(args: argparse.Namespace) -> int:
         from tunable_ops.cli.video import run_videos
 
         return run_videos(args, check_numbers(args))
+    if kind == "tars":
+        from tunable_ops.cli.tars import run_tars
+
+        return run_tars(args, check_numbers(args))
     return _run_pictures(args)
 
 
@@ -127,6 +136,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
+    from tunable_ops.cli.shards import Shard
     from tunable_ops.cli.sources import find_sources
     from tunable_ops.pretrained import replaced
 
@@ -134,7 +144,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
     folder = args.out.parent if single else args.out
     sources, said = find_sources(args.input, folder, args.recursive)
     device = check_numbers(args)
-    _check_output(args, single)
+    check_output(args, single)
     restorer = load_restorer(args, device)
     spec = restorer.spec
     if restorer.fixed is not None:
@@ -153,7 +163,8 @@ def _run_pictures(args: argparse.Namespace) -> int:
     for line in said:
         print(f"tunable-ops apply: {printable(line)}", file=sys.stderr)
     knob = restorer.fixed is None and not sets_grey(args, spec)
-    return Batch(args, spec, rows, restorer, knob, single).run(sources)
+    shard = Shard.here()
+    return Batch(args, spec, rows, restorer, knob, single, shard).run(shard.own(sources))
 
 
 def check_numbers(args: argparse.Namespace) -> Any:
@@ -161,6 +172,7 @@ def check_numbers(args: argparse.Namespace) -> Any:
     import math
 
     from tunable_ops.cli.device import choose_device, set_threads
+    from tunable_ops.cli.shards import Shard
 
     if args.tile < 0 or args.tile % MULTIPLE:
         raise ValueError(f"--tile must be 0 or a positive multiple of {MULTIPLE}; got {args.tile}")
@@ -173,7 +185,7 @@ def check_numbers(args: argparse.Namespace) -> Any:
     if args.max_pixels is not None and args.max_pixels < 1:
         raise ValueError(f"--max-pixels must be at least 1; got {args.max_pixels}")
     set_threads(args.threads)
-    return choose_device(args.device)
+    return Shard.here().device(choose_device(args.device), args.device)
 
 
 def _is_file(out: Path) -> bool:
@@ -183,7 +195,7 @@ def _is_file(out: Path) -> bool:
     return out.suffix.lower() in SUFFIXES and not out.is_dir()
 
 
-def _check_output(args: argparse.Namespace, single: bool) -> None:
+def check_output(args: argparse.Namespace, single: bool) -> None:
     """Check that format, quality, bits and the name of the output go together."""
     from tunable_ops.images import KINDS, kind_of
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunable_ops.cli.shards import Shard
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -39,6 +41,11 @@ class Batch:
         restorer: The network.
         knob: True if grey pictures set its parameter "grey".
         single: True if --out names a file.
+        shard: Which of several processes this one is.
+
+    Attributes:
+        failed: (picture, why) of those that were skipped.
+        done_before: Number of pictures whose outputs were there.
     """
 
     args: argparse.Namespace
@@ -47,6 +54,9 @@ class Batch:
     restorer: Restorer
     knob: bool
     single: bool
+    shard: Shard = field(default_factory=Shard)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    done_before: int = 0
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
 
     def run(self, sources: Sequence[Source]) -> int:
@@ -58,7 +68,7 @@ class Batch:
         self._owners = {source.path.resolve(): source.path for source in sources}
         done = unreadable = 0
         full = False
-        with Progress("tunable-ops apply", len(sources), self.args.quiet) as progress:
+        with Progress("tunable-ops apply", len(sources), self.args.quiet or self.shard.rank > 0) as progress:
             for source in sources:
                 progress.start(source.path.name, sum(len(lams) for _, lams in self.rows))
                 try:
@@ -77,12 +87,17 @@ class Batch:
                     full = isinstance(error, OSError) and error.errno in _FULL
                     what = "error" if full else f"skipped {source.path}"
                     progress.write(f"{what}: {one_line(error)}", sys.stderr)
+                    self.failed.append((str(source.path), one_line(error)))
                 progress.finish()
                 if full:
                     break
         stopped = "stopped: " if full else ""
-        where = printable(self.args.out)
-        print(f"{stopped}{done} of {len(sources)} images done, in {where}", file=sys.stderr)
+        before = f" ({self.done_before} before)" if self.done_before else ""
+        where = printable(self.args.out) + (f", by process {self.shard}" if self.shard.several else "")
+        print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
+        if self.shard.several:
+            self.shard.write_failed(self.args.out, self.failed)
+            return 2 if full else 0
         if unreadable == len(sources):
             raise ValueError(
                 f"images: paths must hold at least one readable image; got {unreadable} files, none of them readable"
@@ -95,19 +110,16 @@ class Batch:
         """Process one picture: write its outputs and strips, and yield a line of text for each."""
         from tunable_ops import images
         from tunable_ops.cli.lam import describe, numbers
-        from tunable_ops.grey import set_knob
 
         args = self.args
-        grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
-        rows = self._settled(picture, source, grey, progress)
-        if grey and self.restorer.net is None and "of 255" in getattr(self.spec, "units", ()):
-            said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
-            progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
-        kind, suffix = self._target(picture, source)
-        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
+        grey, rows, kind, suffix = self._prepared(picture, source, progress)
         names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
-        for note in images.losses(picture, kind, args.bits, colours=None if grey else 3):
-            progress.write(f"{source.path}: {note}", sys.stderr)
+        if args.resume and all(
+            path.exists() for paths, strip in names for path in [*paths, *([strip] if args.sweep else [])]
+        ):
+            self.done_before += 1
+            return
+        self._say_losses(picture, source, kind, grey, progress)
         for (name, lams), (paths, strip_path) in zip(rows, names, strict=True):
             columns: list[tuple[Tensor, str]] = []
             for lam, path in zip(lams, paths, strict=True):
@@ -132,6 +144,39 @@ class Batch:
                 strip = images.strip([shown for shown, _ in columns], [text for _, text in columns])
                 images.write_image(strip, strip_path)
                 yield str(strip_path)
+
+    def encoded(self, picture: Picture, source: Source, progress: Progress) -> tuple[bytes, str]:
+        """Process one picture at the only position; return its file's content and extension."""
+        from tunable_ops import images
+
+        grey, rows, kind, suffix = self._prepared(picture, source, progress)
+        self._say_losses(picture, source, kind, grey, progress)
+        ((_, (lam,)),) = rows
+        frames = list(_Frames(self, picture, grey, lam, lambda part: None))
+        quality, separate_first = self.args.quality, picture.separate_first
+        content = images.encode_picture(frames, kind, quality=quality, loop=picture.loop, separate_first=separate_first)
+        return content, suffix
+
+    def _prepared(
+        self, picture: Picture, source: Source, progress: Progress
+    ) -> tuple[bool, list[tuple[str, list[Any]]], str, str]:
+        """Return whether a picture is grey, its rows of lambdas, and kind and extension of its outputs."""
+        from tunable_ops.grey import set_knob
+
+        grey = not self.args.as_colour and all(frame.is_grey for frame in picture.frames())
+        rows = self._settled(picture, source, grey, progress)
+        kind, suffix = self._target(picture, source)
+        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
+        return grey, rows, kind, suffix
+
+    def _say_losses(self, picture: Picture, source: Source, kind: str, grey: bool, progress: Progress) -> None:
+        from tunable_ops import images
+
+        if grey and self.restorer.net is None and "of 255" in getattr(self.spec, "units", ()):
+            said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
+            progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
+        for note in images.losses(picture, kind, self.args.bits, colours=None if grey else 3):
+            progress.write(f"{source.path}: {note}", sys.stderr)
 
     def _settled(self, picture: Picture, source: Source, grey: bool, progress: Progress) -> list[tuple[str, list[Any]]]:
         """Return the rows with the noise of the picture estimated where that is asked for; compare others with it.

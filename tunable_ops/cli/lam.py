@@ -71,6 +71,8 @@ def parse(
         name = spec.names[noise_knob(spec)]
         _check_auto(name, spec, auto, text)
         return _fill(spec, {name: AUTO})
+    if ":" in text:
+        raise ValueError(f"--lam must be numbers: only a video has a lambda that moves (SECONDS:VALUE); got {text!r}")
     parts = [part.strip() for part in text.split(",")]
     for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
         if replaced and name in replaced and name not in spec.names:
@@ -213,8 +215,7 @@ def _number(part: str, text: str) -> float:
     try:
         value = float(part)
     except ValueError:
-        moves = ": only a video has a lambda that moves (SECONDS:VALUE)" if ":" in part else ""
-        raise ValueError(f"--lam must be numbers such as 0.3,0.7 or name=0.3; got {text!r}{moves}") from None
+        raise ValueError(f"--lam must be numbers such as 0.3,0.7 or name=0.3; got {text!r}") from None
     if not math.isfinite(value):
         raise ValueError(f"--lam must be finite numbers; got {text!r}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -47,6 +48,18 @@ class Restorer:
         """By how much the network enlarges, as it says."""
         network = self.live.network
         return getattr(network, "scale", getattr(network, "upscale", 1))
+
+    @property
+    def checksum(self) -> int:
+        """Checksum of the network's values."""
+        import torch
+
+        value = 0
+        network = self.live.network if self.net is None else self.net
+        for name, tensor in sorted(network.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            value = zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), value))
+        return value
 
     def set(self, lam: tuple[float, ...], grey: bool = False) -> None:
         """Go to a lambda; kernels are blended only where it is another than before.

@@ -6,7 +6,6 @@ import argparse
 import statistics
 import sys
 import warnings
-import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -174,7 +173,7 @@ class _Run:
         sink, about = self._sink(source, numbered, out)
         asked = {  # --damaged is none of it: a run that stopped at a damaged place may go on past it
             "source": self._identity(source, numbered),
-            "model": _checksum(self.restorer.live.network if self.restorer.net is None else self.restorer.net),
+            "model": self.restorer.checksum,
             "lambda": [list(self.curve.times), [list(lam) for lam in self.curve.lams]],
             "output": about,
             "tiles": [args.tile, args.overlap],
@@ -320,12 +319,3 @@ def _output_name(path: Path, curve: Curve, numbered: bool) -> str:
         return f"{stem}{text}.mp4"
     suffix = path.suffix if path.suffix.lower() in _SAME else ".mkv"
     return f"{path.stem if suffix == path.suffix else path.name}{text}{suffix}"
-
-
-def _checksum(network: Any) -> int:
-    """Return a checksum of a network's values."""
-    value = 0
-    for name, tensor in sorted(network.state_dict().items()):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes(), value)
-    return value

@@ -55,7 +55,12 @@ def add_video(parser: Any) -> None:
         metavar="SECONDS",
         help=f"length of the parts that a stopped run does not do again (default: {_SEGMENT:g})",
     )
-    group.add_argument("--restart", action="store_true", help="do not go on with a run that was stopped: begin anew")
+    tars = parser.add_argument_group("tars")
+    tars.add_argument(
+        "--to", choices=("tar", "folder"), help="write tars, named as those that are read (default), or folders"
+    )
+    both = parser.add_argument_group("videos and tars")
+    both.add_argument("--restart", action="store_true", help="do not go on with a run that was stopped: begin anew")
 
 
 def check_options(args: argparse.Namespace, kind: str) -> None:
@@ -77,7 +82,9 @@ def check_options(args: argparse.Namespace, kind: str) -> None:
         "--segment": args.segment,
     }
     pictures = {"--sweep": args.sweep, "--noise": args.noise, "--recursive": args.recursive or None}
-    refused = videos if kind != "videos" else pictures
+    refused = dict(pictures if kind != "pictures" else {}) | (videos if kind != "videos" else {})
+    if kind != "tars":
+        refused["--to"] = args.to
     given = next((name for name, value in refused.items() if value not in (None, [])), None)
     if given is not None:
         raise ValueError(f"{given} must be left out for {kind}; got {refused[given]!r}")

@@ -12,7 +12,7 @@ from tunable_ops.images.noise import estimate_noise
 from tunable_ops.images.picture import Frame, Metadata, Picture
 from tunable_ops.images.read import open_picture, read_image, read_images, read_size
 from tunable_ops.images.strips import strip
-from tunable_ops.images.write import SUFFIXES, check_size, kind_of, losses, write_image, write_picture
+from tunable_ops.images.write import SUFFIXES, check_size, encode_picture, kind_of, losses, write_image, write_picture
 
 __all__ = [
     "EXTENSIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "Metadata",
     "Picture",
     "check_size",
+    "encode_picture",
     "estimate_noise",
     "find_images",
     "kind_of",

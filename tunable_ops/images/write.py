@@ -14,7 +14,16 @@ from torch import Tensor
 from tunable_ops.images.encode import KINDS, encode, fits
 from tunable_ops.images.picture import Frame, Metadata, Picture, quantise
 
-__all__ = ["SUFFIXES", "check_picture", "check_size", "kind_of", "losses", "write_image", "write_picture"]
+__all__ = [
+    "SUFFIXES",
+    "check_picture",
+    "check_size",
+    "encode_picture",
+    "kind_of",
+    "losses",
+    "write_image",
+    "write_picture",
+]
 
 SUFFIXES = {
     ".png": "png",
@@ -105,19 +114,42 @@ def write_picture(
     if quality is not None and not (KINDS[kind].quality and 1 <= quality <= 100):
         raise ValueError(f"images: quality must be 1 to 100, for .jpg or .webp; got {quality!r} for {file.name!r}")
     kept = list(frames)
-    if not kept:
-        raise ValueError("images: frames must hold at least one; got none")
-    for frame in kept:
-        check_size(kind, *frame.size, count=len(kept))
-    for loss in _losses(kept, len(kept), kind) if warn else ():
+    for loss in _losses(kept, len(kept), kind) if warn and kept else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
+    content = encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first)
     try:
-        content = encode(kind, [_fitting(frame, kind) for frame in kept], quality, loop, separate_first)
         _store(content, file)
     except OSError as error:
         text = f"images: path must be writable; got {str(file)!r} ({error.strerror or error})"
         raise WriteError(error.errno, text) from error
     return file
+
+
+def encode_picture(
+    frames: Sequence[Frame],
+    kind: str,
+    *,
+    quality: int | None = None,
+    loop: int | None = None,
+    separate_first: bool = False,
+) -> bytes:
+    """Return the content of the file that `write_picture` writes.
+
+    Args:
+        frames: As for `write_picture`.
+        kind: png, jpg, webp, tiff, gif, bmp or ppm.
+        quality: As for `write_picture`.
+        loop: As for `write_picture`.
+        separate_first: As for `write_picture`.
+
+    Raises:
+        ValueError: No frames, several where the format holds one, or too large a picture.
+    """
+    if not frames:
+        raise ValueError("images: frames must hold at least one; got none")
+    for frame in frames:
+        check_size(kind, *frame.size, count=len(frames))
+    return encode(kind, [_fitting(frame, kind) for frame in frames], quality, loop, separate_first)
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:

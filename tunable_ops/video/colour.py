@@ -37,9 +37,7 @@ class ColourTags:
     @classmethod
     def of(cls, source: Any) -> ColourTags:
         """Return the tags of a frame, a stream or a codec context of PyAV."""
-        return cls(
-            int(source.colorspace), int(source.color_range), int(source.color_primaries), int(source.color_trc)
-        )
+        return cls(int(source.colorspace), int(source.color_range), int(source.color_primaries), int(source.color_trc))
 
     def fitting(self, pixel_format: str, source_format: str, size: tuple[int, int]) -> ColourTags:
         """Return the tags for frames that change their format: those of RGB and of Y'CbCr differ.

@@ -88,7 +88,9 @@ def inventory(path: Path) -> str:
         return ", ".join([*parts, *([f"{chapters} chapters"] if chapters else [])])
 
 
-def finish(job: Job, shape: Shape, out: Path, container: str, source: Path | None, copied: Collection[int]) -> list[str]:
+def finish(
+    job: Job, shape: Shape, out: Path, container: str, source: Path | None, copied: Collection[int]
+) -> list[str]:
     """Write the file of the segments that are done, with what is copied from the source.
 
     The file appears only when it is complete. Timestamps are those of the source, as finely as the container has them.
@@ -230,12 +232,16 @@ def _missing(source: Path, part: Path, copied: Collection[int]) -> list[str]:
         texts = {key.lower(): value for key, value in new.metadata.items()}
         lost = [key for key in old.metadata if key.lower() not in _OF_THE_FILE and key.lower() not in texts]
         if lost:
-            notes.append(f"metadata left out, as the container does not hold them{_hint(new.format.name)}: {', '.join(sorted(lost))}")
+            notes.append(
+                f"metadata left out, as the container does not hold them{_hint(new.format.name)}: {', '.join(sorted(lost))}"
+            )
         if len(new.chapters()) < len(old.chapters()):
             notes.append(f"{len(old.chapters()) - len(new.chapters())} chapters are left out: the container has none")
         kinds = Counter(old.streams[index].type for index in copied)
         kinds.subtract(stream.type for stream in new.streams if not _is_chapters(stream, new))
-        notes += [f"{count} {kind} streams were not kept by the container" for kind, count in kinds.items() if count > 0]
+        notes += [
+            f"{count} {kind} streams were not kept by the container" for kind, count in kinds.items() if count > 0
+        ]
     return notes
 
 
@@ -249,7 +255,9 @@ def _clock(part: Path, shape: Shape, first: int) -> list[str]:
         notes.append(f"timestamps are rounded to the container's {base} s (.mp4 and .mov keep those of the source)")
     shift = float(start * base - first * shape.time_base)
     if abs(shift) > base:
-        notes.append(f"all timestamps are later by {shift:.3f} s, as the container begins at 0 and the source before it")
+        notes.append(
+            f"all timestamps are later by {shift:.3f} s, as the container begins at 0 and the source before it"
+        )
     return notes
 
 

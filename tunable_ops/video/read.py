@@ -68,7 +68,9 @@ class VideoFile:
             found.append(f"{_many(self.lost, 'packet')} could not be decoded and are left out")
         if self._end is not None and self.shape.seconds and self._end < self.shape.seconds - _CUT_OFF:
             said, end = self.shape.seconds, self._end
-            found.append(f"the file says that it lasts {said:.2f} s, but its frames end after {end:.2f} s: it is cut off")
+            found.append(
+                f"the file says that it lasts {said:.2f} s, but its frames end after {end:.2f} s: it is cut off"
+            )
         if self.left_out:
             found.append(f"left out, as PyAV does not write it: {', '.join(sorted(self.left_out))} of the frames")
         return found
@@ -195,7 +197,14 @@ class VideoFile:
             )
 
 
-_CARRIED = {"DISPLAYMATRIX", "SEI_UNREGISTERED", "MOTION_VECTORS", "VIDEO_ENC_PARAMS", "VIDEO_HINT", "FILM_GRAIN_PARAMS"}
+_CARRIED = {
+    "DISPLAYMATRIX",
+    "SEI_UNREGISTERED",
+    "MOTION_VECTORS",
+    "VIDEO_ENC_PARAMS",
+    "VIDEO_HINT",
+    "FILM_GRAIN_PARAMS",
+}
 
 
 def open_container(path: Path) -> Any:
@@ -232,7 +241,10 @@ def decoder(stream: Any) -> Callable[[Any], list[Any]]:
     import av
 
     name = f"libvpx-{stream.codec_context.name}".replace("-vp8", "")
-    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1" or name not in ("libvpx", "libvpx-vp9"):
+    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) != "1" or name not in (
+        "libvpx",
+        "libvpx-vp9",
+    ):
         return lambda packet: packet.decode()
     context = av.CodecContext.create(name, "r")
     context.extradata = stream.codec_context.extradata
