@@ -2,8 +2,8 @@
 
     python -m bench.video --model denoise --size 180x320 --frames 12
 
-`plain` decodes and runs the folded network, made fast as `apply` does it (`accelerate`), on RGB of 8 bits: what a script
-of ten lines does. `restore` is the package's way: exact colours, checksums, tiles and lambda, without encoding;
+`plain` decodes and runs the folded network, made fast as `apply` does it (`accelerate`), on RGB of 8 bits: what a
+script of ten lines does. `restore` is the package's way: exact colours, checksums, tiles and lambda, without encoding;
 `moving` the same with another lambda in every frame; `encoded` with segments, encoder (libx264, medium) and muxing.
 """
 
@@ -53,28 +53,33 @@ class Ways:
         self.lams = [net.spec.fill({name: low + (high - low) * k / 50}) for k in range(50)]
 
     def decode(self) -> None:
+        """Decode alone."""
         with av.open(str(self.path)) as file:
             for _ in file.decode(video=0):
                 pass
 
     @torch.no_grad()
     def plain_network(self) -> None:
+        """Decode, and run the plain network on RGB of 8 bits."""
         with av.open(str(self.path)) as file:
             for frame in file.decode(video=0):
                 x = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)[None].float() / 255
                 self.plain(x.contiguous(memory_format=torch.channels_last))
 
     def restore(self) -> None:
+        """Read as the package does, and restore at a lambda that rests."""
         self.live.set(self.rests)
         for shot in video.VideoFile(self.path).frames():
             self._network(shot.colour)
 
     def moving(self) -> None:
+        """The same with a lambda that moves."""
         for number, shot in enumerate(video.VideoFile(self.path).frames()):
             self.live.set(self.lams[number % len(self.lams)])
             self._network(shot.colour)
 
     def encoded(self) -> None:
+        """The same as `restore`, with encoding and muxing."""
         self.live.set(self.rests)
         source = video.VideoFile(self.path)
         scale = getattr(self.live.network, "scale", getattr(self.live.network, "upscale", 1))
@@ -129,9 +134,8 @@ def main() -> None:
         ratios = sorted(each[name] / each["plain"] for each in rounds)
         rate = float(Fraction(1) / Fraction(median).limit_denominator(10**6)) if median else 0
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        print(
-            f"{name:8} {1000 * median:8.1f} ms  {rate:7.2f} frames/s  {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
-        )
+        shown = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+        print(f"{name:8} {1000 * median:8.1f} ms  {rate:7.2f} frames/s  {shown}")
 
 
 if __name__ == "__main__":

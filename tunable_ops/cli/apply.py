@@ -9,9 +9,8 @@ from typing import Any
 
 from tunable_ops.cli import COMMANDS
 from tunable_ops.cli.network import add_network
-from tunable_ops.cli.restorer import MULTIPLE
 
-__all__ = ["add_parser", "check_numbers", "check_output", "make_folder", "run"]
+__all__ = ["add_parser", "run"]
 
 _FORMATS = ("png", "jpg", "webp", "tiff")
 
@@ -33,8 +32,8 @@ def add_parser(subparsers: Any) -> None:
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
         "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
         "A network for grey images (one channel) is applied to each colour channel. "
-        "Videos keep their timestamps, sound, subtitles, chapters and metadata; a run that was stopped goes on where it "
-        "was when the same command is given again.",
+        "Videos keep their timestamps, sound, subtitles, chapters and metadata; a run that was stopped goes on where "
+        "it was when the same command is given again.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
     parser.add_argument(
@@ -97,8 +96,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("output"),
         metavar="PATH",
-        help="output folder; or, for a single image at one position, a file such as picture.png, for a single video one such "
-        "as film.mkv, or numbered pictures (default: output)",
+        help="output folder; or, for a single image at one position, a file such as picture.png, for a single video one "
+        "such as film.mkv, or numbered pictures (default: output)",
     )
     parser.add_argument(
         "--format",
@@ -115,6 +114,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Process all inputs; return 0, 1 if some were skipped, or 2 if all were."""
+    from tunable_ops.cli.apply_checks import check_numbers
     from tunable_ops.cli.sources import kind_of_inputs
     from tunable_ops.cli.video_options import check_options
 
@@ -133,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_pictures(args: argparse.Namespace) -> int:
     from tunable_ops.cli import lam as lambdas
+    from tunable_ops.cli.apply_checks import check_numbers, check_output, make_folder
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
@@ -167,63 +168,8 @@ def _run_pictures(args: argparse.Namespace) -> int:
     return Batch(args, spec, rows, restorer, knob, single, shard).run(shard.own(sources))
 
 
-def check_numbers(args: argparse.Namespace) -> Any:
-    """Check what argparse cannot, set the number of threads, and return the device."""
-    import math
-
-    from tunable_ops.cli.device import choose_device, set_threads
-    from tunable_ops.cli.shards import Shard
-
-    if args.tile < 0 or args.tile % MULTIPLE:
-        raise ValueError(f"--tile must be 0 or a positive multiple of {MULTIPLE}; got {args.tile}")
-    if args.tile and not 0 <= args.overlap <= args.tile - MULTIPLE:
-        raise ValueError(f"--overlap must lie in 0..{args.tile - MULTIPLE} (--tile - {MULTIPLE}); got {args.overlap}")
-    if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
-        raise ValueError(f"--noise must be at least 0; got {args.noise}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
-    if args.max_pixels is not None and args.max_pixels < 1:
-        raise ValueError(f"--max-pixels must be at least 1; got {args.max_pixels}")
-    set_threads(args.threads)
-    return Shard.here().device(choose_device(args.device), args.device)
-
-
 def _is_file(out: Path) -> bool:
     """Return True if --out names a picture and not a folder."""
     from tunable_ops.images import SUFFIXES
 
     return out.suffix.lower() in SUFFIXES and not out.is_dir()
-
-
-def check_output(args: argparse.Namespace, single: bool) -> None:
-    """Check that format, quality, bits and the name of the output go together."""
-    from tunable_ops.images import KINDS, kind_of
-
-    kind = args.format
-    if single:
-        if kind not in (None, kind_of(args.out)):
-            raise ValueError(f"--format must be that of --out; got {kind} for {str(args.out)!r}")
-        kind = kind_of(args.out)
-    if args.quality is not None:
-        if kind is None or not KINDS[kind].quality:
-            raise ValueError(f"--quality must go with --format jpg or webp; got {kind or 'no --format'}")
-        if not 1 <= args.quality <= 100:
-            raise ValueError(f"--quality must lie in 1..100; got {args.quality}")
-    if args.bits == 16 and kind is not None and KINDS[kind].bits < 16:
-        raise ValueError(f"--bits must be 8 for {kind}; got 16: use png or tiff")
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of the outputs.
-
-    Raises:
-        ValueError: Nothing can be written there.
-    """
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out must be a folder to write in; got {str(folder)!r} ({error.strerror})") from error

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import lam as lambdas
@@ -143,7 +144,7 @@ def _points(parts: Sequence[str], text: str) -> str | list[tuple[float, float]]:
         if not colon or not all(map(math.isfinite, point)) or point[0] < 0:
             raise ValueError(f"--lam must be SECONDS:VALUE where it moves, such as 10:0.8; got {part!r} in {text!r}")
         points.append(point)
-    if any(after <= before for (before, _), (after, _) in zip(points, points[1:], strict=False)):
+    if any(after <= before for (before, _), (after, _) in pairwise(points)):
         raise ValueError(f"--lam must have times that increase; got {text!r}")
     return points
 

@@ -134,7 +134,7 @@ def load_restorer(args: argparse.Namespace, device: Any) -> Restorer:
         at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
         raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
     net = net.to(device)
-    live = _Fixed(net) if fixed is not None else LiveFold(net)
+    live: Any = _Fixed(net) if fixed is not None else LiveFold(net)
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     accelerate(live.network.to(memory_format=torch.channels_last))
     return Restorer(None if fixed is not None else net, spec, fixed, live, device, channels, args.tile, args.overlap)

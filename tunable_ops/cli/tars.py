@@ -80,7 +80,7 @@ def run_tars(args: argparse.Namespace, device: Any) -> int:
     processes return 0 where pictures were skipped.
     """
     from tunable_ops.cli import lam as lambdas
-    from tunable_ops.cli.apply import check_output, make_folder
+    from tunable_ops.cli.apply_checks import check_output, make_folder
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import Progress
     from tunable_ops.cli.restorer import load_restorer, sets_grey
@@ -232,7 +232,8 @@ class _Tar:
             return new  # the output was deleted, its journal was not
         if differs:
             raise ValueError(
-                f"{str(self.journal)!r} must be of the same run; got another {', '.join(differs)}: start anew (--restart)"
+                f"{str(self.journal)!r} must be of the same run; got another {', '.join(differs)}: start anew "
+                "(--restart)"
             )
         self.good, self.bad = found["good"], found["bad"]
         return found

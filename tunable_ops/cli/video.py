@@ -38,7 +38,7 @@ def run_videos(args: argparse.Namespace, device: Any) -> int:
 
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.cli import one_line
-    from tunable_ops.cli.apply import make_folder
+    from tunable_ops.cli.apply_checks import make_folder
     from tunable_ops.cli.curve import parse_curve
     from tunable_ops.cli.progress import Progress, printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
@@ -278,10 +278,8 @@ class _Run:
             self._say(
                 f"{self.path}: encoded as yuv420p, which every player shows; --pixel-format yuv444p keeps colours whole"
             )
-        if numbered:
-            plan = video.Plan(frozenset(), ())
-        else:
-            plan = video.plan(self.path, container, coding, args.leave_out)
+        nothing = video.Plan(frozenset(), ())
+        plan = nothing if numbered else video.plan(self.path, container, coding, args.leave_out)
         for note in (*coding.notes, *plan.notes):
             self._say(f"{self.path}: {note}")
         about = {

@@ -20,8 +20,8 @@ def add_video(parser: Any) -> None:
         "--crf",
         type=int,
         metavar="N",
-        help="constant quality on the encoder's own scale, lower is better (default: libx264 18, libx265 20, libvpx-vp9 "
-        "24, libsvtav1 25)",
+        help="constant quality on the encoder's own scale, lower is better (default: libx264 18, libx265 20, "
+        "libvpx-vp9 24, libsvtav1 25)",
     )
     group.add_argument(
         "--pixel-format",

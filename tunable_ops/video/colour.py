@@ -70,8 +70,8 @@ class ColourTags:
 class Colours:
     """Convert frames to RGB and back, in float32 in between.
 
-    Chroma is interpolated bicubically, and all arithmetic is at full accuracy: a frame that goes there and back keeps its
-    luma but for a rounding in a hundred values. R'G'B' stays in the video's own primaries and transfer.
+    Chroma is interpolated bicubically, and all arithmetic is at full accuracy: a frame that goes there and back keeps
+    its luma but for a rounding in a hundred values. R'G'B' stays in the video's own primaries and transfer.
     """
 
     def __init__(self) -> None:

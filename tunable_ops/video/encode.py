@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tunable_ops.video.colour import ColourTags, Colours, has_alpha
+from tunable_ops.video.colour import Colours, ColourTags, has_alpha
 from tunable_ops.video.shot import Shape
 
 __all__ = ["CONTAINERS", "Coding", "SegmentWriter", "choose_coding", "container_of"]
@@ -94,8 +94,8 @@ def choose_coding(
 ) -> Coding:
     """Choose encoder, quality and pixel format, and try them.
 
-    The format is the source's own if the encoder has it, or the one that loses least. An encoder that refuses an odd size
-    with halved chroma gets whole chroma, if the format was not asked for.
+    The format is the source's own if the encoder has it, or the one that loses least. An encoder that refuses an odd
+    size with halved chroma gets whole chroma, if the format was not asked for.
 
     Args:
         container: FFmpeg's name of the container.

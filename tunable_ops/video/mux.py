@@ -172,7 +172,7 @@ def _video_stream(file: Any, job: Job, shape: Shape) -> Any:
 
 
 def _describe(source: Any, target: Any, restored: bool = False) -> None:
-    """Carry language, title, ... and disposition over; numbers of a stream that was encoded anew are not true any more."""
+    """Carry language, title, ... and disposition over; not the numbers of a stream that was encoded anew."""
     for key, value in source.metadata.items():
         if not (restored and key.upper().startswith(_STATISTICS)):
             target.metadata[key] = value
@@ -182,8 +182,8 @@ def _describe(source: Any, target: Any, restored: bool = False) -> None:
 def _packets(job: Job, shape: Shape) -> Iterator[Any]:
     """Yield the packets of all segments with their times in the source's time base.
 
-    With a depth of D frames, the packet at place i is decoded when frame i - D is shown, and the first D before that, at
-    the distance of the first two frames: that increases, and no frame is decoded after it is shown.
+    With a depth of D frames, the packet at place i is decoded when frame i - D is shown, and the first D before that,
+    at the distance of the first two frames: that increases, and no frame is decoded after it is shown.
     """
     segments = [job.read(number) for number in range(min(job.segments, 1))]
     depth = max((job.read(number).depth for number in range(job.segments)), default=0)
@@ -232,9 +232,8 @@ def _missing(source: Path, part: Path, copied: Collection[int]) -> list[str]:
         texts = {key.lower(): value for key, value in new.metadata.items()}
         lost = [key for key in old.metadata if key.lower() not in _OF_THE_FILE and key.lower() not in texts]
         if lost:
-            notes.append(
-                f"metadata left out, as the container does not hold them{_hint(new.format.name)}: {', '.join(sorted(lost))}"
-            )
+            why = f"as the container does not hold them{_hint(new.format.name)}"
+            notes.append(f"metadata left out, {why}: {', '.join(sorted(lost))}")
         if len(new.chapters()) < len(old.chapters()):
             notes.append(f"{len(old.chapters()) - len(new.chapters())} chapters are left out: the container has none")
         kinds = Counter(old.streams[index].type for index in copied)

@@ -246,7 +246,7 @@ def decoder(stream: Any) -> Callable[[Any], list[Any]]:
         "libvpx-vp9",
     ):
         return lambda packet: packet.decode()
-    context = av.CodecContext.create(name, "r")
+    context: Any = av.CodecContext.create(name, "r")
     context.extradata = stream.codec_context.extradata
     return lambda packet: context.decode(packet if packet.size else None)
 

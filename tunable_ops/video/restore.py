@@ -134,8 +134,8 @@ def restore(
 ) -> list[str]:
     """Pass all frames of a source that are not done yet through a function, and finish the output.
 
-    Memory holds one frame and what the codecs hold. A run that stops, for whatever reason, loses the segment in work; the
-    same call goes on after the last one that is done, and the output is the same, bit for bit.
+    Memory holds one frame and what the codecs hold. A run that stops, for whatever reason, loses the segment in work;
+    the same call goes on after the last one that is done, and the output is the same, bit for bit.
 
     Args:
         source: Where frames come from.

@@ -19,7 +19,7 @@ __all__ = ["DamageError", "Mark", "Shape", "Shot", "checksum"]
 
 def checksum(colour: Tensor) -> int:
     """Return a checksum of a picture's values."""
-    return zlib.crc32(colour.contiguous().numpy())
+    return zlib.crc32(memoryview(colour.contiguous().numpy()))
 
 
 class DamageError(ValueError):
