@@ -96,8 +96,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("output"),
         metavar="PATH",
-        help="output folder; or, for a single image at one position, a file such as picture.png, for a single video one "
-        "such as film.mkv, or numbered pictures (default: output)",
+        help="output folder; or, for a single image at one position, a file such as picture.png, for a single video "
+        "one such as film.mkv, or numbered pictures (default: output)",
     )
     parser.add_argument(
         "--format",

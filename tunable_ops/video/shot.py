@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from tunable_ops.video.colour import ColourTags
@@ -19,7 +20,7 @@ __all__ = ["DamageError", "Mark", "Shape", "Shot", "checksum"]
 
 def checksum(colour: Tensor) -> int:
     """Return a checksum of a picture's values."""
-    return zlib.crc32(memoryview(colour.contiguous().numpy()))
+    return zlib.crc32(colour.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 class DamageError(ValueError):
