@@ -2,8 +2,8 @@
 
     python -m bench.scale --size 256 --pictures 12
 
-Each network that ships runs as a process of its own with one thread, over a tar of N + 1 pictures and over one of a single
-picture; the difference of their CPU times (user and system), over N, is what a picture costs from tar to tar: reading,
+Each network that ships runs as a process of its own with one thread, over a tar of N + 1 pictures and over one of a
+single picture; the difference of their CPU times, over N, is what a picture costs from tar to tar: reading,
 decoding JPEG, the network, encoding and writing.
 """
 
@@ -79,9 +79,7 @@ def main() -> None:
     for model, found in costs.items():
         cost = statistics.median(found)
         shown = f"{1000 * min(found):.0f} to {1000 * max(found):.0f}"
-        print(
-            f"{model:24} {args.size}x{args.size} {1000 * cost:7.0f} ms ({shown})  {1 / cost:6.2f} pictures a second a core"
-        )
+        print(f"{model:24} {args.size}x{args.size} {1000 * cost:7.0f} ms ({shown})  {1 / cost:6.2f} a second a core")
 
 
 if __name__ == "__main__":
