@@ -161,6 +161,22 @@ def test_inputs_of_both_kinds(run, model, photo, tmp_path):
     assert code == 2 and "--crf must be left out for pictures; got 3" in err
 
 
+def test_processes_take_their_part(run, model, tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        clip(tmp_path / name, frames=2)
+    (tmp_path / "c.mp4").write_text("no video")
+    words = ("apply", *(tmp_path / f"{name}.mp4" for name in "abc"), "--model", model, "--out", tmp_path / "out", *FAST)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, _, err = run(*words)
+    assert code == 0 and "1 of 2 videos done" in err and "by process 00-of-02" in err
+    assert (tmp_path / "out" / "failed-00-of-02.tsv").read_text().startswith(f"{tmp_path / 'c.mp4'}\tvideo: path must")
+    assert [path.name[:1] for path in (tmp_path / "out").glob("*.mp4")] == ["a"]
+    monkeypatch.setenv("RANK", "1")
+    assert run(*words)[0] == 0
+    assert sorted(path.name[:1] for path in (tmp_path / "out").glob("*.mp4")) == ["a", "b"]
+
+
 def test_an_input_is_never_replaced(run, model, tmp_path):
     source = clip(tmp_path / "a.mp4", frames=2)
     before = source.read_bytes()

@@ -28,7 +28,9 @@ _RATE = "25"
 
 
 def run_videos(args: argparse.Namespace, device: Any) -> int:
-    """Process all videos; return 0, 1 if some were skipped, or 2 if all were.
+    """Process all videos, or this process's part of them; return 0, 1 if some were skipped, or 2 if all were.
+
+    Several processes return 0 where videos were skipped, since `torchrun` ends all when one returns another code.
 
     Args:
         args: Arguments of the command.
@@ -42,6 +44,7 @@ def run_videos(args: argparse.Namespace, device: Any) -> int:
     from tunable_ops.cli.curve import parse_curve
     from tunable_ops.cli.progress import Progress, printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
+    from tunable_ops.cli.shards import Shard
     from tunable_ops.pretrained import replaced
     from tunable_ops.video import CONTAINERS, is_pattern
 
@@ -61,9 +64,12 @@ def run_videos(args: argparse.Namespace, device: Any) -> int:
     make_folder(args.out.parent if single else args.out)
     knob = restorer.fixed is None and not sets_grey(args, restorer.spec)
     done = 0
+    shard = Shard.here()
+    paths = shard.own(args.input)
+    failed: list[tuple[str, str]] = []
     owners = {path.resolve(): path for path in args.input}
-    with Progress("tunable-ops apply", len(args.input), args.quiet) as progress:
-        for path in args.input:
+    with Progress("tunable-ops apply", len(paths), args.quiet or shard.rank > 0) as progress:
+        for path in paths:
             run = _Run(args, settings, restorer, curve, knob, path, args.out if single else None, owners, progress)
             try:
                 progress.write(run.run())
@@ -76,12 +82,17 @@ def run_videos(args: argparse.Namespace, device: Any) -> int:
             except Exception as error:
                 text = error.strerror if isinstance(error, av.FFmpegError) and error.strerror else one_line(error)
                 progress.write(f"skipped {path}: {text}", sys.stderr)
+                failed.append((str(path), text))
                 run.say_what_is_kept()
             progress.finish()
-    print(f"{done} of {len(args.input)} videos done, in {printable(args.out)}", file=sys.stderr)
+    which = f", by process {shard}" if shard.several else ""
+    print(f"{done} of {len(paths)} videos done, in {printable(args.out)}{which}", file=sys.stderr)
+    if shard.several:
+        shard.write_failed(args.out.parent if single else args.out, failed)
+        return 0
     if not done:
         return 2
-    return 0 if done == len(args.input) else 1
+    return 0 if done == len(paths) else 1
 
 
 def _odd_suffix(out: Path) -> bool:
