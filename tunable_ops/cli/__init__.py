@@ -22,7 +22,7 @@ __all__ = ["main"]
 # the one-line help of every command, here so that the list imports none of them
 COMMANDS = {
     "train": "train a network from a config file",
-    "apply": "run a trained network on images at one or more slider positions",
+    "apply": "run a trained network on images, at one or more slider positions, or on videos",
     "eval": "measure a trained network over lambda on folders of pictures",
     "eval-gradient": "compare a perceptual gradient network with the true gradient",
     "serve": "answer HTTP requests with restored pictures",
@@ -53,6 +53,7 @@ _EXTRAS = {
         "tqdm",
     },
     "serve": {"fastapi", "prometheus_client", "starlette", "uvicorn"},
+    "video": {"av"},
     "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
 }
 

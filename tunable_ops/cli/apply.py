@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from tunable_ops.cli import COMMANDS
-from tunable_ops.cli.network import add_network, build_network
+from tunable_ops.cli.network import add_network
 
-__all__ = ["add_parser", "load", "run"]
+__all__ = ["add_parser", "run"]
 
 _FORMATS = ("png", "jpg", "webp", "tiff")
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
+    from tunable_ops.cli.curve import CURVE_HELP
     from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB
+    from tunable_ops.cli.video_options import add_video
 
     parser = subparsers.add_parser(
         "apply",
@@ -30,10 +31,17 @@ def add_parser(subparsers: Any) -> None:
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
         "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
-        "A network for grey images (one channel) is applied to each colour channel.",
+        "A network for grey images (one channel) is applied to each colour channel. "
+        "Videos keep their timestamps, sound, subtitles, chapters and metadata; a run that was stopped goes on where "
+        "it was when the same command is given again.",
         epilog="Exit code: 0 all done; 1 some inputs were skipped; 2 nothing done.",
     )
-    parser.add_argument("input", nargs="+", type=Path, help="image, or folder of images")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        type=Path,
+        help="images or folders of images; or videos, numbered pictures (frames/%%05d.png); or tars of pictures",
+    )
     parser.add_argument("--recursive", action="store_true", help="search subfolders; outputs get the same subfolders")
     parser.add_argument(
         "--model",
@@ -44,7 +52,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
     position = parser.add_mutually_exclusive_group()
-    position.add_argument("--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}. Default: the network's default")
+    position.add_argument(
+        "--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default"
+    )
     position.add_argument(
         "--sweep",
         type=int,
@@ -74,6 +84,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if available, else cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip inputs whose outputs are there, from a run with the same options"
+    )
+    add_video(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +96,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("output"),
         metavar="PATH",
-        help="output folder; or, for a single image at one position, a file such as picture.png (default: output)",
+        help="output folder; or, for a single image at one position, a file such as picture.png, for a single video "
+        "one such as film.mkv, or numbered pictures (default: output)",
     )
     parser.add_argument(
         "--format",
@@ -99,30 +114,42 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Process all inputs; return 0, 1 if some were skipped, or 2 if all were."""
-    import torch
+    from tunable_ops.cli.apply_checks import check_numbers
+    from tunable_ops.cli.sources import kind_of_inputs
+    from tunable_ops.cli.video_options import check_options
 
+    kind = kind_of_inputs(args.input)
+    check_options(args, kind)
+    if kind == "videos":
+        from tunable_ops.cli.video import run_videos
+
+        return run_videos(args, check_numbers(args))
+    if kind == "tars":
+        from tunable_ops.cli.tars import run_tars
+
+        return run_tars(args, check_numbers(args))
+    return _run_pictures(args)
+
+
+def _run_pictures(args: argparse.Namespace) -> int:
     from tunable_ops.cli import lam as lambdas
+    from tunable_ops.cli.apply_checks import check_numbers, check_output, make_folder
     from tunable_ops.cli.batch import Batch
     from tunable_ops.cli.progress import printable
+    from tunable_ops.cli.restorer import load_restorer, sets_grey
+    from tunable_ops.cli.shards import Shard
     from tunable_ops.cli.sources import find_sources
-    from tunable_ops.modules import accelerate
     from tunable_ops.pretrained import replaced
 
     single = _is_file(args.out)
     folder = args.out.parent if single else args.out
     sources, said = find_sources(args.input, folder, args.recursive)
-    device = _check_numbers(args)
-    _check_output(args, single)
-    net, spec, fixed = load(args.model, args.knob, build_network(args.network, args.model, args.knob))
-    channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
-    if channels not in (1, 3):
-        raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
-    if fixed is not None:
-        rows = [("", [fixed])]
-        if args.lam is not None or args.sweep is not None:
-            option = "--lam" if args.lam is not None else "--sweep"
-            at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
-            raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
+    device = check_numbers(args)
+    check_output(args, single)
+    restorer = load_restorer(args, device)
+    spec = restorer.spec
+    if restorer.fixed is not None:
+        rows = [("", [restorer.fixed])]
     elif args.sweep is None:
         was = replaced(args.model)
         lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec, auto=True, replaced=was)
@@ -133,86 +160,12 @@ def run(args: argparse.Namespace) -> int:
     if single and (len(sources) > 1 or args.sweep is not None):
         many = f"{len(sources)} images" if len(sources) > 1 else "a sweep"
         raise ValueError(f"--out must be a folder for {many}; got {str(args.out)!r}")
-    _make_folder(folder)
+    make_folder(folder)
     for line in said:
         print(f"tunable-ops apply: {printable(line)}", file=sys.stderr)
-    # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
-    live = _live(net.to(device), fixed is not None)
-    accelerate(live.network.to(memory_format=torch.channels_last))
-    knob = fixed is None and not _sets_grey(args, spec)
-    tunable = None if fixed is not None else net
-    return Batch(args, spec, rows, tunable, live, device, channels, knob, single).run(sources)
-
-
-def load(model: str, knobs: list[str], network: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
-    """Return a network, the names and ranges of its lambda, and the lambda at which it was folded, if it was."""
-    from tunable_ops.pretrained import find, load
-    from tunable_ops.serialization import load_folded, read_metadata
-
-    found = find(model)
-    if knobs or found.base is not None:
-        net = load(model, knobs, network)
-        return net, net.spec, None
-    file = found.file
-    metadata = read_metadata(file)
-    if metadata.get("conversion") is not None:
-        net = load(file, network=network)
-        return net, net.spec, None
-    notes = metadata.get("notes") or {}
-    fixed, units = notes.get("lambda") or {}, notes.get("units") or {}
-    spec = SimpleNamespace(names=tuple(fixed), units=tuple(units.get(name, "") for name in fixed))
-    return load_folded(file, network).float(), spec, tuple(fixed.values())
-
-
-def _sets_grey(args: argparse.Namespace, spec: Any) -> bool:
-    """Return True if the command says itself what the parameter "grey" is."""
-    from tunable_ops.cli.lam import sets
-    from tunable_ops.grey import PARAMETER
-
-    if args.sweep is not None:
-        return spec.num_params == 1
-    return args.lam is not None and sets(args.lam, PARAMETER, spec)
-
-
-def _live(net: Any, plain: bool) -> Any:
-    """Return a plain network whose lambda can be set."""
-    from tunable_ops.modules import LiveFold
-
-    return _Fixed(net) if plain else LiveFold(net)
-
-
-class _Fixed:
-    """A plain network, called as a `LiveFold` is."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    def set(self, lam: tuple[float, ...]) -> None:
-        """Do nothing: there is no slider."""
-
-    def __call__(self, x: Any) -> Any:
-        return self.network(x)
-
-
-def _check_numbers(args: argparse.Namespace) -> Any:
-    """Check what argparse cannot, set the number of threads, and return the device."""
-    import math
-
-    from tunable_ops.cli.device import choose_device, set_threads
-    from tunable_ops.restoration import MULTIPLE
-
-    if args.tile < 0 or args.tile % MULTIPLE:
-        raise ValueError(f"--tile must be 0 or a positive multiple of {MULTIPLE}; got {args.tile}")
-    if args.tile and not 0 <= args.overlap <= args.tile - MULTIPLE:
-        raise ValueError(f"--overlap must lie in 0..{args.tile - MULTIPLE} (--tile - {MULTIPLE}); got {args.overlap}")
-    if args.noise is not None and not (math.isfinite(args.noise) and args.noise >= 0):
-        raise ValueError(f"--noise must be at least 0; got {args.noise}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed must lie in 0..2^63 - 1; got {args.seed}")
-    if args.max_pixels is not None and args.max_pixels < 1:
-        raise ValueError(f"--max-pixels must be at least 1; got {args.max_pixels}")
-    set_threads(args.threads)
-    return choose_device(args.device)
+    knob = restorer.fixed is None and not sets_grey(args, spec)
+    shard = Shard.here()
+    return Batch(args, spec, rows, restorer, knob, single, shard).run(shard.own(sources))
 
 
 def _is_file(out: Path) -> bool:
@@ -220,32 +173,3 @@ def _is_file(out: Path) -> bool:
     from tunable_ops.images import SUFFIXES
 
     return out.suffix.lower() in SUFFIXES and not out.is_dir()
-
-
-def _check_output(args: argparse.Namespace, single: bool) -> None:
-    """Check that format, quality, bits and the name of the output go together."""
-    from tunable_ops.images import KINDS, kind_of
-
-    kind = args.format
-    if single:
-        if kind not in (None, kind_of(args.out)):
-            raise ValueError(f"--format must be that of --out; got {kind} for {str(args.out)!r}")
-        kind = kind_of(args.out)
-    if args.quality is not None:
-        if kind is None or not KINDS[kind].quality:
-            raise ValueError(f"--quality must go with --format jpg or webp; got {kind or 'no --format'}")
-        if not 1 <= args.quality <= 100:
-            raise ValueError(f"--quality must lie in 1..100; got {args.quality}")
-    if args.bits == 16 and kind is not None and KINDS[kind].bits < 16:
-        raise ValueError(f"--bits must be 8 for {kind}; got 16: use png or tiff")
-
-
-def _make_folder(folder: Path) -> None:
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out must be a folder to write in; got {str(folder)!r} ({error.strerror})") from error

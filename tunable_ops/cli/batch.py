@@ -7,16 +7,18 @@ import errno
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunable_ops.cli.shards import Shard
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tunable_ops.cli.progress import Progress
+    from tunable_ops.cli.restorer import Restorer
     from tunable_ops.cli.sources import Source
     from tunable_ops.images import Frame, Picture
 
@@ -34,23 +36,25 @@ class Batch:
         args: Arguments of the command.
         spec: Names of lambda.
         rows: (name of the parameter that moves, lambdas).
-        net: The tunable network; None for a plain one.
-        live: Network, called with [B, C, H, W] after `set(lam)`.
-        device: Where the network is.
-        channels: Channels that it takes, 1 or 3.
+        restorer: The network.
         knob: True if grey pictures set its parameter "grey".
         single: True if --out names a file.
+        shard: Which of several processes this one is.
+
+    Attributes:
+        failed: (picture, why) of those that were skipped.
+        done_before: Number of pictures whose outputs were there.
     """
 
     args: argparse.Namespace
     spec: Any
     rows: list[tuple[str, list[tuple[float, ...]]]]
-    net: Any
-    live: Any
-    device: Any
-    channels: int
+    restorer: Restorer
     knob: bool
     single: bool
+    shard: Shard = field(default_factory=Shard)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    done_before: int = 0
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
 
     def run(self, sources: Sequence[Source]) -> int:
@@ -62,7 +66,7 @@ class Batch:
         self._owners = {source.path.resolve(): source.path for source in sources}
         done = unreadable = 0
         full = False
-        with Progress("tunable-ops apply", len(sources), self.args.quiet) as progress:
+        with Progress("tunable-ops apply", len(sources), self.args.quiet or self.shard.rank > 0) as progress:
             for source in sources:
                 progress.start(source.path.name, sum(len(lams) for _, lams in self.rows))
                 try:
@@ -81,12 +85,17 @@ class Batch:
                     full = isinstance(error, OSError) and error.errno in _FULL
                     what = "error" if full else f"skipped {source.path}"
                     progress.write(f"{what}: {one_line(error)}", sys.stderr)
+                    self.failed.append((str(source.path), one_line(error)))
                 progress.finish()
                 if full:
                     break
         stopped = "stopped: " if full else ""
-        where = printable(self.args.out)
-        print(f"{stopped}{done} of {len(sources)} images done, in {where}", file=sys.stderr)
+        before = f" ({self.done_before} before)" if self.done_before else ""
+        where = printable(self.args.out) + (f", by process {self.shard}" if self.shard.several else "")
+        print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
+        if self.shard.several:
+            self.shard.write_failed(self.args.out, self.failed)
+            return 2 if full else 0
         if unreadable == len(sources):
             raise ValueError(
                 f"images: paths must hold at least one readable image; got {unreadable} files, none of them readable"
@@ -99,19 +108,16 @@ class Batch:
         """Process one picture: write its outputs and strips, and yield a line of text for each."""
         from tunable_ops import images
         from tunable_ops.cli.lam import describe, numbers
-        from tunable_ops.grey import set_knob
 
         args = self.args
-        grey = not args.as_colour and all(frame.is_grey for frame in picture.frames())
-        rows = self._settled(picture, source, grey, progress)
-        if grey and self.net is None and "of 255" in getattr(self.spec, "units", ()):
-            said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
-            progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
-        kind, suffix = self._target(picture, source)
-        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
+        grey, rows, kind, suffix = self._prepared(picture, source, progress)
         names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
-        for note in images.losses(picture, kind, args.bits, colours=None if grey else 3):
-            progress.write(f"{source.path}: {note}", sys.stderr)
+        if args.resume and all(
+            path.exists() for paths, strip in names for path in [*paths, *([strip] if args.sweep else [])]
+        ):
+            self.done_before += 1
+            return
+        self._say_losses(picture, source, kind, grey, progress)
         for (name, lams), (paths, strip_path) in zip(rows, names, strict=True):
             columns: list[tuple[Tensor, str]] = []
             for lam, path in zip(lams, paths, strict=True):
@@ -136,6 +142,39 @@ class Batch:
                 strip = images.strip([shown for shown, _ in columns], [text for _, text in columns])
                 images.write_image(strip, strip_path)
                 yield str(strip_path)
+
+    def encoded(self, picture: Picture, source: Source, progress: Progress) -> tuple[bytes, str]:
+        """Process one picture at the only position; return its file's content and extension."""
+        from tunable_ops import images
+
+        grey, rows, kind, suffix = self._prepared(picture, source, progress)
+        self._say_losses(picture, source, kind, grey, progress)
+        ((_, (lam,)),) = rows
+        frames = list(_Frames(self, picture, grey, lam, lambda part: None))
+        quality, separate_first = self.args.quality, picture.separate_first
+        content = images.encode_picture(frames, kind, quality=quality, loop=picture.loop, separate_first=separate_first)
+        return content, suffix
+
+    def _prepared(
+        self, picture: Picture, source: Source, progress: Progress
+    ) -> tuple[bool, list[tuple[str, list[Any]]], str, str]:
+        """Return whether a picture is grey, its rows of lambdas, and kind and extension of its outputs."""
+        from tunable_ops.grey import set_knob
+
+        grey = not self.args.as_colour and all(frame.is_grey for frame in picture.frames())
+        rows = self._settled(picture, source, grey, progress)
+        kind, suffix = self._target(picture, source)
+        rows = [(name, [set_knob(self.spec, lam, grey and self.knob) for lam in lams]) for name, lams in rows]
+        return grey, rows, kind, suffix
+
+    def _say_losses(self, picture: Picture, source: Source, kind: str, grey: bool, progress: Progress) -> None:
+        from tunable_ops import images
+
+        if grey and self.restorer.net is None and "of 255" in getattr(self.spec, "units", ()):
+            said = "a grey picture, but the network was folded for noise in colour: apply the tunable network instead"
+            progress.write(f"tunable-ops apply: warning: {source.path}: {said}", sys.stderr)
+        for note in images.losses(picture, kind, self.args.bits, colours=None if grey else 3):
+            progress.write(f"{source.path}: {note}", sys.stderr)
 
     def _settled(self, picture: Picture, source: Source, grey: bool, progress: Progress) -> list[tuple[str, list[Any]]]:
         """Return the rows with the noise of the picture estimated where that is asked for; compare others with it.
@@ -169,8 +208,7 @@ class Batch:
         from tunable_ops import images
 
         args = self.args
-        scale = getattr(self.live.network, "scale", getattr(self.live.network, "upscale", 1))
-        size = [scale * side for side in picture.size]
+        size = [self.restorer.scale * side for side in picture.size]
         kind = images.kind_of(args.out) if self.single else args.format
         if kind is None:
             kind = images.default_kind(picture, args.bits or picture.bits, (size[0], size[1]))
@@ -209,26 +247,6 @@ class Batch:
                 raise ValueError(f"--out must not replace another picture; got {str(path)!r}, which {what}")
         return rows
 
-    def forward(self, image: Tensor, advance: Callable[[float], Any]) -> Tensor:
-        """Run the network on [3, H, W], or [1, H, W] in grey, in tiles; return the same, s times as large, on the CPU.
-
-        A network of one channel runs on each of the three.
-        """
-        from tunable_ops.restoration import MULTIPLE, run_network
-        from tunable_ops.tiles import tile_windows
-
-        args = self.args
-        tiles = 1
-        for size in image.shape[-2:]:
-            tiles *= len(tile_windows(size, args.tile, args.overlap, MULTIPLE)) if args.tile else 1
-
-        def network(part: Tensor) -> Tensor:
-            result = self.live(part.to(self.device))
-            advance(1 / tiles)
-            return result
-
-        return run_network(network, image, self.channels, args.tile, args.overlap, MULTIPLE)
-
 
 class _Frames:
     """The frames of a picture as the network returns them at one lambda, and how close they are to the clean ones.
@@ -239,17 +257,12 @@ class _Frames:
     def __init__(
         self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
     ) -> None:
-        from tunable_ops.grey import stronger
-        from tunable_ops.modules import LambdaWarning
-
         self.batch, self.picture, self.grey = batch, picture, grey
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
         self._shown: Tensor | None = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LambdaWarning)  # of a level for grey; of `lam` itself `parse` has warned
-            batch.live.set(stronger(batch.net, lam) if grey and batch.net is not None else lam)
+        batch.restorer.set(lam, grey)
 
     def __iter__(self) -> Iterator[Frame]:
         from tunable_ops.restoration import restored
@@ -261,7 +274,7 @@ class _Frames:
                 self.noisy.append(_error(given, clean))
             if self._shown is None:
                 self._shown = _small(given).expand(3, -1, -1)
-            output = self.batch.forward(given, self.advance)
+            output = self.batch.restorer(given, self.advance)
             if noise is not None and output.shape == clean.shape:
                 self.errors.append(_error(output, clean))
             yield restored(frame, output, bits)

@@ -71,6 +71,8 @@ def parse(
         name = spec.names[noise_knob(spec)]
         _check_auto(name, spec, auto, text)
         return _fill(spec, {name: AUTO})
+    if ":" in text:
+        raise ValueError(f"--lam must be numbers: only a video has a lambda that moves (SECONDS:VALUE); got {text!r}")
     parts = [part.strip() for part in text.split(",")]
     for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
         if replaced and name in replaced and name not in spec.names:

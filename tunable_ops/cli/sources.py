@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Source", "find_sources", "output_base"]
+__all__ = ["TARS", "Source", "find_sources", "kind_of_inputs", "output_base"]
 
+TARS = (".tar", ".tar.gz", ".tgz")
 _OUTPUT = re.compile(r"(?P<base>.+)_(?:lam-?\d+\.\d{2,6}(?:--?\d+\.\d{2,6})*|plain|(?P<strip>sweep(?:-[\w.-]+)?))\.\w+")
 
 
@@ -27,6 +28,25 @@ class Source:
     path: Path
     folder: Path
     name: str
+
+
+def kind_of_inputs(inputs: Iterable[Path]) -> str:
+    """Return what the inputs are: "pictures", "videos" or "tars"; a pattern of numbered pictures is a video.
+
+    Raises:
+        ValueError: They are of several kinds.
+    """
+    from tunable_ops.video import EXTENSIONS, is_pattern
+
+    kinds: dict[str, Path] = {}
+    for item in inputs:
+        video = not item.is_dir() and (item.suffix.lower() in EXTENSIONS or (is_pattern(item) and not item.exists()))
+        tar = not item.is_dir() and item.name.lower().endswith(TARS)
+        kinds.setdefault("videos" if video else "tars" if tar else "pictures", item)
+    if len(kinds) > 1:
+        shown = ", ".join(repr(str(item)) for item in kinds.values())
+        raise ValueError(f"inputs must be of one kind, {' or '.join(kinds)}; got {shown}: run the command for each")
+    return next(iter(kinds))
 
 
 def find_sources(inputs: Iterable[Path], out: Path, recursive: bool = False) -> tuple[list[Source], list[str]]:

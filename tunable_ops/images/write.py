@@ -117,14 +117,11 @@ def write_picture(
     if quality is not None and not (KINDS[kind].quality and 1 <= quality <= 100):
         raise ValueError(f"images: quality must be 1 to 100, for .jpg or .webp; got {quality!r} for {file.name!r}")
     kept = list(frames)
-    if not kept:
-        raise ValueError("images: frames must hold at least one; got none")
-    for frame in kept:
-        check_size(kind, *frame.size, count=len(kept))
-    for loss in _losses(kept, len(kept), kind) if warn else ():
+    for loss in _losses(kept, len(kept), kind) if warn and kept else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
+    content = encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first)
     try:
-        _store(encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first), file)
+        _store(content, file)
     except OSError as error:
         text = f"images: path must be writable; got {str(file)!r} ({error.strerror or error})"
         raise WriteError(error.errno, text) from error
@@ -149,8 +146,13 @@ def encode_picture(
         separate_first: True if the first frame is not part of the animation (APNG).
 
     Raises:
-        ValueError: Frames of an animation that differ in size.
+        ValueError: No frames, several where the format holds one, frames of an animation that differ in size, or too
+            large a picture.
     """
+    if not frames:
+        raise ValueError("images: frames must hold at least one; got none")
+    for frame in frames:
+        check_size(kind, *frame.size, count=len(frames))
     return encode(kind, [_fitting(frame, kind) for frame in frames], quality, loop, separate_first)
 
 
