@@ -74,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.bench": {
         "tunable_ops",
         "tunable_ops.backends",
+        "tunable_ops.control",
         "tunable_ops.images",
         "tunable_ops.losses",
         "tunable_ops.models",

@@ -58,7 +58,6 @@ def test_kernels_are_blended_only_when_lambda_moves(run, model, tmp_path, monkey
     words = ("--lam", "denoise=0.5:0,0.8:1", *FAST, "--out", tmp_path / "b_out.mp4")
     assert run("apply", source, "--model", model, *words)[0] == 0
     assert len(calls) == 1 + 4  # at rest before 0.5 s and after 0.8 s
-    assert restorer.MULTIPLE == 16
 
 
 def test_names_and_several_videos(run, model, tmp_path):
