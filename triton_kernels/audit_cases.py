@@ -119,7 +119,7 @@ def cases() -> Iterator[AuditCase]:
         operands = make_operands(problem, "meta")
         tiles = candidates(problem) if quick else [default_config(problem)]
         if problem.alpha == "none" and problem.direction != "weight":
-            tiles = list(dict.fromkeys([*tiles, premixed_config(problem)]))
+            tiles = list(dict.fromkeys([*(tiles if quick else []), premixed_config(problem)]))
         for index, config in enumerate(tiles):
             launches, _ = plan_problem(problem, operands, config, with_bias=True)
             stem = "-".join((name_of(problem), "x".join(map(str, config[:3])), f"w{config[3]}", f"s{config[4]}"))

@@ -144,9 +144,21 @@ def forward_saving(
     return output, pre
 
 
-def _saving(*arguments: Any) -> plans.Results:
-    pre = _empty_output(arguments[0], arguments[1], arguments[4:7])
-    return _forward(*arguments, pre), pre
+def _saving(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    choice: Choice | None,
+) -> plans.Results:
+    pre = _empty_output(input, weight, (stride, padding, dilation))
+    options = (stride, padding, dilation, groups, activation)
+    return _forward(input, weight, bias, alpha, *options, choice, pre), pre
 
 
 def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
