@@ -93,7 +93,10 @@ bool prefers_aten(const Call& call, const Tensor& weight) {
   const Conv& v = call.conv;
   const bool patches = v.stride_h > 1 && v.stride_w > 1 && v.stride_h >= v.taps_h && v.stride_w >= v.taps_w;
   const bool skips = v.taps_h == 1 && v.taps_w == 1 && (v.stride_h > 1 || v.stride_w > 1);
-  return !patches && !skips;
+  const bool windows = call.depthwise && weight.scalar_type() == ScalarType::Float && v.stride_h == 1 &&
+                       v.stride_w == 1 && v.dilation_h == 1 && v.dilation_w == 1 &&
+                       (v.taps_w == 3 || v.taps_w == 5 || v.taps_w == 7);
+  return !patches && !skips && !windows;
 }
 
 Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {

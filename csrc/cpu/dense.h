@@ -242,15 +242,21 @@ inline int64_t window_size(const Conv& c) {
   return c.taps_h * c.channels * ((kRows[1] - 1) * c.stride_w + (c.taps_w - 1) * c.dilation_w + 1);
 }
 
+constexpr int64_t kNearFloats = 256 * 1024 / 4;
+
 void dense(const ConvRun& run, int64_t begin, int64_t end) {
   const int64_t blocks = ceil_div(run.conv.out_h, run.rows);
   float* window = new float[window_size(run.conv)];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t sample = item / blocks, first = item % blocks * run.rows;
     const int64_t last = min(first + run.rows, run.conv.out_h);
-    for (int64_t group = 0; group < run.conv.groups; ++group) {
-      for (int64_t panel = 0; panel < run.panels.count(); ++panel) {
-        for (int64_t y = first; y < last; ++y) dense_row(run, sample, y, group, panel, window);
+    // Row by row while all kernels stay in the L2 cache: a row is then read once from afar. Else panel by panel.
+    const int64_t step = run.panels.size() <= kNearFloats ? 1 : last - first;
+    for (int64_t row = first; row < last; row += step) {
+      for (int64_t group = 0; group < run.conv.groups; ++group) {
+        for (int64_t panel = 0; panel < run.panels.count(); ++panel) {
+          for (int64_t y = row; y < row + step; ++y) dense_row(run, sample, y, group, panel, window);
+        }
       }
     }
   }

@@ -1,10 +1,12 @@
-// Depthwise convolutions, vectorised over channels. The pixels of a tile share each load of a tap's weights.
+// Depthwise convolutions, vectorised over channels. The pixels of a tile share each load of a tap's weights, and the
+// taps of a kernel row each load of a pixel.
 namespace tunable_ops::TO_ISA {
 
 struct DepthwiseTile {
-  const float* input;
+  const float* input;  // of the first tap of the first pixel, which may lie outside the image
   int64_t in_pixel, in_row, in_column;
   int64_t rows, columns;
+  int64_t begin, end;    // the columns of the window that are inside the image, where kTaps is not 0
   const float* weights;  // of the first valid tap
   int64_t weight_row, weight_column;
   const float* bias;
@@ -14,54 +16,173 @@ struct DepthwiseTile {
   Activation activation;
 };
 
-template <int kPixels, bool kWhole>
-inline void depthwise_vector(const DepthwiseTile& t, int64_t channel, int64_t lanes) {
-  Vec sums[kPixels];
-  const Vec start = t.bias ? load(t.bias + channel) : Vec{};
+// One kernel row of any length, stride and dilation.
+template <int kPixels, int kVectors, bool kWhole>
+inline __attribute__((always_inline)) void depthwise_row(const DepthwiseTile& t, const float* x, const float* w,
+                                                         int64_t lanes, Vec (&sums)[kPixels][kVectors]) {
+  for (int64_t s = 0; s < t.columns; ++s) {
+    Vec weights[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) weights[v] = load(w + v * kLanes);
+    const float* p = x;
 #pragma GCC unroll 8
-  for (int m = 0; m < kPixels; ++m) sums[m] = start;
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const float* x = t.input + r * t.in_row + channel;
-    const float* w = t.weights + r * t.weight_row + channel;
-    for (int64_t s = 0; s < t.columns; ++s) {
-      const Vec weight = load(w);
+    for (int m = 0; m < kPixels; ++m, p += t.in_pixel) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v)
+        sums[m][v] += weights[v] * (kWhole ? load(p + v * kLanes) : load_first(p, lanes));
+    }
+    x += t.in_column;
+    w += t.weight_column;
+  }
+}
+
+// One kernel row of kTaps adjacent taps with stride 1: each column of the window is loaded once, for all its taps.
+template <int kPixels, int kTaps, int kVectors, bool kWhole>
+inline __attribute__((always_inline)) void depthwise_window(const DepthwiseTile& t, const float* x, const float* w,
+                                                            int64_t lanes, bool inside,
+                                                            Vec (&sums)[kPixels][kVectors]) {
+  Vec weights[kTaps][kVectors];
 #pragma GCC unroll 8
-      for (int m = 0; m < kPixels; ++m) {
-        const float* p = x + m * t.in_pixel;
-        sums[m] += weight * (kWhole ? load(p) : load_first(p, lanes));
+  for (int s = 0; s < kTaps; ++s) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) weights[s][v] = load(w + s * t.weight_column + v * kLanes);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kPixels + kTaps - 1; ++i, x += t.in_pixel) {
+    if (!inside && (i < t.begin || i >= t.end)) continue;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec column = kWhole ? load(x + v * kLanes) : load_first(x, lanes);
+#pragma GCC unroll 8
+      for (int s = 0; s < kTaps; ++s) {
+        if (i - s >= 0 && i - s < kPixels) sums[i - s][v] += weights[s][v] * column;
       }
-      x += t.in_column;
-      w += t.weight_column;
     }
   }
+}
+
+template <int kPixels, int kTaps, int kVectors, bool kWhole>
+inline __attribute__((always_inline)) void depthwise_vectors(const DepthwiseTile& t, int64_t channel, int64_t lanes,
+                                                             bool inside) {
+  Vec sums[kPixels][kVectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    const Vec start = t.bias ? load(t.bias + channel + v * kLanes) : Vec{};
 #pragma GCC unroll 8
-  for (int m = 0; m < kPixels; ++m) {
-    float* y = t.output + m * t.out_pixel + channel;
-    const Vec value = activate(sums[m], t.activation);
-    if (kWhole) {
-      store(y, value);
+    for (int m = 0; m < kPixels; ++m) sums[m][v] = start;
+  }
+  const float* x = t.input + channel;
+  const float* w = t.weights + channel;
+  for (int64_t r = 0; r < t.rows; ++r, x += t.in_row, w += t.weight_row) {
+    if constexpr (kTaps == 0) {
+      depthwise_row<kPixels, kVectors, kWhole>(t, x, w, lanes, sums);
     } else {
-      store_first(y, value, lanes);
+      depthwise_window<kPixels, kTaps, kVectors, kWhole>(t, x, w, lanes, inside, sums);
+    }
+  }
+  float* y = t.output + channel;
+#pragma GCC unroll 8
+  for (int m = 0; m < kPixels; ++m, y += t.out_pixel) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec value = activate(sums[m][v], t.activation);
+      if (kWhole) {
+        store(y + v * kLanes, value);
+      } else {
+        store_first(y, value, lanes);
+      }
     }
   }
 }
 
-template <int kPixels>
-inline void depthwise_tile(const DepthwiseTile& t) {
-  int64_t channel = 0;
-  for (; channel + kLanes <= t.channels; channel += kLanes) depthwise_vector<kPixels, true>(t, channel, kLanes);
-  if (channel < t.channels) depthwise_vector<kPixels, false>(t, channel, t.channels - channel);
+// Vectors of a tile: a line of the cache, but no more accumulators than there are registers for.
+constexpr int kDepthwiseVectors = kLanes < 16 ? 2 : 1, kDepthwisePixels = 8 / kDepthwiseVectors;
+
+// The last vectors may overlap those before: they compute the same values again.
+template <int kPixels, int kTaps, int kVectors>
+inline __attribute__((always_inline)) void depthwise_channels(const DepthwiseTile& t, bool inside) {
+  constexpr int64_t kStep = kVectors * kLanes;
+  const int64_t last = t.channels - kStep;
+  for (int64_t channel = 0; channel < last; channel += kStep)
+    depthwise_vectors<kPixels, kTaps, kVectors, true>(t, channel, kLanes, inside);
+  depthwise_vectors<kPixels, kTaps, kVectors, true>(t, last, kLanes, inside);
 }
 
-constexpr int kDepthwisePixels = 8;
+template <int kPixels, int kTaps>
+void depthwise_tile(const DepthwiseTile& tile) {
+  const DepthwiseTile t = tile;  // a copy that no store can change
+  const bool inside = t.begin == 0 && t.end == kPixels + kTaps - 1;
+  if (t.channels < kLanes) {
+    depthwise_vectors<kPixels, kTaps, 1, false>(t, 0, t.channels, inside);
+  } else if (t.channels < kDepthwiseVectors * kLanes) {
+    depthwise_channels<kPixels, kTaps, 1>(t, inside);
+  } else if (inside) {
+    depthwise_channels<kPixels, kTaps, kDepthwiseVectors>(t, true);
+  } else {
+    depthwise_channels<kPixels, kTaps, kDepthwiseVectors>(t, false);
+  }
+}
 
+template <int kTaps, int... kPixels>
+struct DepthwiseTable {
+  static constexpr void (*functions[])(const DepthwiseTile&) = {nullptr, depthwise_tile<kPixels, kTaps>...};
+};
+
+template <int kTaps>
 inline void depthwise_tile_of(const DepthwiseTile& tile, int64_t pixels) {
-  using Function = void (*)(const DepthwiseTile&);
-  static constexpr Function functions[kDepthwisePixels + 1] = {
-      nullptr,           depthwise_tile<1>, depthwise_tile<2>, depthwise_tile<3>, depthwise_tile<4>,
-      depthwise_tile<5>, depthwise_tile<6>, depthwise_tile<7>, depthwise_tile<8>,
-  };
-  functions[pixels](tile);
+  if constexpr (kDepthwisePixels == 4) {
+    DepthwiseTable<kTaps, 1, 2, 3, 4>::functions[pixels](tile);
+  } else {
+    DepthwiseTable<kTaps, 1, 2, 3, 4, 5, 6, 7, 8>::functions[pixels](tile);
+  }
+}
+
+inline void prefetch(const float* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i);
+}
+
+inline void prefetch_to_write(const float* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i, 1);
+}
+
+// Output pixels [x, x_end) of one row, for kernels of kTaps adjacent taps with stride 1. `next` is the row of the input
+// that the next row of the output needs first, or null: tiles read one vector of channels at a time, in strides that the
+// processor does not foresee.
+template <int kTaps>
+inline void depthwise_windows(const Conv& c, DepthwiseTile tile, const float* image, const float* next, float* output,
+                              int64_t x, int64_t x_end) {
+  while (x < x_end) {
+    const int64_t pixels = min(kDepthwisePixels, x_end - x), start = x - c.pad_w;
+    if (next) prefetch(next + x * c.in_pixel, min(pixels, c.in_w - x) * c.in_pixel);
+    if (x + pixels < x_end) prefetch_to_write(output + (x + pixels) * c.out_pixel, pixels * c.out_pixel);
+    tile.input = image + start * c.in_pixel;
+    tile.begin = max(0, -start);
+    tile.end = min(pixels + kTaps - 1, c.in_w - start);
+    tile.output = output + x * c.out_pixel;
+    depthwise_tile_of<kTaps>(tile, pixels);
+    x += pixels;
+  }
+}
+
+// The same for any kernel.
+inline void depthwise_pixels(const Conv& c, DepthwiseTile tile, const float* image, float* output, int64_t x,
+                             int64_t x_end) {
+  const float* weights = tile.weights;
+  // From `inner_end` on, pixels have taps beyond the right border.
+  const int64_t room = c.in_w + c.pad_w - (c.taps_w - 1) * c.dilation_w - 1;
+  const int64_t inner_end = room < 0 ? 0 : min(x_end, room / c.stride_w + 1);
+  while (x < x_end) {
+    const int64_t start = x * c.stride_w - c.pad_w;
+    const bool inside = start >= 0 && x < inner_end;
+    const int64_t pixels = inside ? min(kDepthwisePixels, inner_end - x) : 1;
+    const Range columns = inside ? Range{0, c.taps_w} : valid_taps(start, c.in_w, c.taps_w, c.dilation_w);
+    tile.input = image + (start + columns.begin * c.dilation_w) * c.in_pixel;
+    tile.weights = weights + columns.begin * tile.weight_column;
+    tile.columns = columns.end - columns.begin;
+    tile.output = output + x * c.out_pixel;
+    depthwise_tile_of<0>(tile, pixels);
+    x += pixels;
+  }
 }
 
 // Output pixels [x, x_end) of one row.
@@ -71,12 +192,13 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
   const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h;
   const float* image = run.input + sample * c.in_sample + top * c.in_row;
-  const float* weights = run.blended + sample * run.blended_sample + rows.begin * c.taps_w * row_size;
   DepthwiseTile tile;
   tile.in_pixel = c.in_pixel * c.stride_w;
   tile.in_row = c.in_row * c.dilation_h;
   tile.in_column = c.in_pixel * c.dilation_w;
   tile.rows = rows.end - rows.begin;
+  tile.begin = tile.end = 0;
+  tile.weights = run.blended + sample * run.blended_sample + rows.begin * c.taps_w * row_size;
   tile.weight_row = c.taps_w * row_size;
   tile.weight_column = row_size;
   tile.bias = run.bias ? run.bias + sample * run.bias_sample : nullptr;
@@ -84,32 +206,22 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
   tile.channels = c.groups;
   tile.activation = c.activation;
   float* output = run.output + sample * c.out_sample + y * c.out_row;
-  // From `inner_end` on, pixels have taps beyond the right border.
-  const int64_t room = c.in_w + c.pad_w - (c.taps_w - 1) * c.dilation_w - 1;
-  const int64_t inner_end = room < 0 ? 0 : min(x_end, room / c.stride_w + 1);
-  while (x < x_end) {
-    const int64_t start = x * c.stride_w - c.pad_w;
-    tile.output = output + x * c.out_pixel;
-    if (start >= 0 && x < inner_end) {
-      const int64_t pixels = min(kDepthwisePixels, inner_end - x);
-      tile.input = image + start * c.in_pixel;
-      tile.weights = weights;
-      tile.columns = c.taps_w;
-      depthwise_tile_of(tile, pixels);
-      x += pixels;
-      continue;
-    }
-    const Range columns = valid_taps(start, c.in_w, c.taps_w, c.dilation_w);
-    tile.input = image + (start + columns.begin * c.dilation_w) * c.in_pixel;
-    tile.weights = weights + columns.begin * row_size;
-    tile.columns = columns.end - columns.begin;
-    depthwise_tile<1>(tile);
-    ++x;
+  const bool adjacent = c.stride_w == 1 && c.dilation_w == 1;
+  const int64_t below = y * c.stride_h - c.pad_h + c.taps_h * c.dilation_h;
+  const float* next = below >= 0 && below < c.in_h ? run.input + sample * c.in_sample + below * c.in_row : nullptr;
+  if (adjacent && c.taps_w == 3) {
+    depthwise_windows<3>(c, tile, image, next, output, x, x_end);
+  } else if (adjacent && c.taps_w == 5) {
+    depthwise_windows<5>(c, tile, image, next, output, x, x_end);
+  } else if (adjacent && c.taps_w == 7) {
+    depthwise_windows<7>(c, tile, image, next, output, x, x_end);
+  } else {
+    depthwise_pixels(c, tile, image, output, x, x_end);
   }
 }
 
-// Floats of the input rows that a strip keeps in the L1 cache from one output row to the next.
-constexpr int64_t kStripFloats = 16 * 1024 / 4;
+// Floats of the input rows that a strip keeps in the L2 cache from one output row to the next.
+constexpr int64_t kStripFloats = 128 * 1024 / 4;
 
 void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;
@@ -120,8 +232,7 @@ void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
     const int64_t sample = item / blocks, first = item % blocks * run.rows;
     const int64_t last = min(first + run.rows, c.out_h);
     for (int64_t x = 0; x < c.out_w;) {
-      // The first strip is one pixel wider, so that the others start at a whole tile.
-      const int64_t x_end = min(c.out_w, x + strip + (x == 0));
+      const int64_t x_end = min(c.out_w, x + strip);
       for (int64_t y = first; y < last; ++y) depthwise_strip(run, sample, y, x, x_end);
       x = x_end;
     }

@@ -15,6 +15,7 @@
 #define TO_LANES 8
 #define TO_ROWS_1 12
 #define TO_ROWS_2 6
+#define TO_AVX2
 #include "simd.h"
 #include "dense.h"
 #include "depthwise.h"

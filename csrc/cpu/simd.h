@@ -14,10 +14,18 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec broadcast(float v) { return v - Vec{}; }
 
+#if defined(TO_AVX2)
+inline __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // These access only the first n lanes: memory after them is neither read nor written.
 inline Vec load_first(const float* p, int64_t n) {
 #if defined(TO_AVX512)
   return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#elif defined(TO_AVX2)
+  return reinterpret_cast<Vec>(_mm256_maskload_ps(p, first_lanes(n)));
 #else
   Vec v = {};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
@@ -28,6 +36,8 @@ inline Vec load_first(const float* p, int64_t n) {
 inline void store_first(float* p, Vec v, int64_t n) {
 #if defined(TO_AVX512)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#elif defined(TO_AVX2)
+  _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
 #else
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 #endif

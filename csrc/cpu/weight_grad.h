@@ -286,6 +286,43 @@ inline void depthwise_row_gradient(const Conv& c, const Range* columns, const fl
   }
 }
 
+// All taps of 3x3 kernels over one output row whose windows are inside the image vertically: they share each load of the
+// gradient. `input` is the first of the three rows.
+inline void depthwise_square_gradient(const Conv& c, const Range* columns, const float* input, const float* grad,
+                                      int64_t channel, float* target, int64_t row_size) {
+  const int64_t in_pixel = c.stride_w * c.in_pixel, column = c.dilation_w * c.in_pixel, row = c.dilation_h * c.in_row;
+  const int64_t begin = columns[0].begin, end = max(begin, columns[2].end);  // where all taps are valid
+  const float* first = input - c.pad_w * c.in_pixel + channel;               // of output column 0
+  const float* g = grad + channel;
+  Vec sums[3][3] = {};
+  const float* x = first + begin * in_pixel;
+  for (int64_t o = begin; o < end; ++o, x += in_pixel) {
+    const Vec value = load(g + o * c.out_pixel);
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; ++r) {
+#pragma GCC unroll 3
+      for (int s = 0; s < 3; ++s) sums[r][s] += load(x + r * row + s * column) * value;
+    }
+  }
+#pragma GCC unroll 3
+  for (int s = 0; s < 3; ++s) {  // and the remaining columns at the borders
+    const Range left{columns[s].begin, min(begin, columns[s].end)}, right{max(end, columns[s].begin), columns[s].end};
+    const Range borders[] = {left, right};
+    for (const Range& border : borders) {
+      for (int64_t o = border.begin; o < border.end; ++o) {
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; ++r)
+          sums[r][s] += load(first + o * in_pixel + r * row + s * column) * load(g + o * c.out_pixel);
+      }
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; ++r) {
+      float* to = target + (3 * r + s) * row_size + channel;
+      store(to, load(to) + sums[r][s]);
+    }
+  }
+}
+
 void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;
   const int64_t row_size = run.panels.vectors() * kLanes;
@@ -303,12 +340,20 @@ void depthwise_weight_grad(const WeightGradRun& run, int64_t begin, int64_t end)
     for (int64_t y = c.out_h * segment / run.segments; y < y_end; ++y) {
       const float* grad = run.grad_output + sample * c.out_sample + y * c.out_row;
       const Range rows = valid_taps(y * c.stride_h - c.pad_h, c.in_h, c.taps_h, c.dilation_h);
+      const float* image = run.input + sample * c.in_sample;
+      const int64_t top = y * c.stride_h - c.pad_h, below = top + c.taps_h * c.dilation_h;
+      const bool square = c.taps_h == 3 && c.taps_w == 3 && rows.begin == 0 && rows.end == 3;
       for (int64_t channel = 0; channel < c.groups; channel += kLanes) {
         const int64_t lanes = min(kLanes, c.groups - channel);
-        for (int64_t r = rows.begin; run.gradient && r < rows.end; ++r) {
-          const float* input =
-              run.input + sample * c.in_sample + (y * c.stride_h - c.pad_h + r * c.dilation_h) * c.in_row;
-          depthwise_row_gradient(c, columns, input, grad, channel, lanes, gradient + r * c.taps_w * row_size, row_size);
+        // A part of the rows that come next: the strides of this loop are not foreseen by the processor.
+        if (below >= 0 && below < c.in_h) prefetch(image + below * c.in_row + channel * c.in_w, lanes * c.in_w);
+        if (y + 1 < y_end) prefetch(grad + c.out_row + channel * c.out_w, lanes * c.out_w);
+        if (run.gradient && square && lanes == kLanes) {
+          depthwise_square_gradient(c, columns, image + top * c.in_row, grad, channel, gradient, row_size);
+        } else if (run.gradient) {
+          for (int64_t r = rows.begin; r < rows.end; ++r)
+            depthwise_row_gradient(c, columns, image + (top + r * c.dilation_h) * c.in_row, grad, channel, lanes,
+                                   gradient + r * c.taps_w * row_size, row_size);
         }
         if (!sums) continue;
         Vec total = {};

@@ -41,6 +41,13 @@ TAILS = [
     Case(channels=17, outputs=17, groups=17, size=(5, 40), kernels=2, taps=(5, 4), padding=(2, 1)),
     Case(channels=40, outputs=40, groups=40, size=(9, 17), kernels=2, stride=(2, 3), dilation=(1, 2)),
     Case(channels=8, outputs=8, groups=8, size=(3, 4), kernels=2, taps=(7, 7), padding=(3, 3)),
+    # Depthwise windows: 4 or 8 pixels by one or two vectors, whose last overlap those before; borders on both sides.
+    Case(channels=19, outputs=19, groups=19, size=(6, 5), kernels=2, padding=(0, 1)),
+    Case(channels=7, outputs=7, groups=7, size=(4, 10), kernels=2),
+    Case(channels=32, outputs=32, groups=32, size=(5, 2), kernels=2, padding=(1, 4)),
+    Case(channels=35, outputs=35, groups=35, size=(7, 12), kernels=2, taps=(3, 5), padding=(4, 0)),
+    Case(channels=9, outputs=9, groups=9, size=(8, 11), kernels=2, taps=(5, 7), padding=(2, 5)),
+    Case(channels=24, outputs=24, groups=24, size=(9, 21), kernels=2, stride=(2, 2)),
 ]
 
 
