@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.losses",
         "tunable_ops.models",
         "tunable_ops.modules",
+        "tunable_ops.pretrained",
         "tunable_ops.reference",
         "tunable_ops.serialization",
         "tunable_ops.train",
