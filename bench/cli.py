@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tunable_ops.bench import machine, providers, report, results_file, suites
+from tunable_ops.bench import engines, machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
@@ -27,7 +27,7 @@ OWN = "own"  # what results of --case are called
 WRITE_EVERY = 5.0  # seconds between two writes of the results so far
 DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machine; --suite comparison compares knobs."
 # options that apply to one kind of suite only
-_OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "readme", "compare")
+_OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "cpu_time", "readme", "compare")
 _CHOICES = ("backbone", "tasks", "methods", "seeds", "steps")  # attributes of the comparison's setting
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "weights", "jobs", *_CHOICES)
 
@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     timings.add_argument("--quick", action="store_true", help="a handful of cases, few rounds")
     timings.add_argument("--list", action="store_true", help="print the cases and providers, and stop")
     timings.add_argument("--budget", type=float, help=f"seconds a case (default {Settings.budget})")
+    timings.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="take the time of the process on the CPU, not the clock's: for one thread on a machine that others load",
+    )
     timings.add_argument("--readme", type=Path, help="replace the section between the markers of this file")
     timings.add_argument("--compare", type=Path, help="name what got slower than in this file; exit 1 if anything did")
     knobs = parser.add_argument_group("comparison", "ways to get a knob, trained alike: docs/comparison.md")
@@ -127,7 +132,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"bench: --rounds must be at least 3; got {args.rounds}")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"bench: --threads must be at least 1; got {args.threads}")
-    providers.check_names(args.providers)
+    providers.check_names(args.providers, tuple(engines.NAMES))
 
 
 def _refuse_others(args: argparse.Namespace, suite: str) -> None:
@@ -192,6 +197,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(rounds=rounds, budget=Settings.budget if args.budget is None else args.budget)
     if args.quick:
         settings = Settings(rounds=min(rounds, 5), min_call=1e-3, budget=0.5)
+    settings = replace(settings, cpu_time=args.cpu_time)
     start = time.perf_counter()
     results: dict[str, Any] = {
         "schema": results_file.TIMINGS.version,

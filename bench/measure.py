@@ -12,16 +12,20 @@ from tunable_ops.bench import problem as problems
 from tunable_ops.bench import step as steps
 from tunable_ops.bench.cases import LAYOUTS, Case
 from tunable_ops.bench.providers import Provider, leaves
-from tunable_ops.bench.timing import Clock, CudaClock, Timing, WallClock, compare
+from tunable_ops.bench.timing import Clock, CudaClock, ProcessClock, Timing, WallClock, compare
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure: rounds at most, seconds a turn lasts at least, seconds a case may take."""
+    """How long to measure: rounds at most, seconds a turn lasts at least, seconds a case may take.
+
+    `cpu_time`: take the process's time on the CPU, not the clock's.
+    """
 
     rounds: int = 11
     min_call: float = 3e-3
     budget: float = 1.4
+    cpu_time: bool = False
 
 
 def measure(
@@ -101,7 +105,7 @@ def time_steps(
     if device == "cuda":
         clock: Clock = CudaClock(host=mode != "graph")
     else:
-        clock = WallClock()
+        clock = ProcessClock() if settings.cpu_time else WallClock()
     while True:
         failed: list[tuple[str, Exception]] = []
         guarded = {name: _guard(name, step, failed) for name, step in ready.items()}

@@ -76,7 +76,7 @@ def network_suite(device: str) -> list[NetworkCase]:
 def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any]:
     """Return the results of a network, in the form of `bench.measure.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
-    names = ("plain", "tunable", "tunable-per-sample", "folded", "live-fold", "cast-kernels")
+    names = ("plain", "tunable", "tunable-per-sample", "folded", "live-fold", "memory-floor", "cast-kernels")
     if case.mode == "graph" and device != "cuda":
         reason = {"status": "unsupported", "reason": "graph replay needs a GPU"}
         return {**row, "providers": dict.fromkeys(names, reason)}
@@ -135,6 +135,8 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         calls["folded"] = (folded, lambda: folded(x))
         calls["live-fold"] = (net, lambda: live(x))
     variants = {name: _step(case, device, module, call) for name, (module, call) in calls.items()}
+    if not training:
+        variants["memory-floor"] = _memory_step(net)
     if case.autocast:
         variants["cast-kernels"] = _cast_step(net, DTYPES[case.autocast])
 
@@ -188,3 +190,22 @@ def _cast_step(net: nn.Module, dtype: torch.dtype) -> steps.Step:
             return [stack.to(dtype) for stack in stacks]
 
     return cast
+
+
+def _memory_step(net: nn.Module) -> steps.Step:
+    """Return what blending cannot be faster than: reading all stacks once, as one piece of memory, and writing a blend.
+
+    The network's own time comes on top of it, unless the two overlap.
+    """
+    stacks = [p for name, p in net.named_parameters() if "tuning" not in name.split(".")]
+    kernels = stacks[0].shape[0]
+    values = torch.cat([stack.detach().flatten(1) for stack in stacks], 1)
+    blend = torch.empty_like(values[0])
+
+    def move() -> list[Tensor]:
+        torch.add(values[0], values[-1], out=blend)
+        for p in range(1, kernels - 1):
+            blend.add_(values[p])
+        return [blend]
+
+    return move

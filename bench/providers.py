@@ -373,15 +373,16 @@ PROVIDERS = {provider.name: provider for provider in _ALL}
 _COMPILED = ("plain", "tunable", "broadcast", "reference-compiled")
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse unknown names.
+def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuse unknown names: those of neither a provider of layers nor one of `others`.
 
     Raises:
         ValueError: An unknown name; the message lists the known ones.
     """
     for name in names:
-        if name not in PROVIDERS:
-            raise ValueError(f"bench: --providers must be among {', '.join(PROVIDERS)}; got {name!r}")
+        known = dict.fromkeys((*PROVIDERS, *others))
+        if name not in known:
+            raise ValueError(f"bench: --providers must be among {', '.join(known)}; got {name!r}")
 
 
 def select(case: Case, names: Sequence[str]) -> list[Provider]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunable_ops.bench import cases, host, networks, perceptual, providers, targets
+from tunable_ops.bench import cases, engines, host, networks, perceptual, providers, targets
 from tunable_ops.bench.case_text import read_case
 from tunable_ops.bench.measure import Settings, measure
 
@@ -42,6 +42,10 @@ def _network(case: Any, device: str, settings: Settings, names: Sequence[str], p
     return networks.measure(case, device, settings)
 
 
+def _engines(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
+    return engines.measure(case, device, settings, names)
+
+
 def _perceptual(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
     return perceptual.measure(case, device, settings)
 
@@ -55,6 +59,7 @@ SUITES = {
     "scaling": Suite(cases.scaling_suite, _layer),
     "per-sample": Suite(lambda device: cases.per_sample_suite(), _layer, in_all=False),
     "networks": Suite(networks.network_suite, _network),
+    "engines": Suite(engines.engine_suite, _engines, in_all=False),
     "targets": Suite(targets.target_cases, _target, in_all=False),
     "target-networks": Suite(targets.target_networks, _network, in_all=False),
     "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),

@@ -61,6 +61,17 @@ class WallClock:
         return time.perf_counter() - start
 
 
+class ProcessClock:
+    """Back-to-back calls on the CPU, in the time that the process had of it."""
+
+    def turn(self, function: Callable[[], Any], repeats: int) -> float:
+        """Return the seconds that `repeats` calls take in all."""
+        start = time.process_time()
+        for _ in range(repeats):
+            function()
+        return time.process_time() - start
+
+
 class CudaClock:
     """Events around each call, after a write to a buffer larger than the L2 cache.
 

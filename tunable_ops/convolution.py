@@ -46,7 +46,7 @@ def convolve(
     if input.dim() == ndim + 1:  # torch would add the dimension with the stride of C values
         return convolve(input[None], kernel, bias, stride, padding, dilation, groups)[0]
     # The last size alone tells most kernels: this is on the way of every layer.
-    if shape[-1] == 1 and padding != "same" and is_strided_pointwise(shape[2:], _each(stride, ndim)):
+    if shape[-1] == 1 and stride != (1,) * ndim and padding != "same" and _strides_pointwise(shape, stride):
         input = pick(input, _each(stride, ndim), _each(0 if isinstance(padding, str) else padding, ndim))
         stride, padding, dilation = 1, 0, 1
     if 1 in shape:
@@ -120,6 +120,10 @@ def is_strided_pointwise(taps: Sequence[int], stride: Sequence[int]) -> bool:
     return max(stride) > 1 and max(taps) == 1
 
 
+def _strides_pointwise(shape: Sequence[int], stride: int | Sequence[int]) -> bool:
+    return is_strided_pointwise(shape[2:], _each(stride, len(shape) - 2))
+
+
 def pick(input: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
     """Return the pixels [B, C, *grid] that a kernel of one tap meets: a view, or a copy if there is padding."""
     if any(padding):
@@ -161,10 +165,12 @@ def with_new_strides(tensor: Tensor) -> Tensor:
     spatial = [d for d in first[2:] if shape[d] > 1]
     if shape[1] > 1 and spatial:
         order = last if all(stride[1] < stride[d] for d in spatial) else first
+        if _are_new(shape, stride, order):
+            return tensor
     else:  # both formats
-        order = last if _are_new(shape, stride, last) or suggest_memory_format(tensor) in _CHANNELS_LAST else first
-    if _are_new(shape, stride, order):
-        return tensor
+        if _are_new(shape, stride, last) or _are_new(shape, stride, first):
+            return tensor
+        order = last if suggest_memory_format(tensor) in _CHANNELS_LAST else first
     view = tensor.permute(order)
     for d in reversed(first):
         if view.shape[d] == 1:

@@ -13,7 +13,6 @@ import torch
 from tests import clips
 from tests.clips import av
 from tunable_ops import images, video
-from tunable_ops.cli import restorer
 from tunable_ops.serialization import load
 
 FAST = ("--encoder-option", "preset=ultrafast")

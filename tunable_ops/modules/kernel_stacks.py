@@ -128,59 +128,129 @@ class KernelStacks:
         parts = self.parts()
         if parts is None:
             return False
-        now = [part for stack in parts for part in stack]
-        if len(now) != len(blended.parts):
+        _, before, versions, addresses = blended
+        place, count = 0, len(before)
+        for stack in parts:
+            for part in stack:
+                if place == count or part is not before[place]:
+                    return False
+                if part._version != versions[place] or part.data_ptr() != addresses[place]:
+                    return False
+                place += 1
+        return place == count
+
+
+class _Call(NamedTuple):
+    """One call of the operator: stacks, each in one tensor or in parts that a layer joins, and where alphas begin."""
+
+    dtype: torch.dtype
+    sources: list[tuple[KernelStacks, tuple[Tensor, ...]]]
+    starts: list[int]
+
+
+class _Member(NamedTuple):
+    """A layer in a recipe: its parameters with dtypes and addresses, and where its kernels are among the results."""
+
+    parts: list[Tensor]
+    dtypes: list[torch.dtype]
+    addresses: list[int]
+    results: list[tuple[int, int]]  # (call, position)
+
+
+class Recipe(NamedTuple):
+    """How the stacks of several layers are blended together, found once for the parameters that they hold."""
+
+    members: list[_Member | None]  # None: the layer has to blend by itself
+    calls: list[_Call]
+    layers: list[tuple[Tuning, int]]
+    autocast: torch.dtype | None
+
+    def fits(self, members: "Sequence[Group]", alphas: Tensor, autocast: torch.dtype | None) -> bool:
+        """Return True if the layers hold the same parameters in the same memory."""
+        if not alphas.is_cpu or autocast != self.autocast:
             return False
-        for part, before, version, address in zip(now, *blended[1:], strict=True):
-            if part is not before or part._version != version or part.data_ptr() != address:
+        for (stacks, *phi), (tuning, start), member in zip(members, self.layers, self.members, strict=True):
+            parts = stacks.parts()
+            if member is None or parts is None or phi[0] is not tuning or phi[1] != start:
+                return False
+            place, count = 0, len(member.parts)
+            for stack in parts:
+                for part in stack:
+                    if place == count or part is not member.parts[place]:
+                        return False
+                    if part.dtype is not member.dtypes[place] or part.data_ptr() != member.addresses[place]:
+                        return False
+                    place += 1
+            if place != count:
                 return False
         return True
 
 
-def blend_stacks(
-    members: Sequence[tuple[KernelStacks, Tuning, int]], alphas: Tensor, autocast: torch.dtype | None
-) -> list[BlendedKernels | None]:
-    """Blend the stacks of several layers, in one call for each dtype of results.
+Group = tuple[KernelStacks, Tuning, int]
+
+
+def find_recipe(members: Sequence[Group], alphas: Tensor, autocast: torch.dtype | None) -> Recipe:
+    """Return how to blend the stacks of several layers, each stack once, even if layers share it.
 
     Args:
         members: Each layer's stacks, its phi, and where its alphas begin.
         alphas: [A], the alphas of all layers.
         autocast: The dtype of autocast, None without it.
+    """
+    calls: dict[torch.dtype, tuple[int, _Call]] = {}
+    places: dict[tuple[torch.dtype, tuple[int, ...]], tuple[int, int]] = {}  # by phi and the stack's parts
+    found: list[_Member | None] = []
+    for stacks, tuning, start in members:
+        parts = stacks.parts()
+        flat = [part for stack in parts or () for part in stack]
+        dtype = autocast if stacks.autocasts else None
+        # On a CPU every layer of a model is blended beforehand.
+        if (
+            parts is None
+            or not all(_is_plain(part, alphas) for part in flat)
+            or not (alphas.is_cpu or stacks.blends_first(parts[0][0], dtype or flat[0].dtype))
+        ):
+            found.append(None)
+            continue
+        results = []
+        for stack in parts:
+            result = stack[0].dtype if dtype is None or stack[0].dtype == torch.float64 else dtype
+            number, call = calls.setdefault(result, (len(calls), _Call(result, [], [])))
+            key = (result, (id(tuning), *map(id, stack)))
+            if key not in places:
+                places[key] = (number, len(call.starts))
+                call.sources.append((stacks, stack))
+                call.starts.append(start)
+            results.append(places[key])
+        found.append(_Member(flat, [p.dtype for p in flat], [p.data_ptr() for p in flat], results))
+    layers = [(tuning, start) for _, tuning, start in members]
+    return Recipe(found, [call for _, call in calls.values()], layers, autocast)
+
+
+def blend_stacks(recipe: Recipe, alphas: Tensor) -> list[BlendedKernels | None]:
+    """Blend the stacks of several layers, in one call for each dtype of results.
+
+    Args:
+        recipe: Of the layers.
+        alphas: [A], the alphas of all layers.
 
     Returns:
         Each layer's kernels; None for a layer that has to blend by itself.
     """
-    # Each stack once, even if layers share it: by phi and the stack's parts.
-    wanted: dict[torch.dtype, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
-    sources: dict[int, tuple[list[Tensor], list[tuple[torch.dtype, tuple[int, ...]]]]] = {}
-    for place, (stacks, tuning, start) in enumerate(members):
-        parts = stacks.parts()
-        flat = [part for stack in parts or () for part in stack]
-        dtype = autocast if stacks.autocasts else None
-        if parts is None or not all(_is_plain(part, alphas) for part in flat):
-            continue
-        # On a CPU every layer of a model is blended beforehand.
-        if not alphas.is_cpu and not stacks.blends_first(parts[0][0], dtype or flat[0].dtype):
-            continue
-        keys = []
-        for stack in parts:
-            result = stack[0].dtype if dtype is None or stack[0].dtype == torch.float64 else dtype
-            key = (id(tuning), *map(id, stack))
-            same = wanted.setdefault(result, {})
-            if key not in same:
-                same[key] = (stack[0] if len(stack) == 1 else stacks.join(stack), start)
-            keys.append((result, key))
-        sources[place] = flat, keys
-    kernels: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}
-    for dtype, same in wanted.items():
-        tensors, starts = zip(*same.values(), strict=True)
-        results = functional.tunable_parameters(tensors, alphas, starts, dtype=dtype)
-        kernels.update(zip([(dtype, key) for key in same], results, strict=True))
-    blended: list[BlendedKernels | None] = [None] * len(members)
-    for place, (flat, keys) in sources.items():
-        versions, addresses = [part._version for part in flat], [part.data_ptr() for part in flat]
-        blended[place] = BlendedKernels(tuple(kernels[key] for key in keys), flat, versions, addresses)
-    return blended
+    kernels = []
+    for call in recipe.calls:
+        tensors = [stack[0] if len(stack) == 1 else stacks.join(stack) for stacks, stack in call.sources]
+        kernels.append(functional.tunable_parameters(tensors, alphas, call.starts, dtype=call.dtype))
+    return [
+        member
+        and BlendedKernels(
+            tuple([kernels[number][position] for number, position in member.results]),
+            member.parts,
+            [part._version for part in member.parts],
+            [part.data_ptr() for part in member.parts],
+        )
+        for member in recipe.members
+    ]
 
 
 def _is_plain(part: Tensor, alphas: Tensor) -> bool:

@@ -138,7 +138,9 @@ class TunableModel(nn.Module):
         elif lam.dim() == 1 and torch.jit.is_tracing():
             lam = lam.reshape(self.spec.num_params)
         natural, lam = lam, self.spec.normalise(lam)
-        tunings, late = [layer.tuning for layer in self._layers], self._late()
+        # Past `__getattr__`, which takes ten times as long: there may be hundreds.
+        tunings: Any = [layer._modules["tuning"] for layer in self._layers]
+        late = self._late()
         frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late, natural).push()
         try:
             return self.network(input, *args, **kwargs)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops import checks
-from tunable_ops.modules.kernel_stacks import BlendedKernels, KernelStacks, blend_stacks
+from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStacks, Recipe, blend_stacks, find_recipe
 from tunable_ops.modules.tuning import Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
@@ -70,6 +70,7 @@ class BlendPlan:
     def __init__(self, stacks: Sequence[KernelStacks | None], device_type: str) -> None:
         self._seen: tuple[Tensor, Modes] | None = None  # of the last call that could have been remembered
         self._kept: NetworkBlend | None = None
+        self._recipes: dict[int, Recipe] = {}
         self.stacks = {slot: each for slot, each in enumerate(stacks) if each is not None}
         self.slots = {each.layer: slot for slot, each in self.stacks.items()}
         self.groups: list[list[int]] = []
@@ -89,6 +90,13 @@ class BlendPlan:
                 group = self.groups[-1]
             group.append(slot)
             group_of.update((id(part), group) for part in flat)
+
+    def recipe(self, first: int, members: Sequence[Group], alphas: Tensor, autocast: torch.dtype | None) -> Recipe:
+        """Return how to blend the group whose first slot is `first`: that of the last call, if it fits."""
+        recipe = self._recipes.get(first)
+        if recipe is None or not recipe.fits(members, alphas, autocast):
+            recipe = self._recipes[first] = find_recipe(members, alphas, autocast)
+        return recipe
 
     def remembered(
         self, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], now: Modes
@@ -175,7 +183,7 @@ class NetworkBlend:
 
     def finish(self) -> None:
         """Blend what no layer has asked for yet, unless the modes have changed."""
-        while self.pending and modes(self.device_type) == self.modes:
+        while self.pending and self._serves():
             self._blend(next(iter(self.pending.values())))
 
     def take(self, layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, ...] | None:
@@ -186,7 +194,7 @@ class NetworkBlend:
             dtype: The dtype of the layer's input, if it has to have that of the kernels.
         """
         slot = self.plan.slots.get(layer)
-        if slot is None or modes(self.device_type) != self.modes:
+        if slot is None or not self._serves():
             return None
         if slot in self.pending:
             self._blend(self.pending[slot])
@@ -206,9 +214,21 @@ class NetworkBlend:
                 kernel.record_stream(now)  # its memory must not be given away while that stream reads it
         return kernels
 
+    def _serves(self) -> bool:
+        """Return True under the modes of the blend: `modes` without an object, since every layer asks."""
+        gradients, inference, autocast = self.modes
+        if torch.is_grad_enabled() != gradients or not checks.is_plain_eager():
+            return False
+        if torch.is_inference_mode_enabled() != inference:
+            return False
+        if not checks.autocast_is_on(self.device_type):
+            return autocast is None
+        return torch.get_autocast_dtype(self.device_type) == autocast
+
     def _blend(self, group: Sequence[int]) -> None:
         for slot in group:
             del self.pending[slot]
         members = [(self.plan.stacks[slot], self.tunings[slot], self.starts[slot]) for slot in group]
-        blended = blend_stacks(members, self.alphas, self.modes.autocast)
+        recipe = self.plan.recipe(group[0], members, self.alphas, self.modes.autocast)
+        blended = blend_stacks(recipe, self.alphas)
         self.blended.update(zip(group, blended, strict=True))

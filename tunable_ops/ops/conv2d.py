@@ -55,10 +55,10 @@ def _may_be_filtered(
     input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
-    if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
-        return False
-    shape = kernel.shape
+    shape = kernel.shape  # first, since it alone refuses most calls
     if len(shape) != 4 or shape[3] != 3 or shape[2] != 3 or shape[1] < LEAST_CHANNELS or input.dim() != 4:
+        return False
+    if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
         return False
     if any(v != 1 and tuple(v) != (1, 1) for v in (stride, dilation)) or input.shape[1] != shape[1] * groups:
         return False
