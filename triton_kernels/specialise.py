@@ -4,8 +4,9 @@ Every integer that is compiled in costs a compilation for each value that a prog
 or the batch are not: a new size runs the machine code that is there. What is needed for accesses of 16 bytes is kept,
 that steps between pixels are multiples of 8 elements: in channels_last it depends on the number of channels alone.
 
-picture, tiles, rows, alpha_strides   sizes that follow the picture or the batch: values without a hint. Where columns
+picture, tiles, alpha_strides         sizes that follow the picture or the batch: values without a hint. Where columns
                                       are contiguous, `picture` tells if all of it is a multiple of 8
+rows                                  likewise, but 1 is a constant: a shared alpha's only sum needs no loop
 x_, y_, dy_, dx_strides               a channel (or column) step of 1 is a constant; if all other steps are multiples of
                                       8, each has the hint
 others                                as Triton's own launches do: 1 is a constant, multiples of 16 have the hint
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-FREE = frozenset({"picture", "tiles", "rows", "alpha_strides"})
+FREE = frozenset({"picture", "tiles", "alpha_strides"})
 PIXEL_STEPS = frozenset({"x_strides", "y_strides", "dy_strides", "dx_strides", "part_strides"})
 # Elements of the smallest dtype in 16 bytes.
 VECTOR = 8
@@ -73,6 +74,9 @@ def specialise(names: Sequence[str], arguments: Sequence[Any], constants: dict[s
             if name == "picture" and by_columns:
                 _hint_all(value, i, found)
             found.signature[name] = tuple(_type(v) for v in value)
+        elif name == "rows":
+            found.constants.update({(i, j): 1 for j, v in enumerate(value) if v == 1})
+            found.signature[name] = tuple("constexpr" if v == 1 else _type(v) for v in value)
         elif isinstance(value, tuple):
             found.signature[name] = tuple(_as_triton(v, (i, j), found) for j, v in enumerate(value))
         else:
