@@ -16,7 +16,7 @@ from tunable_ops.bench.cases import DTYPES
 from tunable_ops.bench.measure import Settings, failure, time_steps
 
 import tunable_ops
-from tunable_ops import models
+from tunable_ops import TunableModel, models
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,15 @@ def _cast_step(net: nn.Module, dtype: torch.dtype) -> steps.Step:
     return cast
 
 
-def _memory_step(net: nn.Module) -> steps.Step:
+def _memory_step(net: TunableModel) -> steps.Step:
     """Return what blending cannot be faster than: reading all stacks once, as one piece of memory, and writing a blend.
 
     The network's own time comes on top of it, unless the two overlap.
     """
-    stacks = [p for name, p in net.named_parameters() if "tuning" not in name.split(".")]
+    found = [p for layer in net.layers for name, p in layer.named_parameters() if "tuning" not in name.split(".")]
+    stacks = [stack.flatten(1) for stack in found if stack.dim() > 1]
     kernels = stacks[0].shape[0]
-    values = torch.cat([stack.detach().flatten(1) for stack in stacks], 1)
+    values = torch.cat([stack.detach() for stack in stacks], 1)
     blend = torch.empty_like(values[0])
 
     def move() -> list[Tensor]:

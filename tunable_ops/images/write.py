@@ -119,9 +119,8 @@ def write_picture(
     kept = list(frames)
     for loss in _losses(kept, len(kept), kind) if warn and kept else ():
         warnings.warn(f"{file.name!r}: {loss}", UserWarning, stacklevel=2)
-    content = encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first)
     try:
-        _store(content, file)
+        _store(encode_picture(kept, kind, quality=quality, loop=loop, separate_first=separate_first), file)
     except OSError as error:
         text = f"images: path must be writable; got {str(file)!r} ({error.strerror or error})"
         raise WriteError(error.errno, text) from error
