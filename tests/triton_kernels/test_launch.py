@@ -15,7 +15,7 @@ if unavailable_reason() is not None or INTERPRETED:
 from tunable_ops.bench import launches as bench
 from tunable_ops.triton_kernels import launch as launching
 from tunable_ops.triton_kernels import stand_in
-from tunable_ops.triton_kernels.choose_algorithm import Problem, choose_algorithm, premixed_config
+from tunable_ops.triton_kernels.choose_algorithm import Problem, choose_algorithm, default_config, premixed_config
 from tunable_ops.triton_kernels.launch import Launch
 from tunable_ops.triton_kernels.plan_problem import make_operands, plan_problem
 
@@ -29,11 +29,11 @@ ONE = {"kind": "pointwise", "taps": (1, 1)}
 
 
 def compilations(problem: Problem, premixed: bool = False) -> set[Any]:
-    """Return the keys of the machine code that a problem needs at ten picture sizes."""
+    """Return the keys of the machine code that a problem needs at ten picture sizes, by one algorithm."""
     found = set()
     for size in SIZES:
         sized = problem._replace(size=size)
-        config = premixed_config(sized) if premixed else choose_algorithm(sized).config
+        config = premixed_config(sized) if premixed else default_config(sized)
         launches, _ = plan_problem(sized, make_operands(sized, "meta"), config)
         for one in launches:
             made = specialise(one.kernel.arg_names, one.arguments, one.constants)
