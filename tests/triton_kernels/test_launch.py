@@ -29,7 +29,7 @@ ONE = {"kind": "pointwise", "taps": (1, 1)}
 
 
 def compilations(problem: Problem, premixed: bool = False) -> set[Any]:
-    """Return the keys of the machine code that a problem needs at ten picture sizes."""
+    """Return the keys of the machine code that a problem needs at ten picture sizes, by one algorithm."""
     found = set()
     for size in SIZES:
         sized = problem._replace(size=size)
