@@ -16,7 +16,7 @@ CONSTRAINTS := --constraint .venv/constraints.txt
 CSRC := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all setup test test-all rehearsal sanitize demo docs wheel sdist lint format clean
+.PHONY: all setup test test-all rehearsal sanitize portable demo docs wheel sdist lint format clean
 
 all: test
 
@@ -84,6 +84,13 @@ sanitize: .venv/.dev
 	TUNABLE_OPS_SANITIZE=1 TUNABLE_OPS_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/sanitize \
 		--build-temp build/sanitize-objects
 	$(SANITIZED) $(BIN)/python tests/csrc/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(SEED)
+
+# The tests of the C++ convolutions with the kernels for machines without AVX, in a package of their own.
+portable: .venv/.dev
+	TUNABLE_OPS_PORTABLE=1 TUNABLE_OPS_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/portable \
+		--build-temp build/portable-objects
+	PYTHONSAFEPATH=1 PYTHONPATH=build/portable:. $(PYTEST) -m "not slow" \
+		tests/ops/test_winograd.py tests/ops/test_tunable_conv2d_cpp.py tests/ops/test_tunable_parameters.py
 
 # build/lib is what the last build left; modules that were deleted since would be packed again
 wheel: .venv/.torch

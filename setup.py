@@ -36,6 +36,9 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden"
 SANITIZERS = ["-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 if os.environ.get("TUNABLE_OPS_SANITIZE") == "1":
     FLAGS += ["-O1", "-g1", *SANITIZERS]
+# For `make portable`: the kernels without AVX on every machine.
+if os.environ.get("TUNABLE_OPS_PORTABLE") == "1":
+    FLAGS += ["-DTUNABLE_OPS_PORTABLE"]
 LINK = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 # Library: the note in the package that says why it is missing, and its files.
 LIBRARIES = {

@@ -1,4 +1,5 @@
-// Selects the kernels for this machine, once per process.
+// Selects the kernels for this machine, once per process. With TUNABLE_OPS_PORTABLE those for every machine (make
+// portable, which tests them).
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -9,7 +10,7 @@ namespace tunable_ops {
 
 namespace {
 const Kernels& pick() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TUNABLE_OPS_PORTABLE)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq")) {
     return avx512_kernels();

@@ -12,6 +12,7 @@
 #include "algorithm.h"
 #include "alpha_map.h"
 #include "aten_convolution.h"
+#include "layout.h"
 #include "low_precision.h"
 
 namespace tunable_ops {
@@ -101,9 +102,9 @@ Tensor apply_unfused_activation(const Tensor& value, Activation activation) {
 }
 
 Tensor activation_backward(const Tensor& grad, const std::optional<Tensor>& saved, Activation activation) {
-  const Tensor dense = in_channels_last(grad);
+  const Tensor dense = to_channels_last(grad);
   if (!saved || activation == Activation::kNone) return dense;
-  const Tensor value = in_channels_last(*saved);
+  const Tensor value = to_channels_last(*saved);
   if (activation == Activation::kGelu) {
     std::array<StableIValue, 3> stack{from(dense), from(value), from(std::string("none"))};
     call("aten::gelu_backward", stack);
@@ -157,7 +158,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   Call c = call_of(input, weight, alpha, o);
   c.conv.activation = fused_activation(o.activation);
   const MemoryFormat format = output_format(input, weight);
-  const Tensor x = in_channels_last(input);
+  const Tensor x = to_channels_last(input);
   if (c.conv.batch && format == MemoryFormat::ChannelsLast && prefers_aten(c, weight) &&
       !winograd_tile(c.conv, c.depthwise, c.rows))
     return apply_unfused_activation(convolve_with_aten(c, x, weight, blended_bias(c, bias)), o.activation);
@@ -167,7 +168,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                         c.conv.batch ? MemoryFormat::ChannelsLast : format);
   if (c.conv.batch) convolve(c, blended_bias(c, bias), output.mutable_data_ptr<float>());
   output = apply_unfused_activation(output, o.activation);
-  return format == MemoryFormat::ChannelsLast ? output : torch::stable::contiguous(output);
+  return format == MemoryFormat::ChannelsLast ? output : to_contiguous(output);
 }
 
 namespace {
@@ -217,7 +218,7 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   if (alpha.dim() == 4) return gradients_map(grad_output, saved, input, weight, bias, alpha, o, mask);
   Call c = call_of(input, weight, alpha, o);
   const MemoryFormat format = output_format(input, weight);
-  const Tensor grad = activation_backward(grad_output, saved, o.activation), x = in_channels_last(input);
+  const Tensor grad = activation_backward(grad_output, saved, o.activation), x = to_channels_last(input);
   const bool by_aten = format == MemoryFormat::ChannelsLast && prefers_aten(c, weight);
   const bool filters_kernels = (mask[1] || mask[3]) && filters_kernel_gradient(c);
   if (by_aten && !filters_kernels && !(mask[0] && filters_input_gradient(c)))
@@ -227,7 +228,7 @@ Gradients gradients(const Tensor& grad_output, const std::optional<Tensor>& save
   if (mask[0]) {
     grad_input = empty({input.size(0), input.size(1), input.size(2), input.size(3)}, MemoryFormat::ChannelsLast);
     input_gradient(c, grad.const_data_ptr<float>(), grad_input.mutable_data_ptr<float>());
-    if (format == MemoryFormat::Contiguous) grad_input = torch::stable::contiguous(grad_input);
+    if (format == MemoryFormat::Contiguous) grad_input = to_contiguous(grad_input);
   }
   const bool need_bias = bias && (mask[2] || mask[3]);
   if (!mask[1] && !mask[3] && !need_bias) return {grad_input, grad_weight, grad_bias, grad_alpha};

@@ -83,6 +83,32 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
     assert backends.select("tunable_conv2d", None, input, weight, alpha) == "torch"
 
 
+def test_the_default_takes_cpp_for_contiguous_pictures_that_winograd_filters() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, input: torch.Tensor, weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+            return tunable_conv2d(input, weight, None, alpha, *case.geometry)
+
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+    wide = {"channels": 16, "outputs": 32}
+    for case, alpha, name in (
+        (Case(**wide), "shared", "cpp"),
+        (Case(**wide), "sample", "cpp"),
+        (Case(**wide), "map", "torch"),
+        (Case(channels=32, outputs=32, groups=2), "sample", "cpp"),
+        (Case(channels=15, outputs=32), "sample", "torch"),
+        (Case(channels=32, outputs=15), "sample", "torch"),
+        (Case(**wide, stride=(1, 2)), "sample", "torch"),
+        (Case(**wide, dilation=(2, 1)), "sample", "torch"),
+        (Case(**wide, taps=(3, 1)), "sample", "torch"),
+        (Case(channels=32, outputs=32, groups=32), "sample", "torch"),
+    ):
+        input, weight, _, weights = case.tensors(alpha, torch.float32)
+        program = torch.export.export(Net(), (input, weight, weights))
+        called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert called == [f"tunable_ops.tunable_conv2d_{name}.default"], case
+
+
 def test_a_size_that_export_leaves_open_is_no_condition() -> None:
     class Net(torch.nn.Module):
         def forward(self, input: torch.Tensor, weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,25 @@ def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
     return op == "tunable_parameters"
 
 
+def is_fastest_contiguous(input: Tensor, weight: Tensor, alpha: Tensor, call: checks.Convolution) -> bool:
+    """Return True if the C++ operators are the fastest for contiguous pictures in float32, converted both ways.
+
+    That is so for 3x3 kernels that Winograd's filtering serves, with 16 or more channels and outputs.
+
+    Args:
+        input: [B, C, H, W].
+        weight: [P, O, C/groups, kh, kw].
+        alpha: [P], [B, P] or a map.
+        call: Options of the call.
+    """
+    if _missing is not None or input.device.type != "cpu" or alpha.dim() > 2 or torch.is_autocast_enabled("cpu"):
+        return False
+    if input.dtype is not torch.float32 or not input.is_contiguous():
+        return False
+    outputs, channels, *taps = weight.shape[1:]
+    return min(outputs, channels) >= 16 and taps == [3, 3] and call.stride == call.dilation == (1, 1)
+
+
 def serves_blend(parameter: Tensor, alpha: Tensor) -> bool:
     """Return True if the C++ blend serves a call: inference with alpha [P]."""
     if _missing is not None or torch.compiler.is_compiling() or parameter.dim() < 2:

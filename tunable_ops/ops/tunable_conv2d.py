@@ -90,6 +90,8 @@ def run_checked(
     transformed = checks.is_transformed()
     # The default looks at memory formats, which tensors under vmap do not tell.
     chosen = "reference" if transformed and backend is None else backends.select(op, backend, input, weight, alpha)
+    if chosen == "torch" and backend is None and backends.cpp.is_fastest_contiguous(input, weight, alpha, call):
+        chosen = "cpp"
     if alpha.dim() == 2 and checks.is_one(alpha.shape[0]):
         alpha = alpha[0]
     tensors = (input, weight, bias, alpha)
