@@ -186,7 +186,7 @@ def torchrun(count, *words):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "tunable_ops.cli"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [str(word) for word in words]
-    return subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run([*command, *words], capture_output=True, text=True, timeout=1800, env=environment)
 
 
 @pytest.mark.slow
