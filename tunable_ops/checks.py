@@ -216,7 +216,7 @@ def is_plain_eager() -> bool:
 
 def is_one(size: int) -> bool:
     """Return True for a size of 1. A symbolic size of an export is taken for any number, without a guard."""
-    return type(size) is int and size == 1
+    return not isinstance(size, torch.SymInt) and bool(size == 1)
 
 
 def can_read(value: Tensor) -> bool:
