@@ -218,6 +218,27 @@ def test_openvino_reads_the_file(small, cases, tmp_path, per_sample):
         assert np.abs(out - expected.numpy()).max() <= 1e-4
 
 
+def test_attributes_that_a_reader_could_infer_are_filled_in():
+    import onnx_ir as ir
+
+    from tunable_ops.deploy.onnx import _fill_attributes
+
+    kernel = ir.Value(name="kernel", shape=ir.Shape([4, 3, 3, 5]), type=ir.TensorType(ir.DataType.FLOAT))
+    picture = ir.Value(name="picture", shape=ir.Shape([1, 3, 9, 9]), type=ir.TensorType(ir.DataType.FLOAT))
+    pooled = ir.node("MaxPool", [picture], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    nodes = [ir.node("Conv", [picture, kernel]), ir.node("ConvTranspose", [picture, kernel], {"group": 3}), pooled]
+    graph = ir.Graph([picture, kernel], [node.outputs[0] for node in nodes], nodes=nodes, opset_imports={"": 18})
+    _fill_attributes(graph)
+    found = [{name: attribute.value for name, attribute in node.attributes.items()} for node in nodes]
+    common = {"auto_pad": "NOTSET", "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    convolution = {**common, "kernel_shape": (3, 5), "strides": (1, 1)}
+    assert [{k: tuple(v) if isinstance(v, list) else v for k, v in each.items()} for each in found] == [
+        {**convolution, "group": 1},
+        {**convolution, "group": 3, "output_padding": (0, 0)},
+        {**common, "kernel_shape": (2, 2), "strides": (2, 2), "ceil_mode": 0},
+    ]
+
+
 def test_bad_arguments(small, tmp_path):
     plain = models.build("dncnn", features=4, depth=2)
     path = tmp_path / "a.onnx"

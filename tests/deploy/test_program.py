@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from tunable_ops import fold, pretrained
+from tunable_ops import convert, fold, models, pretrained
 from tunable_ops.backends import unavailable_reason
 from tunable_ops.deploy import Description, compile_package, export_program, load
 from tunable_ops.modules import LambdaWarning
@@ -110,12 +110,22 @@ def test_compiled_code(form, small, cases, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(NO_OPERATORS is not None, reason=f"needs the compiled operators: {NO_OPERATORS}")
-def test_compiled_code_that_calls_the_operators_says_so(small, cases, tmp_path):
-    path = tmp_path / "a.pt2"
-    description = compile_package(small, path, operators=True)
+def test_compiled_code_that_calls_the_operators_says_so(cases, tmp_path):
+    path, net = tmp_path / "a.pt2", convert(models.build("dncnn", features=16, depth=3), 2).eval()
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.add_(0.05 * torch.randn_like(layer.weight))
+    description = compile_package(net, path, operators=True)
     assert description.operators == ("tunable_ops.tunable_conv2d_cpp.default",)
     assert load(path).description == description
-    assert_same(path, small, cases(small, "shared", least=3))
+    assert_same(path, net, cases(net, "shared", least=3))
+
+
+@pytest.mark.skipif(NO_OPERATORS is not None, reason=f"needs the compiled operators: {NO_OPERATORS}")
+def test_a_network_that_calls_no_operator_is_refused(small, tmp_path):
+    """Its package was compiled for channels_last and took contiguous pictures: it gave wrong values."""
+    with pytest.raises(ValueError, match="operators must be False for a network without a layer that gets"):
+        compile_package(small, tmp_path / "a.pt2", operators=True)
 
 
 def test_bad_paths(small, graph, tmp_path):

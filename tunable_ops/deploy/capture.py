@@ -57,12 +57,14 @@ def prepare(net: nn.Module, half: bool = False) -> nn.Module:
         net: The network.
         half: Join the factors, for `half` to be called.
     """
-    net = copy.deepcopy(net).float().cpu().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    for layer in net.layers if half and isinstance(net, TunableModel) else ():
+    copied: Any = copy.deepcopy(net).float().cpu().eval().requires_grad_(False)
+    copied.to(memory_format=torch.contiguous_format)
+    for layer in copied.layers if half and isinstance(copied, TunableModel) else ():
         for name in ("weight", "bias"):
             if isinstance(layer, StackedLayer) and parametrize.is_parametrized(layer, name):
                 layer.register_parameter(name, nn.Parameter(unparametrise(layer, name), requires_grad=False))
-    return net
+    plain: nn.Module = copied
+    return plain
 
 
 def capture(
@@ -107,10 +109,15 @@ def capture(
             rows = rows.expand(_BATCH, -1)
             examples.append(rows if form == "per_sample" else rows[:, :, None, None].repeat(1, 1, height, width))
             shapes.append({0: Dim.DYNAMIC} if form == "per_sample" else shapes[0])
-    with torch.no_grad(), symbols.patch(backed_size_oblivious=True), _named_failures(op, net):
+    with torch.no_grad(), _sizes_from_zero(), _named_failures(op, net):
         whole = _MapOfThatSize(net) if form == "map" else net
         program = torch.export.export(whole, tuple(examples), dynamic_shapes=tuple(shapes))
         return program.run_decompositions(decompositions() if table is None else table)
+
+
+def _sizes_from_zero() -> Any:
+    """Record without the assumption that a dynamic size is at least 2: a batch of one is the usual one."""
+    return symbols.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -148,7 +155,7 @@ class _Places:
     def __init__(self, net: nn.Module) -> None:
         self.open: list[str] = []
         self.fixed = ""
-        self._sizes: list[torch.SymInt] = []
+        self._sizes: list[Any] = []  # symbols
         self._handles: list[Any] = []
         for name, module in net.named_modules():
             place = f"{type(module).__name__} {short_name(name)}".strip()

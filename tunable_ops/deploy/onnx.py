@@ -176,7 +176,7 @@ def _fill_attributes(graph: Any) -> None:
             defaults["output_padding"] = [0] * len(taps)
         for name, value in defaults.items():
             if name not in node.attributes:
-                node.attributes[name] = ir.convert_attribute(name, value)
+                node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
 def _name_sizes(graph: Any, description: Description) -> None:

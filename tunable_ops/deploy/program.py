@@ -82,7 +82,7 @@ def compile_package(
         half: Convert kernels, input and output to float16.
         operators: Keep the C++ operators in float32 and take pictures in channels_last. Who loads the package then
             needs the operators (`import tunable_ops`, or its libraries in a program without Python); its metadata say
-            so, ``tunable_ops.operators``. Otherwise it needs torch alone.
+            so, ``tunable_ops.operators``. Otherwise it needs torch alone, and takes contiguous pictures.
         example: A picture [B, C, H, W], for networks that do not say how many channels they take.
         folded_at: For a plain network that `fold` returned: its lambda by name.
 
@@ -90,7 +90,8 @@ def compile_package(
         What the file says of itself.
 
     Raises:
-        RuntimeError: There is no compiler, or the C++ operators are not there.
+        ValueError: With `operators`, no layer is served by the C++ operators, or these are not there.
+        RuntimeError: There is no compiler.
     """
     op = "compile_package"
     path = _check_path(op, path)
@@ -116,18 +117,18 @@ def _capture(
     operators: bool,
 ) -> tuple[ExportedProgram, Description]:
     form = choose_form(op, net, per_sample, lambda_map)
-    net = prepare(net, half)
-    description = replace(describe(net, form, op, example), lam=folded_at)
+    prepared: Any = prepare(net, half)
+    description = replace(describe(prepared, form, op, example), lam=folded_at)
     table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions() | decompositions()
     if operators:
         kept = [each for each in table if str(each).startswith("tunable_ops.") and "_cpp" in str(each)]
         for each in kept:
             del table[each]
-        net = net.to(memory_format=torch.channels_last)
+        prepared.to(memory_format=torch.channels_last)
     if half:
-        net, description = net.half(), description.halved()
+        prepared, description = prepared.half(), description.halved()
     program = capture(
-        net,
+        prepared,
         form,
         channels=description.channels,
         smallest=description.smallest,
@@ -135,8 +136,13 @@ def _capture(
         table=table,
         channels_last=operators,
     )
-    description = replace(description, smallest=_smallest(op, program, description))
     called = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("tunable_ops.")}
+    if operators and not called:
+        raise ValueError(
+            f"{op}: operators must be False for a network without a layer that gets channels_last pictures in an "
+            "export, as those after an unshuffling of pixels do not; got True"
+        )
+    description = replace(description, smallest=_smallest(op, program, description))
     return program, replace(description, operators=tuple(sorted(called)))
 
 

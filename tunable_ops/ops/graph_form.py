@@ -19,7 +19,7 @@ def tunable_parameter(parameter: Tensor, alpha: Tensor, dtype: torch.dtype | Non
     """Blend a stack [P, *shape] with alpha [P] or [B, P]: in fp32 (fp64 for fp64), rounded once."""
     accumulate = torch.promote_types(parameter.dtype, torch.float32)
     # Not a matrix product, which runtimes may compute in TF32.
-    weights = alpha.to(accumulate).reshape(*alpha.shape, *(1 for _ in parameter.shape[1:]))
+    weights = _lengthen(alpha.to(accumulate), parameter.dim() - 1)
     return (weights * parameter.to(accumulate)).sum(alpha.dim() - 1).to(dtype or parameter.dtype)
 
 
@@ -90,8 +90,15 @@ def blend_and_convolve(
     accumulate = torch.promote_types(input.dtype, torch.float32)
     weights = alpha.to(accumulate).unsqueeze(2)  # [B, P, 1, *grid]
     if alpha.dim() == 2:
-        weights = weights.reshape(*weights.shape, *(1 for _ in input.shape[2:]))
+        weights = _lengthen(weights, input.dim() - 2)
     return act((products.to(accumulate) * weights).sum(1).to(input.dtype))
+
+
+def _lengthen(tensor: Tensor, count: int) -> Tensor:
+    """Return a view with `count` dimensions of size 1 at the end."""
+    for _ in range(count):
+        tensor = tensor.unsqueeze(-1)  # not by reshape, which asks whether the batch is 1
+    return tensor
 
 
 def _merge(stack: Tensor, groups: int) -> Tensor:
