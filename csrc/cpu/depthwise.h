@@ -146,8 +146,8 @@ inline void prefetch_to_write(const float* p, int64_t count) {
 }
 
 // Output pixels [x, x_end) of one row, for kernels of kTaps adjacent taps with stride 1. `next` is the row of the input
-// that the next row of the output needs first, or null: tiles read one vector of channels at a time, in strides that the
-// processor does not foresee.
+// that the next row of the output needs first, or null: tiles read one vector of channels at a time, in strides that
+// the processor does not foresee.
 template <int kTaps>
 inline void depthwise_windows(const Conv& c, DepthwiseTile tile, const float* image, const float* next, float* output,
                               int64_t x, int64_t x_end) {

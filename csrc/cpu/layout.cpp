@@ -59,14 +59,14 @@ Tensor converted(const Tensor& t) {
 }  // namespace
 
 Tensor to_channels_last(const Tensor& t) {
-  const bool ours = t.scalar_type() == ScalarType::Float && t.numel() > 0 && is_dense<4>(t, {0, 1, 2, 3}) &&
-                    !is_channels_last(t);
+  const bool ours =
+      t.scalar_type() == ScalarType::Float && t.numel() > 0 && is_dense<4>(t, {0, 1, 2, 3}) && !is_channels_last(t);
   return ours ? converted<MemoryFormat::ChannelsLast>(t) : in_channels_last(t);
 }
 
 Tensor to_contiguous(const Tensor& t) {
-  const bool ours = t.scalar_type() == ScalarType::Float && t.numel() > 0 && is_channels_last(t) &&
-                    !is_dense<4>(t, {0, 1, 2, 3});
+  const bool ours =
+      t.scalar_type() == ScalarType::Float && t.numel() > 0 && is_channels_last(t) && !is_dense<4>(t, {0, 1, 2, 3});
   return ours ? converted<MemoryFormat::Contiguous>(t) : torch::stable::contiguous(t);
 }
 

@@ -286,8 +286,8 @@ inline void depthwise_row_gradient(const Conv& c, const Range* columns, const fl
   }
 }
 
-// All taps of 3x3 kernels over one output row whose windows are inside the image vertically: they share each load of the
-// gradient. `input` is the first of the three rows.
+// All taps of 3x3 kernels over one output row whose windows are inside the image vertically: they share each load of
+// the gradient. `input` is the first of the three rows.
 inline void depthwise_square_gradient(const Conv& c, const Range* columns, const float* input, const float* grad,
                                       int64_t channel, float* target, int64_t row_size) {
   const int64_t in_pixel = c.stride_w * c.in_pixel, column = c.dilation_w * c.in_pixel, row = c.dilation_h * c.in_row;
