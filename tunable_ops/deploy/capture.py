@@ -106,7 +106,7 @@ def capture(
             examples.append(rows)
             shapes.append(None)
         else:
-            rows = rows.expand(_BATCH, -1)
+            rows = rows.repeat(_BATCH, 1)  # dense: compiled code takes the strides of its example as given
             examples.append(rows if form == "per_sample" else rows[:, :, None, None].repeat(1, 1, height, width))
             shapes.append({0: Dim.DYNAMIC} if form == "per_sample" else shapes[0])
     with torch.no_grad(), _sizes_from_zero(), _named_failures(op, net):
