@@ -63,7 +63,7 @@ def convolution(rng: random.Random) -> str:
     if depthwise:
         groups = rng.choice(CHANNELS)
     inputs, outputs = inputs * groups, outputs * groups
-    taps = [rng.choice((1, 1, 2, 3, 3, 4, 5)) for _ in range(2)]
+    taps = [rng.choice((1, 1, 2, 3, 3, 4, 5, 7)) for _ in range(2)]
     dilation = [1, 1] if transposed else [rng.choice((1, 1, 1, 2, 3)) for _ in range(2)]
     stride = [rng.randint(1, k) if transposed else rng.choice((1, 1, 2, 3)) for k in taps]
     padding = [rng.randint(0, 2) for _ in range(2)]
