@@ -120,7 +120,7 @@ def _settings(args: argparse.Namespace, on_gpu: bool) -> Settings:
 def _models(words: Sequence[str] | None, device: Any) -> dict[str, Served]:
     """Load the networks, by the names of requests."""
     from tunable_ops import pretrained
-    from tunable_ops.cli.restorer import load
+    from tunable_ops.restorer import load
     from tunable_ops.serve import Served
 
     served: dict[str, Served] = {}
