@@ -25,7 +25,7 @@ def short_name(engine: Engine, values: Sequence[float]) -> str:
 
 def line(given: Given, engine: Engine, choice: Choice, values: Sequence[float], wanted: str) -> str:
     """Return the command line that writes the same file."""
-    words = ["tunable-ops", "apply", str(given.path), "--model", choice.model]
+    words = ["tunable-ops", "apply", given.shown, "--model", choice.model]
     for knob in choice.knobs:
         words += ["--knob", knob]
     if engine.spec is not None:
@@ -48,7 +48,7 @@ def program(given: Given, choice: Choice, values: Sequence[float], inside: Seque
             "from tunable_ops import images, pretrained",
             "",
             f"net = pretrained.load({choice.model!r}{knobs})",
-            f"picture = images.read_image({str(given.path)!r})[None]",
+            f"picture = images.read_image({given.shown!r})[None]",
             f'mask = images.read_image("mask.png")[None, :1]  # {size}, white where the second values hold',
             f"outside, inside = torch.tensor({_numbers(values)}), torch.tensor({_numbers(inside)})",
             "lam = outside.view(1, -1, 1, 1) + mask * (inside - outside).view(1, -1, 1, 1)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 import threading
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from tunable_ops.images import write_image
 __all__ = ["Desk", "Events"]
 
 _MOST_SESSIONS = 32
+_DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 150)"
 Updates = dict[Any, Any]
 
 
@@ -89,7 +91,7 @@ class Events:
         demo.unload(self.desk.close)
         page.file.upload(self.open, page.file, [*results, *chosen, *opened], **slow)
         for number, button in enumerate(page.samples):
-            button.click(self.sample(number), None, [*results, *chosen, *opened, page.network], **slow)
+            button.click(self.sample(number), None, [*results, *chosen, *opened], **slow)
         page.network.input(self.choose, page.network, [*results, *chosen], **slow)
         page.load.click(self.load, [page.files, page.path, page.network], [*results, *chosen], **slow)
         for place, knob in enumerate(page.knobs):
@@ -108,7 +110,7 @@ class Events:
             None,
             None,
             None,
-            js="() => setTimeout(() => document.querySelector('#saved a, a#saved, #saved').click(), 150)",
+            js=_DOWNLOAD,
         )
         page.editor.change(self.paint, page.editor, results, **{**slow, "trigger_mode": "always_last"})
         page.mask_file.upload(self.mask_from, page.mask_file, results, **slow)
@@ -217,19 +219,15 @@ class Events:
 
         return follow
 
-    def settle(self, *values: Any) -> Iterator[Updates]:
+    def settle(self, request: gr.Request, *numbers: float) -> Iterator[Updates]:
         """Restore the whole picture where the sliders are now."""
-        *numbers, request = values
-        yield from self._settled([float(number) for number in numbers], request)
-
-    def _settled(self, numbers: list[float], request: gr.Request) -> Iterator[Updates]:
         session, _ = self.desk.of(request)
         if session.engine is None or session.engine.spec is None:
             return
         spec, half = session.engine.spec, len(numbers) // 2
         if spec.domain != "simplex":  # there the sliders may still be on their way
-            session.values = tuple(numbers[: spec.num_params])
-            session.inside = tuple(numbers[half : half + spec.num_params])
+            session.values = tuple(map(float, numbers[: spec.num_params]))
+            session.inside = tuple(map(float, numbers[half : half + spec.num_params]))
         yield from self._refusing(lambda: self._both(session, request))
 
     def reset(self, request: gr.Request) -> Iterator[Updates]:
@@ -350,7 +348,7 @@ class Events:
                 if isinstance(step, float):
                     yield {self.page.status: shown.progress(step, "Making the strip")}
                 else:
-                    path = write_image(step, folder / "strip.png")
+                    path = write_image(step, folder / f"strip_{secrets.token_hex(4)}.png")
                     yield {self.page.strip: str(path), self.page.status: shown.message("The strip is ready.")}
 
         yield from self._refusing(take)

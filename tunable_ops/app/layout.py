@@ -121,7 +121,7 @@ def _picture(page: Page) -> None:
         label="Picture: PNG, JPEG, WebP or TIFF",
         file_types=_SUFFIXES,
         file_count="single",
-        height=110,
+        height=140,
         elem_id="picture",
     )
     with gr.Row():
@@ -137,7 +137,7 @@ def _network(page: Page, networks: Networks, settings: Settings) -> None:
             label="Knobs, which go onto the network above, or one network with knobs (.safetensors)",
             file_types=[".safetensors"],
             file_count="multiple",
-            height=110,
+            height=140,
             elem_id="files",
         )
         page.path = gr.Textbox(

@@ -89,6 +89,11 @@ class Given:
         """Height and width."""
         return self.image.shape[1], self.image.shape[2]
 
+    @property
+    def shown(self) -> str:
+        """How a command names the file: an upload by its name alone, as nobody knows where it was before."""
+        return str(self.path) if self.path.parent == _FOLDER else self.path.name
+
     def with_noise(self, noise: float) -> Given:
         """Return the same picture with other noise: what `tunable-ops apply --noise` adds."""
         image = self.frame.colour[:1] if self.grey else self.frame.colour.expand(3, -1, -1)

@@ -219,7 +219,7 @@ class Session:
         self._token.set()
 
     def restore(self) -> Iterator[float | Whole]:
-        """Restore the whole picture in a thread: yield the share that is done, now and then, and in the end the picture.
+        """Restore the whole picture in a thread: yield the share that is done, and in the end the picture.
 
         Nothing but the picture comes where it is there already.
 
@@ -311,8 +311,9 @@ class Session:
             raise Refused("the whole picture must be ready before it is saved: wait for it, or choose Restore")
         content, kind, lost = pictures.encode(given, self.whole.output, wanted)
         suffix = given.path.suffix.lower()
-        suffix = suffix if images.SUFFIXES.get(suffix) == kind else f".{kind}"
-        file = folder / f"{given.path.stem}_{commands.short_name(engine, self.values)}{suffix}"
+        own = images.SUFFIXES.get(suffix) == kind
+        suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
+        file = folder / f"{name}_{commands.short_name(engine, self.values)}{suffix}"
         file.write_bytes(content)
         return file, lost
 
@@ -357,10 +358,11 @@ def _far(spec: Any) -> Lambda:
 
 
 def _span(size: int, window: int, share: float) -> tuple[int, int]:
-    """Return where a window begins and ends along an axis; it begins at a multiple of 16, as tiles do."""
+    """Return where a window begins and ends along an axis; it begins at a multiple of 16, as tiles do, or ends last."""
     if size <= window:
         return 0, size
-    start = int(min(max(share * size - window / 2, 0), size - window)) // 16 * 16
+    start = int(max(share * size - window / 2, 0))
+    start = min(start // 16 * 16 if start < size - window else size, size - window)
     return start, start + window
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,11 @@ def before_and_after(session: Session, folder: Path) -> tuple[str, str]:
     before = _like(session.given, after)
     paths = []
     for name, image in (("before", before), ("after", after)):
-        path = folder / f"{name}.jpg"
-        path.write_bytes(pictures.as_jpeg(image))
+        content = pictures.as_jpeg(image)
+        path = folder / f"{name}_{zlib.crc32(content):08x}.jpg"  # a browser keeps what it has under a name
+        for old in folder.glob(f"{name}_*.jpg"):
+            old.unlink()
+        path.write_bytes(content)
         paths.append(str(path))
     return paths[0], paths[1]
 
