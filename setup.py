@@ -49,7 +49,7 @@ LIBRARIES = {
 VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA", "wgmma": "TUNABLE_OPS_CUDA"}
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
 DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
-DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt", "samples/*.jpg", "samples/LICENSES.txt"]
+DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt", "page.css", "page.js", "samples/*.jpg", "samples/LICENSES.txt"]
 
 
 def load_build_cuda() -> ModuleType:

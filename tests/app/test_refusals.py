@@ -9,13 +9,14 @@ import pytest
 
 from tests.app.conftest import write_png
 from tunable_ops.app import pictures
+from tunable_ops.app.masks import painted
 from tunable_ops.app.networks import Choice
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.cli import main
 
 
 def test_there_is_no_picture(session):
-    with pytest.raises(Refused, match="^there must be a picture first: drop one into the page"):
+    with pytest.raises(Refused, match=r"^there must be a picture first: drop one into the page"):
         session.preview()
 
 
@@ -68,7 +69,13 @@ def test_a_mask_of_another_size(session, picture, tmp_path):
     with pytest.raises(Refused, match=r"the size of the picture, 90x70 pixels; got 91x70 in 'mask.png'$"):
         pictures.open_mask(other, session.given.size, session.settings)
     mask = pictures.open_mask(write_png(tmp_path / "fits.png", 70, 90, 2, np.uint16), session.given.size, Settings())
-    assert mask.shape == (1, 70, 90) and 0 <= mask.min() and mask.max() <= 1
+    assert mask.shape == (1, 70, 90) and mask.min() >= 0 and mask.max() <= 1
+
+
+@pytest.mark.parametrize("url", ["nonsense", "data:image/png;base64,AAAA", "data:text/html;base64,AAAA"])
+def test_strokes_that_are_no_canvas(url):
+    with pytest.raises(Refused, match=r"^the strokes must be a PNG file of the page's canvas; got"):
+        painted(url, (8, 8))
 
 
 def test_no_network_of_that_name(session):
@@ -89,9 +96,9 @@ def test_files_that_are_no_networks(session, network_file, simplex_file, tmp_pat
     pickled.write_bytes(b"pickle")
     with pytest.raises(Refused, match=r"^a network or knob must be a .safetensors file; got 'weights.pth'$"):
         session.networks.sort([pickled], "denoise")
-    with pytest.raises(Refused, match="must be an existing file; got"):
+    with pytest.raises(Refused, match=r"must be an existing file; got"):
         session.networks.sort([tmp_path / "gone.safetensors"], "denoise")
-    with pytest.raises(Refused, match="^files must hold one network, with any number of knobs; got"):
+    with pytest.raises(Refused, match=r"^files must hold one network, with any number of knobs; got"):
         session.networks.sort([network_file, simplex_file], "denoise")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing of the kind")
@@ -101,7 +108,7 @@ def test_files_that_are_no_networks(session, network_file, simplex_file, tmp_pat
 
 def test_a_download_before_the_picture_is_ready(session, picture, tmp_path):
     session.open(picture)
-    with pytest.raises(Refused, match="^the whole picture must be ready before it is saved"):
+    with pytest.raises(Refused, match=r"^the whole picture must be ready before it is saved"):
         session.download(tmp_path, "png")
 
 

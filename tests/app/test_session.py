@@ -1,5 +1,6 @@
 """A session without the page: windows, whole pictures, masks, sweeps, files, and the commands that repeat them."""
 
+import base64
 import shlex
 import threading
 import time
@@ -22,10 +23,12 @@ from tunable_ops.modules import LambdaSpec
 
 
 def disc(height, width, row, column, radius=6):
+    """What the page sends of a canvas with a disc on it."""
     rows, columns = np.ogrid[:height, :width]
     layer = np.zeros((height, width, 4), np.uint8)
     layer[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = (255, 0, 128, 255)
-    return layer
+    content = images.encode_picture([images.Frame(layer)], "png")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def test_the_window_is_the_middle_of_the_whole_picture(session, picture):
@@ -96,7 +99,7 @@ def test_a_mask_changes_the_picture_there_and_nowhere_else(session, picture):
     session.open(picture)
     before = whole(session.restore()).output
     session.inside = (0.0, 1.0)
-    mask = painted([disc(70, 90, 30, 20)], (70, 90))
+    mask = painted(disc(70, 90, 30, 20), (70, 90))
     session.set_mask(mask)
     after = whole(session.restore()).output
     changed = (after - before).abs().amax(0)
@@ -135,8 +138,8 @@ def test_the_program_for_a_mask_makes_the_same_picture(session, picture, tmp_pat
 
 
 def test_painted_layers():
-    assert painted([], (8, 8)) is None and painted([None, np.zeros((8, 8, 4), np.uint8)], (8, 8)) is None
-    mask = painted([disc(40, 40, 20, 20, 12)], (80, 80))
+    assert painted("", (8, 8)) is None and painted(disc(8, 8, 50, 50), (8, 8)) is None
+    mask = painted(disc(40, 40, 20, 20, 12), (80, 80))
     assert mask.shape == (1, 80, 80) and mask[0, 40, 40] == 1 and mask[0, 2, 2] == 0
     edge = feathered(torch.cat([torch.zeros(1, 20, 20), torch.ones(1, 20, 20)], 2))[0, 10]
     assert edge[20 - FEATHER - 1] == 0 and edge[20 + FEATHER] == 1 and 0 < edge[20] < 1

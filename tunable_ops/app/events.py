@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from tunable_ops import pretrained
 from tunable_ops.app import masks, pictures, shown
@@ -25,6 +24,7 @@ from tunable_ops.images import write_image
 __all__ = ["Desk", "Events"]
 
 _MOST_SESSIONS = 32
+_STROKES = "() => document.querySelector('#painter')?.toDataURL() ?? ''"
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 150)"
 Updates = dict[Any, Any]
 
@@ -79,7 +79,7 @@ class Events:
         page = self.page
         results = [page.status, page.whole, page.window, page.command]
         chosen = [page.about, page.moving, *page.knobs, *page.mask_knobs]
-        opened = [page.editor, page.noise]
+        opened = [page.painter, page.noise]
         slow: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
         fast: dict[str, Any] = {
             "concurrency_limit": 8,
@@ -112,9 +112,9 @@ class Events:
             None,
             js=_DOWNLOAD,
         )
-        page.editor.change(self.paint, page.editor, results, **{**slow, "trigger_mode": "always_last"})
+        page.painted.click(self.paint, page.strokes, results, js=_STROKES, **{**slow, "trigger_mode": "always_last"})
         page.mask_file.upload(self.mask_from, page.mask_file, results, **slow)
-        page.no_mask.click(self.no_mask, None, [*results, page.editor], **slow)
+        page.no_mask.click(self.no_mask, None, [*results, page.painter], **slow)
         page.sweep.click(self.sweep, [page.moving, page.count], [page.status, page.strip], **slow)
 
     # What a picture or a network brings
@@ -176,10 +176,8 @@ class Events:
         page, (session, _) = self.page, self.desk.of(request)
         noise = 0.0 if sample is None else sample.noise
         given = session.open(path, noise, sample)
-        view = pictures.shrunk(given.image.clamp(0, 1)).expand(3, -1, -1).permute(1, 2, 0)
-        background = (view * 255).round().byte().numpy()
         yield {
-            page.editor: {"background": background, "layers": [], "composite": None},
+            page.painter: shown.painter(given),
             page.noise: noise,
             page.status: shown.message("Restoring ..."),
             page.whole: None,
@@ -268,18 +266,16 @@ class Events:
 
     # Masks
 
-    def paint(self, value: dict[str, Any] | None, request: gr.Request) -> Iterator[Updates]:
-        """Take what was painted, if it is another mask than before."""
-        session, _ = self.desk.of(request)
-        if value is None or session.given is None:
-            return
-        mask = masks.painted(value.get("layers") or [], session.given.size)
-        if mask is None and session.mask is None:
-            return
-        if mask is not None and session.mask is not None and bool((mask == session.mask).all()):
-            return
-        session.set_mask(mask)
-        yield from self._refusing(lambda: self._both(session, request))
+    def paint(self, url: str | None, request: gr.Request) -> Iterator[Updates]:
+        """Take what was painted."""
+
+        def take() -> Iterator[Updates]:
+            session, _ = self.desk.of(request)
+            if session.given is not None:
+                session.set_mask(masks.painted(url or "", session.given.size))
+                yield from self._both(session, request)
+
+        yield from self._refusing(take)
 
     def mask_from(self, path: str, request: gr.Request) -> Iterator[Updates]:
         """Take a mask from a file."""
@@ -299,9 +295,7 @@ class Events:
         session.set_mask(None)
         if session.given is None:
             return
-        view = pictures.shrunk(session.given.image.clamp(0, 1)).expand(3, -1, -1).permute(1, 2, 0)
-        background = np.ascontiguousarray((view * 255).round().byte().numpy())
-        yield {self.page.editor: {"background": background, "layers": [], "composite": None}}
+        yield {self.page.painter: shown.painter(session.given)}
         yield from self._refusing(lambda: self._both(session, request))
 
     # Whole pictures

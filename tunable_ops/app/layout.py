@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,42 +19,9 @@ _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "san
 _MONO = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 _SUFFIXES = [".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff"]
 
-CSS = """
-.gradio-container { max-width: 1500px !important; margin: 0 auto; }
-#title h1 { margin: 0; font-size: 1.5rem; }
-#title p { margin: 0.15rem 0 0; }
-#status { min-height: 2.6rem; }
-#status p { margin: 0; padding: 0.4rem 0.2rem; }
-#status progress { width: 100%; accent-color: var(--color-accent); }
-.problem { border-left: 4px solid #c62828; padding-left: 0.7rem !important; font-weight: 600; }
-.window { display: flex; gap: 0.5rem; }
-.window figure { margin: 0; flex: 1 1 0; min-width: 0; }
-.window img { width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; }
-.window figcaption, .note { font-size: 0.85rem; color: var(--body-text-color-subdued); margin: 0.2rem 0 0; }
-.offscreen { display: none !important; }
-:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
-@media (max-width: 640px) { .gradio-container { padding: 0.5rem !important; } }
-"""
-
-# The whole picture follows when a slider is let go or has been moved by a key: both end with the event `change`.
-HEAD = """
-<script>
-(() => {
-  let timer;
-  document.addEventListener("change", (event) => {
-    if (!event.target.closest?.(".knob")) return;
-    clearTimeout(timer);
-    timer = setTimeout(() => document.querySelector("#settle")?.click(), 250);
-  });
-  new MutationObserver((_, observer) => {
-    const status = document.querySelector("#status");
-    if (!status) return;
-    status.setAttribute("aria-live", "polite");
-    observer.disconnect();
-  }).observe(document, { childList: true, subtree: true });
-})();
-</script>
-"""
+_FOLDER = Path(__file__).parent
+CSS = (_FOLDER / "page.css").read_text(encoding="utf-8")
+HEAD = "<script>\n" + (_FOLDER / "page.js").read_text(encoding="utf-8") + "</script>"
 
 
 def theme() -> Any:
@@ -86,7 +54,11 @@ class Page:
     kind: Any = None
     save: Any = None
     saved: Any = None
-    editor: Any = None
+    painter: Any = None
+    brush: Any = None
+    erase: Any = None
+    strokes: Any = None
+    painted: Any = None
     mask_file: Any = None
     no_mask: Any = None
     mask_knobs: list[Any] = field(default_factory=list)
@@ -194,19 +166,16 @@ def _result(page: Page) -> None:
 
 def _mask(page: Page) -> None:
     with gr.Accordion("Mask: other values for a part of the picture", open=False, elem_id="masks"):
-        gr.Markdown("Paint the part, and set its values below; or give a picture of the same size, white there.")
-        page.editor = gr.ImageEditor(
-            label="Paint the mask",
-            type="numpy",
-            image_mode="RGBA",
-            format="png",
-            sources=(),
-            transforms=(),
-            layers=False,
-            buttons=[],
-            brush=gr.Brush(default_size=48, colors=["#ff2d87"], default_color="#ff2d87", color_mode="fixed"),
-            elem_id="editor",
+        gr.Markdown(
+            "Paint the part with the pointer, or with the arrow keys and the space bar, and set its values below. "
+            "Or give a picture of the same size that is white there."
         )
+        page.painter = gr.HTML("", elem_id="paint")
+        with gr.Row():
+            page.brush = gr.Slider(2, 200, 40, step=2, label="Brush (pixels)", elem_id="brush", min_width=140)
+            page.erase = gr.Checkbox(label="Erase", elem_id="erase", min_width=100)
+        page.strokes = gr.Textbox(label="Strokes", elem_id="strokes", elem_classes=["offscreen"])
+        page.painted = gr.Button("Take the mask", elem_id="painted", elem_classes=["offscreen"])
         with gr.Group():
             page.mask_knobs = _pool("inside")
         with gr.Row():

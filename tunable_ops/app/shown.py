@@ -17,7 +17,7 @@ from tunable_ops.app.engine import MOST_PARAMETERS, Engine
 from tunable_ops.app.pictures import Given
 from tunable_ops.app.session import Preview, Session
 
-__all__ = ["about", "before_and_after", "knob_updates", "message", "problem", "progress", "window"]
+__all__ = ["about", "before_and_after", "knob_updates", "message", "painter", "problem", "progress", "window"]
 
 _STEPS = 100  # of a slider's range
 
@@ -86,6 +86,17 @@ def knob_updates(engine: Engine, values: Sequence[float]) -> list[Any]:
             )
         )
     return updates
+
+
+def painter(given: Given) -> str:
+    """Return the picture with a canvas on it, to paint a mask on (page.js)."""
+    view = pictures.shrunk(given.image)
+    height, width = view.shape[1:]
+    return (
+        f'<div class="painter"><img src="{pictures.data_url(view)}" alt="The picture">'
+        f'<canvas id="painter" width="{width}" height="{height}" tabindex="0" role="application" '
+        'aria-label="Paint the mask: arrow keys move, the space bar paints"></canvas></div>'
+    )
 
 
 def before_and_after(session: Session, folder: Path) -> tuple[str, str]:
