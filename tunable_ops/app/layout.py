@@ -149,7 +149,7 @@ def _result(page: Page) -> None:
     page.status = gr.HTML("", elem_id="status")
     with gr.Row():
         page.kind = gr.Dropdown(
-            pictures.KINDS, value=pictures.KINDS[0], label="Format", min_width=120, elem_id="kind", scale=2
+            pictures.KINDS, value=pictures.KINDS[0], label="Format", min_width=180, elem_id="kind", scale=2
         )
         page.save = gr.Button("Download", variant="primary", min_width=110, elem_id="save", scale=2)
         page.stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop", scale=1)

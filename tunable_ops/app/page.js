@@ -71,10 +71,13 @@
     }
   });
 
-  new MutationObserver((_, observer) => {
-    const status = document.querySelector("#status");
-    if (!status) return;
-    status.setAttribute("aria-live", "polite");
-    observer.disconnect();
+  // Names for screen readers where Gradio gives none.
+  new MutationObserver(() => {
+    document.querySelector("#status:not([aria-live])")?.setAttribute("aria-live", "polite");
+    document.querySelectorAll("#whole img[alt='']").forEach((img, place) => {
+      img.alt = place ? "Whole picture after" : "Whole picture before";
+    });
+    const command = document.querySelector("#command textarea:not([aria-label])");
+    command?.setAttribute("aria-label", "Repeat it from the command line");
   }).observe(document, { childList: true, subtree: true });
 })();
