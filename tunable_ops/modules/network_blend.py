@@ -25,7 +25,7 @@ from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStack
 from tunable_ops.modules.tuning import Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
-GROUP_BYTES = {"cpu": 4 << 20}
+GROUP_BYTES = {"cpu": 2 << 20}
 GPU_GROUP_BYTES = 64 << 20
 
 
