@@ -51,4 +51,8 @@ def accelerate(net: nn.Module) -> nn.Module:
 
 def _may_profit(layer: nn.Conv2d) -> bool:
     taps, *rest = layer.kernel_size[0], layer.kernel_size[1] - layer.kernel_size[0], *layer.stride, *layer.dilation
-    return taps in functional.TAPS and rest == [0, 1, 1, 1, 1] and layer.in_channels // layer.groups >= functional.LEAST_CHANNELS
+    return (
+        taps in functional.TAPS
+        and rest == [0, 1, 1, 1, 1]
+        and layer.in_channels // layer.groups >= functional.LEAST_CHANNELS
+    )

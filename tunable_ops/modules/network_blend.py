@@ -217,11 +217,11 @@ class NetworkBlend:
     def _serves(self) -> bool:
         """Return True under the modes of the blend: `modes` without an object, since every layer asks."""
         gradients, inference, autocast = self.modes
-        if torch.is_grad_enabled() != gradients or not checks.is_plain_eager():
+        if torch.is_grad_enabled() is not gradients or torch.is_inference_mode_enabled() is not inference:
             return False
-        if torch.is_inference_mode_enabled() != inference:
+        if not checks.is_plain_eager():
             return False
-        if not checks.autocast_is_on(self.device_type):
+        if not torch.is_autocast_enabled(self.device_type):
             return autocast is None
         return torch.get_autocast_dtype(self.device_type) == autocast
 
