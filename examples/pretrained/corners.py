@@ -1,7 +1,7 @@
 """Compare `denoise_deblur` at deblur 1 with networks of its size that were trained for that corner alone.
 
-Prints a table of the PSNR to the corner's target, blur by blur and noise by noise, and of the same where nothing is
-blurred: what a network loses there that must expect a blur. The networks are trained with corner.toml, which says how.
+Prints a table of the PSNR to the corner's target, blur by blur and noise by noise; where nothing is blurred it says what
+a network loses that must expect a blur. The networks are trained with corner.toml, which says how.
 
 python examples/pretrained/corners.py --clean runs/corner/clean/model.safetensors \
     --noisy runs/corner/noisy/model.safetensors --sets kodak24/ cbsd68/ --others photographs/
@@ -42,34 +42,37 @@ def input_back() -> nn.Module:
     return net
 
 
-def rows(alone: dict[str, TunableModel], sets: Sequence[Set]) -> Iterator[str]:
+def rows(net: TunableModel, alone: dict[str, TunableModel], sets: Sequence[Set]) -> Iterator[str]:
     """Give the lines of the table as they are measured."""
-    judge, net = Judge(("psnr",)), pretrained.load(NAME)
-    names = [f"{kind}: {column}" for kind in alone for column in ("all corners", "alone", "difference")]
+    judge = Judge(("psnr",))
+    columns = ("deblur 0", "deblur 1", "alone", "difference")
+    names = [f"keep {CORNERS[kind][0]:g}: {column}" for kind in alone for column in columns]
     yield f"| PSNR dB | {' | '.join(names)} |"
     yield f"| --- |{' --- |' * len(names)}"
     for each, blur, sigma in itertools.product(sets, BLURS, SIGMAS):
         damage, cells = damaged(blur, sigma), []
         for kind, other in alone.items():
             keep, deblur = CORNERS[kind]
-            both: tuple[list[float], list[float]] = ([], [])
+            lam = {"sigma": sigma, "keep": keep}
+            calls = [(net, {**lam, "deblur": 0.0}), (net, {**lam, "deblur": deblur}), (other, {"sigma": sigma})]
+            found: list[list[float]] = [[] for _ in calls]
             for picture in each.pictures:
                 sample = damage(picture)
                 target = sample.target(keep, deblur)
-                lam = {"sigma": sigma, "keep": keep, "deblur": deblur}
-                both[0].append(judge.psnr(restore(net, sample.input, net.spec.fill(lam)), target))
-                both[1].append(judge.psnr(restore(other, sample.input, other.spec.fill({"sigma": sigma})), target))
-            ours, theirs = (math.fsum(values) / len(values) for values in both)
-            cells += [f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}"]
+                for values, (model, position) in zip(found, calls, strict=True):
+                    values.append(judge.psnr(restore(model, sample.input, model.spec.fill(position)), target))
+            without, ours, theirs = (math.fsum(values) / len(values) for values in found)
+            cells += [f"{without:.2f}", f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}"]
         yield f"| {each.label}, blur {blur:g}, sigma {sigma:g} | {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write-start", type=Path, help="write where the training of the noisy corner begins, and stop")
+    parser.add_argument("--write-start", type=Path, help="write what the noisy corner starts from, and stop")
     parser.add_argument("--clean", type=Path, help="network for keep 0, deblur 1 alone")
     parser.add_argument("--noisy", type=Path, help="network for keep 1, deblur 1 alone")
+    parser.add_argument("--network", default=NAME, help="whole network in the place of the one that ships")
     parser.add_argument("--sets", type=Path, nargs="+", default=[], help="folders of pictures")
     parser.add_argument("--others", type=Path, help="a folder of another kind of pictures")
     parser.add_argument("--most", type=int, default=4, help="pictures of each set (default: 4)")
@@ -84,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = [Set(folder.name, pictures_of(folder, args.most, args.crop), args.crop) for folder in args.sets]
     if args.others is not None:
         sets.append(Set("other photographs", pictures_of(args.others, args.most, args.crop), args.crop))
-    for line in rows({kind: serialization.load(file) for kind, file in files.items()}, sets):
+    net = pretrained.load(args.network)
+    for line in rows(net, {kind: serialization.load(file) for kind, file in files.items()}, sets):
         print(line, flush=True)
 
 
