@@ -1,7 +1,7 @@
 """Compare `denoise_deblur` at deblur 1 with networks of its size that were trained for that corner alone.
 
-Prints a table of the PSNR to the corner's target, blur by blur and noise by noise; where nothing is blurred it says what
-a network loses that must expect a blur. The networks are trained with corner.toml, which says how.
+Prints a table of the PSNR to the corner's target, blur by blur and noise by noise; without blur, the table says what a
+network loses that must expect one. The networks are trained with corner.toml, which says how.
 
 python examples/pretrained/corners.py --clean runs/corner/clean/model.safetensors \
     --noisy runs/corner/noisy/model.safetensors --sets kodak24/ cbsd68/ --others photographs/
