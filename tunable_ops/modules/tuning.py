@@ -105,8 +105,10 @@ def blend_weights(tunings: Iterable[Tuning], lam: Tensor) -> tuple[Tensor, list[
     length = 0
     for tuning in tunings:
         own = tuning._parameters  # past `__getattr__`, which takes ten times as long: there may be hundreds
-        weight = own["weight"] if "weight" in own else tuning.weight
-        bias = own["bias"] if "bias" in own else tuning.bias
+        if "weight" in own and "bias" in own:
+            weight, bias = own["weight"], own["bias"]
+        else:
+            weight, bias = tuning.weight, tuning.bias
         if weight is None or bias is None:
             starts.append(-1)
             continue
