@@ -28,7 +28,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return torch.nn.functional.conv2d; layers of 3x3 and 5x5 in channels_last take the C++ operator (`set_algorithm`).
+    """Return torch.nn.functional.conv2d; 3x3 and 5x5 layers in channels_last take the C++ operator (`set_algorithm`).
 
     Args:
         input: [B, C, H, W] or [C, H, W].
