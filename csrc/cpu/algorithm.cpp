@@ -10,6 +10,7 @@ std::atomic<Algorithm> chosen{Algorithm::kDefault};
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Costs in multiply-adds of the direct kernel; measured with AVX-512 on Zen 4 and rounded up to what AVX2 takes there.
+// Those of 5x5 are estimates.
 struct Costs {
   int64_t tile;        // transforms per tile and channel, of inputs or outputs
   int64_t transform;   // per kernel of a channel and an output: gather, blend, transform
