@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 
+from tunable_ops.triton_kernels.blend_tiles import choose_blend_tiles
 from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.launch import cdiv
-from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
+from tunable_ops.triton_kernels.roofline import FAST, MEMORY_TRIPS, Work
 from tunable_ops.triton_kernels.roofline_sizes import item_size
 
-BLEND_BLOCK, NETWORK_BLOCK = 512, 1024
+NETWORK_BLOCK = 1024
 
 
 def blend_work(size: int, outputs: int, samples: int, kernels: int, dtype: str) -> Work:
     """Count the blend of a layer's kernels of `size` elements and biases for 1 or B rows of alpha."""
     item, elements = item_size(dtype), size + outputs
+    block, rows = choose_blend_tiles(size, samples, kernels, item, FAST.multiprocessors)
+    runs = cdiv(samples, rows)
     return Work(
         "_tunable_parameter_forward_kernel",
-        samples * (cdiv(size, BLEND_BLOCK) + cdiv(outputs, BLEND_BLOCK)),
+        runs * (cdiv(size, block) + cdiv(outputs, block)),
         memory=kernels * elements * item,
-        l2=samples * elements * (kernels + 1) * item,
+        l2=elements * (runs * kernels + samples) * item,
         lanes=2 * samples * elements * kernels,
+        # kernels and alpha arrive together, the stores do not wait
         chain=MEMORY_TRIPS + 1,
         workspace=samples * elements * item,
         resident=4,

@@ -31,6 +31,7 @@ FAMILIES = {
     "_tunable_conv2d_depthwise_rows_kernel": work_of,
     "_tunable_conv2d_weight_kernel": work_of,
     "_tunable_conv2d_depthwise_weight_kernel": work_of,
+    "_tunable_conv2d_depthwise_weight_rows_kernel": work_of,
     "_tunable_parameter_forward_kernel": blend_work,
     "_tunable_parameter_backward_kernel": contract_work,
     "_tunable_parameter_sum_kernel": contract_sum_work,
@@ -68,14 +69,21 @@ def convolution_calls(problem: Sizes, algorithm: str, config: Config, bias: bool
         blend = blend_work(size, outputs, 1, problem.kernels, problem.dtype)
         if algorithm == "library":
             return [blend, *library_calls(problem, bias)]
-        height, width = problem.size  # the batch is one long sample
-        joined = problem._replace(alpha="none", kernels=1, batch=1, size=(problem.batch * height, width))
-        return [blend, *work_of(joined, config)]
+        return [blend, *blended_calls(problem, config)]
     found = []
     for count in _chunks(problem, item_size(problem.dtype)):
         found.append(blend_work(size, outputs, count, problem.kernels, problem.dtype))
         found += work_of(problem._replace(alpha="none", batch=count, kernels=count), config)
     return found
+
+
+def blended_calls(problem: Sizes, config: Config) -> list[Work]:
+    """Return the launches of our kernel for a forward pass whose one kernel is blended already, bias included."""
+    one = problem._replace(alpha="none", kernels=1)
+    if problem.kind == "depthwise":
+        return work_of(one, config)
+    height, width = problem.size  # the batch is one long sample
+    return work_of(one._replace(batch=1, size=(problem.batch * height, width)), config)
 
 
 def kernel_gradient_calls(

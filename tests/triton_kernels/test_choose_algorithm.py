@@ -123,3 +123,14 @@ def test_what_a_network_blends_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rule.blends_first(layer, "A GPU")
     assert not rule.blends_first(layer, "Another GPU")
     assert not rule.blends_first(layer._replace(inputs=4), "A GPU")  # too far from the entry
+
+
+def test_depthwise_splits_share_the_strips_evenly() -> None:
+    """512 strips of 32 rows for all samples, 32 for each of 16; no split is without one."""
+    sizes = (16, 2, 1, 1, 64, (3, 3), (1, 1), (128, 128))
+    problem = rule.Problem("weight", "depthwise", "sample", "bfloat16", "nhwc", *sizes)
+    config = rule.default_config(problem)
+    assert config[:3] == (32, 16, 64)
+    assert rule.choose_splits(problem, config, 132, 1000) == 32
+    assert rule.choose_splits(problem, config, 132, 20) == 16  # two strips each
+    assert rule.choose_splits(problem._replace(alpha="shared"), config, 132, 1000) == 512

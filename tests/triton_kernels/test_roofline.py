@@ -63,8 +63,16 @@ def test_counts_of_other_kernels_by_hand() -> None:
     assert weight.blocks == 5 * 4 * 32
     assert weight.workspace == 4 * 4 * 32 * 64 * 64 * 9
     assert weight.products == weight.blocks * 13 * 64 * 128 * 64  # a quarter of 3136 pixels in steps of 64
+    # Four strips of 16 rows in seven columns of tiles: 14 splits take two each.
+    (work,) = work_of(deep._replace(direction="weight"), Config(16, 8, 64, 2, 1), splits=14)
+    assert (work.kernel, work.blocks) == ("_tunable_conv2d_depthwise_weight_rows_kernel", 32 * 14)
+    assert work.memory == 2 * PIXELS * 64 * 2 and work.workspace == 4 * 32 * 14 * 64 * 10
+    assert work.l2 == (32 * 28 * 18 * 10 + PIXELS) * 64 * 2 + work.workspace
+    assert work.chain == 2 * 2 * 19
     blend = blend_work(36864, 64, 32, 2, "bfloat16")
-    assert blend.blocks == 32 * 73 and blend.memory == 2 * (36864 + 64) * 2
+    # Blocks of 1024 elements and two samples; each reads two kernels.
+    assert blend.blocks == 16 * 37 and blend.memory == 2 * (36864 + 64) * 2
+    assert blend.l2 == (16 * 2 + 32) * (36864 + 64) * 2
 
 
 def test_counts_of_the_contraction_by_hand() -> None:
