@@ -1,4 +1,4 @@
-"""How the blend of a layer's kernels is dealt out to blocks: elements of a kernel, and samples that share what is read."""
+"""How the blend of a layer's kernels is dealt out to blocks: elements, and samples that share what is read."""
 
 from typing import NamedTuple
 

@@ -33,8 +33,8 @@ from tunable_ops.triton_kernels.roofline_sizes import item_size
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Seconds of host time for one eager call of a layer, least and most: estimates. Before calls had plans it was 70 to 100
-# us for ours; `bench/launches.py` measured half of that time since (docs/benchmarks.md).
-HOST = {"plain": (20e-6, 30e-6), "triton": (35e-6, 50e-6)}
+# us for ours, with them 35 to 50; shortcuts took 13 us away, as `bench/launches.py` measures (docs/benchmarks.md).
+HOST = {"plain": (20e-6, 30e-6), "triton": (22e-6, 37e-6)}
 
 
 def choose(problem: Problem) -> Choice:

@@ -45,19 +45,19 @@ def contract_work(
         again: True if it adds to the parts of a launch before.
     """
     rows = samples * splits
-    read = 4 * (rows * size + samples * outputs)
+    read = 4 * rows * (size + outputs)
     blocks = (tiles.blocks(size) + tiles.blocks(outputs)) * tiles.slots
     steps = cdiv(min(rows, tiles.slot_rows), tiles.rows)
     stacks = kernels * (size + outputs) * item_size(dtype)
     item = item_size(dtype) if tiles.slots == 1 else 4
     grads = tiles.slots * kernels * (size + outputs) * item * (1 + again)
-    shares = 4 * kernels * samples * (tiles.blocks(size) * splits + tiles.blocks(outputs))
+    shares = 4 * kernels * rows * (tiles.blocks(size) + tiles.blocks(outputs))
     return Work(
         "_tunable_parameter_backward_kernel",
         blocks,
         memory=stacks + (grads if tiles.slots == 1 else 0),
         l2=read + stacks * tiles.slots * steps + grads + shares,
-        lanes=2 * kernels * (rows * size + samples * outputs),
+        lanes=2 * kernels * rows * (size + outputs),
         # G, alpha and kernels of a step arrive together; its two reductions per kernel cost about a trip
         chain=MEMORY_TRIPS * (1 + again) + steps * (1 + kernels),
         resident=4,
@@ -68,7 +68,7 @@ def contract_sum_work(
     size: int, outputs: int, samples: int, splits: int, kernels: int, dtype: str, tiles: Tiles, summed: bool
 ) -> Work:
     """Count the sums of the parts that `contract_work` leaves; those of the stacks only if they are `summed`."""
-    shares = tiles.blocks(size) * splits + tiles.blocks(outputs)
+    shares = (tiles.blocks(size) + tiles.blocks(outputs)) * splits
     stacks = kernels * (size + outputs) * summed
     blocks = cdiv(size, SUM_BLOCK) + cdiv(outputs, SUM_BLOCK)
     written = stacks * item_size(dtype)

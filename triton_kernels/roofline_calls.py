@@ -116,13 +116,15 @@ def kernel_gradient_calls(
 
 
 def _with_bias(work: Work, problem: Sizes, config: Config, splits: int) -> Work:
-    """Add the sums of grad_output to a weight gradient: a tile more along N, or none where the sums are on the way."""
-    if problem.kind == "depthwise":
-        return work
+    """Add the sums of grad_output to a weight gradient: a tile more along N, or on the way where it is depthwise."""
     outputs, sums = problem.outputs * problem.groups, 1 if problem.alpha == "shared" else problem.batch
-    read = problem.batch * problem.size[0] * problem.size[1] * outputs * item_size(problem.dtype)
+    pixels, written = problem.batch * problem.size[0] * problem.size[1], 4 * sums * splits * outputs
+    if problem.kind == "depthwise":
+        lanes = work.lanes + pixels * outputs
+        return work._replace(l2=work.l2 + written, lanes=lanes, workspace=work.workspace + written)
+    read = pixels * outputs * item_size(problem.dtype)
     tiles = problem.groups * cdiv(problem.outputs, config.block_m) * splits * sums
-    return work._replace(blocks=work.blocks + tiles, l2=work.l2 + read + 4 * sums * splits * outputs)
+    return work._replace(blocks=work.blocks + tiles, l2=work.l2 + read + written, workspace=work.workspace + written)
 
 
 def plain_kernel_gradient_calls(problem: Sizes) -> list[Work]:

@@ -88,7 +88,7 @@ def _weight_rows_work(sizes: Sizes, config: Config, splits: int, columns: int) -
     blocks = cdiv(channels, lanes) * splits * sums
     steps = min(rows, sizes.size[0]) + kh - 1
     read, result = moved_pixels(sizes, sizes.size)
-    partial = 4 * sums * splits * channels * (kh * kw + 1)
+    partial = 4 * sums * splits * channels * kh * kw
     every = sums * strips * steps * channels
     return Work(
         "_tunable_conv2d_depthwise_weight_rows_kernel",

@@ -9,8 +9,8 @@ picture, tiles, alpha_strides         sizes that follow the picture or the batch
 rows                                  likewise, but 1 is a constant: a shared alpha's only sum needs no loop
 x_, y_, dy_, dx_strides               a channel (or column) step of 1 is a constant; if all other steps are multiples of
                                       8, or of 4, each has that hint
-outputs, channels, w_, g_strides      what follows the number of channels: 1 is a constant, multiples of 16, 8 and 4 have
-                                      the hint
+outputs, channels, w_, g_strides      what follows the number of channels: 1 is a constant, multiples of 16, 8 and 4
+                                      have the hint
 others                                as Triton's own launches do: 1 is a constant, multiples of 16 have the hint
 """
 

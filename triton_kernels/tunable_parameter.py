@@ -11,8 +11,8 @@ Kernels and biases of a layer share both.
 import triton
 import triton.language as tl
 from torch import Tensor
-from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.blend_tiles import choose_blend_tiles
+from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.launch import Launch, cdiv, multiprocessors
 
 

@@ -1,7 +1,7 @@
 """Shortcuts: a call like one of before goes from the public function to its plan, without checks and choices.
 
-Everything that these depend on is the shortcut's key: shapes, strides, dtypes, devices and alignment of the tensors, the
-options as they were given, the tables of measurements and the precision of fp32. A call that something watches or
+Everything that these depend on is the shortcut's key: shapes, strides, dtypes, devices and alignment of the tensors,
+the options as they were given, the tables of measurements and the precision of fp32. A call that something watches or
 transforms (a graph that is traced, autocast, a mode, a subclass of Tensor) has no key.
 """
 
