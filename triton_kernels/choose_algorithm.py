@@ -279,15 +279,17 @@ def default_config(problem: Problem) -> Config:
     # In the input gradient of a map a step stays within one tap and ends with a multiply-add per element of the tile.
     by_tap = problem.alpha == "map" and problem.direction == "input"
     depth = problem.inputs * (1 if by_tap else problem.taps[0] * problem.taps[1])
-    narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
+    # What is loaded one by one takes registers, and larger tiles would spill; the only step of a short sum does not.
+    scalar = problem.inputs % 4 != 0 and depth > 32
+    narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map" or scalar
     block_m = power(pixels, 16, 64 if narrow else 128)
     # In fp32 the two accumulators of a map would spill at 64.
     block_n = power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
     block_k = next((k for k in (64, 32) if problem.inputs % k == 0), power(depth, 16, 64))
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 64 if by_tap and problem.layout == "nhwc" else 32)
-    elif problem.dtype == "tf32" or kernels > FUSED_KERNELS or problem.inputs % 4 != 0:
-        block_k = min(block_k, 32)  # elements that are loaded one by one take registers: 64 of them would spill
+    elif problem.dtype == "tf32" or kernels > FUSED_KERNELS:
+        block_k = min(block_k, 32)
     warps = 4
     if not narrow and block_m == 128 and problem.outputs % 128 == 0 and kernels <= 2 and pixels >= 1 << 15:
         block_n, block_k, warps = 128, 32, 8
@@ -296,7 +298,8 @@ def default_config(problem: Problem) -> Config:
 
 def _weight_config(problem: Problem) -> Config:
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
-    narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
+    scalar = (problem.inputs % 4 != 0 and problem.inputs > 4) or problem.outputs % 4 != 0
+    narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw" or scalar
     block_m = power(problem.outputs, 16, 64)
     block_n = power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
     block_k = power(problem.size[0] * problem.size[1], 16, 64)

@@ -8,7 +8,7 @@ picture, tiles, alpha_strides         sizes that follow the picture or the batch
                                       are contiguous, `picture` tells if all of it is a multiple of 8
 rows                                  likewise, but 1 is a constant: a shared alpha's only sum needs no loop
 x_, y_, dy_, dx_strides               a channel (or column) step of 1 is a constant; if all other steps are multiples of
-                                      8, or of 4, each has that hint
+                                      8, or in channels_last of 4, each has that hint
 outputs, channels, w_, g_strides      what follows the number of channels: 1 is a constant, multiples of 16, 8 and 4
                                       have the hint
 others                                as Triton's own launches do: 1 is a constant, multiples of 16 have the hint
@@ -93,7 +93,8 @@ def specialise(names: Sequence[str], arguments: Sequence[Any], constants: dict[s
 def _pixel_steps(strides: tuple[int, ...], i: int, found: Specialisation) -> tuple[str, ...]:
     unit = next((j for j in (1, len(strides) - 1) if strides[j] == 1), None)
     steps = [j for j in range(len(strides)) if j != unit]
-    hint = next((n for n in (VECTOR, HALF) if all(strides[j] % n == 0 for j in steps)), None)
+    hints = (VECTOR, HALF) if unit == 1 else (VECTOR,)
+    hint = next((n for n in hints if all(strides[j] % n == 0 for j in steps)), None)
     if hint is not None:
         found.divisibility.update({(i, j): hint for j in steps})
     if unit is not None:

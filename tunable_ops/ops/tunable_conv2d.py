@@ -68,7 +68,8 @@ def tunable_conv2d(
         >>> tunable_conv2d(x, weight, None, torch.tensor([0.5, 0.5])).flatten()
         tensor([2., 2., 2., 2.])
     """
-    tensors, options = (input, weight, bias, alpha), (stride, padding, dilation, groups, activation)
+    tensors = (input, weight, bias, alpha)
+    options: tuple[Any, ...] = (stride, padding, dilation, groups, activation)
     key = shortcuts.key_of(NAME, tensors, (*options, backend)) if shortcuts.serves(input) else None
     if key is not None:
         served = shortcuts.find(key)
