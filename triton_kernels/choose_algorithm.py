@@ -283,8 +283,9 @@ def default_config(problem: Problem) -> Config:
     scalar = problem.inputs % 4 != 0 and depth > 32
     narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map" or scalar
     block_m = power(pixels, 16, 64 if narrow else 128)
-    # In fp32 the two accumulators of a map would spill at 64.
-    block_n = power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
+    # In fp32 the two accumulators of a map would spill at 64, with tf32 on sm_80.
+    wide = problem.alpha != "map" or problem.dtype not in ("float32", "tf32")
+    block_n = power(problem.outputs, 16, 64 if wide else 32)
     block_k = next((k for k in (64, 32) if problem.inputs % k == 0), power(depth, 16, 64))
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 64 if by_tap and problem.layout == "nhwc" else 32)
@@ -347,9 +348,12 @@ def fit_stages(config: Config, kernels: int, dtype: str) -> Config:
 def _depthwise_config(problem: Problem) -> Config:
     channels, (height, width), vectors = problem.outputs * problem.groups, problem.size, problem.layout == "nhwc"
     if problem.direction != "alpha" and problem.alpha != "map" and problem.stride == (1, 1):
-        return choose_row_tiles(channels, problem.size, problem.batch, problem.taps, vectors, FAST.multiprocessors)
+        rows = choose_row_tiles(channels, problem.size, problem.batch, problem.taps, vectors, FAST.multiprocessors)
+        # In contiguous pictures with 2 warps, ptxas spills two registers of the weight gradient on sm_100.
+        return rows._replace(num_warps=4) if problem.direction == "weight" and not vectors else rows
     if vectors:
-        return Config(power(height, 4, 16), 8, power(channels, 8, 64), 2, 1)
+        # A thread of 2 warps would hold the sums of 8 elements, and be one of few.
+        return Config(power(height, 4, 16), 8, power(channels, 8, 64), 4 if problem.direction == "weight" else 2, 1)
     return Config(power(height, 4, 16), power(width, 16, 128), cdiv(128, power(width, 16, 128)), 2, 1)
 
 

@@ -148,6 +148,7 @@ def _tunable_conv2d_depthwise_weight_kernel(
     HAS_BIAS: tl.constexpr,
     MULTIPLIER: tl.constexpr,
     TAP_ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,  # the power of two from TAP_ROWS * KW + 1 on
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -199,13 +200,18 @@ def _tunable_conv2d_depthwise_weight_kernel(
             x = tl.load(x_ptrs + sample * x_sb + h * x_sh + (w * x_sw)[:, None], mask=inside, other=0.0)
             added = added + (sums[tap] + dy * x.to(tl.float32),)
         sums = added
+    sums = sums + (shift,)
+    for _ in tl.static_range(SLOTS - TAP_ROWS * KW - 1):
+        sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
+    total = tl.sum(_stacked(sums, SLOTS), 0)  # [BLOCK_C, SLOTS]
+    tap = tl.arange(0, SLOTS)
+    r = row_0 + tap // KW
     row = part * splits + split
-    g_ptrs = g_ptr + row * g_sb + offs_c * g_so
-    for tap in tl.static_range(TAP_ROWS * KW):
-        r = row_0 + tap // KW
-        tl.store(g_ptrs + r * g_sh + tap % KW * g_sw, tl.sum(sums[tap], 0), mask=mask_c & (r < KH))
+    g_ptrs = g_ptr + row * g_sb + (offs_c * g_so)[:, None] + (r * g_sh + tap % KW * g_sw)[None, :]
+    tl.store(g_ptrs, total, mask=mask_c[:, None] & ((tap < TAP_ROWS * KW) & (r < KH))[None, :])
     if HAS_BIAS:
-        tl.store(shift_ptr + row * channels + offs_c, tl.sum(shift, 0), mask=mask_c & (row_0 == 0))
+        shift_ptrs = shift_ptr + row * channels + tl.broadcast_to(offs_c[:, None], [BLOCK_C, SLOTS])
+        tl.store(shift_ptrs, total, mask=mask_c[:, None] & ((tap == TAP_ROWS * KW) & (row_0 == 0))[None, :])
 
 
 def plan_tunable_conv2d_depthwise_weight(
@@ -254,7 +260,9 @@ def plan_tunable_conv2d_depthwise_weight(
         _tunable_conv2d_depthwise_weight_kernel,
         (tiles_c * tiles[1] * splits * sums,),
         (*tensors, maps[0], (*picture, samples), outputs, *pixels, strides, maps[1], geometry.flat(), tiles),
-        constants | {"MAP": alpha is not None, "TAP_ROWS": tap_rows, "BLOCK_W": config.block_n},
+        constants
+        | {"MAP": alpha is not None, "TAP_ROWS": tap_rows, "SLOTS": 1 << (tap_rows * kw).bit_length()}
+        | {"BLOCK_W": config.block_n},
         config.num_warps,
         config.num_stages,
     )
