@@ -10,7 +10,7 @@ import torch
 
 from tests.serve.conftest import picture, serving, small_network
 from tunable_ops.images import open_picture
-from tunable_ops.serve.batching import Batcher
+from tunable_ops.deploy.batching import Batcher
 from tunable_ops.serve.limits import Admission, Gone, Life, PixelBudget
 from tunable_ops.serve.models import Served
 from tunable_ops.serve.problems import Problem

@@ -103,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, on_gpu: bool) -> Settings:
+    from tunable_ops.deploy.batching import default_batch_pixels
     from tunable_ops.serve import Settings
-    from tunable_ops.serve.settings import default_batch_pixels, read_key
+    from tunable_ops.serve.settings import read_key
 
     names = (
         "max_bytes max_pixels queue timeout upload_timeout batch_wait_ms max_batch batch_pixels tile overlap workers"

@@ -21,7 +21,7 @@ from torch import nn
 import tunable_ops
 from tunable_ops.modules import LambdaWarning
 from tunable_ops.serve import pictures
-from tunable_ops.serve.batching import Batcher
+from tunable_ops.deploy.batching import Batcher
 from tunable_ops.serve.limits import Admission, Gone, Life, check_key, read_body
 from tunable_ops.serve.metrics import CONTENT_TYPE, Metrics
 from tunable_ops.serve.models import Served
