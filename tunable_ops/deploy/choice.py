@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunable_ops.deploy.engines import Engine, Options, Rows
-from tunable_ops.modules import LambdaSpec
+from tunable_ops.deploy.engine import SESSIONS, Engine, Options, Rows
 from tunable_ops.deploy.source import two_lambdas
+from tunable_ops.modules import LambdaSpec
 
 __all__ = ["Choices", "circumstances", "measure"]
 
@@ -165,12 +165,12 @@ def _timed(engine: Engine, x: Tensor, rows: Rows) -> float:
 
 def circumstances(fingerprint: str, options: Options, names: Sequence[str]) -> dict[str, Any]:
     """Return what a choice depends on beside the shape: network, processor, threads and versions."""
-    import tunable_ops
-
-    versions = {"tunable_ops": tunable_ops.__version__, "torch": torch.__version__}
-    for package in ("onnxruntime", "openvino"):
-        if package in names:
+    versions = {"torch": torch.__version__}
+    for package in ("tunable-ops", *(each for each in SESSIONS if each in names)):
+        try:
             versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a folder in the path
+            versions[package] = "unknown"
     return {
         "network": fingerprint,
         "processor": _processor(options.device),
@@ -203,14 +203,18 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"Runner: cache must be a file of choices, or not exist; got {str(path)!r}: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("choices"), dict):
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != _FORMAT
+        or not isinstance(content.get("choices"), dict)
+    ):
         raise ValueError(f"Runner: cache must be a file of choices, or not exist; got {str(path)!r}, something else")
     choices: dict[str, Any] = content["choices"]
     return choices
 
 
 def _write(path: Path, about: str, found: Mapping[str, Any]) -> None:
-    """Add choices to a file, atomically; what another process adds in the same moment may be lost, and measured again."""
+    """Add choices to a file, atomically; what another process adds in that moment may be lost, and measured again."""
     try:
         choices = _read(path)
     except ValueError:  # damaged since

@@ -1,26 +1,19 @@
-"""What a Runner computes with: each engine is a function of pictures and lambdas, and any number of threads may call it.
-
-Lambdas are rows of numbers in the units of the network: none for a plain network, one for the whole batch, or one for
-each sample. Engines that know one kernel at a time run the samples of each lambda together.
-"""
+"""The engines of a Runner that run in PyTorch, and how each engine is made."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
-import shutil
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tunable_ops.deploy.engine import PRECISIONS, SESSIONS, Engine, Options, Rows, lambda_by_lambda, require
 from tunable_ops.deploy.graphs import Graphs
+from tunable_ops.deploy.sessions import SessionEngine
 from tunable_ops.deploy.source import Source, two_lambdas
 from tunable_ops.modules import LiveFold, TunableModel, accelerate
 from tunable_ops.modules.spec import lambda_warnings_off
@@ -28,108 +21,9 @@ from tunable_ops.modules.spec import lambda_warnings_off
 if TYPE_CHECKING:
     from tunable_ops.deploy.exported import Exported
 
-__all__ = ["ENGINES", "PRECISIONS", "Engine", "Options", "Rows", "build", "lambda_by_lambda", "require", "unavailable_reason"]
+__all__ = ["build"]
 
-Rows = tuple[tuple[float, ...], ...]
-ENGINES = {
-    "network": ("eager", "livefold", "compile", "onnxruntime", "openvino"),
-    "onnx": ("onnxruntime", "openvino"),
-    "pt2": ("program",),
-}
-"""The engines of each kind of source."""
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "deploy")}  # and the extra
-_EXPORT = ("onnx", "onnxscript")
 _TRIAL = 64  # pixels of a side of what a network is tried with
-
-
-@dataclass(frozen=True)
-class Options:
-    """What engines have in common.
-
-    Args:
-        device: Where the network runs.
-        precision: A name in `PRECISIONS`.
-        channels_last: Keep pictures and kernels in that memory format.
-        fixed_sizes: True where pictures come in a few sizes.
-        remember: Lambdas whose kernels are kept.
-    """
-
-    device: torch.device = torch.device("cpu")
-    precision: str = "float32"
-    channels_last: bool = True
-    fixed_sizes: bool = False
-    remember: int = 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of kernels and pictures inside."""
-        return PRECISIONS[self.precision]
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Their memory format."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def place(self, net: Any) -> Any:
-        """Bring a network to device, dtype and layout."""
-        return net.to(self.device, self.dtype).to(memory_format=self.layout)
-
-    def given(self, x: Tensor) -> Tensor:
-        """Bring a picture there."""
-        return x.to(self.device, self.dtype).contiguous(memory_format=self.layout)
-
-
-class Engine(ABC):
-    """A function of pictures [B, C, H, W] and lambdas.
-
-    Attributes:
-        per_sample: True if one call takes a lambda for each sample, and gains by it.
-    """
-
-    per_sample = False
-
-    @abstractmethod
-    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
-        """Return [B, O, s H, s W]."""
-
-    def rest(self, row: tuple[float, ...]) -> None:  # noqa: B027
-        """Get ready for many calls at one lambda, as many calls would."""
-
-
-def unavailable_reason(name: str, kind: str, options: Options) -> str | None:
-    """Return why an engine cannot be used here and what to do, or None."""
-    if name in _PACKAGES:
-        package, extra = _PACKAGES[name]
-        needed = (package, *_EXPORT) if kind == "network" else (package,)
-        missing = [each for each in needed if importlib.util.find_spec(each) is None]
-        if missing:
-            return f"not installed: {', '.join(missing)} (pip install 'tunable-ops[{extra}]')"
-        if options.device.type != "cpu":
-            return f"runs on the CPU alone, not on {options.device}"
-        if options.precision == "bfloat16":
-            return "takes float32 and float16, not bfloat16"
-    if name == "compile" and options.device.type == "cpu" and not _has_compiler():
-        return "needs a C++ compiler: g++, clang++, or the one that CXX names"
-    return None
-
-
-def require(name: str, kind: str = "onnx", options: Options | None = None) -> None:
-    """Raise if an engine cannot be used here.
-
-    Raises:
-        ModuleNotFoundError: It is not installed; the message names the extra.
-        RuntimeError: Anything else.
-    """
-    reason = unavailable_reason(name, kind, options or Options())
-    if reason is not None:
-        kinds = ModuleNotFoundError if "not installed" in reason else RuntimeError
-        raise kinds(f"Runner: engine must be one that works here; got {name!r}, {reason}")
-
-
-def _has_compiler() -> bool:
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in (named, "g++", "clang++", "c++") if name)
 
 
 def build(name: str, source: Source, options: Options) -> Engine:
@@ -143,9 +37,7 @@ def build(name: str, source: Source, options: Options) -> Engine:
     if name == "program":
         assert source.exported is not None
         return _Program(source.exported)
-    if name in _PACKAGES:
-        from tunable_ops.deploy.sessions import SessionEngine
-
+    if name in SESSIONS:
         return SessionEngine(name, source, options)
     if name == "eager":
         return _Eager(source, options)
@@ -156,8 +48,10 @@ class _Eager(Engine):
     """The network itself; without gradients a TunableModel remembers the kernels of a lambda that rests."""
 
     def __init__(self, source: Source, options: Options) -> None:
-        self._options, self._net = options, options.place(copy.deepcopy(source.net))
-        if isinstance(self._net, TunableModel):
+        self._options, self._net = options, options.place(source.net)
+        if not isinstance(self._net, TunableModel):
+            self._net = accelerate(copy.deepcopy(self._net))  # as the layers of a TunableModel are
+        else:
             self._net.remember = options.remember > 0
             self.per_sample = self._takes_one_per_sample(source)
 
@@ -189,7 +83,7 @@ class _Live(Engine):
 
     def __init__(self, source: Source, options: Options, compiled: bool) -> None:
         self._options, self._compiled = options, compiled
-        self._net: Any = options.place(copy.deepcopy(source.net))
+        self._net: Any = options.place(source.net)
         # one compiled network: the compiler would compile for each again
         self._places = _Places(self._make, 1 if compiled or source.spec is None else max(1, options.remember))
         with self._places.take(None):
@@ -197,12 +91,12 @@ class _Live(Engine):
 
     def _make(self) -> _Place:
         options = self._options
-        live: Any = self._net
         if isinstance(self._net, TunableModel):
             with lambda_warnings_off():
-                live = LiveFold(self._net)
-        network = live.network if isinstance(live, LiveFold) else live
-        network.to(memory_format=options.layout)
+                live: Any = LiveFold(self._net)
+            network = live.network.to(memory_format=options.layout)
+        else:
+            live, network = None, copy.deepcopy(self._net)
         if self._compiled:
             run: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False if options.fixed_sizes else None)
         elif options.device.type == "cuda":
@@ -287,18 +181,3 @@ class _Program(Engine):
         lam = None if not rows else torch.tensor(rows[0] if len(set(rows)) == 1 else rows)
         with self._lock, lambda_warnings_off():
             return self._exported(x.to(PRECISIONS[self._exported.description.dtype]), lam)
-
-
-def lambda_by_lambda(engine: Engine, x: Tensor, rows: Rows) -> Tensor:
-    """Return what an engine makes of the samples of each lambda."""
-    places: dict[tuple[float, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row, []).append(place)
-    output: Tensor | None = None
-    for row, found in places.items():
-        part = engine(x[found], (row,))
-        if output is None:
-            output = part.new_empty(x.shape[0], *part.shape[1:])
-        output[found] = part
-    assert output is not None
-    return output

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.deploy.capture import leaf_spec_warning_off
 from tunable_ops.deploy.description import Description
 from tunable_ops.deploy.program import METADATA
 from tunable_ops.modules.read_lambda import Lambda
@@ -133,6 +134,7 @@ def _load_onnx(path: Path) -> Exported:
     return Exported(description, run)
 
 
+@leaf_spec_warning_off()
 def _load_graph(path: Path) -> Exported:
     extra: dict[str, Any] = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)

@@ -27,8 +27,8 @@ class _Captured(NamedTuple):
 class Graphs:
     """A function of a picture, captured at the first call with each shape and replayed at the later ones.
 
-    The function must read its kernels at the same addresses in every call, as the network of a `LiveFold` does. Only one
-    thread may call it at a time.
+    The function must read its kernels at the same addresses in every call, as the network of a `LiveFold` does. Only
+    one thread may call it at a time.
 
     Args:
         function: [B, C, H, W] -> [B, O, s H, s W].

@@ -67,7 +67,10 @@ class _Watch(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                self.alive[storage.data_ptr()] = storage.nbytes(), torch.multiprocessing.reductions.StorageWeakRef(storage)
+                self.alive[storage.data_ptr()] = (
+                    storage.nbytes(),
+                    torch.multiprocessing.reductions.StorageWeakRef(storage),
+                )
         self.alive = {key: (size, ref) for key, (size, ref) in self.alive.items() if not ref.expired()}
         self.peak = max(self.peak, sum(size for size, _ in self.alive.values()))
         return result

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tunable_ops.deploy.batching import Batcher, default_batch_pixels
 from tunable_ops.deploy.choice import Choices, circumstances
-from tunable_ops.deploy.engines import ENGINES, PRECISIONS, Engine, Options, Rows, build, require, unavailable_reason
+from tunable_ops.deploy.engine import ENGINES, PRECISIONS, Engine, Options, Rows, require, unavailable_reason
+from tunable_ops.deploy.engines import build
 from tunable_ops.deploy.memory import tile_for
 from tunable_ops.deploy.sizes import Sizes
 from tunable_ops.deploy.source import open_source
@@ -69,6 +70,7 @@ class Runner:
         spec: Names, units, ranges and defaults of lambda; None where there is none.
         description: Which pictures it takes.
         engine: As given.
+        network: The network, a copy of the caller's own; None for a file.
 
     Raises:
         TypeError: An argument of another type.
@@ -119,7 +121,8 @@ class Runner:
         source = open_source(model, example)
         names = _engines(source.kind, engine, candidates, options)
         self._source, self._options = source, options
-        self.description, self.spec = source.description, source.spec
+        self.description, self.spec, self.network = source.description, source.spec, source.net
+        self._names = names
         self._tile, self._overlap = self._tiles(tile, overlap, memory)
         self._engines: dict[str, Engine] = {}
         self._building = threading.Lock()
@@ -168,9 +171,7 @@ class Runner:
         def call(part: Tensor) -> Tensor:
             jobs = [part] if len(set(rows)) <= 1 else list(part.split(1))
             rest = rows[:1] if len(jobs) == 1 else rows
-            futures = [
-                batcher.submit(self, job, rest[place] if rest else ()) for place, job in enumerate(jobs)
-            ]
+            futures = [batcher.submit(self, job, rest[place] if rest else ()) for place, job in enumerate(jobs)]
             return torch.cat([future.result() for future in futures]) if len(futures) > 1 else futures[0].result()
 
         return pool.submit(lambda: self._finish(picture, self._fit(batch, call)))
@@ -184,9 +185,8 @@ class Runner:
         """True if a call with a lambda for each sample gains over calls with one each."""
         if self.spec is None:
             return True
-        if self._only is not None:
-            return self._engine_named(self._only).per_sample
-        return "eager" not in self._names or self._engine_named("eager").per_sample
+        name = self._only or "eager"  # of several, the one that may gain
+        return name in self._names and self._engine_named(name).per_sample
 
     def call(self, batch: Tensor, lams: Sequence[Sequence[float]]) -> Tensor:
         """Run the network as it is, without padding, tiles or checks: what batches are made of.
@@ -259,8 +259,9 @@ class Runner:
             return None, 0
         if not isinstance(tile, int) or isinstance(tile, bool) or tile < _MULTIPLE or tile % _MULTIPLE:
             raise ValueError(f"Runner: tile must be a positive multiple of {_MULTIPLE}; got {tile!r}")
-        if tile < self.description.smallest:
-            raise ValueError(f"Runner: tile must be at least {self.description.smallest}; got {tile}")
+        least = self.description.smallest + _MULTIPLE - 1  # the last tile of an axis may be that much smaller
+        if tile < least:
+            raise ValueError(f"Runner: tile must be at least {least} for this network; got {tile}")
         overlap = min(_OVERLAP, tile // 2) if overlap is None else overlap
         if not isinstance(overlap, int) or not 0 <= overlap <= tile - _MULTIPLE:
             raise ValueError(f"Runner: overlap must lie in 0..{tile - _MULTIPLE} (tile - {_MULTIPLE}); got {overlap!r}")
@@ -290,7 +291,9 @@ class Runner:
         height, width = batch.shape[-2:]
         size = self._sizes.padded(height, width) or (height, width)
         if min(size) < least:
-            raise ValueError(f"Runner: picture must be at least {least} x {least} for this network; got {height} x {width}")
+            raise ValueError(
+                f"Runner: picture must be at least {least} x {least} for this network; got {height} x {width}"
+            )
         if self._tile is None and self._sizes.buckets and self._sizes.padded(height, width) is None:
             raise ValueError(f"Runner: sizes must hold the picture; got {height}x{width} for {self._sizes.buckets}")
         return batch.float(), self._rows(lam, named, batch.shape[0])
@@ -363,9 +366,7 @@ def _engines(kind: str, engine: str, candidates: Sequence[str] | None, options: 
         require(engine, kind, options)
         return [engine]
     if candidates is None:
-        names = [
-            name for name in own if name not in _SLOW_TO_START and unavailable_reason(name, kind, options) is None
-        ]
+        names = [name for name in own if name not in _SLOW_TO_START and unavailable_reason(name, kind, options) is None]
         if not names:
             require(own[0], kind, options)
         return names

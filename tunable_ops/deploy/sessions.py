@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tunable_ops.deploy.description import Description
-from tunable_ops.deploy.engines import PRECISIONS, Engine, Options, Rows, lambda_by_lambda
+from tunable_ops.deploy.engine import PRECISIONS, Engine, Options, Rows, lambda_by_lambda
 from tunable_ops.deploy.exported import in_form
 from tunable_ops.deploy.onnx import export_onnx
 from tunable_ops.deploy.source import Source
@@ -61,6 +61,7 @@ class SessionEngine(Engine):
             self._at_rest.make(row)
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
+        """Run it, with the session of a lambda where there is one."""
         if len(set(rows)) > 1 and not self.per_sample:
             return lambda_by_lambda(self, x, rows)
         given = x.cpu().to(PRECISIONS[self._description.dtype]).contiguous()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tunable_ops import pretrained
 from tunable_ops.deploy.description import Description, describe
+from tunable_ops.deploy.engine import require
 from tunable_ops.deploy.exported import Exported, load
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.serialization import load_folded, read_metadata
@@ -97,8 +98,6 @@ def _of_network(net: nn.Module, example: Tensor | None) -> Source:
 
 def _described(path: Path) -> Description:
     """Read what an ONNX file says of itself."""
-    from tunable_ops.deploy.engines import require
-
     require("onnxruntime")
     return load(path).description
 
