@@ -106,11 +106,11 @@ class Choices:
                 warnings.warn(f"Runner: engine {name!r} is left out, it does not run: {reason}", stacklevel=4)
                 continue
             expected = output if expected is None else expected
-            error = ((output - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
-            if not error <= _BOUNDS[self._precision]:
+            difference = ((output - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
+            if not difference <= _BOUNDS[self._precision]:
                 warnings.warn(
                     f"Runner: engine {name!r} is left out, its result differs from that of {self._names[0]!r} by "
-                    f"{error:.2g} (rms over rms)",
+                    f"{difference:.2g} (rms over rms)",
                     stacklevel=4,
                 )
                 continue
@@ -165,7 +165,7 @@ def _timed(engine: Engine, x: Tensor, rows: Rows) -> float:
 
 def circumstances(fingerprint: str, options: Options, names: Sequence[str]) -> dict[str, Any]:
     """Return what a choice depends on beside the shape: network, processor, threads and versions."""
-    versions = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     for package in ("tunable-ops", *(each for each in SESSIONS if each in names)):
         try:
             versions[package] = importlib.metadata.version(package)
@@ -189,7 +189,8 @@ def _processor(device: torch.device) -> str:
     found = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        fields = dict(tuple(map(str.strip, line.split(":", 1))) for line in lines if ":" in line)
+        pairs = [line.partition(":") for line in lines]
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
         found += [fields[name] for name in ("model name", "cpu family", "model", "stepping") if name in fields]
     except OSError:
         found.append(platform.processor())

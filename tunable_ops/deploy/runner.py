@@ -65,12 +65,13 @@ class Runner:
         max_batch: Samples in one call of `submit` and `run_async`.
         batch_pixels: Pixels in such a call; default 32,768 on a CPU.
         example: A picture [B, C, H, W], for networks that do not say how many channels they take (`channels`).
+        copy: False: take the network itself, which saves memory, and change its mode, dtype, device and layout.
 
     Attributes:
         spec: Names, units, ranges and defaults of lambda; None where there is none.
         description: Which pictures it takes.
         engine: As given.
-        network: The network, a copy of the caller's own; None for a file.
+        network: The network that runs; None for a file.
 
     Raises:
         TypeError: An argument of another type.
@@ -107,6 +108,7 @@ class Runner:
         max_batch: int = 16,
         batch_pixels: int | None = None,
         example: Tensor | None = None,
+        copy: bool = True,
     ) -> None:
         self._sizes = Sizes(sizes, padding)
         for name, value, least in (("remember", remember, 0), ("max_batch", max_batch, 1)):
@@ -118,7 +120,7 @@ class Runner:
         where = torch.device(device)
         options = Options(where, _precision(precision, where), channels_last, bool(self._sizes.buckets), remember)
         self.engine = engine
-        source = open_source(model, example)
+        source = open_source(model, example, copy)
         names = _engines(source.kind, engine, candidates, options)
         self._source, self._options = source, options
         self.description, self.spec, self.network = source.description, source.spec, source.net

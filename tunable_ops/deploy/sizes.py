@@ -33,8 +33,8 @@ class Sizes:
         self.buckets: list[tuple[int, int]] = []
         if sizes is None:
             return
-        if isinstance(sizes, int) and not isinstance(sizes, bool):
-            if sizes < 1:
+        if isinstance(sizes, int):
+            if isinstance(sizes, bool) or sizes < 1:
                 raise ValueError(f"Runner: sizes must be at least 1; got {sizes}")
             self.multiple = sizes
             return

@@ -7,7 +7,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ class Source:
         kind: "network", "onnx" or "pt2".
         description: Which pictures it takes, and how it takes lambda.
         fingerprint: Of its values, and of what it computes with them.
-        net: The network, in evaluation mode on the CPU, a copy of the caller's own; None for a file.
+        net: The network, in evaluation mode on the CPU; None for a file.
         path: The exported file; None for a network.
         exported: Of a .pt2 file, as a function.
     """
@@ -48,13 +47,16 @@ class Source:
         return self.description.spec
 
 
-def open_source(model: nn.Module | str | os.PathLike[str], example: Tensor | None = None) -> Source:
+def open_source(
+    model: nn.Module | str | os.PathLike[str], example: Tensor | None = None, copied: bool = True
+) -> Source:
     """Load a network or a file.
 
     Args:
-        model: A TunableModel or a plain network, which is copied; the name of a shipped one; or a file: a checkpoint
-            (*.safetensors), or what `export_onnx`, `export_program` or `compile_package` wrote.
+        model: A TunableModel or a plain network; the name of a shipped one; or a file: a checkpoint (*.safetensors),
+            or what `export_onnx`, `export_program` or `compile_package` wrote.
         example: A picture [B, C, H, W], for networks that do not say how many channels they take (`channels`).
+        copied: False: take the network itself and change its mode, dtype and device.
 
     Raises:
         TypeError: `model` is none of these.
@@ -63,7 +65,7 @@ def open_source(model: nn.Module | str | os.PathLike[str], example: Tensor | Non
         ModuleNotFoundError: onnxruntime is not installed.
     """
     if isinstance(model, nn.Module):
-        return _of_network(copy.deepcopy(model), example)
+        return _of_network(copy.deepcopy(model) if copied else model, example)
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"Runner: model must be a module, a name or a path; got {type(model).__name__}")
     path = Path(model)
@@ -103,17 +105,10 @@ def _described(path: Path) -> Description:
 
 
 def _of_bytes(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32] if _DIGESTS else _digest(file)
-
-
-_DIGESTS = hasattr(hashlib, "file_digest")  # Python 3.11
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()[:32]
 
 

@@ -37,7 +37,8 @@ class Served:
 
     Args:
         name: What requests call it.
-        net: A `TunableModel`, or a plain network, which has no lambda; it is copied.
+        net: A `TunableModel`, or a plain network, which has no lambda. It is put in evaluation mode and in
+            channels_last.
         purpose: What it is for, for the list of models.
         device: Where it runs.
         engine: What computes, as for `deploy.Runner`; only "eager" takes several lambdas in one call.
@@ -58,7 +59,7 @@ class Served:
         self, name: str, net: nn.Module, purpose: str | None = None, device: Any = "cpu", engine: str = "eager"
     ) -> None:
         self.name, self.purpose = name, purpose
-        self.runner = Runner(net, engine, device=device, precision="float32")
+        self.runner = Runner(net, engine, device=device, precision="float32", copy=False)
         self.net, self.spec = self.runner.network, self.runner.spec
         self.scale, self.channels = int(self.runner.description.scale), self.runner.description.channels
         if self.channels not in (1, 3):
