@@ -145,11 +145,13 @@ def check(name: str, got: Tensor, expected: Tensor) -> None:
 def timed(ready: dict[str, Call], settings: Settings, device: str = "cpu") -> dict[str, dict[str, Any]]:
     """Return times with percentiles by name; the calls take turns, in an order that rotates from round to round."""
     names = list(ready)
-    start = time.perf_counter()
-    for call in ready.values():
-        call.before()
-        call.step()
-    once = time.perf_counter() - start
+    once = 0.0
+    for _ in range(2):  # the first round warms up
+        start = time.perf_counter()
+        for call in ready.values():
+            call.before()
+            call.step()
+        once = time.perf_counter() - start
     rounds = max(5, min(max(100, settings.rounds), int(20 * settings.budget / once)))
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
