@@ -1,4 +1,4 @@
-"""conv2d with one kernel: torch's, or the C++ operator where Winograd's filtering is faster."""
+"""conv2d with one kernel: torch's, or an operator of ours that is faster: Winograd's filtering, a bias on the way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tunable_ops import backends, checks
 from tunable_ops.convolution import convolve
+from tunable_ops.ops import registration
 from tunable_ops.ops.algorithm import current_algorithm
 from tunable_ops.ops.tunable_conv2d import NAME, run_checked
 from tunable_ops.reference.activation import CODES
@@ -29,6 +30,9 @@ def conv2d(
 ) -> Tensor:
     """Return torch.nn.functional.conv2d, for layers of 3x3 in channels_last by the C++ operator (`set_algorithm`).
 
+    On a GPU, without gradients, by the Triton kernels where they are predicted or measured to be faster: PyTorch's
+    convolution takes a pass over the output for the bias.
+
     Args:
         input: [B, C, H, W] or [C, H, W].
         kernel: [O, C/groups, kh, kw].
@@ -41,6 +45,10 @@ def conv2d(
     Returns:
         [B, O, OH, OW] or [O, OH, OW]. Differentiable to any order in eager mode.
     """
+    if backends.triton.is_fastest(NAME, input) and _may_be_fused(input, kernel, bias, stride, padding, dilation):
+        options = (stride, padding, dilation, groups)
+        fused: Tensor = backends.implementation("triton", "conv2d").forward(input, kernel, bias, *options)
+        return fused
     if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
@@ -49,6 +57,21 @@ def conv2d(
     call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     stacked = None if bias is None else bias[None]
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
+
+
+def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, *options: Any) -> bool:
+    """Return True for calls of a GPU without gradients that a kernel of ours may serve, bias included."""
+    tensors = (input, kernel) if bias is None else (input, kernel, bias)
+    if input.dim() != 4 or kernel.dim() != 4 or not checks.is_plain_eager():
+        return False
+    if any(type(option) is not tuple or len(option) != 2 for option in options):
+        return False
+    if any(type(t) not in _TYPES or t.dtype is not input.dtype or t.device != input.device for t in tensors):
+        return False
+    if checks.autocast_is_on(input.device.type) and torch.get_autocast_dtype(input.device.type) != input.dtype:
+        return False
+    traced = torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+    return not traced and not registration.wants_gradient(tensors)
 
 
 def _may_be_filtered(
