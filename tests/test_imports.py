@@ -54,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.restoration": {"tunable_ops.grey", "tunable_ops.images", "tunable_ops.tiles"},
     "tunable_ops.serve": {
         "tunable_ops",
+        "tunable_ops.deploy",
         "tunable_ops.grey",
         "tunable_ops.images",
         "tunable_ops.modules",
@@ -75,6 +76,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops",
         "tunable_ops.backends",
         "tunable_ops.control",
+        "tunable_ops.deploy",
         "tunable_ops.images",
         "tunable_ops.losses",
         "tunable_ops.models",
@@ -87,7 +89,13 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.triton_kernels",
         "tunable_ops.video",
     },
-    "tunable_ops.deploy": {"tunable_ops.modules", "tunable_ops.ops"},
+    "tunable_ops.deploy": {
+        "tunable_ops.modules",
+        "tunable_ops.ops",
+        "tunable_ops.pretrained",
+        "tunable_ops.serialization",
+        "tunable_ops.tiles",
+    },
     "tunable_ops.cli": {
         "tunable_ops",
         "tunable_ops.backends",

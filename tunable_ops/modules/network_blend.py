@@ -68,8 +68,9 @@ class BlendPlan:
     remember = False
 
     def __init__(self, stacks: Sequence[KernelStacks | None], device_type: str) -> None:
-        self._seen: tuple[Tensor, Modes] | None = None  # of the last call that could have been remembered
-        self._kept: NetworkBlend | None = None
+        # Alphas and modes of the last call that could have been remembered, and their kernels from the second call on.
+        # In one attribute: another thread may set it between any two lines.
+        self._last: tuple[Tensor, Modes, NetworkBlend | None] | None = None
         self._recipes: dict[int, Recipe] = {}
         self.stacks = {slot: each for slot, each in enumerate(stacks) if each is not None}
         self.slots = {each.layer: slot for slot, each in self.stacks.items()}
@@ -109,20 +110,20 @@ class BlendPlan:
         if not self.remember or now.gradients or not checks.can_read(alphas):
             self.forget()
             return None
-        seen = self._seen
-        if seen is None or seen[1] != now or not torch.equal(seen[0], alphas):
-            self._seen, self._kept = (alphas, now), None
+        last = self._last
+        if last is None or last[1] != now or not torch.equal(last[0], alphas):
+            self._last = alphas, now, None
             return None
-        kept = self._kept
+        kept = last[2]
         if kept is None:
             kept = NetworkBlend(self, tunings, alphas, starts, now, keep=True)
             kept.finish()
-            self._kept = kept
+            self._last = alphas, now, kept
         return kept
 
     def forget(self) -> None:
         """Release the kernels that are kept."""
-        self._seen = self._kept = None
+        self._last = None
 
 
 class NetworkBlend:
