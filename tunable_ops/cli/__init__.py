@@ -54,6 +54,7 @@ _EXTRAS = {
     },
     "serve": {"fastapi", "prometheus_client", "starlette", "uvicorn"},
     "video": {"av"},
+    "hub": {"huggingface_hub"},
     "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
 }
 
