@@ -1,6 +1,6 @@
 """Networks and knob files in folders and repositories of a hub (huggingface_hub, the extra `[hub]`).
 
-net.push_to_hub("me/denoiser")                                  # a TunableModel: config.json, model.safetensors, README.md
+net.push_to_hub("me/denoiser")                                  # config.json, model.safetensors, README.md
 net = tunable_ops.TunableModel.from_pretrained("me/denoiser")
 knob = tunable_ops.hub.KnobFile.from_pretrained("me/texture")   # a knob without its base
 net = tunable_ops.load_knob(plain, knob)
