@@ -14,9 +14,9 @@ def page() -> str:
     lines = [
         "# Command line",
         "",
-        "`tunable-ops COMMAND`, or `python -m tunable_ops COMMAND`. Exit codes: 0 done; 1 partly done, what was skipped is "
-        "named; 2 wrong input, nothing done; 130 stopped with Ctrl-C. `--debug`, anywhere, shows the traceback of an "
-        "error. This page is made of the parsers.",
+        "`tunable-ops COMMAND`, or `python -m tunable_ops COMMAND`. Exit codes: 0 done; 1 partly done, what was "
+        "skipped is named; 2 wrong input, nothing done; 130 stopped with Ctrl-C. `--debug`, anywhere, shows the "
+        "traceback of an error. This page is made of the parsers.",
         "",
         "| command | does |",
         "| --- | --- |",
