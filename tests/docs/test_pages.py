@@ -23,13 +23,14 @@ INDENTED = {
 # What a page does not say itself: by page and language, as in a comment.
 ELSEWHERE = {
     ("docs/deploy.md", "bash"): {"not run": "installs packages; tests/cli/test_cli_export.py runs such commands"},
+    ("docs/deploy.md", "python"): {"not run": "compiles for minutes; tests/deploy/test_program.py makes these calls"},
     ("docs/serve.md", "bash"): {"run by": "tests/serve/test_examples.py"},
     ("docs/serve.md", "python"): {"run by": "tests/serve/test_examples.py"},
     ("docs/video.md", "python"): {"not run": "names a film; tests/video/test_restore.py makes these calls"},
     ("examples/cpp/README.md", "bash"): {"run by": "tests/examples/test_cpp_example.py"},
 }
-SLOW = {"docs/tutorials/train.md", "docs/deploy.md"}  # they train and compile
-NEEDS = {"docs/deploy.md": "onnxruntime", "docs/sharing.md": "huggingface_hub"}
+SLOW = {"docs/tutorials/train.md"}
+NEEDS = {"docs/sharing.md": "huggingface_hub"}
 
 
 def blocks(page: str) -> list[Block]:
