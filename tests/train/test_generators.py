@@ -72,6 +72,14 @@ def test_the_relative_term_and_the_tangent_are_what_they_say(data: Path) -> None
     assert set(task.after_step(0)) == {"agreement/angle", "agreement/ratio", "agreement/parameters"}
 
 
+def test_the_l1_term_ends(data: Path) -> None:
+    config = tree(data)
+    config["terms"] |= {"l1": 0.5, "l1_steps": 2, "tangent": 0}
+    task = PerceptualGradient(PGNConfig.model_validate(config), HERE)
+    parts = [task.loss(torch.rand(2, 3, 16, 16), step)[1] for step in (1, 2)]
+    assert float(parts[0]["l1"]) > 0 and float(parts[1]["l1"]) == 0
+
+
 def test_the_gradient_of_the_tangent_is_that_of_its_definition() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(4, 3, 1)).double()

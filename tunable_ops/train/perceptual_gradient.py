@@ -181,7 +181,7 @@ class PerceptualGradient(Task):
         self.net.train()
         target = self.net(x, y[which])
         predicted = self.net.field(x, target)
-        total, parts, true = self.terms(x, y, which, target, predicted)
+        total, parts, true = self.terms(x, y, which, target, predicted, step)
         tangents = []
         if self.config.terms.tangent:
             counts = [len(ride.which) for ride in rides]
@@ -220,14 +220,15 @@ class PerceptualGradient(Task):
         return generator(self.config.seed, "prior", index, self.priors[index].resets, purpose)
 
     def terms(
-        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor
+        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the loss of a step, its parts, and the true gradient; x[k] is compared with y[which[k]]."""
         terms, size, count = self.config.terms, x[0].numel(), len(x)
         values, true, pull = self._true_gradients(x, y, which, target)
         difference = (predicted - true) * self.net.std  # in units of normalised pictures
         field = terms.field * (size / _REFERENCE) ** 2 * (difference**2).mean()
-        l1 = terms.l1 * ((target - y[which]) / self.net.std).abs().mean()
+        early = terms.l1_steps is None or step < terms.l1_steps
+        l1 = (terms.l1 if early else 0.0) * ((target - y[which]) / self.net.std).abs().mean()
         parts = {"field": field, "l1": l1, "perceptual": values[:count].mean()}
         total = field + l1
         if terms.proxy:

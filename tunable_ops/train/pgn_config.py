@@ -36,13 +36,15 @@ class PerceptualLoss(Section):
 class Terms(Section):
     """Weights of the terms.
 
-    The first three are published. For a PGN that is to lead generators, take ``relative = 1`` and 0 for the others:
+    The first three are published. For a PGN that is to lead generators, take ``relative = 1`` and leave the others out:
     they weigh a sample by the square of its gradient, and pull the proxy target to y.
 
     Attributes:
         field: Of the field's error; 2**26 as published.
         proxy: Of the proxy's perceptual loss. With 0 a step costs one pass less through the loss's network.
         l1: Of the proxy's L1 distance.
+        l1_steps: Steps after which the L1 term is left out; left out: never. From random weights the relative error
+            alone does not find a direction for hundreds of steps; the L1 term leads to that of y, and then is a bias.
         relative: Of the relative error of the field, ``|g - g_true|**2 / |g_true|**2``, mean over the samples.
         tangent: Of the relative error of what the parameters of a generator gather over its samples of a step,
             ``|J^T (g - g_true)|**2 / (|J^T g_true|**2 + |J^T g|**2)``; needs ``toys.generators``.
@@ -51,6 +53,7 @@ class Terms(Section):
     field: float = Field(default=2.0**26, ge=0)
     proxy: float = Field(default=0.2, ge=0)
     l1: float = Field(default=0.5, ge=0)
+    l1_steps: int | None = Field(default=None, ge=1)
     relative: float = Field(default=0.0, ge=0)
     tangent: float = Field(default=0.0, ge=0)
 
