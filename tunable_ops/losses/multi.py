@@ -208,10 +208,7 @@ class MultiLoss(nn.Module):
     def _evaluate(self, name: str, output: Tensor, target: Tensor | None, batch: int, factor: int) -> Tensor:
         """Compute an objective, check its result and return it as [B] in at least float32."""
         objective = self._objective(name)
-        if isinstance(objective, Corrected):
-            value = objective(output, target, factor)
-        else:
-            value = objective(output, target)
+        value = objective(output, target, factor) if isinstance(objective, Corrected) else objective(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"MultiLoss: objective {name!r} must return a Tensor; got {type(value).__name__}")
         if value.shape != (batch,):
