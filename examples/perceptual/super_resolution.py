@@ -15,7 +15,7 @@ import argparse
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from tunable_ops.train.generators import build_generator, reduced
 from tunable_ops.train.seeding import generator
 
 CROP = 64  # of the clean pictures
+JUDGES = ("lpips", "lpips_vgg", "dists", "perceptual")
 LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
 KIND = "tunable_ops.example.super_resolution"
 
@@ -122,11 +123,13 @@ def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = N
 @torch.no_grad()
 def evaluate(args: argparse.Namespace) -> None:
     """Measure PSNR, LPIPS and the perceptual loss over lambda, and of bicubic enlargement for comparison."""
-    random = args.weights == "random"  # of tests
-    measures: dict[str, nn.Module] = {"lpips": losses.LPIPS(weights=args.weights)}
-    if not random:
-        measures |= {"lpips_vgg": losses.LPIPS("vgg", weights=args.weights), "dists": losses.DISTS(args.weights)}
-    measures["perceptual"] = losses.Perceptual("vgg16", weights=args.weights)
+    judges: dict[str, Callable[[], nn.Module]] = {
+        "lpips": lambda: losses.LPIPS(weights=args.weights),
+        "lpips_vgg": lambda: losses.LPIPS("vgg"),
+        "dists": losses.DISTS,
+        "perceptual": lambda: losses.Perceptual("vgg16", weights=args.weights),
+    }
+    measures = {name: judges[name]() for name in args.judges}
     pictures = [centre(read_image(path), args.size) for path in find_images(args.held_out)[: args.count]]
     nets = {file.stem: build().eval() for file in sorted(args.out.glob("*.safetensors"))}
     steps = {name: load(args.out / f"{name}.safetensors", net)[0] for name, net in nets.items()}
@@ -170,7 +173,8 @@ def plot(args: argparse.Namespace) -> None:
     rows = json.loads((args.out / "evaluation.json").read_text())
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "perceptual loss (VGG16)"}
-    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+    shown = [(key, label) for key, label in labels.items() if key in rows["bicubic"]]
+    for axis, (key, label) in zip(axes, shown, strict=False):
         for name in rows["steps"]:
             axis.plot([r["lambda"] for r in rows[name]], [r[key] for r in rows[name]], "o-", label=name)
         axis.axhline(rows["bicubic"][key], color="tab:gray", linestyle="--", label="bicubic")
@@ -192,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
     parser.add_argument("--cpu-time", action="store_true", help="time the processor, not the clock: where it is shared")
+    parser.add_argument(
+        "--judges", nargs="+", choices=JUDGES, default=["lpips", "perceptual"], help="distances of the evaluation"
+    )
     parser.add_argument("--lams", type=float, nargs="+", default=list(LAMS), help="points of the evaluation")
     parser.add_argument("--pictures", type=Path, help="folder to train on")
     parser.add_argument("--held-out", type=Path, help="folder to evaluate on")

@@ -231,7 +231,7 @@ class PerceptualGradient(Task):
         l1 = (terms.l1 if early else 0.0) * ((target - y[which]) / self.net.std).abs().mean()
         parts = {"field": field, "l1": l1, "perceptual": values[:count].mean()}
         total = field + l1
-        if terms.proxy:
+        if pull is not None:
             parts["proxy"] = terms.proxy * values[count:].mean().detach()
             # its value is known already, so only its gradient goes back, by the product rule's linear part
             total = total + parts["proxy"] + terms.proxy * ((target - target.detach()) * pull).sum() / count
