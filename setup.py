@@ -49,7 +49,8 @@ LIBRARIES = {
 VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA", "wgmma": "TUNABLE_OPS_CUDA"}
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
 DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
-DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt", "page.css", "page.js", "samples/*.jpg", "samples/LICENSES.txt"]
+DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt"]
+DATA += ["page.css", "page.js", "samples/*.jpg", "samples/LICENSES.txt"]
 
 
 def load_build_cuda() -> ModuleType:
@@ -96,7 +97,7 @@ FAILED: set[str] = set()  # the libraries that did not compile
 @cache
 def say_missing(library: str, reason: str) -> str:
     """Print, in one line, which library is missing and why; return it."""
-    text = f"the {library} operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    text = f"the {library} operators are left out: {reason}. To get them: docs/start/install.md, 'Compiled operators'"
     print(f"tunable_ops: {text}", flush=True)
     return text
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tunable_ops.bench import engines, machine, providers, report, results_file, suites
+from tunable_ops.bench import deploy, engines, machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
 SUITES = (*suites.SUITES, "comparison", "all")
@@ -132,7 +132,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"bench: --rounds must be at least 3; got {args.rounds}")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"bench: --threads must be at least 1; got {args.threads}")
-    providers.check_names(args.providers, tuple(engines.NAMES))
+    providers.check_names(args.providers, (*engines.NAMES, *deploy.NAMES))
 
 
 def _refuse_others(args: argparse.Namespace, suite: str) -> None:

@@ -25,10 +25,12 @@ def pretended() -> Iterator[Any]:
     from tunable_ops.triton_kernels.stand_in import StandIn, stand_in
 
     from tunable_ops.backends import triton as backend
+    from tunable_ops.backends.triton import shortcuts
 
     with stand_in(StandIn()) as active, ExitStack() as stack:
         stack.enter_context(patch.object(backend, "unavailable_reason", lambda op: None))
         stack.enter_context(patch.object(backend, "unfit", lambda op, *tensors: None))
+        stack.enter_context(patch.object(shortcuts, "DEVICES", frozenset({"cpu"})))
         yield active
 
 

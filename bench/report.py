@@ -74,7 +74,10 @@ def line(row: dict[str, Any]) -> str:
             continue
         if result["status"] == "ok":
             mark = f" {UNSTEADY} unsteady" if unsteady(result) else ""
-            cells.append(f"{name} {result['ratio']:.2f} [{result['ratio_q1']:.2f} {result['ratio_q3']:.2f}]{mark}")
+            cell = f"{name} {result['ratio']:.2f} [{result['ratio_q1']:.2f} {result['ratio_q3']:.2f}]{mark}"
+            if "p99" in result:
+                cell += "  p50 p95 p99 " + " ".join(f"{result[p] * 1e3:.3g}" for p in ("p50", "p95", "p99")) + " ms"
+            cells.append(cell)
         else:
             cells.append(f"{name} {result['status']}: {result['reason']}")
     return head + "".join(f"\n    {cell}" for cell in cells)

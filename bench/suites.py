@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunable_ops.bench import cases, engines, host, networks, perceptual, providers, targets
+from tunable_ops.bench import cases, deploy, engines, host, networks, perceptual, providers, targets
 from tunable_ops.bench.case_text import read_case
 from tunable_ops.bench.measure import Settings, measure
 
@@ -46,6 +46,10 @@ def _engines(case: Any, device: str, settings: Settings, names: Sequence[str], p
     return engines.measure(case, device, settings, names)
 
 
+def _deploy(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
+    return deploy.measure(case, device, settings, names)
+
+
 def _perceptual(case: Any, device: str, settings: Settings, names: Sequence[str], peaks: dict[str, float]) -> Row:
     return perceptual.measure(case, device, settings)
 
@@ -60,6 +64,7 @@ SUITES = {
     "per-sample": Suite(lambda device: cases.per_sample_suite(), _layer, in_all=False),
     "networks": Suite(networks.network_suite, _network),
     "engines": Suite(engines.engine_suite, _engines, in_all=False),
+    "deploy": Suite(deploy.deploy_suite, _deploy, in_all=False),
     "targets": Suite(targets.target_cases, _target, in_all=False),
     "target-networks": Suite(targets.target_networks, _network, in_all=False),
     "perceptual": Suite(perceptual.perceptual_suite, _perceptual, in_all=False),

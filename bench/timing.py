@@ -6,7 +6,7 @@ and the median of the ratios is what is quoted.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -146,10 +146,11 @@ def compare(
         for name in names[start:] + names[:start]:
             times[name].append(clock.turn(candidates[name], repeats[name]) / repeats[name])
     baseline = times[names[0]]
-    return {name: _summary(times[name], baseline) for name in names}
+    return {name: summary(times[name], baseline) for name in names}
 
 
-def _summary(times: list[float], baseline: list[float]) -> Timing:
+def summary(times: Sequence[float], baseline: Sequence[float]) -> Timing:
+    """Return median and quartiles of times, and of their ratios to those of the baseline in the same rounds."""
     ratios = [a / b for a, b in zip(times, baseline, strict=True)]
     t1, t2, t3 = statistics.quantiles(times, n=4)
     r1, r2, r3 = statistics.quantiles(ratios, n=4)

@@ -76,7 +76,8 @@ def problems() -> Iterator[tuple[Problem, bool]]:
             yield base, True
             yield base._replace(alpha="shared"), False
             yield base._replace(layout="nchw"), False
-            yield base._replace(dtype="float16", stride=(2, 2) if kind is not one else (1, 1)), False
+            general = direction == "weight" and kind is deep  # the kernel for strides is not the other cases'
+            yield base._replace(dtype="float16", stride=(2, 2) if kind is not one else (1, 1)), general
             for dtype in ("float32", "tf32"):
                 yield base._replace(dtype=dtype), False
             if direction == "weight":
@@ -99,6 +100,13 @@ def problems() -> Iterator[tuple[Problem, bool]]:
             for kind in ({}, one if direction != "weight" else {}):
                 a, b = (outputs, inputs) if direction == "input" else (inputs, outputs)
                 yield shape._replace(direction=direction, inputs=a, outputs=b, **kind), False
+    for channels in (24, 20, 18):  # vectors of 8 and 4 channels, and none
+        for direction in ("forward", "input", "weight"):
+            sizes = {"direction": direction, "inputs": channels, "outputs": channels}
+            yield shape._replace(**sizes), False
+            yield shape._replace(**(sizes | deep | {"groups": channels})), False
+            if direction != "weight":
+                yield shape._replace(**sizes, **one), False
     for direction in ("forward", "input"):
         for channels in (128, 256):  # blended beforehand
             sizes = {"inputs": channels, "outputs": channels, "size": (64, 64)}
@@ -194,8 +202,10 @@ def _blends() -> Iterator[AuditCase]:
         for kernels in (1, 2, 3, 16):
             quick = kernels == 2 and dtype == torch.bfloat16
             weight, alpha = empty(kernels, 36864), fp32(32, kernels)
-            launch = plan_tunable_parameter_forward(weight, empty(kernels, 64), alpha, empty(32, 36864), empty(32, 64))
-            yield AuditCase(f"blend-{kind}-P{kernels}", launch, quick=quick)
+            for rows in (32, 1):
+                operands = (weight, empty(kernels, 64), alpha[:rows], empty(rows, 36864), empty(rows, 64))
+                launch = plan_tunable_parameter_forward(*operands)
+                yield AuditCase(f"blend-{kind}-P{kernels}-B{rows}", launch, quick=quick)
             yield from _contractions(f"contract-{kind}-P{kernels}", weight, empty(kernels, 64), alpha, quick)
 
 

@@ -12,15 +12,16 @@ but every tile of pixels reads and blends P kernels again: `roofline_calls` pred
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tunable_ops.triton_kernels.depthwise_tiles import choose_row_tiles, power
+from tunable_ops.triton_kernels.depthwise_tiles import choose_row_tiles, power, row_columns
 from tunable_ops.triton_kernels.launch import Config, cdiv
-from tunable_ops.triton_kernels.roofline import FAST, SLOW, seconds
-from tunable_ops.triton_kernels.roofline_calls import convolution_calls
+from tunable_ops.triton_kernels.roofline import FAST, SLOW, Work, seconds
+from tunable_ops.triton_kernels.roofline_calls import blended_calls, convolution_calls, library_calls
 
 ALGORITHMS = ("fused", "premix", "library", "wgmma")
 # Bytes of shared memory per block: available from compute capability 8.0 on, and on larger GPUs little enough for two
@@ -80,6 +81,7 @@ def forget_tables() -> None:
     load_table.cache_clear()
     choose_algorithm.cache_clear()
     blends_first.cache_clear()
+    choose_blended.cache_clear()
 
 
 @lru_cache(maxsize=4096)
@@ -136,6 +138,30 @@ def blends_first(problem: Problem, device: str = "") -> bool:
     if problem.kind != "dense":
         return problem.kind == "pointwise"
     return problem.kernels > FUSED_KERNELS or _suits_library(problem) or _channels(problem) > FUSED_CHANNELS
+
+
+@lru_cache(maxsize=4096)
+def choose_blended(problem: Problem, device: str = "") -> Config | None:
+    """Return the tiles of our kernel for a layer whose kernel is blended already; None where the library is faster.
+
+    Ours adds the bias on the way, for which the library takes a pass over the output.
+
+    Args:
+        problem: A forward problem with a shared alpha and one kernel.
+        device: Name of the GPU, for its table.
+    """
+    entries = load_table(TABLES / table_name(device)) if device else {}
+    near = min(entries, key=lambda entry: distance(problem, entry), default=None)
+    if near is not None and distance(problem, near) <= NEAR and entries[near].algorithm != "wgmma":
+        return None if entries[near].algorithm == "library" else entries[near].config
+    if problem.kind == "depthwise":
+        config = default_config(problem._replace(alpha="none"))
+    elif _suits_library(problem):
+        return None
+    else:
+        config = premixed_config(problem)
+    ours, library = blended_calls(problem, config), library_calls(problem, bias=True)
+    return config if _seconds(ours) <= _seconds(library) else None
 
 
 def distance(problem: Problem, entry: Problem) -> float:
@@ -219,7 +245,10 @@ def _channels(problem: Problem) -> int:
 def _predicted(problem: Problem, algorithm: str) -> float:
     """Return the predicted seconds of a problem on an H100, between the faster and the slower rates."""
     config = premixed_config(problem) if algorithm == "premix" else default_config(problem)
-    launches = convolution_calls(problem, algorithm, config, bias=problem.direction == "forward")
+    return _seconds(convolution_calls(problem, algorithm, config, bias=problem.direction == "forward"))
+
+
+def _seconds(launches: Sequence[Work]) -> float:
     return sum(seconds(work, device) for work in launches for device in (FAST, SLOW)) / 2
 
 
@@ -250,10 +279,13 @@ def default_config(problem: Problem) -> Config:
     # In the input gradient of a map a step stays within one tap and ends with a multiply-add per element of the tile.
     by_tap = problem.alpha == "map" and problem.direction == "input"
     depth = problem.inputs * (1 if by_tap else problem.taps[0] * problem.taps[1])
-    narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map"
+    # What is loaded one by one takes registers, and larger tiles would spill; the only step of a short sum does not.
+    scalar = problem.inputs % 4 != 0 and depth > 32
+    narrow = problem.dtype == "float32" or problem.layout == "nchw" or problem.alpha == "map" or scalar
     block_m = power(pixels, 16, 64 if narrow else 128)
-    # In fp32 the two accumulators of a map would spill at 64.
-    block_n = power(problem.outputs, 16, 32 if problem.alpha == "map" and problem.dtype == "float32" else 64)
+    # In fp32 the two accumulators of a map would spill at 64, with tf32 on sm_80.
+    wide = problem.alpha != "map" or problem.dtype not in ("float32", "tf32")
+    block_n = power(problem.outputs, 16, 64 if wide else 32)
     block_k = next((k for k in (64, 32) if problem.inputs % k == 0), power(depth, 16, 64))
     if narrow:
         block_k = min(block_k, 16 if problem.dtype == "float32" else 64 if by_tap and problem.layout == "nhwc" else 32)
@@ -267,7 +299,8 @@ def default_config(problem: Problem) -> Config:
 
 def _weight_config(problem: Problem) -> Config:
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
-    narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw"
+    scalar = (problem.inputs % 4 != 0 and problem.inputs > 4) or problem.outputs % 4 != 0
+    narrow = problem.dtype in ("float32", "tf32") or problem.layout == "nchw" or scalar
     block_m = power(problem.outputs, 16, 64)
     block_n = power(columns, 16, 64 if narrow or problem.alpha == "map" else 128)
     block_k = power(problem.size[0] * problem.size[1], 16, 64)
@@ -292,6 +325,11 @@ def choose_splits(problem: Problem, config: Config, processors: int, limit: int)
     columns = problem.inputs * problem.taps[0] * problem.taps[1]
     if problem.kind == "depthwise":
         blocks, steps = cdiv(problem.groups * problem.outputs, config.block_k), cdiv(pixels, config.block_n)
+        if problem.alpha != "map" and row_columns(problem.layout, problem.stride, problem.taps, config):
+            (height, width), samples = problem.size, problem.batch // sums
+            strips = samples * cdiv(width, config.block_n) * cdiv(height, config.block_m)
+            most = max(1, min(cdiv(4 * processors, blocks * sums), strips, limit))
+            return cdiv(strips, cdiv(strips, most))  # as many strips for each, and none idle
     else:
         blocks = problem.groups * cdiv(problem.outputs, config.block_m) * cdiv(columns, config.block_n)
         steps = cdiv(pixels, config.block_k)
@@ -309,10 +347,13 @@ def fit_stages(config: Config, kernels: int, dtype: str) -> Config:
 
 def _depthwise_config(problem: Problem) -> Config:
     channels, (height, width), vectors = problem.outputs * problem.groups, problem.size, problem.layout == "nhwc"
-    if problem.direction in ("forward", "input") and problem.alpha != "map" and problem.stride == (1, 1):
-        return choose_row_tiles(channels, problem.size, problem.batch, problem.taps, vectors, FAST.multiprocessors)
+    if problem.direction != "alpha" and problem.alpha != "map" and problem.stride == (1, 1):
+        rows = choose_row_tiles(channels, problem.size, problem.batch, problem.taps, vectors, FAST.multiprocessors)
+        # In contiguous pictures with 2 warps, ptxas spills two registers of the weight gradient on sm_100.
+        return rows._replace(num_warps=4) if problem.direction == "weight" and not vectors else rows
     if vectors:
-        return Config(power(height, 4, 16), 8, power(channels, 8, 64), 2, 1)
+        # A thread of 2 warps would hold the sums of 8 elements, and be one of few.
+        return Config(power(height, 4, 16), 8, power(channels, 8, 64), 4 if problem.direction == "weight" else 2, 1)
     return Config(power(height, 4, 16), power(width, 16, 128), cdiv(128, power(width, 16, 128)), 2, 1)
 
 

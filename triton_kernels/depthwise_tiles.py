@@ -25,6 +25,21 @@ def fits_registers(taps: tuple[int, int], config: Config, columns: int) -> bool:
     return kh * kw <= 64 and lanes(config, columns) * kh * (kw + columns) <= HELD
 
 
+def row_columns(layout: str, stride: tuple[int, int], taps: tuple[int, int], config: Config) -> int:
+    """Return the neighbours that a thread of the row kernels computes at dilation 1; 0 if they do not serve a problem.
+
+    Args:
+        layout: "nhwc" or "nchw".
+        stride: Of the convolution, 1 of a phase of the input gradient.
+        taps: Rows and columns of the kernel.
+        config: Tile sizes.
+    """
+    if stride[0] != 1:
+        return 0
+    columns = COLUMNS if layout == "nhwc" and stride[1] == 1 and config.block_n >= COLUMNS else 1
+    return columns if fits_registers(taps, config, columns) else 0
+
+
 def resident_blocks(taps: tuple[int, int], config: Config, columns: int) -> int:
     """Return the blocks that a multiprocessor holds; the registers of a thread are a fit to machine code for sm_90."""
     held = lanes(config, columns) * taps[0] * (taps[1] + columns)

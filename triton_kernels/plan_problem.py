@@ -17,12 +17,10 @@ from tunable_ops.triton_kernels.tunable_conv2d import (
     plan_tunable_conv2d_forward,
 )
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise_weight import plan_tunable_conv2d_depthwise_weight
 from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
 from tunable_ops.triton_kernels.tunable_conv2d_pointwise import plan_tunable_conv2d_pointwise
-from tunable_ops.triton_kernels.tunable_conv2d_weight import (
-    plan_tunable_conv2d_depthwise_weight,
-    plan_tunable_conv2d_weight,
-)
+from tunable_ops.triton_kernels.tunable_conv2d_weight import plan_tunable_conv2d_weight
 
 WORKSPACE = 64 << 20
 

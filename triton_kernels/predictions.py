@@ -11,7 +11,9 @@ from typing import NamedTuple
 from tunable_ops.triton_kernels.choose_algorithm import (
     Choice,
     Problem,
+    blends_first,
     choose_algorithm,
+    choose_blended,
     choose_splits,
     default_config,
     suits_wgmma,
@@ -19,6 +21,7 @@ from tunable_ops.triton_kernels.choose_algorithm import (
 from tunable_ops.triton_kernels.roofline import FAST, SLOW, Device, Work, limit, seconds
 from tunable_ops.triton_kernels.roofline_blends import network_blend_work
 from tunable_ops.triton_kernels.roofline_calls import (
+    blended_calls,
     convolution_calls,
     elements,
     kernel_gradient_calls,
@@ -30,8 +33,8 @@ from tunable_ops.triton_kernels.roofline_sizes import item_size
 from tunable_ops.triton_kernels.roofline_wgmma import wgmma_work
 
 # Seconds of host time for one eager call of a layer, least and most: estimates. Before calls had plans it was 70 to 100
-# us for ours; `bench/launches.py` measured half of that time since (docs/benchmarks.md).
-HOST = {"plain": (20e-6, 30e-6), "triton": (35e-6, 50e-6)}
+# us for ours, with them 35 to 50; shortcuts took 13 us away, as `bench/launches.py` measures (docs/benchmarks.md).
+HOST = {"plain": (20e-6, 30e-6), "triton": (22e-6, 37e-6)}
 
 
 def choose(problem: Problem) -> Choice:
@@ -177,11 +180,15 @@ def nafnet_layers(
     return layers
 
 
-def _nafnet() -> list[Work]:
-    """Return the launches of the plain network: convolutions, and some ten passes of every block of six of them."""
+def _nafnet(of_layer: Callable[[Problem], list[Work]] | None = None) -> list[Work]:
+    """Return the launches of the network: convolutions, and some ten passes of every block of six of them.
+
+    Args:
+        of_layer: Returns those of a layer; default: the library's.
+    """
     found = []
     for layer in nafnet_layers():
-        found += library_calls(layer, bias=True)
+        found += (of_layer or _of_library)(layer)
         if layer.kind == "depthwise":
             y = layer.groups * layer.size[0] * layer.size[1] * item_size(layer.dtype)
             found += [pass_work("normalise, gate, scale, add", y) for _ in range(10)]
@@ -189,9 +196,25 @@ def _nafnet() -> list[Work]:
 
 
 def _nafnet_tunable() -> list[Work]:
-    """Return the same after one launch that blends all its layers."""
-    sizes = [n for layer in nafnet_layers() for n in (elements(layer), layer.outputs * layer.groups)]
-    return [network_blend_work(sizes, 2, "bfloat16"), *_nafnet()]
+    """Return the same with one launch that blends layers first, and what the rules choose for every layer."""
+    return [network_blend_work(_blended_sizes(), 2, "bfloat16"), *_nafnet(of_tunable)]
+
+
+def _blended_sizes() -> list[int]:
+    first = [layer for layer in nafnet_layers() if blends_first(layer)]
+    return [n for layer in first for n in (elements(layer), layer.outputs * layer.groups)]
+
+
+def of_tunable(problem: Problem) -> list[Work]:
+    """Return the launches of a layer of a network with one lambda, after the blend of the network."""
+    if not blends_first(problem):
+        return forward(problem)
+    config = choose_blended(problem._replace(kernels=1))
+    return library_calls(problem, bias=True) if config is None else blended_calls(problem, config)
+
+
+def _of_library(problem: Problem) -> list[Work]:
+    return library_calls(problem, bias=True)
 
 
 CASES = _cases()

@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 
+from tunable_ops.triton_kernels.blend_tiles import choose_blend_tiles
 from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
 from tunable_ops.triton_kernels.launch import cdiv
-from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
+from tunable_ops.triton_kernels.roofline import FAST, MEMORY_TRIPS, Work
 from tunable_ops.triton_kernels.roofline_sizes import item_size
 
-BLEND_BLOCK, NETWORK_BLOCK = 512, 1024
+NETWORK_BLOCK = 1024
 
 
 def blend_work(size: int, outputs: int, samples: int, kernels: int, dtype: str) -> Work:
     """Count the blend of a layer's kernels of `size` elements and biases for 1 or B rows of alpha."""
     item, elements = item_size(dtype), size + outputs
+    block, rows = choose_blend_tiles(size, samples, kernels, item, FAST.multiprocessors)
+    runs = cdiv(samples, rows)
     return Work(
         "_tunable_parameter_forward_kernel",
-        samples * (cdiv(size, BLEND_BLOCK) + cdiv(outputs, BLEND_BLOCK)),
+        runs * (cdiv(size, block) + cdiv(outputs, block)),
         memory=kernels * elements * item,
-        l2=samples * elements * (kernels + 1) * item,
+        l2=elements * (runs * kernels + samples) * item,
         lanes=2 * samples * elements * kernels,
+        # kernels and alpha arrive together, the stores do not wait
         chain=MEMORY_TRIPS + 1,
         workspace=samples * elements * item,
         resident=4,
@@ -41,19 +45,19 @@ def contract_work(
         again: True if it adds to the parts of a launch before.
     """
     rows = samples * splits
-    read = 4 * (rows * size + samples * outputs)
+    read = 4 * rows * (size + outputs)
     blocks = (tiles.blocks(size) + tiles.blocks(outputs)) * tiles.slots
     steps = cdiv(min(rows, tiles.slot_rows), tiles.rows)
     stacks = kernels * (size + outputs) * item_size(dtype)
     item = item_size(dtype) if tiles.slots == 1 else 4
     grads = tiles.slots * kernels * (size + outputs) * item * (1 + again)
-    shares = 4 * kernels * samples * (tiles.blocks(size) * splits + tiles.blocks(outputs))
+    shares = 4 * kernels * rows * (tiles.blocks(size) + tiles.blocks(outputs))
     return Work(
         "_tunable_parameter_backward_kernel",
         blocks,
         memory=stacks + (grads if tiles.slots == 1 else 0),
         l2=read + stacks * tiles.slots * steps + grads + shares,
-        lanes=2 * kernels * (rows * size + samples * outputs),
+        lanes=2 * kernels * rows * (size + outputs),
         # G, alpha and kernels of a step arrive together; its two reductions per kernel cost about a trip
         chain=MEMORY_TRIPS * (1 + again) + steps * (1 + kernels),
         resident=4,
@@ -64,7 +68,7 @@ def contract_sum_work(
     size: int, outputs: int, samples: int, splits: int, kernels: int, dtype: str, tiles: Tiles, summed: bool
 ) -> Work:
     """Count the sums of the parts that `contract_work` leaves; those of the stacks only if they are `summed`."""
-    shares = tiles.blocks(size) * splits + tiles.blocks(outputs)
+    shares = (tiles.blocks(size) + tiles.blocks(outputs)) * splits
     stacks = kernels * (size + outputs) * summed
     blocks = cdiv(size, SUM_BLOCK) + cdiv(outputs, SUM_BLOCK)
     written = stacks * item_size(dtype)

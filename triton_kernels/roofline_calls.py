@@ -31,6 +31,7 @@ FAMILIES = {
     "_tunable_conv2d_depthwise_rows_kernel": work_of,
     "_tunable_conv2d_weight_kernel": work_of,
     "_tunable_conv2d_depthwise_weight_kernel": work_of,
+    "_tunable_conv2d_depthwise_weight_rows_kernel": work_of,
     "_tunable_parameter_forward_kernel": blend_work,
     "_tunable_parameter_backward_kernel": contract_work,
     "_tunable_parameter_sum_kernel": contract_sum_work,
@@ -68,14 +69,21 @@ def convolution_calls(problem: Sizes, algorithm: str, config: Config, bias: bool
         blend = blend_work(size, outputs, 1, problem.kernels, problem.dtype)
         if algorithm == "library":
             return [blend, *library_calls(problem, bias)]
-        height, width = problem.size  # the batch is one long sample
-        joined = problem._replace(alpha="none", kernels=1, batch=1, size=(problem.batch * height, width))
-        return [blend, *work_of(joined, config)]
+        return [blend, *blended_calls(problem, config)]
     found = []
     for count in _chunks(problem, item_size(problem.dtype)):
         found.append(blend_work(size, outputs, count, problem.kernels, problem.dtype))
         found += work_of(problem._replace(alpha="none", batch=count, kernels=count), config)
     return found
+
+
+def blended_calls(problem: Sizes, config: Config) -> list[Work]:
+    """Return the launches of our kernel for a forward pass whose one kernel is blended already, bias included."""
+    one = problem._replace(alpha="none", kernels=1)
+    if problem.kind == "depthwise":
+        return work_of(one, config)
+    height, width = problem.size  # the batch is one long sample
+    return work_of(one._replace(batch=1, size=(problem.batch * height, width)), config)
 
 
 def kernel_gradient_calls(
@@ -108,13 +116,15 @@ def kernel_gradient_calls(
 
 
 def _with_bias(work: Work, problem: Sizes, config: Config, splits: int) -> Work:
-    """Add the sums of grad_output to a weight gradient: a tile more along N, or none where the sums are on the way."""
-    if problem.kind == "depthwise":
-        return work
+    """Add the sums of grad_output to a weight gradient: a tile more along N, or on the way where it is depthwise."""
     outputs, sums = problem.outputs * problem.groups, 1 if problem.alpha == "shared" else problem.batch
-    read = problem.batch * problem.size[0] * problem.size[1] * outputs * item_size(problem.dtype)
+    pixels, written = problem.batch * problem.size[0] * problem.size[1], 4 * sums * splits * outputs
+    if problem.kind == "depthwise":
+        lanes = work.lanes + pixels * outputs
+        return work._replace(l2=work.l2 + written, lanes=lanes, workspace=work.workspace + written)
+    read = pixels * outputs * item_size(problem.dtype)
     tiles = problem.groups * cdiv(problem.outputs, config.block_m) * splits * sums
-    return work._replace(blocks=work.blocks + tiles, l2=work.l2 + read + 4 * sums * splits * outputs)
+    return work._replace(blocks=work.blocks + tiles, l2=work.l2 + read + written, workspace=work.workspace + written)
 
 
 def plain_kernel_gradient_calls(problem: Sizes) -> list[Work]:

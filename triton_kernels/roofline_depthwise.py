@@ -1,6 +1,6 @@
 """The work of the depthwise kernels, as `roofline_kernels` counts that of the others."""
 
-from tunable_ops.triton_kernels.depthwise_tiles import COLUMNS, fits_registers, resident_blocks
+from tunable_ops.triton_kernels.depthwise_tiles import resident_blocks, row_columns
 from tunable_ops.triton_kernels.launch import Config, cdiv
 from tunable_ops.triton_kernels.roofline import MEMORY_TRIPS, Work
 from tunable_ops.triton_kernels.roofline_sizes import Sizes, item_size, moved_pixels, resident_tiles, summed_pixels
@@ -20,9 +20,8 @@ def depthwise_work(sizes: Sizes, config: Config, taps: tuple[int, int], grid: tu
     """
     # Phases are at stride 1.
     strides = (1, 1) if sizes.direction == "input" else sizes.stride
-    vectors = sizes.layout == "nhwc" and strides[1] == 1 and config.block_n >= COLUMNS
-    columns = COLUMNS if vectors else 1
-    if sizes.alpha != "map" and strides[0] == 1 and fits_registers(taps, config, columns):
+    columns = row_columns(sizes.layout, strides, taps, config)
+    if sizes.alpha != "map" and columns:
         return _rows_work(sizes, config, taps, grid, columns)
     return _general_work(sizes, config, taps, grid)
 
@@ -72,7 +71,39 @@ def _general_work(sizes: Sizes, config: Config, taps: tuple[int, int], grid: tup
 
 
 def depthwise_weight_work(sizes: Sizes, config: Config, splits: int) -> Work:
-    """Count the depthwise weight gradient: a block waits for every strip of `block_n` columns."""
+    """Count the depthwise weight gradient, by the kernel that the plan takes at dilation 1."""
+    columns = row_columns(sizes.layout, sizes.stride, sizes.taps, config)
+    if sizes.alpha != "map" and columns:
+        return _weight_rows_work(sizes, config, splits, columns)
+    return _general_weight_work(sizes, config, splits)
+
+
+def _weight_rows_work(sizes: Sizes, config: Config, splits: int, columns: int) -> Work:
+    """Count the row kernel: a block reads the next rows while it computes with those at hand."""
+    (rows, width, lanes), (kh, kw) = config[:3], sizes.taps
+    item, channels = item_size(sizes.dtype), sizes.groups * sizes.outputs
+    sums, pixels = summed_pixels(sizes)
+    samples = sizes.batch // sums
+    strips = samples * cdiv(sizes.size[1], width) * cdiv(sizes.size[0], rows)
+    blocks = cdiv(channels, lanes) * splits * sums
+    steps = min(rows, sizes.size[0]) + kh - 1
+    read, result = moved_pixels(sizes, sizes.size)
+    partial = 4 * sums * splits * channels * kh * kw
+    every = sums * strips * steps * channels
+    return Work(
+        "_tunable_conv2d_depthwise_weight_rows_kernel",
+        blocks,
+        memory=(read + result) * channels * item,
+        l2=(every * (width + kw - 1) + sums * pixels * channels) * item + partial,
+        lanes=every * width * kh * kw * PER_PRODUCT[0] // PER_PRODUCT[1],
+        chain=MEMORY_TRIPS * cdiv(strips, splits) * (1 + steps),
+        workspace=partial,
+        resident=resident_blocks(sizes.taps, config, columns),
+    )
+
+
+def _general_weight_work(sizes: Sizes, config: Config, splits: int) -> Work:
+    """Count the other kernel: a block waits for every strip of one row and `block_n` columns."""
     _, width, lanes = config[:3]
     item, channels, (kh, kw) = item_size(sizes.dtype), sizes.groups * sizes.outputs, sizes.taps
     sums, pixels = summed_pixels(sizes)

@@ -8,7 +8,9 @@ picture, tiles, alpha_strides         sizes that follow the picture or the batch
                                       are contiguous, `picture` tells if all of it is a multiple of 8
 rows                                  likewise, but 1 is a constant: a shared alpha's only sum needs no loop
 x_, y_, dy_, dx_strides               a channel (or column) step of 1 is a constant; if all other steps are multiples of
-                                      8, each has the hint
+                                      8, or in channels_last of 4, each has that hint
+outputs, channels, w_, g_strides      what follows the number of channels: 1 is a constant, multiples of 16, 8 and 4
+                                      have the hint
 others                                as Triton's own launches do: 1 is a constant, multiples of 16 have the hint
 """
 
@@ -20,8 +22,9 @@ from torch import Tensor
 
 FREE = frozenset({"picture", "tiles", "alpha_strides"})
 PIXEL_STEPS = frozenset({"x_strides", "y_strides", "dy_strides", "dx_strides", "part_strides"})
-# Elements of the smallest dtype in 16 bytes.
-VECTOR = 8
+BY_CHANNELS = frozenset({"outputs", "channels", "w_strides", "g_strides"})
+# Elements of the smallest dtype in 16 bytes, and in 8.
+VECTOR, HALF = 8, 4
 
 # The pointer's type in a signature, and the element's type in triton.language.
 POINTERS = {
@@ -77,10 +80,12 @@ def specialise(names: Sequence[str], arguments: Sequence[Any], constants: dict[s
         elif name == "rows":
             found.constants.update({(i, j): 1 for j, v in enumerate(value) if v == 1})
             found.signature[name] = tuple("constexpr" if v == 1 else _type(v) for v in value)
-        elif isinstance(value, tuple):
-            found.signature[name] = tuple(_as_triton(v, (i, j), found) for j, v in enumerate(value))
         else:
-            found.signature[name] = _as_triton(value, (i,), found)
+            hints = (16, VECTOR, HALF) if name in BY_CHANNELS else (16,)
+            if isinstance(value, tuple):
+                found.signature[name] = tuple(_as_triton(v, (i, j), found, hints) for j, v in enumerate(value))
+            else:
+                found.signature[name] = _as_triton(value, (i,), found, hints)
     found.signature.update(dict.fromkeys(constants, "constexpr"))
     return found
 
@@ -88,8 +93,10 @@ def specialise(names: Sequence[str], arguments: Sequence[Any], constants: dict[s
 def _pixel_steps(strides: tuple[int, ...], i: int, found: Specialisation) -> tuple[str, ...]:
     unit = next((j for j in (1, len(strides) - 1) if strides[j] == 1), None)
     steps = [j for j in range(len(strides)) if j != unit]
-    if all(strides[j] % VECTOR == 0 for j in steps):
-        found.divisibility.update({(i, j): VECTOR for j in steps})
+    hints = (VECTOR, HALF) if unit == 1 else (VECTOR,)
+    hint = next((n for n in hints if all(strides[j] % n == 0 for j in steps)), None)
+    if hint is not None:
+        found.divisibility.update({(i, j): hint for j in steps})
     if unit is not None:
         found.constants[i, unit] = 1
     return tuple("constexpr" if j == unit else _type(value) for j, value in enumerate(strides))
@@ -100,12 +107,13 @@ def _hint_all(values: tuple[int, ...], i: int, found: Specialisation) -> None:
         found.divisibility.update({(i, j): VECTOR for j in range(len(values))})
 
 
-def _as_triton(value: int, path: Path, found: Specialisation) -> str:
+def _as_triton(value: int, path: Path, found: Specialisation, hints: Sequence[int]) -> str:
     if value == 1:
         found.constants[path] = 1
         return "constexpr"
-    if value % 16 == 0:
-        found.divisibility[path] = 16
+    hint = next((n for n in hints if value % n == 0), None)
+    if hint is not None:
+        found.divisibility[path] = hint
     return _type(value)
 
 

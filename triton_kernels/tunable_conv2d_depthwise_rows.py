@@ -11,7 +11,7 @@ from tunable_ops.triton_kernels.device_functions import columns_of, finish, load
 
 
 @triton.jit
-def _load_row(ptrs, step, w_0, dil_w, width, mask_c, COUNT: tl.constexpr):
+def load_row(ptrs, step, w_0, dil_w, width, mask_c, COUNT: tl.constexpr):
     """Load COUNT columns of a row as they are in memory, `step` elements apart: a tuple of [BLOCK_W, BLOCK_C].
 
     `width` is that of the input, or 0 for a row outside of it.
@@ -85,7 +85,7 @@ def _tunable_conv2d_depthwise_rows_kernel(
     steps = tl.minimum(OH - oh_0, rows) + KH - 1
 
     width = tl.where((h_0 >= 0) & (h_0 < H), W, 0).to(tl.uint32)
-    ahead = _load_row(x_ptrs + h_0 * x_sh, x_step, w_0, dil_w, width, mask_c, COUNT)
+    ahead = load_row(x_ptrs + h_0 * x_sh, x_step, w_0, dil_w, width, mask_c, COUNT)
     alphas = ()
     if ALPHA != "none":
         alphas = load_alphas(alpha_ptr + b * alpha_sb, alpha_sp, P)
@@ -115,7 +115,7 @@ def _tunable_conv2d_depthwise_rows_kernel(
         row = ahead
         h = h_0 + step + 1
         width = tl.where((h >= 0) & (h < H) & (step + 1 < steps), W, 0).to(tl.uint32)
-        ahead = _load_row(x_ptrs + h * x_sh, x_step, w_0, dil_w, width, mask_c, COUNT)
+        ahead = load_row(x_ptrs + h * x_sh, x_step, w_0, dil_w, width, mask_c, COUNT)
         for s in tl.static_range(COUNT):
             x = row[s].to(tl.float32)
             added = ()

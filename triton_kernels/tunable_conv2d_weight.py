@@ -4,8 +4,7 @@ A matrix product [outputs, pixels] x [pixels, taps times inputs]. The pixels are
 sums to a workspace; the contraction adds these up in a fixed order, so the result does not depend on which block ran
 first. For a map there is one gradient per kernel for the whole batch, with grad_output times alpha[:, p].
 
-The gradient of the bias, the sum of grad_output over the same pixels, is made in the same launch: by blocks of its own,
-or by depthwise blocks on the way.
+The gradient of the bias, the sum of grad_output over the same pixels, is made in the same launch by blocks of its own.
 """
 
 import triton
@@ -186,87 +185,6 @@ def _tunable_conv2d_weight_kernel(
         tl.store(g_ptr + start + offs_g, acc, mask=mask_m[:, None] & (offs_n < KH * KW * C)[None, :])
 
 
-@triton.jit
-def _tunable_conv2d_depthwise_weight_kernel(
-    dy_ptr,
-    x_ptr,
-    g_ptr,
-    shift_ptr,  # the sums of grad_output, [sums * splits, output channels]
-    alpha_ptr,
-    picture,  # H, W of the input; OH, OW; samples per sum
-    channels,  # outputs
-    dy_strides,  # sample, channel, row, column
-    x_strides,  # sample, channel, row, column
-    g_strides,  # partial sum, output, row, column
-    alpha_strides,  # of a map: sample, kernel
-    geometry,  # stride, padding, dilation; (rows, columns) each
-    tiles,  # along channels, kernel rows, splits of the output rows
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    MAP: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    MULTIPLIER: tl.constexpr,
-    TAP_ROWS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    H, W, OH, OW, samples = picture
-    dy_sb, dy_sc, dy_sh, dy_sw = dy_strides
-    x_sb, x_sc, x_sh, x_sw = x_strides
-    g_sb, g_so, g_sh, g_sw = g_strides
-    alpha_sb, alpha_sp = alpha_strides
-    stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = geometry
-    tiles_c, tiles_r, splits = tiles
-
-    pid = tl.program_id(0)
-    tile_c = pid % tiles_c
-    row_0 = pid // tiles_c % tiles_r * TAP_ROWS
-    split = pid // (tiles_c * tiles_r) % splits
-    part = (pid // (tiles_c * tiles_r * splits)).to(tl.int64)
-    offs_c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask_c = offs_c < channels
-    dy_ptrs = dy_ptr + (offs_c * dy_sc)[None, :]
-    x_ptrs = x_ptr + (offs_c // MULTIPLIER * x_sc)[None, :]
-    if MAP:  # part is a kernel
-        alpha_ptr += part * alpha_sp
-    else:
-        dy_ptrs += part * samples * dy_sb
-        x_ptrs += part * samples * x_sb
-    sums = ()
-    for _ in tl.static_range(TAP_ROWS * KW):
-        sums = sums + (tl.zeros([BLOCK_W, BLOCK_C], tl.float32),)
-    shift = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
-    tiles_w = (OW + BLOCK_W - 1) // BLOCK_W
-    # One loop over the strips of all rows of all samples of the sum, dealt out to the splits in turn.
-    for strip in range(split, samples * OH * tiles_w, splits):
-        ow = strip % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-        oh = strip // tiles_w % OH
-        sample = (strip // (tiles_w * OH)).to(tl.int64)
-        mask = (ow < OW)[:, None] & mask_c[None, :]
-        dy = tl.load(dy_ptrs + sample * dy_sb + oh * dy_sh + (ow * dy_sw)[:, None], mask=mask, other=0.0)
-        dy = dy.to(tl.float32)
-        if MAP:
-            weights = tl.load(alpha_ptr + sample * alpha_sb + oh * OW + ow, mask=ow < OW, other=0.0)
-            dy *= weights.to(tl.float32)[:, None]
-        if HAS_BIAS:
-            shift += dy
-        added = ()
-        for tap in tl.static_range(TAP_ROWS * KW):
-            h = oh * stride_h - pad_h + (row_0 + tap // KW) * dil_h
-            w = ow * stride_w - pad_w + tap % KW * dil_w
-            inside = ((w >= 0) & (w < W) & (h >= 0) & (h < H) & (row_0 + tap // KW < KH))[:, None] & mask_c[None, :]
-            x = tl.load(x_ptrs + sample * x_sb + h * x_sh + (w * x_sw)[:, None], mask=inside, other=0.0)
-            added = added + (sums[tap] + dy * x.to(tl.float32),)
-        sums = added
-    row = part * splits + split
-    g_ptrs = g_ptr + row * g_sb + offs_c * g_so
-    for tap in tl.static_range(TAP_ROWS * KW):
-        r = row_0 + tap // KW
-        tl.store(g_ptrs + r * g_sh + tap % KW * g_sw, tl.sum(sums[tap], 0), mask=mask_c & (r < KH))
-    if HAS_BIAS:
-        tl.store(shift_ptr + row * channels + offs_c, tl.sum(shift, 0), mask=mask_c & (row_0 == 0))
-
-
 def plan_tunable_conv2d_weight(
     grad_output: Tensor,
     input: Tensor,
@@ -332,59 +250,6 @@ def plan_tunable_conv2d_weight(
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
-        },
-        config.num_warps,
-        config.num_stages,
-    )
-
-
-def plan_tunable_conv2d_depthwise_weight(
-    grad_output: Tensor,
-    input: Tensor,
-    partial: Tensor,
-    geometry: Geometry,
-    config: Config,
-    alpha: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Launch:
-    """Return the same launch for depthwise convolutions; arguments as for `plan_tunable_conv2d_weight`.
-
-    config: block_n columns of a strip, block_k channels; block_m is unused.
-    """
-    batch, inputs, height, width = input.shape
-    out_height, out_width = grad_output.shape[2:]
-    sums, splits, outputs, _, kh, kw = partial.shape
-    _, g_sb, g_so, _, g_sh, g_sw = partial.stride()
-    # Registers hold the sums of up to 9 taps.
-    tap_rows = kh if kh * kw <= 9 else 1
-    tiles = (cdiv(outputs, config.block_k), cdiv(kh, tap_rows), splits)
-    return Launch(
-        _tunable_conv2d_depthwise_weight_kernel,
-        (tiles[0] * tiles[1] * splits * sums,),
-        (
-            grad_output,
-            input,
-            partial,
-            partial if shift is None else shift,
-            partial if alpha is None else alpha,
-            (height, width, out_height, out_width, batch if alpha is not None else batch // sums),
-            outputs,
-            grad_output.stride(),
-            input.stride(),
-            (g_sb, g_so, g_sh, g_sw),
-            (0, 0) if alpha is None else alpha.stride()[:2],
-            geometry.flat(),
-            tiles,
-        ),
-        {
-            "KH": kh,
-            "KW": kw,
-            "MAP": alpha is not None,
-            "HAS_BIAS": shift is not None,
-            "MULTIPLIER": outputs // inputs,
-            "TAP_ROWS": tap_rows,
-            "BLOCK_W": config.block_n,
-            "BLOCK_C": config.block_k,
         },
         config.num_warps,
         config.num_stages,

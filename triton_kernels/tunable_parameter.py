@@ -11,10 +11,9 @@ Kernels and biases of a layer share both.
 import triton
 import triton.language as tl
 from torch import Tensor
+from tunable_ops.triton_kernels.blend_tiles import choose_blend_tiles
 from tunable_ops.triton_kernels.contraction import ALPHA_BLOCK, ROWS, SUM_BLOCK, Tiles
-from tunable_ops.triton_kernels.launch import Launch, cdiv
-
-BLOCK = 512
+from tunable_ops.triton_kernels.launch import Launch, cdiv, multiprocessors
 
 
 @triton.jit
@@ -24,18 +23,21 @@ def _tunable_parameter_forward_kernel(
     bias_ptr,
     shift_ptr,
     alpha_ptr,
-    sizes,  # elements of a kernel, of a bias; blocks per kernel, per kernel and bias
+    sizes,  # elements of a kernel, of a bias
+    tiles,  # blocks per kernel, per kernel and bias; samples
     strides,  # from kernel to kernel, from bias to bias
     alpha_strides,  # sample, kernel
     P: tl.constexpr,
+    SAMPLES: tl.constexpr,  # that a block blends
     BLOCK: tl.constexpr,
 ):
-    w_size, bias_size, w_blocks, blocks = sizes
+    w_size, bias_size = sizes
+    w_blocks, blocks, samples = tiles
     w_sp, bias_sp = strides
     alpha_sb, alpha_sp = alpha_strides
     pid = tl.program_id(0)
     block = pid % blocks
-    b = (pid // blocks).to(tl.int64)
+    first = (pid // blocks).to(tl.int64) * SAMPLES
     size = w_size
     stride = w_sp
     if block >= w_blocks:  # the last blocks blend the bias
@@ -46,11 +48,17 @@ def _tunable_parameter_forward_kernel(
         y_ptr = shift_ptr
     offs = block * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
-    total = tl.zeros([BLOCK], tl.float32)
+    kernels = ()
     for p in tl.static_range(P):
-        alpha = tl.load(alpha_ptr + b * alpha_sb + p * alpha_sp).to(tl.float32)
-        total += tl.load(w_ptr + p * stride + offs, mask=mask, other=0.0).to(tl.float32) * alpha
-    tl.store(y_ptr + b * size + offs, total.to(y_ptr.dtype.element_ty), mask=mask)
+        kernels = kernels + (tl.load(w_ptr + p * stride + offs, mask=mask, other=0.0),)
+    for i in tl.static_range(SAMPLES):
+        b = first + i
+        there = b < samples
+        total = tl.zeros([BLOCK], tl.float32)
+        for p in tl.static_range(P):
+            alpha = tl.load(alpha_ptr + b * alpha_sb + p * alpha_sp, mask=there, other=0.0).to(tl.float32)
+            total += kernels[p].to(tl.float32) * alpha
+        tl.store(y_ptr + b * size + offs, total.to(y_ptr.dtype.element_ty), mask=mask & there)
 
 
 @triton.jit
@@ -245,22 +253,26 @@ def plan_tunable_parameter_forward(
         shift: Output, contiguous, or None.
     """
     samples, kernels = alpha.shape
-    w_blocks = cdiv(weight.shape[1], BLOCK)
-    blocks = w_blocks + (0 if bias is None else cdiv(bias.shape[1], BLOCK))
+    item = weight.element_size()
+    processors = multiprocessors(weight)
+    block, rows = choose_blend_tiles(weight.shape[1], samples, kernels, item, processors)
+    w_blocks = cdiv(weight.shape[1], block)
+    blocks = w_blocks + (0 if bias is None else cdiv(bias.shape[1], block))
     return Launch(
         _tunable_parameter_forward_kernel,
-        (blocks * samples,),
+        (blocks * cdiv(samples, rows),),
         (
             weight,
             kernel,
             weight if bias is None else bias,
             kernel if shift is None else shift,
             alpha,
-            (weight.shape[1], 0 if bias is None else bias.shape[1], w_blocks, blocks),
+            (weight.shape[1], 0 if bias is None else bias.shape[1]),
+            (w_blocks, blocks, samples),
             (weight.stride(0), 0 if bias is None else bias.stride(0)),
             alpha.stride(),
         ),
-        {"P": kernels, "BLOCK": BLOCK},
+        {"P": kernels, "SAMPLES": rows, "BLOCK": block},
         4,
         1,
     )

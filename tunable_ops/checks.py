@@ -68,7 +68,7 @@ def check_convolution(
     pads, ends = resolve_padding(op, padding, taps, strides, dilations)
     size = [n + e for n, e in zip(shape[-ndim:], ends, strict=True)]
     grid = output_size(size, taps, strides, pads, dilations)
-    if min(grid) < 1:
+    if any(n < 1 for n in grid):  # not min(): graphs hold whichever side is longer
         n, k, p, d = next(each for *each, m in zip(size, taps, pads, dilations, grid, strict=True) if m < 1)
         raise ValueError(
             f"{op}: input must be at least as large as the dilated kernel after padding, {d * (k - 1) + 1}; "

@@ -20,6 +20,7 @@ from tunable_ops.bench.comparison.plan import (
     METHOD,
     MIX,
     SEPARATE,
+    Data,
     Method,
     Setting,
     Unit,
@@ -29,7 +30,7 @@ from tunable_ops.bench.comparison.plan import (
     steps_of,
     units,
 )
-from tunable_ops.bench.comparison.run import load_network, result_file
+from tunable_ops.bench.comparison.run import network_to_time, result_file
 
 from tunable_ops import fold
 from tunable_ops.control import PhasedModel
@@ -64,7 +65,7 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
         raise ValueError(f"comparison: units must be evaluated on the same pictures; got {len(pictures)} sets")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LambdaWarning)  # phases on the box, at lambda = (1, 1)
-        measured = sizes_and_times(out, setting, size=size, rounds=rounds)
+        measured = sizes_and_times(setting, Data(**plan["data"]), size=size, rounds=rounds)
     rows = {
         task: {method.key: _rows(method.key, task, setting, read) for method in methods_of(task, setting)}
         for task in setting.tasks
@@ -87,7 +88,7 @@ def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
     return results
 
 
-def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> dict[str, dict[str, Any]]:
+def sizes_and_times(setting: Setting, data: Data, *, size: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Return numbers of parameters, seconds per picture and per training step, and the memory of a step.
 
     With one CPU thread, or on the GPU where training used one. A knob is measured at t = 1/2, as it is and folded to a
@@ -109,7 +110,8 @@ def sizes_and_times(out: Path, setting: Setting, *, size: int, rounds: int) -> d
     trainings: dict[str, Callable[[], list[Tensor]]] = {}
     counts: dict[str, int] = {}
     for kind, (method, task) in chosen.items():
-        net = load_network(out, Unit(task, method.key, 0, GRID[0] if kind == SEPARATE else None)).to(device).eval()
+        unit = Unit(task, method.key, 0, GRID[0] if kind == SEPARATE else None)
+        net = network_to_time(unit, setting, data).to(device).eval()
         lam = torch.tensor(lam_for(method.key, task, 0.5), device=device)
         x = _picture(1, size, task, setting, device)
         counts[kind] = _count(net)

@@ -1,7 +1,7 @@
 """Train and evaluate what is missing in a folder; a stop loses the current evaluation only.
 
 ``plan.json`` says what the folder is for, ``runs/ID`` is a unit's training, ``units/ID.json`` its results: what has
-those is finished and is skipped.
+those is finished and is skipped, so ``plan.json`` and ``units`` alone are enough to go on elsewhere.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tunable_ops.bench.results_file import read_json, write_json
 from tunable_ops.bench.timing import cpu_threads
 
 from tunable_ops import serialization
+from tunable_ops.train.build import build_network
 from tunable_ops.train.config import Config
 from tunable_ops.train.signals import StopSignals
 from tunable_ops.train.trainer import MODEL, train
@@ -106,6 +107,14 @@ def load_network(out: Path, unit: Unit) -> nn.Module:
         return Mix([load_network(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)])
     path = out / "runs" / unit.id / MODEL
     return serialization.load_folded(path) if unit.method == SEPARATE else serialization.load(path)
+
+
+def network_to_time(unit: Unit, setting: Setting, data: Data) -> nn.Module:
+    """Return a unit's network as it is before training: time and size are those of the trained one."""
+    if unit.method == MIX:
+        ends = [Unit(unit.task, SEPARATE, unit.seed, t) for t in (0.0, 1.0)]
+        return Mix([network_to_time(end, setting, data) for end in ends])
+    return build_network(config_of(unit, setting, data))
 
 
 def run_unit(

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,6 +469,7 @@ def test_workers_give_the_same_numbers(done: Path, data: plan.Data, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("published_weights")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_sigterm_stops_the_command(data: plan.Data, tmp_path: Path, jobs: int) -> None:
     words = [
@@ -496,3 +498,13 @@ def test_sigterm_stops_the_command(data: plan.Data, tmp_path: Path, jobs: int) -
     assert process.returncode == 130, errors
     assert "run the same command again to continue" in errors
     assert 1 <= len(list((tmp_path / "out" / "units").glob("*.json"))) < 40
+
+
+def test_results_without_trainings_are_enough(done: Path, collected: dict[str, Any], tmp_path: Path) -> None:
+    """`plan.json` and `units`, carried elsewhere: the tables are the same, and nothing is trained again."""
+    shutil.copy(done / "plan.json", tmp_path)
+    shutil.copytree(done / "units", tmp_path / "units")
+    found = collect(tmp_path, size=16, rounds=3)
+    assert found["tasks"] == collected["tasks"]
+    sizes = {name: row["parameters"] for name, row in collected["methods"].items()}
+    assert {name: row["parameters"] for name, row in found["methods"].items()} == sizes

@@ -77,6 +77,9 @@ def test_info_prints_the_configuration_as_tables(run, tmp_path, model):
     save(load(model), path, architecture="dncnn", arguments=arguments, notes={"step": 5, "config": config})
     code, out, err = run("info", path)
     assert code == 0, err
+    assert out.splitlines()[-1] == "configuration of its training, 3 sections: --configuration prints it"
+    code, out, err = run("info", path, "--configuration")
+    assert code == 0, err
     at = out.splitlines().index("notes         step: 5")
     assert [line.rstrip() for line in out.splitlines()[at + 1 :]] == [
         "configuration seed: 0",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 
 import pytest
 import torch
@@ -182,6 +183,29 @@ def test_shards_cover_everything_once(monkeypatch):
         shards.Shard.here()
 
 
+def test_a_process_ends_when_all_have_finished():
+    """Torchrun ends all processes when one returns an error: that one has to be the last."""
+    store, ended, looked = torch.distributed.HashStore(), [], threading.Event()
+
+    def finish(code):
+        ended.append(shards.Others(store, 3, looked.set).finish(code))
+
+    threads = [threading.Thread(target=finish, args=(code,)) for code in (1, 0)]
+    for thread in threads:
+        thread.start()
+    assert looked.wait(10) and not ended
+    finish(0)
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ended) == [0, 0, 1]
+    assert shards.Others(store, 9).finish(2) == 2  # which stops the others, such as a full disk
+
+
+def test_processes_of_other_launchers_do_not_wait(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert shards.Others.join(shards.Shard(0, 2)).finish(1) == 1
+
+
 def torchrun(count, *words):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "tunable_ops.cli"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -193,7 +217,7 @@ def torchrun(count, *words):
 def test_two_processes_share_a_tar(run, model, tmp_path):
     source = write_tar(tmp_path / "data.tar", broken=(3,))
     done = torchrun(2, "apply", source, "--model", model, "--out", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # of the process that met the broken one, once both had finished
     assert run("apply", source, "--model", model, "--out", tmp_path / "one")[0] == 1
     parts = [members(tmp_path / "two" / f"data.0{rank}-of-02.tar") for rank in (0, 1)]
     assert not set(parts[0]) & set(parts[1]) and parts[0] | parts[1] == members(tmp_path / "one" / "data.tar")
@@ -208,13 +232,14 @@ def test_two_processes_share_a_folder_and_skip_what_is_done(run, model, tmp_path
         (folder / f"{number}.png").write_bytes(b"no picture" if number == 4 else picture(number))
     words = ("apply", folder, "--model", model, "--out", tmp_path / "two", "--resume")
     done = torchrun(2, *words)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert run("apply", folder, "--model", model, "--out", tmp_path / "one")[0] == 1
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.png")} for name in ("one", "two"))
     assert one == two and len(one) == 5
     assert "4.png" in (tmp_path / "two" / "failed-00-of-02.tsv").read_text()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*.png")}
     next(iter(times)).unlink()
+    (folder / "4.png").unlink()
     assert torchrun(2, *words).returncode == 0
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*.png")}
     assert after.keys() == times.keys() and sum(after[path] != times[path] for path in times) == 1

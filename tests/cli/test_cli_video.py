@@ -167,7 +167,7 @@ def test_processes_take_their_part(run, model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     code, _, err = run(*words)
-    assert code == 0 and "1 of 2 videos done" in err and "by process 00-of-02" in err
+    assert code == 1 and "1 of 2 videos done" in err and "by process 00-of-02" in err
     assert (tmp_path / "out" / "failed-00-of-02.tsv").read_text().startswith(f"{tmp_path / 'c.mp4'}\tvideo: path must")
     assert [path.name[:1] for path in (tmp_path / "out").glob("*.mp4")] == ["a"]
     monkeypatch.setenv("RANK", "1")

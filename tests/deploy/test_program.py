@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import pytest
@@ -19,7 +20,9 @@ NO_OPERATORS = unavailable_reason("tunable_conv2d", "cpp")
 @pytest.fixture(scope="module")
 def graph(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "small.pt2"
-    return path, export_program(small, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # torch's, about a class of its own
+        return path, export_program(small, path)
 
 
 def assert_same(path, net, pairs, bound=1e-4):

@@ -354,6 +354,29 @@ def test_a_repeated_lambda_is_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_equal(net(x, [0.3, 0.7]), after)
 
 
+def test_another_thread_in_the_middle_does_not_mix_kernels_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads with lambdas of their own: the kernels of one were kept under the alphas of the other."""
+    net = model()
+    net.remember = True
+    x, first, second = draw(1, 3, 8, 8), [0.25, 0.75], [0.75, 0.25]
+    with torch.no_grad():
+        net.remember = False
+        expected = net(x, second)
+        net.remember = True
+        net(x, first)
+        real = network_blend.NetworkBlend.finish
+
+        def interrupted(blend: network_blend.NetworkBlend) -> None:
+            monkeypatch.setattr(network_blend.NetworkBlend, "finish", real)
+            real(blend)
+            net(x, second)  # another thread, while the first makes what it will keep
+
+        monkeypatch.setattr(network_blend.NetworkBlend, "finish", interrupted)
+        net(x, first)
+        for _ in range(3):
+            torch.testing.assert_close(net(x, second), expected)
+
+
 def test_nothing_is_remembered_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes through `.data` would not be seen."""
     net, x = model(), draw(1, 3, 8, 8)

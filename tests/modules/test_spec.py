@@ -2,12 +2,15 @@
 
 import json
 import math
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import tunable_ops
 from tunable_ops import LambdaSpec
+from tunable_ops.modules.spec import lambda_warnings_off
 
 
 def test_what_is_not_given_is_filled_in():
@@ -148,3 +151,14 @@ def test_dictionaries_that_lack_something():
 def test_the_spec_travels_with_the_model():
     net = tunable_ops.convert(torch.nn.Linear(3, 3), 2, names=["a", "b"], defaults=[0.25, 0.75])
     assert net.spec == LambdaSpec(("a", "b"), ((0.0, 1.0),) * 2, (0.25, 0.75), "simplex")
+
+
+def test_warnings_are_off_in_one_thread_alone():
+    spec = LambdaSpec.create(1, "box", ("noise",))
+    with pytest.warns(tunable_ops.LambdaWarning), lambda_warnings_off(), ThreadPoolExecutor(1) as pool:
+        pool.submit(spec.check, 2.0, warn=True).result()
+    with warnings.catch_warnings(), lambda_warnings_off():
+        warnings.simplefilter("error")
+        spec.check(2.0, warn=True)
+    with pytest.warns(tunable_ops.LambdaWarning, match="noise = 2 is outside the range"):
+        spec.check(2.0, warn=True)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.serve.conftest import picture, serving, small_network
+from tunable_ops.deploy.batching import Batcher
+from tunable_ops.deploy.source import two_lambdas
 from tunable_ops.images import open_picture
-from tunable_ops.serve.batching import Batcher
 from tunable_ops.serve.limits import Admission, Gone, Life, PixelBudget
 from tunable_ops.serve.models import Served
 from tunable_ops.serve.problems import Problem
@@ -172,16 +173,10 @@ def test_closing_finishes_what_was_handed_in(net):
     ],
 )
 def test_a_network_is_tried_with_two_lambdas_of_its_domain(options, recwarn):
-    seen = []
-
-    class Seen(Served):
-        def call(self, batch, lams):
-            seen.extend(lams)
-            return super().call(batch, lams)
-
     net = small_network(**options)
-    assert Seen("small", net).per_sample
+    seen = two_lambdas(net.spec)
     assert len(set(seen)) == 2 and all(net.spec.contains(lam) for lam in seen)
+    assert Served("small", net).per_sample
     assert not recwarn.list
 
 

@@ -1,9 +1,14 @@
 """Settings, keys, and the command's own errors."""
 
+import argparse
+
 import pytest
+import torch
 
 from tests.serve.conftest import small_network
-from tunable_ops import cli
+from tunable_ops import cli, convert, models, save_knob
+from tunable_ops.cli import serve
+from tunable_ops.serialization import save
 from tunable_ops.serve import Served, Settings, create_app
 from tunable_ops.serve.settings import read_key
 
@@ -47,6 +52,8 @@ def test_no_models_and_channels_that_are_no_picture():
     (["--model", "nothing"], "model must be an existing file or one of"),
     (["--model", "a b=denoise"], "--model must have a name of letters"),
     (["--model", "denoise", "--model", "denoise"], "--model must have a different name for each network"),
+    (["--knob", "a.safetensors"], "--knob must come with one --model, which it belongs to; got"),
+    (["--model", "denoise", "--network", "a:B"], "--network must be left out for a network that ships"),
     (["--queue", "0"], "queue must be at least 1; got 0"),
     (["--api-key-file", "/nonexistent/key"], "No such file or directory: '/nonexistent/key'"),
 ])  # fmt: skip
@@ -59,3 +66,29 @@ def test_a_missing_package_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert cli.main(["serve"]) == 2
     assert "pip install 'tunable-ops[serve]'" in capsys.readouterr().err
+
+
+def models_of(*words):
+    parser = argparse.ArgumentParser()
+    serve.add_parser(parser.add_subparsers())
+    return serve._models(parser.parse_args(["serve", *map(str, words)]), "cpu")
+
+
+def test_a_knob_and_a_network_that_is_imported(tmp_path):
+    """As in `apply`: a base with a knob file, and a class that the checkpoint alone cannot name."""
+    plain = models.build("dncnn", features=4, depth=3)
+    net = convert(plain, 1, domain="box", names=("texture",))
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight[1:].add_(0.1)
+    save(plain, tmp_path / "base.safetensors", architecture="dncnn", arguments={"features": 4, "depth": 3})
+    save_knob(net, tmp_path / "knob.safetensors", architecture="dncnn", arguments={"features": 4, "depth": 3})
+    words = ("--model", f"mine={tmp_path / 'base.safetensors'}", "--knob", tmp_path / "knob.safetensors")
+    served = models_of(*words, "--engine", "livefold")["mine"]
+    assert served.spec.names == ("texture",) and not served.per_sample
+    x = torch.rand(1, 3, 8, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(served.call(x, [(0.5,)]), net.eval()(x, 0.5), rtol=1e-4, atol=1e-5)
+    save(net, tmp_path / "own.safetensors", architecture="own", arguments={"features": 4, "depth": 3})
+    words = ("--model", tmp_path / "own.safetensors", "--network", "tunable_ops.models:DnCNN")
+    assert models_of(*words)["own"].per_sample

@@ -75,6 +75,7 @@ def test_audit_cases_are_distinct_and_complete() -> None:
         "_tunable_conv2d_weight_kernel",
         "_tunable_conv2d_map_input_kernel",
         "_tunable_conv2d_depthwise_weight_kernel",
+        "_tunable_conv2d_depthwise_weight_rows_kernel",
         "_tunable_parameter_forward_kernel",
         "_tunable_parameter_backward_kernel",
         "_tunable_parameter_sum_kernel",

@@ -123,3 +123,24 @@ def test_what_a_network_blends_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rule.blends_first(layer, "A GPU")
     assert not rule.blends_first(layer, "Another GPU")
     assert not rule.blends_first(layer._replace(inputs=4), "A GPU")  # too far from the entry
+
+
+def test_depthwise_splits_share_the_strips_evenly() -> None:
+    """512 strips of 32 rows for all samples, 32 for each of 16; no split is without one."""
+    sizes = (16, 2, 1, 1, 64, (3, 3), (1, 1), (128, 128))
+    problem = rule.Problem("weight", "depthwise", "sample", "bfloat16", "nhwc", *sizes)
+    config = rule.default_config(problem)
+    assert config[:3] == (32, 16, 64)
+    assert rule.choose_splits(problem, config, 132, 1000) == 32
+    assert rule.choose_splits(problem, config, 132, 20) == 16  # two strips each
+    assert rule.choose_splits(problem._replace(alpha="shared"), config, 132, 1000) == 512
+
+
+def test_channels_that_vectors_do_not_fit_get_smaller_tiles() -> None:
+    """18 channels are loaded one by one; those of a first layer, of one step, stay."""
+    sizes = (32, 2, 18, 18, 1, (3, 3), (1, 1), (56, 56))
+    layer = rule.Problem("forward", "dense", "sample", "bfloat16", "nhwc", *sizes)
+    assert rule.default_config(layer)[:3] == (64, 32, 32)
+    assert rule.default_config(layer._replace(direction="weight"))[:3] == (32, 64, 32)
+    assert rule.default_config(layer._replace(inputs=20, outputs=20))[:3] == (128, 32, 64)
+    assert rule.default_config(layer._replace(inputs=3, outputs=64))[:2] == (128, 64)

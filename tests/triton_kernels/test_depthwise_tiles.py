@@ -85,3 +85,19 @@ def test_the_machine_code_exchanges_taps_once(taps: int) -> None:
     assert finding.loop is not None and finding.loop.barriers == 0
     # Two channels of four columns: eight results a step.
     assert finding.loop.instructions <= 2.4 * 8 * taps * taps
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason="compiles")
+def test_the_machine_code_of_the_weight_gradient_exchanges_sums_once() -> None:
+    """No barrier in the loop, and at the end one sum of all taps and the bias instead of ten."""
+    from tunable_ops.triton_kernels import audit
+    from tunable_ops.triton_kernels.audit_cases import launches_of
+    from tunable_ops.triton_kernels.choose_algorithm import Problem
+
+    sizes = (16, 2, 1, 1, 64, (3, 3), (1, 1), (128, 128))
+    (case,) = launches_of(Problem("forward", "depthwise", "sample", "bfloat16", "nhwc", *sizes), ("weight",))
+    assert case.launch.kernel.__name__ == "_tunable_conv2d_depthwise_weight_rows_kernel"
+    finding = audit.audit(case, 90)
+    assert finding.faults == () and finding.count("BAR") <= 8
+    assert finding.loop is not None and finding.loop.barriers == 0
+    assert finding.loop.instructions <= 2.6 * 8 * 9

@@ -183,6 +183,21 @@ def test_the_gradient_in_parts_and_chunks(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(per_sample, "CHUNK_BYTES", 64 << 20)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", [1, 3, 16])
+def test_blends_of_many_samples(kernels: int, dtype: torch.dtype) -> None:
+    """A block blends eight samples of 11, and the last elements of 4100 and of the biases are no whole tile."""
+    from tunable_ops.backends.triton.tunable_parameter import blend
+
+    weight, bias = torch.randn(kernels, 41, 100).to(dtype), torch.randn(kernels, 41).to(dtype)
+    alpha = torch.randn(11, kernels)
+    for found, stack in zip(blend(weight, bias, alpha), (weight, bias), strict=True):
+        assert found is not None
+        expected = torch.einsum("bp,p...->b...", alpha.double(), stack.double())
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-5)
+
+
 def test_same_bits_twice() -> None:
     tensors = SMALL.tensors("sample", torch.float32)
     grad = torch.randn(SMALL.batch, SMALL.outputs, *SMALL.grid)

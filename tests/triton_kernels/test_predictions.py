@@ -8,7 +8,7 @@ import pytest
 import torch
 from tunable_ops.triton_kernels import audit, predictions, unavailable_reason
 from tunable_ops.triton_kernels.audit_loop import Loop, main_loop
-from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_algorithm, default_config
+from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, blends_first, choose_algorithm, default_config
 
 from tunable_ops import models
 from tunable_ops.backends import wgmma
@@ -30,6 +30,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     A launch is (name, blocks), and "wgmma" for the kernel that is not Triton's.
     """
+    from tunable_ops.triton_kernels import tunable_parameter as kernels
     from tunable_ops.triton_kernels.launch import Launch
 
     from tunable_ops.backends.triton import tunable_conv2d as backend
@@ -62,7 +63,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         patch.setattr(wgmma, "input_gradient", by_wgmma(1))
         patch.setattr(backend, "convolve", convolve)
         patch.setattr(backend, "convolve_backward", convolve_backward)
-        for module in (backend, tunable_parameter):
+        for module in (backend, tunable_parameter, kernels):
             patch.setattr(module, "multiprocessors", lambda _: predictions.FAST.multiprocessors)
         yield made
 
@@ -117,6 +118,22 @@ def test_launches_of_blended_kernels_are_those_of_the_backend(
     with recorded(monkeypatch) as made:
         backend.forward(*tensors(problem), (1, 1), (taps // 2, taps // 2), (1, 1), 1, "none", choice)
     assert made == said(predictions.forward(problem, choice))
+
+
+@needs_triton
+def test_launches_after_the_blend_of_a_network_are_those_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunable_ops.backends.triton import conv2d as backend
+
+    first = [layer for layer in dict.fromkeys(predictions.nafnet_layers()) if blends_first(layer)]
+    assert {layer.kind for layer in first} == {"pointwise", "dense"}
+    for layer in first:
+        x, weight, bias, _ = tensors(layer)
+        padding = (layer.taps[0] // 2,) * 2 if layer.stride == (1, 1) else (0, 0)
+        with recorded(monkeypatch) as made:
+            monkeypatch.setattr(backend, "convolve", lambda *_, made=made: made.append("library"))
+            backend.forward(x[:, :, : layer.stride[0] * layer.size[0], : layer.stride[1] * layer.size[1]],
+                            weight[0], bias[0], layer.stride, padding, (1, 1), layer.groups)  # fmt: skip
+        assert made == said(predictions.of_tunable(layer)), layer
 
 
 def test_layers_of_nafnet_are_the_networks() -> None:

@@ -63,8 +63,16 @@ def test_counts_of_other_kernels_by_hand() -> None:
     assert weight.blocks == 5 * 4 * 32
     assert weight.workspace == 4 * 4 * 32 * 64 * 64 * 9
     assert weight.products == weight.blocks * 13 * 64 * 128 * 64  # a quarter of 3136 pixels in steps of 64
+    # Four strips of 16 rows in seven columns of tiles: 14 splits take two each.
+    (work,) = work_of(deep._replace(direction="weight"), Config(16, 8, 64, 2, 1), splits=14)
+    assert (work.kernel, work.blocks) == ("_tunable_conv2d_depthwise_weight_rows_kernel", 32 * 14)
+    assert work.memory == 2 * PIXELS * 64 * 2 and work.workspace == 4 * 32 * 14 * 64 * 9
+    assert work.l2 == (32 * 28 * 18 * 10 + PIXELS) * 64 * 2 + work.workspace
+    assert work.chain == 2 * 2 * 19
     blend = blend_work(36864, 64, 32, 2, "bfloat16")
-    assert blend.blocks == 32 * 73 and blend.memory == 2 * (36864 + 64) * 2
+    # Blocks of 1024 elements and two samples; each reads two kernels.
+    assert blend.blocks == 16 * 37 and blend.memory == 2 * (36864 + 64) * 2
+    assert blend.l2 == (16 * 2 + 32) * (36864 + 64) * 2
 
 
 def test_counts_of_the_contraction_by_hand() -> None:
@@ -74,8 +82,8 @@ def test_counts_of_the_contraction_by_hand() -> None:
     sizes = (36864, 64, 32, 4, 2, "bfloat16", tiles)
     work = contract_work(*sizes)
     assert work.blocks == 3 * 145 and work.chain == 2 + 3 * 3
-    G, stacks, parts = 4 * 32 * (4 * 36864 + 64), 2 * 36928 * 2, 3 * 2 * 36928 * 4
-    shares = 32 * 2 * (144 * 4 + 1) * 4
+    G, stacks, parts = 4 * 32 * 4 * (36864 + 64), 2 * 36928 * 2, 3 * 2 * 36928 * 4
+    shares = 32 * 2 * (144 + 1) * 4 * 4
     assert work.l2 == G + 3 * 3 * stacks + parts + shares
     again = contract_work(*sizes, again=True)
     assert again.l2 == work.l2 + parts and again.chain == work.chain + 2
@@ -83,6 +91,19 @@ def test_counts_of_the_contraction_by_hand() -> None:
     assert last.blocks == 2 * (288 + 1 + 32)
     assert last.l2 == parts + stacks + shares
     assert contract_sum_work(*sizes, summed=False).blocks == 64
+
+
+def test_the_sums_of_a_bias_are_counted() -> None:
+    """The contraction reads as many of them as of the kernels' gradients; depthwise blocks write them on the way."""
+    deep = LAYER._replace(direction="weight", kind="depthwise", inputs=1, outputs=1, groups=64)
+    config = Config(16, 8, 64, 2, 1)
+    (gradient, contraction, _) = roofline_calls.kernel_gradient_calls(deep, "fused", config, lambda most: 14)
+    (bare,) = work_of(deep, config, 14)
+    written = 4 * 32 * 14 * 64
+    assert gradient.l2 == bare.l2 + written and gradient.workspace == bare.workspace + written
+    assert gradient.lanes == bare.lanes + PIXELS * 64 and gradient.blocks == bare.blocks
+    tiles = choose_tiles(576, 32 * 14, 2, 132)
+    assert contraction == contract_work(576, 64, 32, 14, 2, "bfloat16", tiles)
 
 
 @pytest.mark.parametrize("size", [1, 64, 576, 2304, 36864, 589824])

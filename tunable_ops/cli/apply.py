@@ -113,13 +113,23 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Process all inputs; return 0, 1 if some were skipped, or 2 if all were."""
-    from tunable_ops.cli.apply_checks import check_numbers
+    """Process all inputs; return 0, 1 if some were skipped, or 2 if all were.
+
+    One of several processes returns 1 for both, under `torchrun` once all have finished.
+    """
+    from tunable_ops.cli.shards import Others, Shard
     from tunable_ops.cli.sources import kind_of_inputs
     from tunable_ops.cli.video_options import check_options
 
     kind = kind_of_inputs(args.input)
     check_options(args, kind)
+    others = Others.join(Shard.here())
+    return others.finish(_run_kind(args, kind))
+
+
+def _run_kind(args: argparse.Namespace, kind: str) -> int:
+    from tunable_ops.cli.apply_checks import check_numbers
+
     if kind == "videos":
         from tunable_ops.cli.video import run_videos
 

@@ -58,7 +58,7 @@ class Batch:
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
 
     def run(self, sources: Sequence[Source]) -> int:
-        """Process all; return 0, 1 if some were skipped, or 2 if all were."""
+        """Process all; return 0, 1 if some were skipped, or 2 if all were (one of several processes: 1)."""
         from tunable_ops import images
         from tunable_ops.cli import one_line
         from tunable_ops.cli.progress import Progress, printable
@@ -95,7 +95,7 @@ class Batch:
         print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
         if self.shard.several:
             self.shard.write_failed(self.args.out, self.failed)
-            return 2 if full else 0
+            return 2 if full else int(bool(self.failed))
         if unreadable == len(sources):
             raise ValueError(
                 f"images: paths must hold at least one readable image; got {unreadable} files, none of them readable"

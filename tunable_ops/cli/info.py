@@ -40,7 +40,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", help="tunable or folded network: a file, or the name of a shipped one; or a knob file"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--configuration", action="store_true", help="print what it was trained with, too")
+    parser.add_argument("--json", action="store_true", help="print JSON, with everything")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         facts, table = (
             (describe(found.file), _table) if found.base is None else (describe_shipped(found), _shipped_table)
         )
-    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else table(facts))
+    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else table(facts, args.configuration))
     return 0
 
 
@@ -82,7 +83,7 @@ def describe_installation() -> dict[str, Any]:
     }
 
 
-def _installation_table(facts: dict[str, Any]) -> str:
+def _installation_table(facts: dict[str, Any], configuration: bool = False) -> str:
     rows = [("tunable_ops", f"{facts['version']}, Python {facts['python']}, torch {facts['torch']}")]
     for index, (name, reason) in enumerate(facts["backends"].items()):
         rows.append(("" if index else "backends", name if reason is None else f"{name}: no; {reason}"))
@@ -256,7 +257,7 @@ def _layers(path: Path) -> dict[str, Any]:
     }
 
 
-def _shipped_table(facts: dict[str, Any]) -> str:
+def _shipped_table(facts: dict[str, Any], configuration: bool = False) -> str:
     base = facts["base"]
     rows = [("network", f"{facts['name']} ({_bytes(facts['bytes'])}): {facts.get('purpose', 'a base, without knobs')}")]
     if "lambda" in facts:
@@ -268,14 +269,14 @@ def _shipped_table(facts: dict[str, Any]) -> str:
         ("trained on", base["pictures"]),
         ("licence", f"{base['licence']} (LICENSES.txt beside the file)"),
     ]
-    return "\n\n".join([_lines(rows), *map(_table, facts.get("knobs", []))])
+    return "\n\n".join([_lines(rows), *(_table(knob, configuration) for knob in facts.get("knobs", []))])
 
 
 def _lines(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
 
 
-def _table(facts: dict[str, Any]) -> str:
+def _table(facts: dict[str, Any], configuration: bool = False) -> str:
     rows = [
         ("file", f"{facts['path']} ({_bytes(facts['bytes'])})"),
         ("kind", _kind(facts)),
@@ -299,7 +300,9 @@ def _table(facts: dict[str, Any]) -> str:
     config = notes.pop("config", None)
     lines = [line for name, value in notes.items() for line in note_lines(name, value)]
     rows += [("" if index else "notes", line) for index, line in enumerate(lines)]
-    if isinstance(config, dict):
+    if isinstance(config, dict) and not configuration:
+        rows.append(("configuration", f"of its training, {len(config)} sections: --configuration prints it"))
+    elif isinstance(config, dict):
         lines = [line for name, value in config.items() if value is not None for line in note_lines(name, value)]
         rows += [("" if index else "configuration", line) for index, line in enumerate(lines)]
     if facts.get("licence"):

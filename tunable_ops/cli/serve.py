@@ -6,10 +6,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.network import add_network
 
 if TYPE_CHECKING:
     from tunable_ops.serve import Served, Settings
@@ -38,6 +38,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="[NAME=]MODEL",
         help="network to serve: a file, or the name of a shipped one, and what requests call it (default: its own "
         "name); repeat it for several (default: all that ship)",
+    )
+    parser.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="knob to add to the network of the one --model, which is then its base; repeat it for several",
+    )
+    add_network(parser)
+    parser.add_argument(
+        "--engine",
+        default="eager",
+        choices=("eager", "livefold", "onnxruntime", "openvino"),
+        help="what computes; eager alone puts requests with different lambdas into one call (default: eager)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)"
@@ -80,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     set_threads(args.threads)
     device = choose_device(args.device)
     settings = _settings(args, device.type != "cpu")
-    app = create_app(_models(args.model, device), settings)
+    app = create_app(_models(args, device), settings)
     if args.host not in _LOOPBACK and settings.api_key is None:
         said = f"anyone who reaches {args.host} may use this service: set {_KEY}, or leave --host out"
         print(f"tunable-ops serve: warning: {said}", file=sys.stderr)
@@ -103,8 +117,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, on_gpu: bool) -> Settings:
+    from tunable_ops.deploy.batching import default_batch_pixels
     from tunable_ops.serve import Settings
-    from tunable_ops.serve.settings import default_batch_pixels, read_key
+    from tunable_ops.serve.settings import read_key
 
     names = (
         "max_bytes max_pixels queue timeout upload_timeout batch_wait_ms max_batch batch_pixels tile overlap workers"
@@ -117,22 +132,29 @@ def _settings(args: argparse.Namespace, on_gpu: bool) -> Settings:
     return Settings(**given, api_key=key)
 
 
-def _models(words: Sequence[str] | None, device: Any) -> dict[str, Served]:
+def _models(args: argparse.Namespace, device: Any) -> dict[str, Served]:
     """Load the networks, by the names of requests."""
     from tunable_ops import pretrained
+    from tunable_ops.cli.network import build_network
     from tunable_ops.restorer import load
     from tunable_ops.serve import Served
 
+    words = pretrained.names() if args.model is None else args.model
+    for option in ("knob", "network"):
+        if getattr(args, option) and len(words) != 1:
+            raise ValueError(f"--{option} must come with one --model, which it belongs to; got {len(words)} models")
     served: dict[str, Served] = {}
-    for word in pretrained.names() if words is None else words:
+    for word in words:
         name, equals, model = word.partition("=")
-        found = pretrained.find(model if equals else word)
+        model = model if equals else word
+        found = pretrained.find(model)
         name = name if equals else found.name
         if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
             raise ValueError(f"--model must have a name of letters, digits, '-', '_' and '.'; got {word!r}")
         if name in served:
             raise ValueError(f"--model must have a different name for each network (NAME=MODEL); got {name!r} twice")
-        net, _, _ = load(model if equals else word, [], None)
+        net, _, _ = load(model, args.knob, build_network(args.network, model, args.knob))
         notes = getattr(net, "notes", None) or {}
-        served[name] = Served(name, net, notes.get("purpose") or pretrained.PURPOSES.get(found.name), device)
+        purpose = notes.get("purpose") or pretrained.PURPOSES.get(found.name)
+        served[name] = Served(name, net, purpose, device, args.engine)
     return served

@@ -1,21 +1,23 @@
-"""One of several processes, as `torchrun` starts them: its part of the work."""
+"""One of several processes, as `torchrun` starts them: its part of the work, and when it may end."""
 
 from __future__ import annotations
 
+import datetime
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Shard"]
+__all__ = ["Others", "Shard"]
 
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `rank` of `count`. Processes do not talk to each other: each knows its part from these two numbers.
+    """Part `rank` of `count`. Each process knows its part from these two numbers.
 
     Args:
         rank: Number of this process, from 0.
@@ -76,3 +78,52 @@ class Shard:
 
 
 _NAMES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+class Others:
+    """The other processes of `torchrun`, which ends all of them when one returns an error.
+
+    So a process in which pictures have failed waits with its exit code until all have finished. They meet in the store
+    of `torchrun`. Processes that something else has started do not wait.
+
+    Args:
+        store: A torch.distributed.Store; None where nobody waits.
+        count: Number of processes.
+        pause: Called between two looks at the store.
+    """
+
+    def __init__(self, store: Any, count: int, pause: Callable[[], object] = lambda: time.sleep(0.5)) -> None:
+        self._store, self._count, self._pause = store, count, pause
+
+    @classmethod
+    def join(cls, shard: Shard) -> Others:
+        """Find the others, before the work.
+
+        Raises:
+            ValueError: The store of `torchrun` does not answer.
+        """
+        if not shard.several or "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls(None, shard.count)
+        import torch.distributed
+
+        try:
+            store, _, _ = next(torch.distributed.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"torchrun must be reachable at MASTER_ADDR and MASTER_PORT; got {why}") from error
+        return cls(torch.distributed.PrefixStore("tunable_ops.apply", store), shard.count)
+
+    def finish(self, code: int) -> int:
+        """Return the exit code of this process: 0 or 1 when all have finished, another one, which stops them, now."""
+        if self._store is None or code not in (0, 1):
+            return code
+        try:
+            self._store.add(_FINISHED, 1)
+            while self._store.add(_FINISHED, 0) < self._count:
+                self._pause()
+        except RuntimeError:  # the process that holds the store has gone, as it does when all have finished
+            pass
+        return code
+
+
+_FINISHED = "finished"

@@ -76,8 +76,7 @@ def run_tars(args: argparse.Namespace, device: Any) -> int:
     """Process all tars, or this process's part of them; return 0, 1 if something was skipped, or 2 if all was.
 
     With as many tars as processes, or more, each process takes whole tars; otherwise every process reads all of them
-    and takes its part of the samples. As `torchrun` ends all processes when one returns another code than 0, several
-    processes return 0 where pictures were skipped.
+    and takes its part of the samples. One of several processes returns 1 where all of its samples were skipped, too.
     """
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.cli.apply_checks import check_output, make_folder
@@ -129,9 +128,7 @@ def run_tars(args: argparse.Namespace, device: Any) -> int:
             progress.finish()
     which = f", by process {shard}" if shard.several else ""
     print(f"{done} of {done + failed} samples done, in {args.out}{which}", file=sys.stderr)
-    if shard.several:
-        return 0
-    return 0 if not failed else 1 if done else 2
+    return 0 if not failed else 1 if done or shard.several else 2
 
 
 class _Tar:

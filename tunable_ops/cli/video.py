@@ -30,7 +30,7 @@ _RATE = "25"
 def run_videos(args: argparse.Namespace, device: Any) -> int:
     """Process all videos, or this process's part of them; return 0, 1 if some were skipped, or 2 if all were.
 
-    Several processes return 0 where videos were skipped, since `torchrun` ends all when one returns another code.
+    One of several processes returns 1 where all of its videos were skipped, too.
 
     Args:
         args: Arguments of the command.
@@ -89,7 +89,7 @@ def run_videos(args: argparse.Namespace, device: Any) -> int:
     print(f"{done} of {len(paths)} videos done, in {printable(args.out)}{which}", file=sys.stderr)
     if shard.several:
         shard.write_failed(args.out.parent if single else args.out, failed)
-        return 0
+        return int(bool(failed))
     if not done:
         return 2
     return 0 if done == len(paths) else 1

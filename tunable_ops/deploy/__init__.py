@@ -13,12 +13,14 @@ from tunable_ops.deploy.description import Description, describe
 from tunable_ops.deploy.exported import Exported, load
 from tunable_ops.deploy.onnx import export_onnx
 from tunable_ops.deploy.program import compile_package, export_program
+from tunable_ops.deploy.runner import Runner
 from tunable_ops.ops.registration import decompositions
 
 __all__ = [
     "FORMS",
     "Description",
     "Exported",
+    "Runner",
     "capture",
     "compile_package",
     "decompositions",

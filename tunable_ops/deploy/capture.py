@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.tunable_parameter import unparametrise
 from tunable_ops.ops.registration import decompositions
 
-__all__ = ["FORMS", "capture", "choose_form", "prepare", "short_name"]
+__all__ = ["FORMS", "capture", "choose_form", "leaf_spec_warning_off", "prepare", "short_name"]
 
 FORMS = ("shared", "per_sample", "map", "folded")
 """How a graph takes lambda: [p] for the batch; [B, p]; a map [B, p, H, W] of the picture's size; not at all."""
@@ -118,6 +119,14 @@ def capture(
 def _sizes_from_zero() -> Any:
     """Record without the assumption that a dynamic size is at least 2: a batch of one is the usual one."""
     return symbols.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def leaf_spec_warning_off() -> Iterator[None]:
+    """Ignore the one warning that torch's own copies of a graph give about a class of torch; a decorator, too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

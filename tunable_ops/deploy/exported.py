@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.deploy.capture import leaf_spec_warning_off
 from tunable_ops.deploy.description import Description
 from tunable_ops.deploy.program import METADATA
 from tunable_ops.modules.read_lambda import Lambda
 
-__all__ = ["Exported", "load"]
+__all__ = ["Exported", "in_form", "load"]
 
 _COMPILED = "data/aotinductor/"  # where compiled code lies in a package
 
@@ -64,23 +65,33 @@ class Exported:
                 raise ValueError(f"exported: lam must be None for a file that takes none; got {lam!r}")
             return self._function(input)
         values = about.spec.check(lam, op="exported", warn=True).to(torch.float32)
-        return self._function(input, self._shape(values, input))
+        return self._function(input, in_form(about, values, input))
 
-    def _shape(self, values: Tensor, input: Tensor) -> Tensor:
-        """Return lambda in the form that the file takes."""
-        batch, _, *size = input.shape
-        form, count = self.description.form, values.shape[0] if values.dim() == 1 else values.shape[1]
-        rank = {"shared": 1, "per_sample": 2, "map": 4}[form]
-        given = list(values.shape)
-        if rank == 1 and values.dim() == 2 and values.shape[0] == 1:
-            values = values[0]
-        if rank > 1 and values.dim() < rank:
-            values = values.expand(batch, count) if values.shape[0] in (1, count, batch) else values
-            values = values if rank == 2 else values[:, :, None, None].expand(batch, count, *size)
-        wanted = {"shared": [count], "per_sample": [batch, count], "map": [batch, count, *size]}[form]
-        if list(values.shape) != wanted:
-            raise ValueError(f"exported: lam must be {wanted} for a file of the form {form!r}; got {given}")
-        return values.contiguous()
+
+def in_form(about: Description, values: Tensor, input: Tensor) -> Tensor:
+    """Return lambda in the form that a file takes.
+
+    Args:
+        about: What the file says of itself.
+        values: [p], [B, p] or [B, p, H, W].
+        input: [B, C, H, W].
+
+    Raises:
+        ValueError: The file takes no lambda of that shape.
+    """
+    batch, _, *size = input.shape
+    form, count = about.form, values.shape[0] if values.dim() == 1 else values.shape[1]
+    rank = {"shared": 1, "per_sample": 2, "map": 4}[form]
+    given = list(values.shape)
+    if rank == 1 and values.dim() == 2 and values.shape[0] == 1:
+        values = values[0]
+    if rank > 1 and values.dim() < rank:
+        values = values.expand(batch, count) if values.shape[0] in (1, count, batch) else values
+        values = values if rank == 2 else values[:, :, None, None].expand(batch, count, *size)
+    wanted = {"shared": [count], "per_sample": [batch, count], "map": [batch, count, *size]}[form]
+    if list(values.shape) != wanted:
+        raise ValueError(f"exported: lam must be {wanted} for a file of the form {form!r}; got {given}")
+    return values.contiguous()
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
@@ -123,6 +134,7 @@ def _load_onnx(path: Path) -> Exported:
     return Exported(description, run)
 
 
+@leaf_spec_warning_off()
 def _load_graph(path: Path) -> Exported:
     extra: dict[str, Any] = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tunable_ops.deploy.capture import capture, choose_form, prepare, short_name
+from tunable_ops.deploy.capture import capture, choose_form, leaf_spec_warning_off, prepare, short_name
 from tunable_ops.deploy.description import Description, describe
 from tunable_ops.deploy.pooling import pooling_decompositions
 from tunable_ops.modules import TunableModel
@@ -31,6 +31,7 @@ _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 _SYMBOLS = ("batch", "height", "width")
 
 
+@leaf_spec_warning_off()
 def export_onnx(
     net: nn.Module,
     path: str | os.PathLike[str],

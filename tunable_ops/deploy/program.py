@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tunable_ops.deploy.capture import capture, choose_form, prepare
+from tunable_ops.deploy.capture import capture, choose_form, leaf_spec_warning_off, prepare
 from tunable_ops.deploy.description import Description, describe
 from tunable_ops.ops.registration import decompositions
 
@@ -24,6 +24,7 @@ _SEARCHED = 16  # sizes
 METADATA = "tunable_ops.json"  # the extra file of a graph
 
 
+@leaf_spec_warning_off()
 def export_program(
     net: nn.Module,
     path: str | os.PathLike[str],
@@ -58,6 +59,7 @@ def export_program(
     return description
 
 
+@leaf_spec_warning_off()
 def compile_package(
     net: nn.Module,
     path: str | os.PathLike[str],

@@ -135,7 +135,7 @@ class RLFN(nn.Module):
             ValueError: x is not [B, C, H, W] with C = ``channels``, or is too small.
         """
         check_input("RLFN", x, self.channels)
-        if min(x.shape[-2:]) < _LEAST:
+        if any(n < _LEAST for n in x.shape[-2:]):  # not min(): graphs hold whichever side is longer
             raise ValueError(
                 f"RLFN: x must have at least {_LEAST} x {_LEAST} pixels, which its attention pools; got {list(x.shape)}"
             )

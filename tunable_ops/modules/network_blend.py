@@ -25,7 +25,7 @@ from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStack
 from tunable_ops.modules.tuning import Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
-GROUP_BYTES = {"cpu": 4 << 20}
+GROUP_BYTES = {"cpu": 2 << 20}
 GPU_GROUP_BYTES = 64 << 20
 
 
@@ -68,8 +68,9 @@ class BlendPlan:
     remember = False
 
     def __init__(self, stacks: Sequence[KernelStacks | None], device_type: str) -> None:
-        self._seen: tuple[Tensor, Modes] | None = None  # of the last call that could have been remembered
-        self._kept: NetworkBlend | None = None
+        # Alphas and modes of the last call that could have been remembered, and their kernels from the second call on.
+        # In one attribute: another thread may set it between any two lines.
+        self._last: tuple[Tensor, Modes, NetworkBlend | None] | None = None
         self._recipes: dict[int, Recipe] = {}
         self.stacks = {slot: each for slot, each in enumerate(stacks) if each is not None}
         self.slots = {each.layer: slot for slot, each in self.stacks.items()}
@@ -109,20 +110,20 @@ class BlendPlan:
         if not self.remember or now.gradients or not checks.can_read(alphas):
             self.forget()
             return None
-        seen = self._seen
-        if seen is None or seen[1] != now or not torch.equal(seen[0], alphas):
-            self._seen, self._kept = (alphas, now), None
+        last = self._last
+        if last is None or last[1] != now or not torch.equal(last[0], alphas):
+            self._last = alphas, now, None
             return None
-        kept = self._kept
+        kept = last[2]
         if kept is None:
             kept = NetworkBlend(self, tunings, alphas, starts, now, keep=True)
             kept.finish()
-            self._kept = kept
+            self._last = alphas, now, kept
         return kept
 
     def forget(self) -> None:
         """Release the kernels that are kept."""
-        self._seen = self._kept = None
+        self._last = None
 
 
 class NetworkBlend:
@@ -217,11 +218,11 @@ class NetworkBlend:
     def _serves(self) -> bool:
         """Return True under the modes of the blend: `modes` without an object, since every layer asks."""
         gradients, inference, autocast = self.modes
-        if torch.is_grad_enabled() != gradients or not checks.is_plain_eager():
+        if torch.is_grad_enabled() is not gradients or torch.is_inference_mode_enabled() is not inference:
             return False
-        if torch.is_inference_mode_enabled() != inference:
+        if not checks.is_plain_eager():
             return False
-        if not checks.autocast_is_on(self.device_type):
+        if not torch.is_autocast_enabled(self.device_type):
             return autocast is None
         return torch.get_autocast_dtype(self.device_type) == autocast
 

@@ -4,8 +4,10 @@ import difflib
 import functools
 import math
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, ClassVar
@@ -22,6 +24,23 @@ _SUM_SLACK = 1e-4
 
 class LambdaWarning(UserWarning):
     """A lambda outside the domain that the network was trained on."""
+
+
+class _Silence(threading.local):
+    on = False
+
+
+_SILENCE = _Silence()
+
+
+@contextmanager
+def lambda_warnings_off() -> Iterator[None]:
+    """Give no `LambdaWarning` inside, in this thread alone: for callers that have looked at lambda themselves."""
+    before, _SILENCE.on = _SILENCE.on, True
+    try:
+        yield
+    finally:
+        _SILENCE.on = before
 
 
 @dataclass(frozen=True)
@@ -178,7 +197,7 @@ class LambdaSpec:
         if values is not None and not self._all_inside(values):
             if not all(map(math.isfinite, values)):
                 refuse_infinite(op, read)
-            if warn and not read.requires_grad:
+            if warn and not read.requires_grad and not _SILENCE.on:
                 self._warn(read, values)
         return to_device(read, like)
 

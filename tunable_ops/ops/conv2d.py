@@ -1,4 +1,4 @@
-"""conv2d with one kernel: torch's, or the C++ operator where Winograd's filtering is faster."""
+"""conv2d with one kernel: torch's, or an operator of ours that is faster: Winograd's filtering, a bias on the way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tunable_ops import backends, checks
 from tunable_ops.convolution import convolve
+from tunable_ops.ops import registration
 from tunable_ops.ops.algorithm import current_algorithm
 from tunable_ops.ops.tunable_conv2d import NAME, run_checked
 from tunable_ops.reference.activation import CODES
@@ -15,6 +16,7 @@ from tunable_ops.reference.activation import CODES
 # Multiply-adds from which on a call is worth more than its 20 us in Python, and channels that fill a vector.
 LEAST_MACS = 1 << 22
 LEAST_CHANNELS = 16
+TAPS = (3, 5)  # of the square kernels that the filtering serves
 _TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -27,7 +29,10 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return torch.nn.functional.conv2d, for layers of 3x3 in channels_last by the C++ operator (`set_algorithm`).
+    """Return torch.nn.functional.conv2d; 3x3 and 5x5 layers in channels_last take the C++ operator (`set_algorithm`).
+
+    On a GPU, without gradients, by the Triton kernels where they are predicted or measured to be faster: PyTorch's
+    convolution takes a pass over the output for the bias.
 
     Args:
         input: [B, C, H, W] or [C, H, W].
@@ -41,14 +46,33 @@ def conv2d(
     Returns:
         [B, O, OH, OW] or [O, OH, OW]. Differentiable to any order in eager mode.
     """
+    if backends.triton.is_fastest(NAME, input) and _may_be_fused(input, kernel, bias, stride, padding, dilation):
+        options = (stride, padding, dilation, groups)
+        fused: Tensor = backends.implementation("triton", "conv2d").forward(input, kernel, bias, *options)
+        return fused
     if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
-        padding = {"same": 1, "valid": 0}[padding]
+        padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
     pads: Any = padding if isinstance(padding, (list, tuple)) else (padding, padding)
     call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     stacked = None if bias is None else bias[None]
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
+
+
+def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, *options: Any) -> bool:
+    """Return True for calls of a GPU without gradients that a kernel of ours may serve, bias included."""
+    tensors = (input, kernel) if bias is None else (input, kernel, bias)
+    if input.dim() != 4 or kernel.dim() != 4 or not checks.is_plain_eager():
+        return False
+    if any(type(option) is not tuple or len(option) != 2 for option in options):
+        return False
+    if any(type(t) not in _TYPES or t.dtype is not input.dtype or t.device != input.device for t in tensors):
+        return False
+    if checks.autocast_is_on(input.device.type) and torch.get_autocast_dtype(input.device.type) != input.dtype:
+        return False
+    traced = torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+    return not traced and not registration.wants_gradient(tensors)
 
 
 def _may_be_filtered(
@@ -56,7 +80,8 @@ def _may_be_filtered(
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
     shape = kernel.shape  # first, since it alone refuses most calls
-    if len(shape) != 4 or shape[3] != 3 or shape[2] != 3 or shape[1] < LEAST_CHANNELS or input.dim() != 4:
+    taps = shape[-1]
+    if len(shape) != 4 or taps not in TAPS or shape[2] != taps or shape[1] < LEAST_CHANNELS or input.dim() != 4:
         return False
     if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
         return False
@@ -69,8 +94,8 @@ def _may_be_filtered(
         return False
     if (
         current_algorithm() == "direct"
-        or input.shape[2] < 3
-        or input.shape[3] < 3
+        or input.shape[2] < taps
+        or input.shape[3] < taps
         or backends.unavailable_reason(NAME, "cpp") is not None
     ):
         return False

@@ -19,9 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import nn
 
 import tunable_ops
-from tunable_ops.modules import LambdaWarning
+from tunable_ops.deploy.batching import Batcher
 from tunable_ops.serve import pictures
-from tunable_ops.serve.batching import Batcher
 from tunable_ops.serve.limits import Admission, Gone, Life, check_key, read_body
 from tunable_ops.serve.metrics import CONTENT_TYPE, Metrics
 from tunable_ops.serve.models import Served
@@ -125,7 +124,6 @@ class Service:
     async def lifespan(self) -> AsyncIterator[None]:
         """Start the threads; at the end finish what was taken."""
         settings = self.settings
-        warnings.simplefilter("ignore", LambdaWarning)  # requests are checked; the lambda for grey may be outside
         warnings.filterwarnings("ignore", module="PIL")
         self.batcher = Batcher(
             settings.batch_wait_ms / 1000,

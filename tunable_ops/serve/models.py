@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from tunable_ops.deploy.runner import Runner
 from tunable_ops.grey import PARAMETER, set_knob, stronger
 from tunable_ops.images import estimate_noise
-from tunable_ops.modules import LambdaSpec, TunableModel, accelerate
 from tunable_ops.serve.problems import Problem
 
 __all__ = ["AUTO", "Lambda", "Served"]
@@ -19,7 +18,6 @@ __all__ = ["AUTO", "Lambda", "Served"]
 AUTO = "auto"  # in the place of the number that says how noisy the picture is
 _NOISE = "of 255"  # the unit of such a parameter
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
-_TRIAL = 64  # pixels of a side of what a network is tried with
 
 
 class Lambda(NamedTuple):
@@ -39,44 +37,35 @@ class Served:
 
     Args:
         name: What requests call it.
-        net: A `TunableModel`, or a plain network, which has no lambda. It is put in evaluation mode and moved
-            to `device` and to channels_last.
+        net: A `TunableModel`, or a plain network, which has no lambda. It is put in evaluation mode and in
+            channels_last.
         purpose: What it is for, for the list of models.
         device: Where it runs.
+        engine: What computes, as for `deploy.Runner`; only "eager" takes several lambdas in one call.
 
     Attributes:
+        runner: What runs it.
+        net: The network.
         spec: Names, units, ranges and defaults of lambda; None for a plain network.
         scale: How many times as large the output is.
         channels: Channels that it takes, 1 or 3.
         per_sample: True if one call takes a lambda for each sample; found by a call.
 
     Raises:
-        ValueError: It takes neither 1 nor 3 channels.
+        ValueError: It takes neither 1 nor 3 channels; or as `deploy.Runner`.
     """
 
-    def __init__(self, name: str, net: nn.Module, purpose: str | None = None, device: Any = "cpu") -> None:
-        inner = net.network if isinstance(net, TunableModel) else net
-        self.name, self.purpose, self.device = name, purpose, torch.device(device)
-        self.spec = net.spec if isinstance(net, TunableModel) else None
-        self.scale = int(getattr(inner, "scale", getattr(inner, "upscale", 1)))
-        self.channels = int(getattr(inner, "channels", 3))
+    def __init__(
+        self, name: str, net: nn.Module, purpose: str | None = None, device: Any = "cpu", engine: str = "eager"
+    ) -> None:
+        self.name, self.purpose = name, purpose
+        self.runner = Runner(net, engine, device=device, precision="float32", copy=False)
+        self.net, self.spec = self.runner.network, self.runner.spec
+        self.scale, self.channels = int(self.runner.description.scale), self.runner.description.channels
         if self.channels not in (1, 3):
             raise ValueError(f"serve: a model must be for pictures of 1 or 3 channels; got {self.channels} in {name!r}")
-        self.net = net.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.spec is None and self.device.type == "cpu":
-            accelerate(self.net)
-        self.per_sample = self.spec is None or self._takes_one_per_sample()
+        self.per_sample = self.runner.per_sample
 
-    def _takes_one_per_sample(self) -> bool:
-        """Return False for a network that needs one kernel for the whole batch, such as one that reads its weights."""
-        assert self.spec is not None
-        try:
-            self.call(torch.full((2, self.channels, _TRIAL, _TRIAL), 0.5), _two_lambdas(self.spec))
-        except (ValueError, RuntimeError, NotImplementedError):
-            return False
-        return True
-
-    @torch.inference_mode()
     def call(self, batch: Tensor, lams: Sequence[Sequence[float]]) -> Tensor:
         """Run the network.
 
@@ -87,14 +76,7 @@ class Served:
         Returns:
             [B, O, scale * h, scale * w] on the CPU.
         """
-        given = batch.to(self.device, memory_format=torch.channels_last)
-        if self.spec is None:
-            output = self.net(given)
-        elif all(lam == lams[0] for lam in lams):
-            output = self.net(given, torch.tensor(lams[0]))
-        else:
-            output = self.net(given, torch.tensor(lams))
-        return output.cpu()
+        return self.runner.call(batch, lams)
 
     def parse(self, text: str | None) -> Lambda:
         """Return the lambda of a request: `name=number` or `name=auto`, separated by commas.
@@ -183,15 +165,6 @@ class Served:
             "parameters": parameters,
             "batched": self.per_sample,
         }
-
-
-def _two_lambdas(spec: LambdaSpec) -> list[tuple[float, ...]]:
-    """Return the defaults, and another lambda of the domain, if there is one."""
-    if spec.domain == "simplex":
-        corners = [tuple(float(name == other) for other in spec.names) for name in spec.names]
-        return [spec.defaults, next((corner for corner in corners if corner != spec.defaults), spec.defaults)]
-    pairs = zip(spec.ranges, spec.defaults, strict=True)
-    return [spec.defaults, tuple(high if default == low else low for (low, high), default in pairs)]
 
 
 def _short(text: str) -> str:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tunable_ops import images
+from tunable_ops.deploy.batching import Batcher
 from tunable_ops.images import Frame, Picture
 from tunable_ops.restoration import restored, run_network
-from tunable_ops.serve.batching import Batcher
 from tunable_ops.serve.limits import Life, PixelBudget
 from tunable_ops.serve.models import Lambda, Served
 from tunable_ops.serve.problems import Problem

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Settings", "default_batch_pixels"]
+__all__ = ["Settings", "read_key"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,6 @@ class Settings:
             raise TypeError(f"serve: {name} must be {'an int' if kind is int else 'a number'}; got {value!r}")
         if not (math.isfinite(value) and value >= least):
             raise ValueError(f"serve: {name} must be at least {least}; got {value}")
-
-
-def default_batch_pixels(on_gpu: bool) -> int:
-    """Return the `batch_pixels` for a device: a CPU's caches are small; on a GPU it is a guess, not measured."""
-    return 1 << 22 if on_gpu else 1 << 15
 
 
 def _check_key(key: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tunable_ops.backends.triton import shortcuts
 from tunable_ops.triton_kernels import INTERPRETED, choose_algorithm
 from tunable_ops.triton_kernels.launch import WATCHING, Launch, input_precision, on_device, start
 
@@ -45,7 +46,7 @@ def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], opti
     """
     first = tensors[0]
     assert first is not None
-    key = (function, options, first.device, choose_algorithm.revision(), _precision(first.dtype), _described(tensors))
+    key = _key(function, tensors, options)
     plan = _PLANS.get(key)
     if isinstance(plan, Plan):
         return plan.run(tensors)
@@ -61,9 +62,24 @@ def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], opti
     return results
 
 
+def find(function: Callable[..., Results], tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> "Plan | None":
+    """Return the plan of such a call of `run`, None if there is none yet."""
+    plan = _PLANS.get(_key(function, tensors, options))
+    return plan if isinstance(plan, Plan) else None
+
+
+def _key(
+    function: Callable[..., Results], tensors: Sequence[Tensor | None], options: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    first = tensors[0]
+    assert first is not None
+    return function, options, first.device, choose_algorithm.revision(), _precision(first.dtype), _described(tensors)
+
+
 def forget() -> None:
-    """Forget all plans: for tests that change what a call decides by."""
+    """Forget all plans, and the shortcuts to them: for tests that change what a call decides by."""
     _PLANS.clear()
+    shortcuts.forget()
 
 
 def _described(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -265,6 +281,8 @@ class _Recorder(TorchDispatchMode):
             places = tuple(None if result is None else self._place(result)[0] for result in results)
         except _Unknown:
             return None
+        if all(isinstance(step, _Allocation) for step in self.steps) and not any(places):
+            return Plan((), places)  # it only decided, against doing anything
         return Plan(tuple(self.steps), places)
 
 

@@ -38,12 +38,15 @@ def make_problem(
     kind: str,
     source: Tensor,
     weight: Tensor,
-    alpha: Tensor,
+    alpha: Tensor | None,
     geometry: Geometry,
     groups: int,
     result: Tensor,
 ) -> Problem:
-    """Return the problem of a call. The kernel reads pixels from `source`; `result` has the output grid."""
+    """Return the problem of a call. The kernel reads pixels from `source`; `result` has the output grid.
+
+    Without alpha `weight` is one kernel that all samples share.
+    """
     _, outputs, inputs, kh, kw = weight.shape
     outputs //= groups
     if direction == "input":
@@ -51,7 +54,7 @@ def make_problem(
     return Problem(
         direction,
         kind,
-        _KINDS[alpha.dim()],
+        "shared" if alpha is None else _KINDS[alpha.dim()],
         dtype_name(source.dtype, input_precision(source.dtype)),
         "nhwc" if source.stride(1) == 1 and source.shape[1] > 1 else "nchw",
         source.shape[0],

@@ -30,12 +30,10 @@ from tunable_ops.triton_kernels.choose_algorithm import Choice, Problem, choose_
 from tunable_ops.triton_kernels.launch import Config, Geometry, Launch, device_name, input_precision, multiprocessors
 from tunable_ops.triton_kernels.tunable_conv2d import plan_tunable_conv2d_forward
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise_weight import plan_tunable_conv2d_depthwise_weight
 from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
 from tunable_ops.triton_kernels.tunable_conv2d_pointwise import plan_tunable_conv2d_pointwise
-from tunable_ops.triton_kernels.tunable_conv2d_weight import (
-    plan_tunable_conv2d_depthwise_weight,
-    plan_tunable_conv2d_weight,
-)
+from tunable_ops.triton_kernels.tunable_conv2d_weight import plan_tunable_conv2d_weight
 
 Pair = Sequence[int]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -67,6 +65,11 @@ def forward(
     return output
 
 
+def find_plan(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Tensor, *options: Any) -> plans.Plan | None:
+    """Return the plan of such a call of `forward`, None if there is none yet."""
+    return plans.find(_planned_forward, (input, weight, bias, alpha), options)
+
+
 def _planned_forward(*arguments: Any) -> plans.Results:
     return (_forward(*arguments),)
 
@@ -86,7 +89,7 @@ def _forward(
 ) -> Tensor:
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))  # type: ignore[arg-type]
     memory_format = output_format(input, weight)
-    output = _empty_output(input, weight, (stride, padding, dilation))
+    output = empty_output(input, weight, (stride, padding, dilation))
     if output.numel() == 0:
         return output
     bias = bias if bias is None or bias.stride(1) == 1 else bias.contiguous()
@@ -115,13 +118,13 @@ def _forward(
             pre.copy_(result)
         return apply_activation(result, activation).contiguous(memory_format=memory_format)
     if choice.algorithm == "fused":
-        _plan(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config, pre).run()
+        plan_forward(kind, input, weight, bias, alpha, output, geometry, groups, activation, choice.config, pre).run()
         return output
     for rows, alphas in _parts(weight, alpha, input.shape[0]):
         kernel, shift = blend(weight, bias, alphas)
         part = (input[rows], kernel, shift, None, output[rows])
         before = None if pre is None else pre[rows]
-        _plan(kind, *part, geometry, groups, activation, choice.config, before).run()
+        plan_forward(kind, *part, geometry, groups, activation, choice.config, before).run()
     return output
 
 
@@ -156,12 +159,13 @@ def _saving(
     activation: str,
     choice: Choice | None,
 ) -> plans.Results:
-    pre = _empty_output(input, weight, (stride, padding, dilation))
+    pre = empty_output(input, weight, (stride, padding, dilation))
     options = (stride, padding, dilation, groups, activation)
     return _forward(input, weight, bias, alpha, *options, choice, pre), pre
 
 
-def _empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
+def empty_output(input: Tensor, weight: Tensor, geometry: Sequence[Pair]) -> Tensor:
+    """Return the output's memory, in the operator's format; `geometry` is stride, padding and dilation."""
     shape = (input.shape[0], weight.shape[1], *output_size(input.shape[2:], weight.shape[3:], *geometry))
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=output_format(input, weight))
 
@@ -339,7 +343,7 @@ def _sum_pixels(grad_output: Tensor, shared: bool) -> Tensor:
     return sums.view(-1, grad_output.shape[1])
 
 
-def _plan(
+def plan_forward(
     kind: str,
     input: Tensor,
     weight: Tensor,
@@ -352,6 +356,7 @@ def _plan(
     config: Config,
     pre: Tensor | None,
 ) -> Launch:
+    """Return the launch of a kind of kernel; without alpha `weight` is [1 or B, O, C/groups, kh, kw]."""
     tensors = (input, weight, bias, alpha, output)
     if kind == "depthwise":
         return plan_tunable_conv2d_depthwise(*tensors, geometry, activation, config, pre=pre)

@@ -20,11 +20,9 @@ from tunable_ops.triton_kernels.choose_algorithm import choose_splits
 from tunable_ops.triton_kernels.launch import Config, Geometry, cdiv, multiprocessors
 from tunable_ops.triton_kernels.tunable_conv2d import alpha_parts, plan_tunable_conv2d_alpha
 from tunable_ops.triton_kernels.tunable_conv2d_depthwise import plan_tunable_conv2d_depthwise
+from tunable_ops.triton_kernels.tunable_conv2d_depthwise_weight import plan_tunable_conv2d_depthwise_weight
 from tunable_ops.triton_kernels.tunable_conv2d_input import plan_input_gradient
-from tunable_ops.triton_kernels.tunable_conv2d_weight import (
-    plan_tunable_conv2d_depthwise_weight,
-    plan_tunable_conv2d_weight,
-)
+from tunable_ops.triton_kernels.tunable_conv2d_weight import plan_tunable_conv2d_weight
 from tunable_ops.triton_kernels.tunable_parameter import plan_tunable_parameter_sum
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]

@@ -1,4 +1,4 @@
-"""Calls of different requests made into one: samples of one size, each with its own lambda."""
+"""Calls of different callers made into one: samples of one size, each with its own lambda."""
 
 from __future__ import annotations
 
@@ -7,23 +7,54 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tunable_ops.serve.limits import Life
-from tunable_ops.serve.models import Served
+__all__ = ["Batched", "Batcher", "default_batch_pixels"]
 
-__all__ = ["Batcher"]
+
+class Batched(Protocol):
+    """A network whose calls are put together."""
+
+    @property
+    def per_sample(self) -> bool:
+        """True if one call takes a lambda for each sample, and gains by it."""
+        ...
+
+    def call(self, batch: Tensor, lams: Sequence[Sequence[float]]) -> Tensor:
+        """Run the network on [B, C, h, w] with B lambdas."""
+        ...
+
+
+class Waiting(Protocol):
+    """Whoever waits for a job."""
+
+    @property
+    def over(self) -> bool:
+        """True if nobody waits any more."""
+        ...
+
+
+class _Always:
+    over = False
+
+
+_ALWAYS = _Always()
+
+
+def default_batch_pixels(on_gpu: bool) -> int:
+    """Return the pixels of a call for a device: a CPU's caches are small; on a GPU it is a guess, not measured."""
+    return 1 << 22 if on_gpu else 1 << 15
 
 
 @dataclass(eq=False)
 class _Job:
-    model: Served
+    model: Batched
     part: Tensor
     lam: tuple[float, ...]
-    life: Life
+    life: Waiting
     since: float = field(default_factory=time.monotonic)
     future: Future[Tensor] = field(default_factory=Future)
 
@@ -50,7 +81,7 @@ class Batcher:
         wait: float,
         most: int,
         pixels: int,
-        measured: Callable[[Served, int, float], object] = lambda *_: None,
+        measured: Callable[[Any, int, float], object] = lambda *_: None,
     ) -> None:
         self._wait, self._most, self._pixels = wait, most, pixels
         self._measured = measured
@@ -61,7 +92,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="tunable-ops-networks", daemon=True)
         self._thread.start()
 
-    def submit(self, model: Served, part: Tensor, lam: tuple[float, ...], life: Life) -> Future[Tensor]:
+    def submit(self, model: Batched, part: Tensor, lam: tuple[float, ...], life: Waiting = _ALWAYS) -> Future[Tensor]:
         """Hand in a job.
 
         Args:
@@ -79,7 +110,7 @@ class Batcher:
         job = _Job(model, part, lam, life)
         with self._changed:
             if self._closed:
-                raise RuntimeError("serve: the batcher must be open; got a job after close()")
+                raise RuntimeError("Batcher.submit: batcher must be open; got a job after close()")
             self._jobs.append(job)
             self._changed.notify_all()
         return job.future

@@ -1,0 +1,150 @@
+"""What engines of a Runner have in common: a function of pictures and lambdas, which any number of threads may call.
+
+Lambdas are rows of numbers in the units of the network: none for a plain network, one for the whole batch, or one for
+each sample. Engines that know one kernel at a time run the samples of each lambda together.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "SESSIONS",
+    "Engine",
+    "Options",
+    "Rows",
+    "lambda_by_lambda",
+    "require",
+    "unavailable_reason",
+]
+
+Rows = tuple[tuple[float, ...], ...]
+ENGINES = {
+    "network": ("eager", "livefold", "compile", "onnxruntime", "openvino"),
+    "onnx": ("onnxruntime", "openvino"),
+    "pt2": ("program",),
+}
+"""The engines of each kind of source."""
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SESSIONS = ("onnxruntime", "openvino")
+"""The engines of other runtimes."""
+_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "deploy")}  # and the extra
+_EXPORT = ("onnx", "onnxscript")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What engines have in common.
+
+    Args:
+        device: Where the network runs.
+        precision: A name in `PRECISIONS`.
+        channels_last: Keep pictures and kernels in that memory format.
+        fixed_sizes: True where pictures come in a few sizes.
+        remember: Lambdas whose kernels are kept.
+    """
+
+    device: torch.device = _CPU
+    precision: str = "float32"
+    channels_last: bool = True
+    fixed_sizes: bool = False
+    remember: int = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of kernels and pictures inside."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Their memory format."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place(self, net: Any) -> Any:
+        """Bring a network to device, dtype and layout; a copy of it, where it would become another one."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            net = copy.deepcopy(net)
+        return net.to(self.device, self.dtype).to(memory_format=self.layout)
+
+    def given(self, x: Tensor) -> Tensor:
+        """Bring a picture there."""
+        return x.to(self.device, self.dtype).contiguous(memory_format=self.layout)
+
+
+class Engine(ABC):
+    """A function of pictures [B, C, H, W] and lambdas.
+
+    Attributes:
+        per_sample: True if one call takes a lambda for each sample, and gains by it.
+    """
+
+    per_sample = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return [B, O, s H, s W]."""
+
+    def rest(self, row: tuple[float, ...]) -> None:  # noqa: B027
+        """Get ready for many calls at one lambda, as many calls would."""
+
+
+def unavailable_reason(name: str, kind: str, options: Options) -> str | None:
+    """Return why an engine cannot be used here and what to do, or None."""
+    if name in _PACKAGES:
+        package, extra = _PACKAGES[name]
+        needed = (package, *_EXPORT) if kind == "network" else (package,)
+        missing = [each for each in needed if importlib.util.find_spec(each) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)} (pip install 'tunable-ops[{extra}]')"
+        if options.device.type != "cpu":
+            return f"runs on the CPU alone, not on {options.device}"
+        if options.precision == "bfloat16":
+            return "takes float32 and float16, not bfloat16"
+    if name == "compile" and options.device.type == "cpu" and not _has_compiler():
+        return "needs a C++ compiler: g++, clang++, or the one that CXX names"
+    return None
+
+
+def require(name: str, kind: str = "onnx", options: Options | None = None) -> None:
+    """Raise if an engine cannot be used here.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message names the extra.
+        RuntimeError: Anything else.
+    """
+    reason = unavailable_reason(name, kind, options or Options())
+    if reason is not None:
+        kinds = ModuleNotFoundError if "not installed" in reason else RuntimeError
+        raise kinds(f"Runner: engine must be one that works here; got {name!r}, {reason}")
+
+
+def _has_compiler() -> bool:
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in (named, "g++", "clang++", "c++") if name)
+
+
+def lambda_by_lambda(engine: Engine, x: Tensor, rows: Rows) -> Tensor:
+    """Return what an engine makes of the samples of each lambda."""
+    places: dict[tuple[float, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(row, []).append(place)
+    output: Tensor | None = None
+    for row, found in places.items():
+        part = engine(x[found], (row,))
+        if output is None:
+            output = part.new_empty(x.shape[0], *part.shape[1:])
+        output[found] = part
+    assert output is not None
+    return output
