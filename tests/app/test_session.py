@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.app.conftest import whole
-from tunable_ops import images
+from tests.app.conftest import ARGUMENTS, small_network, whole
+from tunable_ops import convert, images
 from tunable_ops.app import pictures
 from tunable_ops.app.engine import Cancelled, Engine
 from tunable_ops.app.masks import FEATHER, feathered, painted
@@ -19,7 +20,9 @@ from tunable_ops.app.networks import Choice
 from tunable_ops.app.session import moved
 from tunable_ops.app.settings import Settings
 from tunable_ops.cli import main
+from tunable_ops.knob_files import save_knob
 from tunable_ops.modules import LambdaSpec
+from tunable_ops.modules.fold import base_network
 
 
 def disc(height, width, row, column, radius=6):
@@ -208,6 +211,31 @@ def test_a_plain_network_has_no_sliders(session, network_file, picture, tmp_path
     session.choose(Choice(str(network_file)))
     session.values = (10.0, 0.0)
     torch.testing.assert_close(output, whole(session.restore()).output, atol=1e-5, rtol=0)
+
+
+def test_several_knobs_add_up(session, picture, tmp_path):
+    plain = base_network(small_network())
+    weights = tmp_path / "plain.safetensors"
+    save_file(plain.state_dict(), weights)
+    knobs = []
+    for name in ("gloss", "grain"):
+        net = convert(plain, num_params=1, names=(name,), domain="box")
+        with torch.no_grad():
+            for key, parameter in net.named_parameters():
+                if "tuning" not in key:
+                    parameter[1:] += 0.05 * torch.randn_like(parameter[1:])
+        knobs.append(tmp_path / f"{name}.safetensors")
+        save_knob(net, knobs[-1], architecture="dncnn", arguments=ARGUMENTS)
+    engine = session.choose(session.networks.sort([*knobs, weights], "denoise"))
+    assert engine.spec.names == ("gloss", "grain") and engine.title == "plain + gloss + grain"
+    session.open(picture)
+    outputs = []
+    for values in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        session.values = values
+        outputs.append(whole(session.restore()).output)
+    torch.testing.assert_close(outputs[0], plain(session.given.image[None])[0], atol=1e-5, rtol=0)
+    assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
+    assert session.command("png").count("--knob") == 2
 
 
 def test_windows_follow_the_speed_of_the_machine(session):
