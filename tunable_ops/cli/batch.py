@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunable_ops.cli.progress import Progress
-    from tunable_ops.cli.restorer import Restorer
     from tunable_ops.cli.sources import Source
     from tunable_ops.images import Frame, Picture
+    from tunable_ops.restorer import Restorer
 
 __all__ = ["Batch"]
 

@@ -136,7 +136,7 @@ def _models(args: argparse.Namespace, device: Any) -> dict[str, Served]:
     """Load the networks, by the names of requests."""
     from tunable_ops import pretrained
     from tunable_ops.cli.network import build_network
-    from tunable_ops.cli.restorer import load
+    from tunable_ops.restorer import load
     from tunable_ops.serve import Served
 
     words = pretrained.names() if args.model is None else args.model

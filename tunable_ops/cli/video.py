@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunable_ops.cli.progress import Progress
-    from tunable_ops.cli.restorer import Restorer
+    from tunable_ops.restorer import Restorer
     from tunable_ops.video import Shot
 
 __all__ = ["run_videos"]

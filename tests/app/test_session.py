@@ -1,0 +1,231 @@
+"""A session without the page: windows, whole pictures, masks, sweeps, files, and the commands that repeat them."""
+
+import base64
+import shlex
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.app.conftest import whole
+from tunable_ops import images
+from tunable_ops.app import pictures
+from tunable_ops.app.engine import Cancelled, Engine
+from tunable_ops.app.masks import FEATHER, feathered, painted
+from tunable_ops.app.networks import Choice
+from tunable_ops.app.session import moved
+from tunable_ops.app.settings import Settings
+from tunable_ops.cli import main
+from tunable_ops.modules import LambdaSpec
+
+
+def disc(height, width, row, column, radius=6):
+    """What the page sends of a canvas with a disc on it."""
+    rows, columns = np.ogrid[:height, :width]
+    layer = np.zeros((height, width, 4), np.uint8)
+    layer[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = (255, 0, 128, 255)
+    content = images.encode_picture([images.Frame(layer)], "png")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def test_the_window_is_the_middle_of_the_whole_picture(session, picture):
+    session.open(picture)
+    session.values = (10.0, 0.5)
+    session.engine.window = 64
+    window, output = session.preview(), whole(session.restore()).output
+    assert window.before.shape[1:] == window.after.shape[1:]
+    height, width = window.after.shape[1:]
+    places = [
+        (y, x)
+        for y in range(output.shape[1] - height + 1)
+        for x in range(output.shape[2] - width + 1)
+        if torch.equal(session.given.image[:, y : y + height, x : x + width], window.before)
+    ]
+    ((y, x),) = places
+    torch.testing.assert_close(output[:, y : y + height, x : x + width], window.after, atol=1e-5, rtol=0)
+
+
+def test_the_window_moves(session, picture):
+    session.open(picture)
+    session.engine.window = 64
+    session.centre = (0.0, 1.0)
+    corner = session.preview()
+    assert torch.equal(corner.before, session.given.image[:, : corner.before.shape[1], -corner.before.shape[2] :])
+
+
+def test_another_position_is_another_picture_and_the_same_is_not_made_again(session, picture):
+    session.open(picture)
+    first = whole(session.restore())
+    assert whole(session.restore()) is first
+    session.values = (40.0, 0.0)
+    assert not torch.equal(whole(session.restore()).output, first.output)
+
+
+@pytest.mark.parametrize("kind", pictures.KINDS)
+def test_a_download_is_what_the_command_writes(session, deep_picture, tmp_path, monkeypatch, kind):
+    session.open(deep_picture)
+    session.values = (12.5, 0.25)
+    whole(session.restore())
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    file, lost = session.download(folder, kind)
+    monkeypatch.chdir(tmp_path)  # an upload is named without its folder
+    assert main([*shlex.split(session.command(kind))[1:], "--quiet", "--threads", "1"]) == 0
+    written = Path("restored") / file.name
+    assert written.read_bytes() == file.read_bytes()
+    again = images.open_picture(file)
+    if kind in ("as the input", "png", "tiff"):
+        assert (again.bits, again.alpha, again.metadata.icc) == (16, True, session.given.picture.metadata.icc)
+        assert lost == []
+    else:
+        assert again.bits == 8 and lost
+
+
+def test_noise_is_that_of_the_command(session, picture, tmp_path, monkeypatch):
+    session.open(picture, 25.0)
+    whole(session.restore())
+    file, _ = session.download(tmp_path, "png")
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(session.command("png"))
+    assert command[command.index("--noise") + 1] == "25"
+    assert main([*command[1:], "--quiet", "--threads", "1"]) == 0
+    assert (Path("restored") / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_mask_changes_the_picture_there_and_nowhere_else(session, picture):
+    session.open(picture)
+    before = whole(session.restore()).output
+    session.inside = (0.0, 1.0)
+    mask = painted(disc(70, 90, 30, 20), (70, 90))
+    session.set_mask(mask)
+    after = whole(session.restore()).output
+    changed = (after - before).abs().amax(0)
+    assert changed[28:32, 18:22].min() > 1e-4
+    reach = 6 + FEATHER + 3  # three 3x3 convolutions
+    assert changed[:, 20 + reach + 1 :].max() < 1e-5
+    # and there it is the picture of the values inside
+    session.set_mask(torch.ones_like(mask))
+    inside = whole(session.restore()).output
+    session.set_mask(None)
+    session.values = (0.0, 1.0)
+    torch.testing.assert_close(inside, whole(session.restore()).output, atol=1e-5, rtol=0)
+
+
+def test_the_window_shows_the_mask(session, picture):
+    session.open(picture)
+    session.engine.window = 128
+    plain = session.preview().after
+    session.inside = (0.0, 1.0)
+    session.set_mask(torch.ones(1, 70, 90))
+    masked = session.preview()
+    assert masked.after.shape == masked.before.shape
+    assert masked.after.shape != plain.shape or not torch.equal(masked.after, plain)
+
+
+def test_the_program_for_a_mask_makes_the_same_picture(session, picture, tmp_path, monkeypatch):
+    session.open(picture)
+    session.inside = (5.0, 1.0)
+    session.set_mask((torch.rand(1, 70, 90) > 0.5).float())
+    output = whole(session.restore()).output
+    images.write_image(session.mask, tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    exec(session.command("png"), {})
+    made = images.read_image(tmp_path / "restored.png")
+    assert (made - output.clamp(0, 1)).abs().max() < 1.01 / 255
+
+
+def test_painted_layers():
+    assert painted("", (8, 8)) is None and painted(disc(8, 8, 50, 50), (8, 8)) is None
+    mask = painted(disc(40, 40, 20, 20, 12), (80, 80))
+    assert mask.shape == (1, 80, 80) and mask[0, 40, 40] == 1 and mask[0, 2, 2] == 0
+    edge = feathered(torch.cat([torch.zeros(1, 20, 20), torch.ones(1, 20, 20)], 2))[0, 10]
+    assert edge[20 - FEATHER - 1] == 0 and edge[20 + FEATHER] == 1 and 0 < edge[20] < 1
+
+
+def test_a_sweep(session, picture):
+    session.open(picture)
+    steps = list(session.sweep("keep", 3))
+    assert steps[-1].shape[0] == 3 and steps[-1].shape[2] >= 4 * 90
+    assert all(0 <= step <= 1 for step in steps[:-1]) and steps[-2] == pytest.approx(1)
+
+
+def test_sliders_of_a_simplex_follow_each_other(session, simplex_file, picture):
+    spec = LambdaSpec.create(3, names=("a", "b", "c"))
+    assert moved(spec, (0.2, 0.2, 0.6), 0, 0.6) == pytest.approx((0.6, 0.1, 0.3))
+    assert moved(spec, (1.0, 0.0, 0.0), 0, 0.5) == pytest.approx((0.5, 0.25, 0.25))
+    session.open(picture)
+    session.choose(Choice(str(simplex_file)))
+    assert sum(session.values) == pytest.approx(1) and sum(session.inside) == pytest.approx(1)
+    assert whole(session.sweep("b", 2)).shape[0] == 3
+
+
+def test_a_whole_picture_stops_between_layers(session, picture):
+    session.open(picture)
+    live = session.engine._full.live.network
+    entered, go_on = threading.Event(), threading.Event()
+
+    def wait(*_):
+        entered.set()
+        go_on.wait(10)
+
+    first = next(module for module in live.modules() if isinstance(module, torch.nn.Conv2d))
+    handle = first.register_forward_hook(wait)
+    failed = []
+
+    def run():
+        try:
+            whole(session.restore())
+        except Cancelled:
+            failed.append(time.perf_counter())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert entered.wait(10)
+    session.values = (1.0, 0.0)
+    session.preview()  # of another position: the picture at the former one is of no use
+    go_on.set()
+    thread.join(10)
+    handle.remove()
+    assert failed and session.whole is None
+
+
+def test_estimated_noise(session, picture):
+    session.open(picture)
+    sigma = session.estimate()
+    assert session.values == (50.0, 0.0) and sigma > 50  # noise alone is stronger than the range
+
+
+def test_a_plain_network_has_no_sliders(session, network_file, picture, tmp_path):
+    file = tmp_path / "plain.safetensors"
+    assert main(["fold", str(network_file), "--lam", "sigma=10,keep=0", "--out", str(file)]) == 0
+    engine = session.choose(Choice(str(file)))
+    assert engine.spec is None and session.values == ()
+    session.open(picture)
+    output = whole(session.restore()).output
+    session.choose(Choice(str(network_file)))
+    session.values = (10.0, 0.0)
+    torch.testing.assert_close(output, whole(session.restore()).output, atol=1e-5, rtol=0)
+
+
+def test_windows_follow_the_speed_of_the_machine(session):
+    engine: Engine = session.engine
+    engine.window = 160
+    for _ in range(3):
+        engine._observe(10 * engine.settings.preview_ms / 1000)
+    assert engine.window == 128
+    for _ in range(3):
+        engine._observe(0.0)
+    assert engine.window > 128
+    assert engine.side(True) < engine.side(False)
+
+
+def test_samples_are_small_and_licensed():
+    folder = pictures.SAMPLES[0].file.parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 300_000
+    licences = (folder / "LICENSES.txt").read_text()
+    for sample in pictures.SAMPLES:
+        assert sample.file.name in licences
+        assert pictures.open_given(sample.file, Settings()).size[0] <= 512

@@ -1,0 +1,83 @@
+// What Gradio's parts do not do: tell when a slider rests, and paint a mask.
+(() => {
+  const timers = {};
+  const soon = (button) => {
+    clearTimeout(timers[button]);
+    timers[button] = setTimeout(() => document.querySelector(button)?.click(), 250);
+  };
+
+  // A slider that is let go, or moved by a key, ends with the event `change`: the whole picture follows.
+  document.addEventListener("change", (event) => {
+    if (event.target.closest?.(".knob")) soon("#settle");
+  }, true);
+
+  let last = null; // where the stroke is
+  const brush = () => Number(document.querySelector("#brush input[type=range]")?.value ?? 40);
+  const stroke = (canvas, from, to) => {
+    const pen = canvas.getContext("2d");
+    pen.globalCompositeOperation = document.querySelector("#erase input")?.checked ? "destination-out" : "source-over";
+    pen.strokeStyle = "#ff2d87";
+    pen.lineCap = "round";
+    pen.lineWidth = brush();
+    pen.beginPath();
+    pen.moveTo(from.x, from.y);
+    pen.lineTo(to.x + 0.01, to.y);
+    pen.stroke();
+  };
+  const place = (canvas, event) => {
+    const box = canvas.getBoundingClientRect();
+    return {
+      x: (event.clientX - box.left) * canvas.width / box.width,
+      y: (event.clientY - box.top) * canvas.height / box.height,
+    };
+  };
+  document.addEventListener("pointerdown", (event) => {
+    if (event.target.id !== "painter" || event.button) return;
+    event.target.setPointerCapture(event.pointerId);
+    last = place(event.target, event);
+    stroke(event.target, last, last);
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (event.target.id !== "painter" || !last) return;
+    const next = place(event.target, event);
+    stroke(event.target, last, next);
+    last = next;
+  });
+  for (const end of ["pointerup", "pointercancel"])
+    document.addEventListener(end, (event) => {
+      if (event.target.id !== "painter" || !last) return;
+      last = null;
+      soon("#painted");
+    });
+
+  // By the keyboard: arrows move a ring, the space bar paints where it is.
+  let ring = null;
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  document.addEventListener("keydown", (event) => {
+    const canvas = event.target;
+    if (canvas.id !== "painter" || !(event.key in steps || event.key === " ")) return;
+    event.preventDefault();
+    ring ??= { x: canvas.width / 2, y: canvas.height / 2 };
+    const [x, y] = steps[event.key] ?? [0, 0];
+    ring = {
+      x: Math.min(Math.max(ring.x + x * brush() / 2, 0), canvas.width),
+      y: Math.min(Math.max(ring.y + y * brush() / 2, 0), canvas.height),
+    };
+    canvas.style.background = `radial-gradient(circle at ${100 * ring.x / canvas.width}% ${100 * ring.y / canvas.height}%,`
+      + " #fff 0 4px, #000 4px 6px, transparent 6px)";
+    if (event.key === " ") {
+      stroke(canvas, ring, ring);
+      soon("#painted");
+    }
+  });
+
+  // Names for screen readers where Gradio gives none.
+  new MutationObserver(() => {
+    document.querySelector("#status:not([aria-live])")?.setAttribute("aria-live", "polite");
+    document.querySelectorAll("#whole img[alt='']").forEach((img, place) => {
+      img.alt = place ? "Whole picture after" : "Whole picture before";
+    });
+    const command = document.querySelector("#command textarea:not([aria-label])");
+    command?.setAttribute("aria-label", "Repeat it from the command line");
+  }).observe(document, { childList: true, subtree: true });
+})();

@@ -1,0 +1,104 @@
+"""The page as a whole, and the server behind it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tunable_ops.app.events import Desk, Events
+from tunable_ops.app.layout import CSS, HEAD, lay_out, theme
+from tunable_ops.app.networks import Networks
+from tunable_ops.app.settings import Settings
+
+__all__ = ["create_app", "launch"]
+
+
+def create_app(
+    folder: Path,
+    settings: Settings | None = None,
+    models: Sequence[str] | None = None,
+    knobs: Sequence[str] = (),
+    device: Any = "cpu",
+) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        folder: Where files for the screen and for downloads are written; whoever made it removes it.
+        settings: Limits; None: those of `Settings`.
+        models: What the list of networks offers: names or files; None: all that ship.
+        knobs: Files of knobs that are added to each.
+        device: Where networks run.
+
+    Raises:
+        Refused: The first network cannot be loaded.
+    """
+    settings = settings or Settings()
+    networks = Networks(device, settings, models, knobs)
+    networks.engine(networks.names[0], networks.knobs)  # before the page is there, so that it is quick from the start
+    with gr.Blocks(title="tunable_ops", analytics_enabled=False) as demo:
+        page = lay_out(networks, settings)
+        Events(page, Desk(networks, settings, folder)).wire(demo)
+    return demo
+
+
+def launch(
+    demo: gr.Blocks, host: str, port: int, settings: Settings, *, wait: bool = True, browser: bool = False
+) -> str:
+    """Serve the page.
+
+    Args:
+        demo: What `create_app` returns.
+        host: Address to listen at.
+        port: Port; 0 takes a free one.
+        settings: Limits of uploads.
+        wait: Return only when a signal or Ctrl-C ends it.
+        browser: Open the page in a browser.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        OSError: The port is in use, or nothing can listen at this address.
+    """
+    port = _free(host, port)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    _, url, _ = demo.queue(default_concurrency_limit=8, api_open=False).launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=browser,
+        quiet=True,
+        show_error=True,
+        max_file_size=settings.max_bytes,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        run_history=False,
+        prevent_thread_lock=not wait,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+    )
+    return str(url)
+
+
+def _free(host: str, port: int) -> int:
+    """Return the port, or a free one for 0, after a try to listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(f"--port must be free; got {port}, which is in use: name another, or 0") from error
+            raise OSError(f"--host must be an address of this machine; got {host!r} ({error.strerror})") from error
+        return int(trial.getsockname()[1])

@@ -1,0 +1,370 @@
+"""What one person in front of the page has: a picture, a network, the sliders, a mask, and what came of them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tunable_ops import images
+from tunable_ops.app import commands, pictures
+from tunable_ops.app.engine import MARGIN, Engine, Lambda
+from tunable_ops.app.networks import Choice, Networks
+from tunable_ops.app.pictures import Given
+from tunable_ops.app.settings import Refused, Settings
+from tunable_ops.grey import PARAMETER
+from tunable_ops.images import estimate_noise
+from tunable_ops.positions import describe, sweep
+
+__all__ = ["Preview", "Session", "Whole", "moved"]
+
+_SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
+_STRIP_HEIGHT = 512
+_NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
+
+
+class Preview(NamedTuple):
+    """A window before and after.
+
+    Args:
+        before: [3, h, w], or [1, h, w] in grey.
+        after: The same, s times as large.
+        seconds: Time that it took.
+    """
+
+    before: Tensor
+    after: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole picture, restored.
+
+    Args:
+        output: [3, s H, s W], or [1, s H, s W] in grey.
+        seconds: Time that it took.
+        position: What it was made of, to know whether it is still current.
+    """
+
+    output: Tensor
+    seconds: float
+    position: tuple[Any, ...]
+
+
+class Session:
+    """Everything between two reloads of the page.
+
+    Args:
+        networks: Where networks come from.
+        settings: Limits.
+
+    Attributes:
+        given: The picture.
+        engine: The network.
+        choice: How a command names it.
+        values: Lambda; empty for a plain network.
+        inside: Lambda where the mask is 1.
+        mask: [1, H, W] in [0, 1], or None.
+        centre: Middle of the window, as shares of height and width.
+        whole: The last whole picture.
+    """
+
+    def __init__(self, networks: Networks, settings: Settings) -> None:
+        self.networks, self.settings = networks, settings
+        self.given: Given | None = None
+        self.sample: pictures.Sample | None = None
+        self.choice = Choice(networks.names[0], networks.knobs)
+        self.engine: Engine | None = None
+        self.values: Lambda = ()
+        self.inside: Lambda = ()
+        self.mask: Tensor | None = None
+        self.centre = (0.5, 0.5)
+        self.whole: Whole | None = None
+        self._mask_number = 0
+        self._token = threading.Event()
+        self._running: tuple[Any, ...] | None = None
+
+    def choose(self, choice: Choice) -> Engine:
+        """Take a network; sliders go to its defaults.
+
+        Raises:
+            Refused: As for `Networks.engine`.
+        """
+        engine = self.networks.engine(*choice)
+        self.cancel()
+        self.choice, self.engine, self.whole = choice, engine, None
+        self.reset()
+        return engine
+
+    def open(self, path: str | Path, noise: float = 0.0, sample: pictures.Sample | None = None) -> Given:
+        """Take a picture; the mask goes.
+
+        Raises:
+            Refused: As for `pictures.open_given`.
+        """
+        given = pictures.open_given(path, self.settings, noise)
+        self.cancel()
+        self.given, self.sample, self.whole, self.mask = given, sample, None, None
+        self.centre = (0.5, 0.5)
+        self._settle_grey()
+        return given
+
+    def add_noise(self, noise: float) -> None:
+        """Add other noise to the picture, of 255."""
+        given, _ = self._ready()
+        self.cancel()
+        self.given = given.with_noise(noise)
+
+    def reset(self) -> None:
+        """Put all sliders at their defaults."""
+        spec = None if self.engine is None else self.engine.spec
+        self.values = () if spec is None else tuple(spec.defaults)
+        self.inside = () if spec is None else _far(spec)
+        self._settle_grey()
+
+    def _settle_grey(self) -> None:
+        """A grey picture sets the parameter for grey pictures, where there is one."""
+        spec = None if self.engine is None else self.engine.spec
+        if spec is None or self.given is None or spec.domain != "box" or PARAMETER not in spec.names:
+            return
+        value = float(self.given.grey)
+        for name in ("values", "inside"):
+            pairs = zip(spec.names, getattr(self, name), strict=True)
+            setattr(self, name, tuple(value if each == PARAMETER else old for each, old in pairs))
+
+    def estimate(self) -> float:
+        """Set the parameter for noise to what the picture's noise is estimated at, and return the estimate.
+
+        Raises:
+            Refused: There is no such parameter, or the picture is too small.
+        """
+        given, engine = self._ready()
+        places = [] if engine.spec is None else [i for i, unit in enumerate(engine.spec.units) if unit == _NOISE]
+        if len(places) != 1 or engine.spec.domain != "box":
+            raise Refused(f"the network must have one parameter for noise ({_NOISE}); got {engine.title!r}")
+        if min(given.size) < _SMALLEST:
+            raise Refused(f"the picture must have {_SMALLEST}x{_SMALLEST} pixels at least; got {_size(given.size)}")
+        sigma = estimate_noise(given.image)
+        low, high = engine.spec.ranges[places[0]]
+        value = round(min(max(sigma, low), high), 2)
+        self.values = tuple(value if i == places[0] else old for i, old in enumerate(self.values))
+        return sigma
+
+    def set_mask(self, mask: Tensor | None) -> None:
+        """Take a mask [1, H, W], or none."""
+        self.mask = mask
+        self._mask_number += 1
+
+    @property
+    def position(self) -> tuple[Any, ...]:
+        """What a whole picture is made of."""
+        mask = None if self.mask is None else (self._mask_number, self.inside)
+        return id(self.given), id(self.engine), self.values, mask
+
+    def _ready(self) -> tuple[Given, Engine]:
+        if self.given is None:
+            raise Refused("there must be a picture first: drop one into the page, or take a sample")
+        if self.engine is None:
+            raise Refused("there must be a network first: choose one")
+        height, width = (self.engine.scale * side for side in self.given.size)
+        if height * width > self.settings.max_pixels:
+            raise Refused(
+                f"what the network returns must have at most {self.settings.max_pixels} pixels; got {width}x{height}"
+            )
+        return self.given, self.engine
+
+    def _lambdas(self, engine: Engine) -> tuple[Lambda | None, Lambda | None]:
+        return (None, None) if engine.spec is None else (self.values, self.inside)
+
+    def preview(self) -> Preview:
+        """Restore the window.
+
+        Raises:
+            Refused: There is no picture or no network, or they do not go together.
+        """
+        start = time.perf_counter()
+        given, engine = self._ready()
+        if self._running != self.position:
+            self.cancel()  # a whole picture at another position is of no use
+        (top, bottom), (left, right) = self._window(engine.side(False))
+        mask = None if self.mask is None else self.mask[:, top:bottom, left:right]
+        if mask is not None and bool(mask.any()):
+            (top, bottom), (left, right) = self._window(engine.side(True))
+            mask = self.mask[:, top:bottom, left:right] if self.mask is not None else None
+        part = given.image[:, top:bottom, left:right]
+        lam, other = self._lambdas(engine)
+        after = engine.preview(part, lam, other, mask)
+        cut = [
+            (MARGIN if low > 0 else 0, high - low - (MARGIN if high < size else 0))
+            for low, high, size in ((top, bottom, given.size[0]), (left, right, given.size[1]))
+        ]
+        before = part[:, cut[0][0] : cut[0][1], cut[1][0] : cut[1][1]]
+        (y0, y1), (x0, x1) = ((engine.scale * low, engine.scale * high) for low, high in cut)
+        return Preview(before, after[:, y0:y1, x0:x1], time.perf_counter() - start)
+
+    def _window(self, side: int) -> list[tuple[int, int]]:
+        """Return where the window begins and ends, in height and width."""
+        given, _ = self._ready()
+        return [_span(size, side, share) for size, share in zip(given.size, self.centre, strict=True)]
+
+    def cancel(self) -> None:
+        """Stop what runs, at the next layer."""
+        self._token.set()
+
+    def restore(self) -> Iterator[float | Whole]:
+        """Restore the whole picture in a thread: yield the share that is done, and in the end the picture.
+
+        Nothing but the picture comes where it is there already.
+
+        Raises:
+            Refused: As for `preview`, or there is no memory for it.
+            Cancelled: It was cancelled, or another one was begun.
+        """
+        given, engine = self._ready()
+        if self.whole is not None and self.whole.position == self.position:
+            yield self.whole
+            return
+        lam, other = self._lambdas(engine)
+        mask, position, start = self.mask, self.position, time.perf_counter()
+
+        def work(token: threading.Event, advance: Callable[[float], Any]) -> Whole:
+            output = engine.restore(given.image, lam, other, mask, token=token, advance=advance)
+            return Whole(output, time.perf_counter() - start, position)
+
+        self._running = position
+        for step in self._in_thread(work):
+            if isinstance(step, Whole):
+                self.whole, self._running = step, None
+            yield step
+
+    def _in_thread(self, work: Callable[[threading.Event, Callable[[float], Any]], Any]) -> Iterator[Any]:
+        self.cancel()
+        token = self._token = threading.Event()
+        steps: queue.Queue[Any] = queue.Queue()
+        done = 0.0
+
+        def run() -> None:
+            try:
+                steps.put(("end", work(token, steps.put)))
+            except BaseException as error:
+                steps.put(("error", error))
+
+        threading.Thread(target=run, name="tunable-ops-app", daemon=True).start()
+        while True:
+            try:
+                step = steps.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(step, float):
+                done += step
+                yield min(done, 1.0)
+            elif step[0] == "error":
+                raise step[1]
+            else:
+                yield step[1]
+                return
+
+    def sweep(self, name: str, count: int) -> Iterator[float | Tensor]:
+        """Restore the picture at several positions of one parameter, the others where they are; end with the strip.
+
+        Raises:
+            Refused, Cancelled: As for `restore`.
+        """
+        given, engine = self._ready()
+        spec = engine.spec
+        if spec is None or name not in spec.names:
+            raise Refused(f"a sweep must have a parameter of the network to move; got {name!r}")
+        place = spec.names.index(name)
+        lams = next((lams for moving, lams in sweep(spec, count) if moving == name), None)
+        if spec.domain == "box":
+            low, high = spec.ranges[place]
+            steps = [low + (high - low) * k / (count - 1) for k in range(count)]
+            lams = [tuple(step if i == place else old for i, old in enumerate(self.values)) for step in steps]
+        if lams is None:
+            lams = [spec.fill({name: k / (count - 1)}) for k in range(count)]
+        only = name if spec.num_params > 1 and not (spec.domain == "simplex" and spec.num_params == 2) else None
+
+        def work(token: threading.Event, advance: Callable[[float], Any]) -> Tensor:
+            columns = [pictures.shrunk(given.image.clamp(0, 1), _STRIP_HEIGHT)]
+            for lam in lams:
+                output = engine.restore(given.image, lam, token=token, advance=lambda part: advance(part / count))
+                columns.append(pictures.shrunk(output.clamp(0, 1), _STRIP_HEIGHT))
+            return images.strip(columns, ["input", *(describe(spec, lam, only) for lam in lams)])
+
+        yield from self._in_thread(work)
+
+    def download(self, folder: Path, wanted: str) -> tuple[Path, list[str]]:
+        """Write the current whole picture into a folder; return the file, and what its format could not keep.
+
+        Raises:
+            Refused: There is none, or the format cannot hold it.
+        """
+        given, engine = self._ready()
+        if self.whole is None or self.whole.position != self.position:
+            raise Refused("the whole picture must be ready before it is saved: wait for it, or choose Restore")
+        content, kind, lost = pictures.encode(given, self.whole.output, wanted)
+        suffix = given.path.suffix.lower()
+        own = images.SUFFIXES.get(suffix) == kind
+        suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
+        file = folder / f"{name}_{commands.short_name(engine, self.values)}{suffix}"
+        file.write_bytes(content)
+        return file, lost
+
+    def command(self, wanted: str) -> str:
+        """Return the command line, or for a mask the program, that makes the same picture."""
+        given, engine = self._ready()
+        if self.mask is not None and engine.spec is not None:
+            return commands.program(given, self.choice, self.values, self.inside)
+        return commands.line(given, engine, self.choice, self.values, wanted)
+
+
+def moved(spec: Any, values: Sequence[float], place: int, value: float) -> Lambda:
+    """Return lambda after one slider has moved; on the simplex the others share the rest as they did before.
+
+    Args:
+        spec: Of the network.
+        values: Lambda before.
+        place: Which slider.
+        value: Where it is now.
+
+    Example:
+        >>> from tunable_ops.modules import LambdaSpec
+        >>> moved(LambdaSpec.create(3), (0.5, 0.25, 0.25), 0, 0.0)
+        (0.0, 0.5, 0.5)
+    """
+    if spec.domain != "simplex":
+        return tuple(value if i == place else old for i, old in enumerate(values))
+    rest = sum(old for i, old in enumerate(values) if i != place)
+    others = len(values) - 1
+    return tuple(
+        (value if others else 1.0)
+        if i == place
+        else round((1 - value) * (old / rest if rest > 1e-9 else 1 / others), 12)
+        for i, old in enumerate(values)
+    )
+
+
+def _far(spec: Any) -> Lambda:
+    """Return the lambda that a mask begins with: the defaults, with the first parameter at its other end."""
+    (low, high), default = spec.ranges[0], spec.defaults[0]
+    return moved(spec, spec.defaults, 0, high if default - low < high - default else low)
+
+
+def _span(size: int, window: int, share: float) -> tuple[int, int]:
+    """Return where a window begins and ends along an axis; it begins at a multiple of 16, as tiles do, or ends last."""
+    if size <= window:
+        return 0, size
+    start = int(max(share * size - window / 2, 0))
+    start = min(start // 16 * 16 if start < size - window else size, size - window)
+    return start, start + window
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"

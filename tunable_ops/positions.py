@@ -1,0 +1,62 @@
+"""Positions of sliders: those of a sweep, and how they read in file names and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunable_ops.grey import PARAMETER, has_knob
+
+if TYPE_CHECKING:
+    from tunable_ops.modules import LambdaSpec
+
+__all__ = ["AUTO", "describe", "numbers", "sweep"]
+
+AUTO = "auto"  # in the place of a number: what the noise of each picture is estimated at
+
+
+def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
+    """List the positions of a sweep as rows (name of the moving parameter, `count` lambdas).
+
+    Two parameters that sum to one give one row, from (1, 0) to (0, 1). Otherwise there is one row per parameter, over
+    its range, with the others completed by `LambdaSpec.fill`; a parameter "grey" has none, as the picture sets it.
+
+    Raises:
+        ValueError: `count` is below 2, or the slider cannot move.
+    """
+    if count < 2:
+        raise ValueError(f"--sweep must be at least 2 positions; got {count}")
+    if spec.domain == "simplex" and spec.num_params == 1:
+        raise ValueError("--sweep must have a parameter to move; got a network whose only parameter is always 1")
+    moving = spec.names[:1] if spec.domain == "simplex" and spec.num_params == 2 else spec.names
+    rows = []
+    for name in moving:
+        low, high = spec.ranges[spec.names.index(name)]
+        if len(moving) < spec.num_params:
+            low, high = high, low
+        steps = [round(low + (high - low) * k / (count - 1), 12) for k in range(count)]
+        rows.append((name, [spec.fill({name: step}) for step in steps]))
+    return [row for row in rows if row[0] != PARAMETER or not has_knob(spec) or len(rows) == 1]
+
+
+def numbers(lams: Sequence[Sequence[float]]) -> list[str]:
+    """Format lambdas for file names, as `0.30-0.70`, with two to six decimals.
+
+    A single lambda is exact; several are as short as possible while different.
+    """
+    for decimals in range(2, 7):
+        texts = ["-".join(f"{value + 0.0:.{decimals}f}" for value in lam) for lam in lams]
+        exact = all(abs(round(value, decimals) - value) < 1e-9 for lam in lams for value in lam)
+        if len(set(texts)) == len(lams) if len(lams) > 1 else exact:
+            break
+    return texts
+
+
+def describe(spec: Any, lam: Sequence[Any], only: str | None = None) -> str:
+    """Format a lambda for people, as `sigma 25.00 of 255, keep 0.70`, or only the parameter `only`."""
+    units = getattr(spec, "units", None) or ("",) * len(spec.names)
+    chosen = [part for part in zip(spec.names, lam, units, strict=True) if only in (None, part[0])]
+    return ", ".join(
+        f"{name} {AUTO}" if value == AUTO else f"{name} {value + 0.0:.2f}{unit and f' {unit}'}"
+        for name, value, unit in chosen
+    )
