@@ -46,7 +46,7 @@ setup: .venv/.dev .venv/.ops
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 # Triton decides for its interpreter when it is imported: a process of its own
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) \
-	$(addprefix tests/triton_kernels/test_,kernels.py operator.py autotune.py tunable_parameters.py)
+	$(addprefix tests/triton_kernels/test_,kernels.py operator.py autotune.py shortcuts.py tunable_parameters.py)
 
 .venv/.ops: .venv/.train setup.py $(CSRC)
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -68,10 +68,12 @@ rehearsal: .venv/.dev
 demo: .venv/.train .venv/.ops
 	$(BIN)/tunable-ops demo --out runs/demo
 
-# the pages that are made of the code
-docs: .venv/.train
+# The pages that are made of the code, and the site in build/site: pages that ask no other host for anything.
+docs: .venv/.dev
 	$(BIN)/python -m tunable_ops.train.keys >docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/_site/check.py build/site
 
 # The C++ operators under AddressSanitizer and UBSan, in a package of their own, with random calls: a few minutes.
 # The leaks of an interpreter that ends are no findings; libstdc++ must be there before the sanitizer looks for it.

@@ -96,7 +96,7 @@ FAILED: set[str] = set()  # the libraries that did not compile
 @cache
 def say_missing(library: str, reason: str) -> str:
     """Print, in one line, which library is missing and why; return it."""
-    text = f"the {library} operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    text = f"the {library} operators are left out: {reason}. To get them: docs/start/install.md, 'Compiled operators'"
     print(f"tunable_ops: {text}", flush=True)
     return text
 

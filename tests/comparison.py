@@ -15,6 +15,8 @@ term is the rounding of the transforms themselves, and those on gain and mean ar
 transformed kernel is the same at all pixels and does not average out. Over 240 comparisons of outputs and as many of
 input gradients (10 seeds, 6 shapes, one alpha or one per sample, both layouts) no tile of 4x4 exceeded 0.75 of a bound;
 the baseline of contiguous tensors is very close to the exact result. The seeded faults are caught all the same.
+Gradients of kernels are sums over few pixels: they reached 1.1 of a bound with 3x3 kernels (144 comparisons), and 1.7
+(gain; rms 0.7) with 5x5 kernels (120 comparisons), whose tests have bounds twice as wide.
 """
 
 import math
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 
-def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result", winograd: bool = False) -> None:
+def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result", winograd: float = False) -> None:
     """Raise AssertionError, with the measures that fail, unless `out` is about as close to `ref` as `base` is.
 
     Args:
@@ -31,7 +33,8 @@ def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result", 
         ref: The float64 reference of the rounded inputs.
         base: Plain PyTorch in the tested dtype.
         name: Name of the result in the message.
-        winograd: True for a result that Winograd's filtering may have computed.
+        winograd: True for a result that Winograd's filtering may have computed; a number: with bounds as many times as
+            wide.
     """
     assert out.shape == ref.shape == base.shape, f"{name}: shapes {out.shape}, {ref.shape}, {base.shape}"
     assert out.dtype == base.dtype, f"{name}: dtypes {out.dtype}, {base.dtype}"
@@ -43,7 +46,7 @@ def assert_agrees(out: Tensor, ref: Tensor, base: Tensor, name: str = "result", 
     assert not failures, f"{name} ({out.dtype}, {list(out.shape)}): " + "; ".join(failures)
 
 
-def measures(out: Tensor, ref: Tensor, base: Tensor, winograd: bool = False) -> list[tuple[str, float, float]]:
+def measures(out: Tensor, ref: Tensor, base: Tensor, winograd: float = False) -> list[tuple[str, float, float]]:
     """Return (text, value, bound) of each measure."""
     eps = torch.finfo(out.dtype).eps
     count = ref.numel()
@@ -64,7 +67,7 @@ def measures(out: Tensor, ref: Tensor, base: Tensor, winograd: bool = False) -> 
     if winograd:
         assert not low_precision, "the class of Winograd's filtering is for fp32"
         wider = {"max": 3 * biggest, "rms": 4 * base_rms + 4 * eps * ref_rms}
-        rows = [(label, value, wider.get(label, 8 * bound)) for label, value, bound in rows]
+        rows = [(label, value, winograd * wider.get(label, 8 * bound)) for label, value, bound in rows]
     return [(f"{label} {value:.3g} > {bound:.3g}", value, bound) for label, value, bound in rows]
 
 

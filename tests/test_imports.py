@@ -47,6 +47,13 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.modules",
         "tunable_ops.serialization",
     },
+    "tunable_ops.hub": {
+        "tunable_ops.knob_files",
+        "tunable_ops.models",
+        "tunable_ops.modules",
+        "tunable_ops.pretrained",
+        "tunable_ops.serialization",
+    },
     "tunable_ops.pgn": set(),
     "tunable_ops.grey": set(),
     "tunable_ops.images": set(),
@@ -126,6 +133,7 @@ ARROWS: dict[str, set[str]] = {
         # on first use
         "tunable_ops.control",
         "tunable_ops.deploy",
+        "tunable_ops.hub",
         "tunable_ops.knob_files",
         "tunable_ops.models",
         "tunable_ops.pretrained",
@@ -137,7 +145,17 @@ ARROWS: dict[str, set[str]] = {
 MODULES = [
     "accelerate",
     *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes"),
-    *("read_only", "layer", "tunable_conv", "tunable_linear", "tunable_parameter", "model", "choice", "convert"),
+    *(
+        "read_only",
+        "layer",
+        "tunable_conv",
+        "tunable_linear",
+        "tunable_parameter",
+        "shared",
+        "model",
+        "choice",
+        "convert",
+    ),
     *("fold", "finetune", "knobs"),
 ]
 # Compiled and triton code is known to these alone.

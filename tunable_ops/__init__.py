@@ -49,6 +49,7 @@ from tunable_ops.modules import (
 if TYPE_CHECKING:
     from tunable_ops import control as control
     from tunable_ops import deploy as deploy
+    from tunable_ops import hub as hub
     from tunable_ops import knob_files as knob_files
     from tunable_ops import models as models
     from tunable_ops import pretrained as pretrained
@@ -95,7 +96,9 @@ __all__ = [
 ]
 
 # Not in __all__: `import *` needs torch alone, and these need more.
-_ON_FIRST_USE = ("control", "deploy", "knob_files", "models", "pretrained", "serialization", "train")
+_ON_FIRST_USE = ("control", "deploy", "hub", "knob_files", "models", "pretrained", "serialization", "train")
+
+TunableModel._hub = staticmethod(lambda: importlib.import_module(f"{__name__}.hub"))
 
 if not TYPE_CHECKING:  # for a type checker this would turn every misspelt name into Any
 

@@ -183,6 +183,10 @@ def load_knob(
         entries.append({"names": list(names), "licence": metadata.get("licence"), "notes": metadata.get("notes") or {}})
     net = add_knobs(plain, knobs)
     net.notes = {**notes, "knobs": entries}
+    net.built_as = network.built_as if isinstance(network, TunableModel) else None
+    for _, about in read:
+        if net.built_as is None and about["architecture"] in models.ARCHITECTURES and about["arguments"] is not None:
+            net.built_as = {key: about[key] for key in ("architecture", "arguments")}
     return net
 
 

@@ -127,6 +127,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> Tuna
     fill(path, net.network, tensors)
     net.spec = LambdaSpec.from_dict(metadata["spec"])
     net.notes = dict(metadata.get("notes", {}))
+    net.built_as = {"architecture": metadata["architecture"], "arguments": dict(metadata.get("arguments") or {})}
     return net.eval()
 
 

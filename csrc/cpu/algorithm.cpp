@@ -10,19 +10,20 @@ std::atomic<Algorithm> chosen{Algorithm::kDefault};
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Costs in multiply-adds of the direct kernel; measured with AVX-512 on Zen 4 and rounded up to what AVX2 takes there.
+// Those of 5x5 are estimates.
 struct Costs {
   int64_t tile;        // transforms per tile and channel, of inputs or outputs
   int64_t transform;   // per kernel of a channel and an output: gather, blend, transform
   int64_t most_bytes;  // of transformed kernels: beyond the caches they take longer to read than to multiply
 };
-constexpr Costs kCosts[2] = {{120, 320, 20 << 20}, {400, 400, 16 << 20}};
+constexpr Costs kCosts[] = {{120, 320, 20 << 20}, {400, 400, 16 << 20}, {340, 900, 16 << 20}};  // 2x2, 4x4; 2x2 of 5x5
 constexpr int64_t kNearBytes = 4 << 20;  // of transformed kernels: more of them are written and read from far away,
 constexpr int64_t kFar = 1000;           // at this cost per kernel; a training step does so three times
 
 double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends) {
-  const Costs& costs = kCosts[tile == 4];
+  const Costs& costs = kCosts[c.taps_h == 5 ? 2 : tile == 4];
   const int64_t channels = ceil_div(c.channels, lanes) * lanes, outputs = ceil_div(c.outputs, lanes) * lanes;
-  const int64_t points = (tile + 2) * (tile + 2);
+  const int64_t points = (tile + c.taps_h - 1) * (tile + c.taps_h - 1);
   const double kernels = static_cast<double>(c.channels) * outputs;
   const double bytes = 4 * points * kernels * c.groups;
   if (bytes > costs.most_bytes) return -1;
@@ -38,19 +39,20 @@ Algorithm chosen_algorithm() { return chosen.load(std::memory_order_relaxed); }
 Algorithm choose_algorithm(Algorithm algorithm) { return chosen.exchange(algorithm); }
 
 bool winograd_serves(const Conv& c, bool depthwise) {
-  return !depthwise && c.taps_h == 3 && c.taps_w == 3 && c.stride_h == 1 && c.stride_w == 1 && c.dilation_h == 1 &&
-         c.dilation_w == 1;
+  return !depthwise && c.taps_h == c.taps_w && (c.taps_h == 3 || c.taps_h == 5) && c.stride_h == 1 && c.stride_w == 1 &&
+         c.dilation_h == 1 && c.dilation_w == 1;
 }
 
 int64_t winograd_tile(const Conv& c, bool depthwise, int64_t blends) {
   const Algorithm named = chosen_algorithm();
   if (named == Algorithm::kDirect || !winograd_serves(c, depthwise)) return 0;
-  if (named != Algorithm::kDefault) return named == Algorithm::kWinograd2 ? 2 : 4;
+  if (named == Algorithm::kWinograd2) return 2;
+  if (named == Algorithm::kWinograd4) return c.taps_h == 3 ? 4 : 0;
   const int64_t lanes = best_kernels().lanes, outputs = ceil_div(c.outputs, lanes) * lanes;
   // By a clear margin: these are estimates, and the direct kernel is closer to the exact result.
-  double least = 0.85 * 9 * c.channels * outputs * c.groups * c.batch * c.out_h * c.out_w;
+  double least = 0.85 * c.taps_h * c.taps_w * c.channels * outputs * c.groups * c.batch * c.out_h * c.out_w;
   int64_t best = 0;
-  for (int64_t tile = 2; tile <= 4; tile += 2) {
+  for (int64_t tile = 2; tile <= (c.taps_h == 3 ? 4 : 2); tile += 2) {
     const double cost = winograd_cost(c, tile, lanes, blends);
     if (cost >= 0 && cost < least) least = cost, best = tile;
   }

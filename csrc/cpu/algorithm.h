@@ -13,7 +13,7 @@ enum class Algorithm : int64_t { kDefault = 0, kDirect = 1, kWinograd2 = 2, kWin
 Algorithm chosen_algorithm();
 Algorithm choose_algorithm(Algorithm algorithm);  // returns the one before
 
-// True for what Winograd's filtering serves: 3x3 kernels without stride and dilation, not depthwise.
+// True for what Winograd's filtering serves: 3x3 and 5x5 kernels without stride and dilation, not depthwise.
 bool winograd_serves(const Conv& conv, bool depthwise);
 
 // The size of the tiles of outputs that a convolution is computed in by Winograd's filtering: 2 or 4; 0 if directly.

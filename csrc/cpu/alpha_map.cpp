@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "algorithm.h"
 #include "pointwise.h"
 #include "tunable_conv2d.h"
 
@@ -33,8 +34,28 @@ Tensor library_kernels(const Tensor& weight, int64_t first, int64_t count) {
   return in_format(flat_kernels(weight, first, count), kernel_format(weight));
 }
 
+// A convolution with one kernel as a call of the operator.
+struct SingleKernel {
+  Tensor weight, alpha;  // [1, O, C/groups, kh, kw] and [1]
+  std::optional<Tensor> bias;
+  Options options;
+};
+
+SingleKernel single_kernel(const Tensor& kernel, const Tensor& shift, const Options& o) {
+  Ints sizes{1}, strides{kernel.numel()};
+  for (int d = 0; d < 4; ++d) sizes.push_back(kernel.size(d)), strides.push_back(kernel.stride(d));
+  SingleKernel single{view(kernel, sizes, strides), empty({1}), std::nullopt, o};
+  single.alpha.mutable_data_ptr<float>()[0] = 1;
+  single.options.activation = Activation::kNone;
+  if (shift.defined()) single.bias = view(shift, {1, shift.size(0)}, {shift.numel(), shift.stride(0)});
+  return single;
+}
+
 // conv(x, kernel) + shift, [B, count * O, OH, OW] in channels_last.
 Tensor convolve_kernels(const Tensor& x, const Tensor& kernel, const Tensor& shift, const Options& o) {
+  const SingleKernel s = single_kernel(kernel, shift, o);
+  const Call c = call_of(x, s.weight, s.alpha, s.options);
+  if (winograd_tile(c.conv, c.depthwise, 1)) return in_channels_last(forward(x, s.weight, s.bias, s.alpha, s.options));
   AtenTensorHandle shift_handle = shift.get(), result;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_convolution(x.get(), kernel.get(), shift.defined() ? &shift_handle : nullptr, o.stride, 2,
@@ -69,7 +90,17 @@ void copy_into(Tensor place, const Tensor& value) { torch::stable::copy_(place, 
 
 // The gradients of x, kernel and shift, given that of the result; undefined where not wanted.
 std::array<Tensor, 3> convolve_kernels_backward(const Tensor& grad, const Tensor& x, const Tensor& kernel,
-                                                const Options& o, const std::array<int32_t, 3>& wanted) {
+                                                const Tensor& shift, const Options& o,
+                                                const std::array<int32_t, 3>& wanted) {
+  const SingleKernel s = single_kernel(kernel, shift, o);
+  const Call c = call_of(x, s.weight, s.alpha, s.options);
+  if ((wanted[0] && filters_input_gradient(c)) || (wanted[1] && filters_kernel_gradient(c))) {
+    const std::vector<bool> mask{wanted[0] != 0, wanted[1] != 0, wanted[2] != 0, false};
+    const auto [to_x, to_weight, to_bias, none] =
+        gradients(grad, std::nullopt, x, s.weight, s.bias, s.alpha, s.options, mask);
+    return {to_x, wanted[1] ? flat_kernels(to_weight, 0, 1) : undefined(),
+            wanted[2] ? flat_kernels(to_bias, 0, 1) : undefined()};
+  }
   const int64_t outputs[] = {kernel.size(0)};
   const int64_t* sizes = outputs;
   AtenTensorHandle handles[3];
@@ -175,7 +206,8 @@ Gradients gradients_map(const Tensor& grad_output, const std::optional<Tensor>& 
     const Tensor shift = bias ? flat_kernels(*bias, p, count) : undefined();
     if (mask[3]) alpha_gradients(grad, convolve_kernels(x, kernel, shift, o), p, grad_alpha);
     if (!mask[0] && !mask[1] && !need_bias) continue;
-    const auto gradients = convolve_kernels_backward(scale_by_alpha(grad, weights, p, count), x, kernel, o, wanted);
+    const auto gradients =
+        convolve_kernels_backward(scale_by_alpha(grad, weights, p, count), x, kernel, shift, o, wanted);
     if (mask[0] && p == 0) grad_input = in_channels_last(gradients[0]);
     if (mask[0] && p > 0) add_into(grad_input, in_channels_last(gradients[0]));
     if (mask[1]) copy_into(flat_kernels(grad_weight, p, count), gradients[1]);

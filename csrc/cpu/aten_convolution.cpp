@@ -96,7 +96,8 @@ bool prefers_aten(const Call& call, const Tensor& weight) {
   const bool windows = call.depthwise && weight.scalar_type() == ScalarType::Float && v.stride_h == 1 &&
                        v.stride_w == 1 && v.dilation_h == 1 && v.dilation_w == 1 &&
                        (v.taps_w == 3 || v.taps_w == 5 || v.taps_w == 7);
-  return !patches && !skips && !windows;
+  const bool points = v.taps_h == 1 && v.taps_w == 1 && weight.scalar_type() == ScalarType::Float;
+  return !patches && !skips && !windows && !points;
 }
 
 Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {

@@ -18,11 +18,51 @@ inline Slice locate(const Panels& p, const Stack& stack, int64_t index) {
   return s;
 }
 
+// to[i][j] = from[j][i] for kLanes x kLanes values, in rows that are `step` and `to_step` apart.
+inline void transpose(const float* from, int64_t step, float* to, int64_t to_step) {
+#if defined(__clang__)
+  for (int64_t i = 0; i < kLanes; ++i) {
+    for (int64_t j = 0; j < kLanes; ++j) to[i * to_step + j] = from[j * step + i];
+  }
+#else
+  typedef int Places __attribute__((vector_size(TO_LANES * 4)));
+  Places low = {}, high = {};
+  for (int i = 0; i < TO_LANES; ++i) {
+    low[i] = i / 2 + (i % 2) * TO_LANES;
+    high[i] = low[i] + TO_LANES / 2;
+  }
+  Vec rows[kLanes], next[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = load(from + i * step);
+#pragma GCC unroll 4
+  for (int n = 1; n < kLanes; n *= 2) {  // interleaves the halves of the rows log2(kLanes) times
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) store(to + i * to_step, rows[i]);
+#endif
+}
+
 // Reads [channels][width] from one kernel of the stack, zero-padded after the outputs.
 inline void gather(const Stack& stack, const Slice& s, int64_t channels, const float* source, float* slice) {
+  // Whole blocks of channels and outputs where an output's channels lie together.
+  const bool blocks = stack.stride_channel == 1;
+  const int64_t block_channels = blocks ? channels / kLanes * kLanes : 0;
+  const int64_t block_outputs = blocks ? s.outputs / kLanes * kLanes : 0;
+  for (int64_t o = 0; o < block_outputs; o += kLanes) {
+    for (int64_t c = 0; c < block_channels; c += kLanes)
+      transpose(source + o * stack.stride_output + c, stack.stride_output, slice + c * s.width + o, s.width);
+  }
   for (int64_t c = 0; c < channels; ++c, slice += s.width) {
     const float* from = source + c * stack.stride_channel;
-    for (int64_t o = 0; o < s.outputs; ++o) slice[o] = from[o * stack.stride_output];
+    for (int64_t o = c < block_channels ? block_outputs : 0; o < s.outputs; ++o)
+      slice[o] = from[o * stack.stride_output];
     for (int64_t o = s.outputs; o < s.width; ++o) slice[o] = 0;
   }
 }
@@ -72,9 +112,16 @@ void blend(const Blend& args, int64_t begin, int64_t end) {
 
 // Writes [channels][width] to where `gather` would read it.
 inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const float* slice, float* target, bool add) {
+  const bool blocks = stack.stride_channel == 1 && !add;
+  const int64_t block_channels = blocks ? channels / kLanes * kLanes : 0;
+  const int64_t block_outputs = blocks ? s.outputs / kLanes * kLanes : 0;
+  for (int64_t o = 0; o < block_outputs; o += kLanes) {
+    for (int64_t c = 0; c < block_channels; c += kLanes)
+      transpose(slice + c * s.width + o, s.width, target + o * stack.stride_output + c, stack.stride_output);
+  }
   for (int64_t o = 0; o < s.outputs; ++o) {
     float* to = target + o * stack.stride_output;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = o < block_outputs ? block_channels : 0; c < channels; ++c) {
       float& value = to[c * stack.stride_channel];
       value = slice[c * s.width + o] + (add ? value : 0.0f);
     }

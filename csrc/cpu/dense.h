@@ -164,16 +164,28 @@ struct Row {
   const float* panel;
   float* output;
   int64_t vectors;
+  // Of the kernel rows that the row of pixels is the first to read: where the image has them, and how many there are.
+  // Tiles prefetch those of the next tile, since the processor foresees nothing beyond a page.
+  const float* fresh;
+  int64_t fresh_rows;
 };
+
+// Prefetches what a tile will write, and what the next tile will read: `width` pixels from `ahead` on.
+inline void prefetch_tile(const Conv& c, const Row& row, const float* output, int64_t pixels, int64_t ahead,
+                          int64_t width) {
+  for (int64_t i = 0; i < pixels; ++i) prefetch_to_write(output + i * c.out_pixel, row.vectors * kLanes);
+  for (int64_t r = 0; r < row.fresh_rows; ++r)
+    prefetch(row.fresh + r * c.in_row + ahead * c.in_pixel, width * c.in_pixel);
+}
 
 inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile, float* window) {
   tile.panel = row.panel + ((k.row * c.taps_w + k.column) * c.channels + k.channel) * row.vectors * kLanes;
   tile.rows = k.rows;
-  const int64_t count = ceil_div(c.out_w, kRows[row.vectors]);
+  const int64_t count = ceil_div(c.out_w, kRows[row.vectors]), least = c.out_w / count, more = c.out_w % count;
   const int64_t span = (k.columns - 1) * c.dilation_w + 1;
   const float* image = row.image + k.row * c.dilation_h * c.in_row + k.channel;
   for (int64_t i = 0, x = 0; i < count; ++i) {
-    const int64_t pixels = c.out_w / count + (i < c.out_w % count);
+    const int64_t pixels = least + (i < more);
     const int64_t start = x * c.stride_w - c.pad_w + k.column * c.dilation_w, width = (pixels - 1) * c.stride_w + span;
     int64_t pixel = c.in_pixel;
     if (start >= 0 && start + width <= c.in_w) {
@@ -195,6 +207,7 @@ inline void dense_chunk(const Conv& c, const Row& row, const Chunk& k, Tile tile
     tile.columns = joined ? 1 : k.columns;
     tile.run = joined ? k.columns * k.channels : k.channels;
     tile.output = row.output + x * c.out_pixel;
+    if (tile.first) prefetch_tile(c, row, tile.output, pixels, (x + pixels) * c.stride_w, pixels * c.stride_w);
     (row.vectors == 2 ? tile_function<2> : tile_function<1>)(pixels)(tile);
     x += pixels;
   }
@@ -208,10 +221,14 @@ inline void dense_row(const ConvRun& run, int64_t sample, int64_t y, int64_t gro
   const int64_t top = y * c.stride_h - c.pad_h + rows.begin * c.dilation_h, count = rows.end - rows.begin;
   Row row;
   row.vectors = vectors;
-  row.image = run.input + sample * c.in_sample + group * c.channels + top * c.in_row;
+  const float* image = run.input + sample * c.in_sample;
+  row.image = image + run.input_offset(group) + top * c.in_row;
   row.panel = run.blended + sample * run.blended_sample + run.panels.offset(group, panel) +
               rows.begin * c.taps_w * c.channels * vectors * kLanes;
-  row.output = run.output + sample * c.out_sample + y * c.out_row + group * c.outputs + panel * block;
+  row.output = run.output + sample * c.out_sample + y * c.out_row + run.output_offset(group) + panel * block;
+  const int64_t bottom = y * c.stride_h - c.pad_h + (c.taps_h - 1) * c.dilation_h;
+  row.fresh_rows = group == 0 && panel == 0 && c.dilation_h == 1 && bottom < c.in_h ? min(c.stride_h, count) : 0;
+  row.fresh = image + (bottom + 1 - row.fresh_rows) * c.in_row;
   Tile tile;
   tile.bias = run.bias ? run.bias + sample * run.bias_sample +
                              (group * run.panels.vectors() + panel * run.panels.width) * kLanes

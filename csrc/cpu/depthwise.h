@@ -52,7 +52,8 @@ inline __attribute__((always_inline)) void depthwise_window(const DepthwiseTile&
     if (!inside && (i < t.begin || i >= t.end)) continue;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const Vec column = kWhole ? load(x + v * kLanes) : load_first(x, lanes);
+      Vec column = kWhole ? load(x + v * kLanes) : load_first(x, lanes);
+      keep(column);
 #pragma GCC unroll 8
       for (int s = 0; s < kTaps; ++s) {
         if (i - s >= 0 && i - s < kPixels) sums[i - s][v] += weights[s][v] * column;
@@ -137,14 +138,6 @@ inline void depthwise_tile_of(const DepthwiseTile& tile, int64_t pixels) {
   }
 }
 
-inline void prefetch(const float* p, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i);
-}
-
-inline void prefetch_to_write(const float* p, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i, 1);
-}
-
 // Output pixels [x, x_end) of one row, for kernels of kTaps adjacent taps with stride 1. `next` is the row of the input
 // that the next row of the output needs first, or null: tiles read one vector of channels at a time, in strides that
 // the processor does not foresee.
@@ -221,7 +214,8 @@ inline void depthwise_strip(const ConvRun& run, int64_t sample, int64_t y, int64
 }
 
 // Floats of the input rows that a strip keeps in the L2 cache from one output row to the next.
-constexpr int64_t kStripFloats = 128 * 1024 / 4;
+
+constexpr int64_t kStripFloats = 64 * 1024 / 4;
 
 void depthwise(const ConvRun& run, int64_t begin, int64_t end) {
   const Conv& c = run.conv;

@@ -44,7 +44,7 @@ int64_t grain(int64_t macs_per_item) { return std::max<int64_t>(1, kGrainMacs / 
 void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
                            const float* input, float* output, int64_t tile) {
   const Kernels& kernels = best_kernels();
-  const Panels panels = panels_of(conv, tile + 2, kPad);
+  const Panels panels = panels_of(conv, tile + conv.taps_h - 1, kPad);
   const std::vector<float> shift = padded_bias(bias, panels, call.rows, conv.outputs);
   const bool shared = call.rows == 1;
   WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0};
@@ -58,7 +58,8 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const Workspace blended(spans * panels.size());
   for (int64_t first = 0; first < call.rows; first += spans) {
     const int64_t count = std::min(spans, call.rows - first), blocks = kernels.winograd_blocks(panels);
-    const Blend blend{panels, stack, count, call.alpha.data() + first * stack.kernels, blended.get()};
+    const float* alpha = call.alpha.data() + first * stack.kernels;
+    const Blend blend{panels, stack, count, alpha, blended.get(), conv.taps_h};
     call.threads.parallel_for(blocks, grain(16 * count * panels.size() / blocks),
                               [&](int64_t begin, int64_t end) { kernels.winograd_kernels(blend, begin, end); });
     run.input = input + first * conv.in_sample;
@@ -77,7 +78,7 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
   const Kernels& kernels = best_kernels();
   const Conv& c = call.conv;
   const int64_t tile = winograd_tile(c, call.depthwise, call.rows), count = call.weight.kernels;
-  const Panels points = panels_of(c, tile + 2, kPad), panels = panels_of(c, 3, 0);
+  const Panels points = panels_of(c, tile + c.taps_h - 1, kPad), panels = panels_of(c, c.taps_h, 0);
   const bool shared = call.rows == 1;
   WinogradGradRun run{c, points, nullptr, nullptr, nullptr, nullptr, 0, 0, 0};
   run.span = (shared ? c.batch : 1) * tiles_of(c, tile);

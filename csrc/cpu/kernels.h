@@ -51,9 +51,11 @@ struct Blend {
   int64_t batch;
   const float* alpha;  // [batch, kernels]
   float* blended;      // [batch, panels.size()]
+  int64_t taps = 0;    // of transformed kernels: those of a kernel in one dimension, before
 };
 
-// Work items: (sample, block of `rows` output rows).
+// Work items: (sample, block of `rows` output rows). With `phases` the groups are those of a dense kernel: each has all
+// channels and its own pixels of the output, group g those at row g / phases and column g % phases of every block.
 struct ConvRun {
   Conv conv;
   Panels panels;
@@ -64,6 +66,11 @@ struct ConvRun {
   const float* bias;       // [batch, groups, vectors * lanes] or null
   int64_t bias_sample;
   int64_t rows;
+  int64_t phases = 0, phase_row = 0, phase_pixel = 0;
+  int64_t input_offset(int64_t group) const { return phases ? 0 : group * conv.channels; }
+  int64_t output_offset(int64_t group) const {
+    return phases ? group / phases * phase_row + group % phases * phase_pixel : group * conv.outputs;
+  }
 };
 
 // A convolution by Winograd's filtering. The tiles of the batch are in `spans` of `span` tiles: one if one kernel
@@ -89,7 +96,7 @@ struct WinogradGradRun {
   const float* input;
   const float* grad_output;
   float* sums;      // [spans, segments, panels.size()]
-  float* gradient;  // [spans], each in panels of 3x3 taps
+  float* gradient;  // [spans], each in panels of the kernels' taps
   int64_t span, segments, block;
 };
 

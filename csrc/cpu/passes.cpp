@@ -20,6 +20,9 @@ constexpr int64_t kChunkBytes = 64 << 20;
 // A depthwise multiply-add moves as many bytes as this many dense ones.
 constexpr int64_t kDepthwiseCost = 16;
 
+// Input of joined rows: the L1 cache.
+constexpr int64_t kJoinedBytes = 32 << 10;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Panels panels_of(const Conv& c, bool depthwise) {
@@ -46,8 +49,26 @@ void for_each_slice(const Threads& threads, const Panels& panels, int64_t copies
   threads.parallel_for(panels.slices(), std::max<int64_t>(1, (kGrainMacs / 8) / work), f);
 }
 
-void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
-                        const float* input, float* output) {
+// The pixels of an output that the groups of a convolution compute, see ConvRun; columns 0: all do the same ones.
+struct Phases {
+  int64_t columns = 0, row = 0, pixel = 0;
+};
+
+// Joins rows of pixels that lie one after the other, where every output reads one of them: fewer and better filled
+// tiles. The input of a row stays in the L1 cache.
+void join_rows(Conv& c) {
+  const bool pointwise = c.taps_h == 1 && c.taps_w == 1 && c.stride_h == 1 && c.stride_w == 1 && !c.pad_h && !c.pad_w;
+  if (!pointwise || c.in_row != c.in_w * c.in_pixel || c.out_row != c.out_w * c.out_pixel) return;
+  while (c.out_h % 2 == 0 && 8 * c.in_row <= kJoinedBytes) {
+    c.in_h /= 2, c.out_h /= 2;
+    c.in_w *= 2, c.out_w *= 2;
+    c.in_row *= 2, c.out_row *= 2;
+  }
+}
+
+void blend_and_convolve(const Call& call, Conv conv, const Stack& stack, const std::vector<float>& bias,
+                        const float* input, float* output, const Phases& phases = {}) {
+  if (!call.depthwise && !phases.columns) join_rows(conv);
   if (const int64_t tile = winograd_tile(conv, call.depthwise, call.rows))
     return convolve_by_filtering(call, conv, stack, bias, input, output, tile);
   const Kernels& kernels = best_kernels();
@@ -66,8 +87,11 @@ void blend_and_convolve(const Call& call, const Conv& conv, const Stack& stack, 
               call.rows > 1 ? panels.size() : 0,
               shift.empty() ? nullptr : shift.data(),
               call.rows > 1 ? panels.groups * padded : 0,
-              1};
-  const int64_t row_bytes = 4 * conv.in_w * conv.groups * conv.channels * conv.stride_h;
+              1,
+              phases.columns,
+              phases.row,
+              phases.pixel};
+  const int64_t row_bytes = 4 * conv.in_w * conv.in_pixel * conv.stride_h;
   run.rows = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(1, row_bytes), 1, conv.out_h);
   while (run.rows > 1 && conv.batch * ceil_div(conv.out_h, run.rows) < 4 * call.threads.count)
     run.rows = (run.rows + 1) / 2;
@@ -119,6 +143,33 @@ Conv turned_of(const Conv& c, const Phase& y, const Phase& x) {
           c.activation};
 }
 
+// Every pixel of the input has one tap of a dense kernel, whose taps lie one step apart in memory.
+bool is_of_blocks(const Call& call) {
+  const Conv& c = call.conv;
+  return c.groups == 1 && c.taps_h == c.stride_h && c.taps_w == c.stride_w && c.dilation_h == 1 && c.dilation_w == 1 &&
+         c.pad_h == 0 && c.pad_w == 0 && c.in_h == c.out_h * c.stride_h && c.in_w == c.out_w * c.stride_w &&
+         c.taps_h * c.taps_w > 1 && call.weight.stride_tap_h == c.taps_w * call.weight.stride_tap_w;
+}
+
+// All phases at once: a convolution of one tap whose groups are the taps.
+void input_gradient_of_blocks(const Call& call, const float* grad_output, float* grad_input,
+                              const std::vector<float>& bias) {
+  const Conv& c = call.conv;
+  const Phase whole{1, 0, 1, 1, 0, 0};
+  Conv turned = turned_of(c, whole, whole);
+  turned.groups = c.taps_h * c.taps_w;
+  turned.out_h = c.out_h, turned.out_w = c.out_w;
+  Stack stack = call.weight;
+  std::swap(stack.stride_output, stack.stride_channel);
+  stack.stride_group = stack.stride_tap_w;
+  std::vector<float> repeated;
+  for (int64_t r = 0; r < call.rows && !bias.empty(); ++r) {
+    for (int64_t i = 0; i < turned.groups; ++i)
+      repeated.insert(repeated.end(), bias.begin() + r * turned.outputs, bias.begin() + (r + 1) * turned.outputs);
+  }
+  blend_and_convolve(call, turned, stack, repeated, grad_output, grad_input, {c.taps_w, c.in_row, c.in_pixel});
+}
+
 }  // namespace
 
 std::vector<float> padded_bias(const std::vector<float>& bias, const Panels& panels, int64_t rows, int64_t outputs) {
@@ -139,13 +190,15 @@ bool filters_kernel_gradient(const Call& call) { return winograd_tile(call.conv,
 bool filters_input_gradient(const Call& call) {
   const Conv& c = call.conv;
   if (!winograd_serves(c, call.depthwise)) return false;
-  const Conv turned = turned_of(c, phase_of(0, c.in_h, 3, 1, 1, c.pad_h), phase_of(0, c.in_w, 3, 1, 1, c.pad_w));
+  const Conv turned =
+      turned_of(c, phase_of(0, c.in_h, c.taps_h, 1, 1, c.pad_h), phase_of(0, c.in_w, c.taps_w, 1, 1, c.pad_w));
   return winograd_tile(turned, false, call.rows) > 0;
 }
 
 // Convolves grad_output with the flipped kernels; with a stride, once per phase of the input.
 void input_gradient(const Call& call, const float* grad_output, float* grad_input, const std::vector<float>& bias) {
   const Conv& c = call.conv;
+  if (is_of_blocks(call)) return input_gradient_of_blocks(call, grad_output, grad_input, bias);
   bool covered = true;
   for (int64_t py = 0; py < c.stride_h; ++py)
     covered &= phase_of(py, c.in_h, c.taps_h, c.stride_h, c.dilation_h, c.pad_h).taps > 0;

@@ -141,11 +141,13 @@ void check_algorithm(const Tensor& input, const Tensor& weight, const Tensor& al
   if (named == Algorithm::kDefault || named == Algorithm::kDirect || input.size(0) == 0) return;
   const bool depthwise = o.groups > 1 && weight.size(2) == 1 && weight.size(1) == o.groups;
   bool fits = input.scalar_type() == ScalarType::Float && alpha.dim() <= 2 && !depthwise;
-  for (int d = 0; d < 2; ++d) fits = fits && weight.size(3 + d) == 3 && o.stride[d] == 1 && o.dilation[d] == 1;
+  const int64_t taps = weight.size(3);
+  fits = fits && weight.size(4) == taps && (taps == 3 || (taps == 5 && named == Algorithm::kWinograd2));
+  for (int d = 0; d < 2; ++d) fits = fits && o.stride[d] == 1 && o.dilation[d] == 1;
   STD_TORCH_CHECK(
       fits, "tunable_conv2d: algorithm must be one that serves the call; Winograd's filtering serves ",
-      "float32, kernels of 3x3 with stride 1 and dilation 1, not depthwise, and an alpha [P] or [B, P]. Use ",
-      "'default' for the fastest that does");
+      "float32, kernels of 3x3 with stride 1 and dilation 1 (with tiles of 2x2 those of 5x5 too), not depthwise, and ",
+      "an alpha [P] or [B, P]. Use ", "'default' for the fastest that does");
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// Winograd's minimal filtering for 3x3 kernels with stride 1: F(4x4, 3x3) and F(2x2, 3x3). A tile of m x m outputs is
-// A^T [sum_c (G w_c G^T) * (B^T x_c B)] A: (m + 2)^2 products per channel instead of 9 m^2. The products of a block of
-// tiles are one matrix product [tiles, channels] x [channels, outputs] per point, done by the kernel for convolutions.
+// Winograd's minimal filtering with stride 1: F(4x4, 3x3), F(2x2, 3x3) and F(2x2, 5x5). A tile of m x m outputs is
+// A^T [sum_c (G w_c G^T) * (B^T x_c B)] A: (m + r - 1)^2 products per channel instead of m^2 r^2 with r x r taps. The
+// products of a block of tiles are one matrix product [tiles, channels] x [channels, outputs] per point, done by the
+// kernel for convolutions.
 namespace tunable_ops::TO_ISA {
 
 // The tiles of an item: their transformed inputs and products, [points][tiles][values]. The strides between points are
@@ -16,17 +17,17 @@ struct TilePlace {
   int64_t sample, y, x;
 };
 
-template <int kOut>
+template <class F>
 inline TilePlace place_of(const Conv& c, int64_t tile) {
-  const int64_t columns = ceil_div(c.out_w, kOut), rows = ceil_div(c.out_h, kOut);
-  return {tile / (rows * columns), tile / columns % rows * kOut, tile % columns * kOut};
+  const int64_t columns = ceil_div(c.out_w, F::kOut), rows = ceil_div(c.out_h, F::kOut);
+  return {tile / (rows * columns), tile / columns % rows * F::kOut, tile % columns * F::kOut};
 }
 
 // Transforms the input of a tile, at its first pixel of `image`.
-template <int kOut>
+template <class F>
 inline void transform_input(const Conv& c, const float* image, int64_t top, int64_t left, const float* zeros, float* to,
                             int64_t point) {
-  constexpr int kPoints = Filtering<kOut>::kPoints;
+  constexpr int kPoints = F::kPoints;
   const float* pixels[kPoints][kPoints];
   for (int i = 0; i < kPoints; ++i) {
     const bool inside = top + i >= 0 && top + i < c.in_h;
@@ -43,14 +44,14 @@ inline void transform_input(const Conv& c, const float* image, int64_t top, int6
 #pragma GCC unroll 6
       for (int i = 0; i < kPoints; ++i)
         column[i] = lanes == kLanes ? load(pixels[i][j] + channel) : load_first(pixels[i][j] + channel, lanes);
-      Filtering<kOut>::input(column, t);
+      F::input(column, t);
 #pragma GCC unroll 6
       for (int i = 0; i < kPoints; ++i) half[i][j] = t[i];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < kPoints; ++i) {
       Vec t[kPoints];
-      Filtering<kOut>::input(half[i], t);
+      F::input(half[i], t);
 #pragma GCC unroll 6
       for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * point, t[j]);
     }
@@ -58,28 +59,28 @@ inline void transform_input(const Conv& c, const float* image, int64_t top, int6
 }
 
 // Transforms the products of a tile for one vector of outputs, and stores those that are inside the image.
-template <int kOut>
+template <class F>
 inline void transform_output(const Conv& c, const float* products, int64_t point, Vec bias, float* output, int64_t rows,
                              int64_t columns, int64_t lanes) {
-  constexpr int kPoints = Filtering<kOut>::kPoints;
-  Vec half[kOut][kPoints];
+  constexpr int kPoints = F::kPoints;
+  Vec half[F::kOut][kPoints];
 #pragma GCC unroll 6
   for (int j = 0; j < kPoints; ++j) {
-    Vec column[kPoints], t[kOut];
+    Vec column[kPoints], t[F::kOut];
 #pragma GCC unroll 6
     for (int i = 0; i < kPoints; ++i) column[i] = load(products + (i * kPoints + j) * point);
-    Filtering<kOut>::output(column, t);
+    F::output(column, t);
 #pragma GCC unroll 4
-    for (int i = 0; i < kOut; ++i) half[i][j] = t[i];
+    for (int i = 0; i < F::kOut; ++i) half[i][j] = t[i];
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kOut; ++i) {
+  for (int i = 0; i < F::kOut; ++i) {
     if (i >= rows) break;
-    Vec t[kOut];
-    Filtering<kOut>::output(half[i], t);
+    Vec t[F::kOut];
+    F::output(half[i], t);
     float* to = output + i * c.out_row;
 #pragma GCC unroll 4
-    for (int j = 0; j < kOut; ++j) {
+    for (int j = 0; j < F::kOut; ++j) {
       if (j >= columns) break;
       const Vec value = activate(t[j] + bias, c.activation);
       if (lanes == kLanes) {
@@ -150,9 +151,9 @@ struct TileMemory {
   ~TileMemory() { delete[] memory; }
 };
 
-template <int kOut>
+template <class F>
 void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
-  constexpr int64_t kPoints = Filtering<kOut>::kPoints, kSquare = kPoints * kPoints;
+  constexpr int64_t kPoints = F::kPoints, kSquare = kPoints * kPoints;
   const Conv& c = run.conv;
   const Panels& p = run.panels;
   TileMemory memory(run.block, c.channels, min(p.width, p.vectors()) * kLanes, kSquare);
@@ -163,9 +164,9 @@ void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
     block.count = last - first;
     for (int64_t group = 0; group < c.groups; ++group) {
       for (int64_t i = 0; i < block.count; ++i) {
-        const TilePlace at = place_of<kOut>(c, span * run.span + first + i);
-        transform_input<kOut>(c, run.input + at.sample * c.in_sample + group * c.channels, at.y - c.pad_h,
-                              at.x - c.pad_w, memory.zeros, block.inputs + i * block.channels, block.in_point);
+        const TilePlace at = place_of<F>(c, span * run.span + first + i);
+        transform_input<F>(c, run.input + at.sample * c.in_sample + group * c.channels, at.y - c.pad_h, at.x - c.pad_w,
+                           memory.zeros, block.inputs + i * block.channels, block.in_point);
       }
       for (int64_t panel = 0; panel < p.count(); ++panel) {
         const int64_t vectors = p.panel_vectors(panel), output = panel * p.width * kLanes;
@@ -175,13 +176,13 @@ void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
         const float* bias =
             run.bias ? run.bias + span * run.bias_span + group * p.vectors() * kLanes + output : nullptr;
         for (int64_t i = 0; i < block.count; ++i) {
-          const TilePlace at = place_of<kOut>(c, span * run.span + first + i);
+          const TilePlace at = place_of<F>(c, span * run.span + first + i);
           float* to = run.output + at.sample * c.out_sample + at.y * c.out_row + at.x * c.out_pixel +
                       group * c.outputs + output;
           for (int64_t v = 0; v < vectors; ++v)
-            transform_output<kOut>(c, block.products + i * block.width + v * kLanes, block.out_point,
-                                   bias ? load(bias + v * kLanes) : Vec{}, to + v * kLanes, c.out_h - at.y,
-                                   c.out_w - at.x, min(kLanes, c.outputs - output - v * kLanes));
+            transform_output<F>(c, block.products + i * block.width + v * kLanes, block.out_point,
+                                bias ? load(bias + v * kLanes) : Vec{}, to + v * kLanes, c.out_h - at.y, c.out_w - at.x,
+                                min(kLanes, c.outputs - output - v * kLanes));
         }
       }
     }
@@ -189,7 +190,8 @@ void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
 }
 
 void winograd(const WinogradRun& run, int64_t begin, int64_t end) {
-  (run.panels.taps_h == Filtering<4>::kPoints ? winograd_of<4> : winograd_of<2>)(run, begin, end);
+  with_filtering(run.panels.taps_h, run.conv.taps_h,
+                 [&](auto filtering) { winograd_of<decltype(filtering)>(run, begin, end); });
 }
 
 }  // namespace tunable_ops::TO_ISA

@@ -1,29 +1,29 @@
-// The gradient of 3x3 kernels by Winograd's filtering, the transpose of winograd.h in the kernels:
+// The gradient of kernels by Winograd's filtering, the transpose of winograd.h in the kernels:
 // grad_w = G^T [sum over tiles of (A grad A^T) * (B^T x B)] G, where the sum is a matrix product per point.
 namespace tunable_ops::TO_ISA {
 
 // Transforms the output gradient of a tile for one vector of outputs; `rows` x `columns` of it are inside the image.
-template <int kOut>
+template <class F>
 inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, int64_t columns, int64_t lanes,
                                float* to, int64_t point) {
-  constexpr int kPoints = Filtering<kOut>::kPoints;
-  Vec half[kPoints][kOut];
+  constexpr int kPoints = F::kPoints;
+  Vec half[kPoints][F::kOut];
 #pragma GCC unroll 4
-  for (int j = 0; j < kOut; ++j) {
-    Vec column[kOut], t[kPoints];
+  for (int j = 0; j < F::kOut; ++j) {
+    Vec column[F::kOut], t[kPoints];
 #pragma GCC unroll 4
-    for (int i = 0; i < kOut; ++i) {
+    for (int i = 0; i < F::kOut; ++i) {
       const float* from = grad + i * c.out_row + j * c.out_pixel;
       column[i] = i >= rows || j >= columns ? Vec{} : lanes == kLanes ? load(from) : load_first(from, lanes);
     }
-    Filtering<kOut>::gradient(column, t);
+    F::gradient(column, t);
 #pragma GCC unroll 6
     for (int i = 0; i < kPoints; ++i) half[i][j] = t[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kPoints; ++i) {
     Vec t[kPoints];
-    Filtering<kOut>::gradient(half[i], t);
+    F::gradient(half[i], t);
 #pragma GCC unroll 6
     for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * point, t[j]);
   }
@@ -53,9 +53,9 @@ inline void add_products(const TileBlock& block, const Panels& p, int64_t group,
   }
 }
 
-template <int kOut>
+template <class F>
 void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
-  constexpr int64_t kPoints = Filtering<kOut>::kPoints, kSquare = kPoints * kPoints;
+  constexpr int64_t kPoints = F::kPoints, kSquare = kPoints * kPoints;
   const Conv& c = run.conv;
   const Panels& p = run.panels;
   TileMemory memory(run.block, c.channels, p.vectors() * kLanes, kSquare);
@@ -68,15 +68,15 @@ void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
       block.count = min(run.block, last - at);
       for (int64_t group = 0; group < c.groups; ++group) {
         for (int64_t i = 0; i < block.count; ++i) {
-          const TilePlace place = place_of<kOut>(c, span * run.span + at + i);
-          transform_input<kOut>(c, run.input + place.sample * c.in_sample + group * c.channels, place.y - c.pad_h,
-                                place.x - c.pad_w, memory.zeros, block.inputs + i * block.channels, block.in_point);
+          const TilePlace place = place_of<F>(c, span * run.span + at + i);
+          transform_input<F>(c, run.input + place.sample * c.in_sample + group * c.channels, place.y - c.pad_h,
+                             place.x - c.pad_w, memory.zeros, block.inputs + i * block.channels, block.in_point);
           const float* grad = run.grad_output + place.sample * c.out_sample + place.y * c.out_row +
                               place.x * c.out_pixel + group * c.outputs;
           for (int64_t output = 0; output < c.outputs; output += kLanes)
-            transform_gradient<kOut>(c, grad + output, c.out_h - place.y, c.out_w - place.x,
-                                     min(kLanes, c.outputs - output), block.products + i * block.width + output,
-                                     block.out_point);
+            transform_gradient<F>(c, grad + output, c.out_h - place.y, c.out_w - place.x,
+                                  min(kLanes, c.outputs - output), block.products + i * block.width + output,
+                                  block.out_point);
         }
         for (int64_t panel = 0; panel < p.count(); ++panel)
           add_products(block, p, group, panel, at == first, run.sums + item * p.size());
@@ -86,33 +86,35 @@ void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
 }
 
 void winograd_grad(const WinogradGradRun& run, int64_t begin, int64_t end) {
-  (run.panels.taps_h == Filtering<4>::kPoints ? winograd_grad_of<4> : winograd_grad_of<2>)(run, begin, end);
+  with_filtering(run.panels.taps_h, run.conv.taps_h,
+                 [&](auto filtering) { winograd_grad_of<decltype(filtering)>(run, begin, end); });
 }
 
 // Adds the segments of one kernel per lane and transforms their sum to its taps.
-template <int kOut>
+template <class F>
 inline void transform_sums(const float* sums, int64_t segments, int64_t size, int64_t point, float* to, int64_t tap) {
-  constexpr int kPoints = Filtering<kOut>::kPoints;
-  Vec half[3][kPoints];
+  constexpr int kPoints = F::kPoints;
+  constexpr int kTaps = F::kTaps;
+  Vec half[kTaps][kPoints];
 #pragma GCC unroll 6
   for (int j = 0; j < kPoints; ++j) {
-    Vec column[kPoints], t[3];
+    Vec column[kPoints], t[kTaps];
 #pragma GCC unroll 6
     for (int i = 0; i < kPoints; ++i) {
       const float* from = sums + (i * kPoints + j) * point;
       column[i] = load(from);
       for (int64_t s = 1; s < segments; ++s) column[i] += load(from + s * size);
     }
-    Filtering<kOut>::taps(column, t);
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) half[i][j] = t[i];
+    F::taps(column, t);
+#pragma GCC unroll 5
+    for (int i = 0; i < kTaps; ++i) half[i][j] = t[i];
   }
-#pragma GCC unroll 3
-  for (int i = 0; i < 3; ++i) {
-    Vec t[3];
-    Filtering<kOut>::taps(half[i], t);
-#pragma GCC unroll 3
-    for (int j = 0; j < 3; ++j) store(to + (i * 3 + j) * tap, t[j]);
+#pragma GCC unroll 5
+  for (int i = 0; i < kTaps; ++i) {
+    Vec t[kTaps];
+    F::taps(half[i], t);
+#pragma GCC unroll 5
+    for (int j = 0; j < kTaps; ++j) store(to + (i * kTaps + j) * tap, t[j]);
   }
 }
 
@@ -120,15 +122,16 @@ inline void transform_sums(const float* sums, int64_t segments, int64_t size, in
 void winograd_taps(const WinogradGradRun& run, int64_t begin, int64_t end) {
   const Panels& p = run.panels;
   Panels taps = p;
-  taps.taps_h = taps.taps_w = 3, taps.pad = 0;
+  taps.taps_h = taps.taps_w = run.conv.taps_h, taps.pad = 0;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item % p.count(), group = item / p.count() % p.groups, span = item / p.count() / p.groups;
     const int64_t tap = p.channels * p.panel_vectors(panel) * kLanes;
     const float* sums = run.sums + span * run.segments * p.size() + p.offset(group, panel);
     float* to = run.gradient + span * taps.size() + taps.offset(group, panel);
-    for (int64_t i = 0; i < tap; i += kLanes)
-      (p.taps_h == Filtering<4>::kPoints ? transform_sums<4> : transform_sums<2>)(sums + i, run.segments, p.size(),
-                                                                                  tap + p.pad, to + i, tap);
+    with_filtering(p.taps_h, run.conv.taps_h, [&](auto filtering) {
+      for (int64_t i = 0; i < tap; i += kLanes)
+        transform_sums<decltype(filtering)>(sums + i, run.segments, p.size(), tap + p.pad, to + i, tap);
+    });
   }
 }
 

@@ -1,13 +1,9 @@
 // Winograd's transforms, and the kernels of winograd.h: blended, then transformed, G w G^T.
 namespace tunable_ops::TO_ISA {
 
-template <int kOut>
-struct Filtering;
-
-// At the points 0, +-a, +-b and infinity; the rows of B^T are the coefficients of M(x) / (x - point). Of all pairs in
+// Six points: 0, +-a, +-b and infinity; the rows of B^T are the coefficients of M(x) / (x - point). Of all pairs in
 // sixteenths these have the least rounding error, half of that of 1 and 2. All factors of B and A are exact.
-template <>
-struct Filtering<4> {
+struct SixPoints {
   static constexpr int kPoints = 6;
   static constexpr float a = 0.625f, b = 1.5f, a2 = a * a, b2 = b * b;
   static constexpr float at_0 = 1 / (a2 * b2), at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
@@ -22,6 +18,11 @@ struct Filtering<4> {
     t[4] = even_b - b * odd_b;
     t[5] = a2 * b2 * d[1] - a2 * d[3] + (d[5] - b2 * d[3]);
   }
+};
+
+// F(4x4, 3x3).
+struct Filtering43 : SixPoints {
+  static constexpr int kOut = 4, kTaps = 3;
 
   static inline void kernel(const Vec (&k)[3], Vec (&t)[6]) {
     const Vec even_a = at_a * k[0] + at_a * a2 * k[2], odd_a = at_a * a * k[1];
@@ -63,10 +64,49 @@ struct Filtering<4> {
   }
 };
 
-// At the points 0, 1, -1 and infinity.
-template <>
-struct Filtering<2> {
-  static constexpr int kPoints = 4;
+// F(2x2, 5x5).
+struct Filtering25 : SixPoints {
+  static constexpr int kOut = 2, kTaps = 5;
+  static constexpr float a3 = a * a2, b3 = b * b2, a4 = a2 * a2, b4 = b2 * b2;
+
+  static inline void kernel(const Vec (&k)[5], Vec (&t)[6]) {
+    const Vec even_a = at_a * k[0] + at_a * a2 * k[2] + at_a * a4 * k[4], odd_a = at_a * a * k[1] + at_a * a3 * k[3];
+    const Vec even_b = at_b * k[0] + at_b * b2 * k[2] + at_b * b4 * k[4], odd_b = at_b * b * k[1] + at_b * b3 * k[3];
+    t[0] = at_0 * k[0];
+    t[1] = even_a + odd_a;
+    t[2] = even_a - odd_a;
+    t[3] = even_b + odd_b;
+    t[4] = even_b - odd_b;
+    t[5] = k[4];
+  }
+
+  static inline void output(const Vec (&m)[6], Vec (&y)[2]) {
+    y[0] = m[0] + (m[1] + m[2]) + (m[3] + m[4]);
+    y[1] = a * (m[1] - m[2]) + b * (m[3] - m[4]) + m[5];
+  }
+
+  static inline void gradient(const Vec (&y)[2], Vec (&m)[6]) {
+    m[0] = y[0];
+    m[1] = y[0] + a * y[1];
+    m[2] = y[0] - a * y[1];
+    m[3] = y[0] + b * y[1];
+    m[4] = y[0] - b * y[1];
+    m[5] = y[1];
+  }
+
+  static inline void taps(const Vec (&t)[6], Vec (&k)[5]) {
+    const Vec even_a = t[1] + t[2], odd_a = t[1] - t[2], even_b = t[3] + t[4], odd_b = t[3] - t[4];
+    k[0] = at_0 * t[0] + at_a * even_a + at_b * even_b;
+    k[1] = at_a * a * odd_a + at_b * b * odd_b;
+    k[2] = at_a * a2 * even_a + at_b * b2 * even_b;
+    k[3] = at_a * a3 * odd_a + at_b * b3 * odd_b;
+    k[4] = at_a * a4 * even_a + at_b * b4 * even_b + t[5];
+  }
+};
+
+// F(2x2, 3x3), at the points 0, 1, -1 and infinity.
+struct Filtering23 {
+  static constexpr int kPoints = 4, kOut = 2, kTaps = 3;
 
   static inline void input(const Vec (&d)[4], Vec (&t)[4]) {
     t[0] = d[2] - d[0];
@@ -103,6 +143,14 @@ struct Filtering<2> {
   }
 };
 
+// Calls f with the filtering that has these points and taps per dimension.
+template <class Function>
+inline void with_filtering(int64_t points, int64_t taps, Function f) {
+  if (points == Filtering23::kPoints) return f(Filtering23());
+  if (taps == Filtering43::kTaps) return f(Filtering43());
+  f(Filtering25());
+}
+
 // The kernels of a vector of outputs for as many channels: blended as they lie in the stack, in rows as long as the
 // layout allows, then turned so that each vector holds one tap of all outputs.
 struct KernelBlock {
@@ -111,7 +159,9 @@ struct KernelBlock {
   int64_t origin, output, channel, tap_h, tap_w;    // in the blended rows: the first value, and the strides
 };
 
+template <int kTaps>
 inline KernelBlock kernel_block(const Stack& s, int64_t outputs, int64_t channels) {
+  constexpr int64_t kSquare = kTaps * kTaps;
   KernelBlock k{outputs, channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   const bool flipped = s.stride_tap_w < 0, packed = s.stride_tap_w == (flipped ? -1 : 1);
   const int64_t sign = flipped ? -1 : 1;
@@ -120,27 +170,29 @@ inline KernelBlock kernel_block(const Stack& s, int64_t outputs, int64_t channel
   k.outer = by_output ? outputs : channels;
   k.outer_step = by_output ? s.stride_output : s.stride_channel;
   int64_t inner_to;
-  if (packed && s.stride_tap_h == 3 * sign && inner_step == 9) {
-    k.rows = 1, k.size = 9 * inner, inner_to = 9, k.tap_w = sign, k.tap_h = 3 * sign;
-  } else if (inner_step == 1 && s.stride_tap_h == 3 * s.stride_tap_w) {
-    k.rows = 9, k.row_step = sign * s.stride_tap_w, k.size = inner, inner_to = 1;
-    k.tap_w = sign * inner, k.tap_h = 3 * k.tap_w;
+  if (packed && s.stride_tap_h == kTaps * sign && inner_step == kSquare) {
+    k.rows = 1, k.size = kSquare * inner, inner_to = kSquare, k.tap_w = sign, k.tap_h = kTaps * sign;
+  } else if (inner_step == 1 && s.stride_tap_h == kTaps * s.stride_tap_w) {
+    k.rows = kSquare, k.row_step = sign * s.stride_tap_w, k.size = inner, inner_to = 1;
+    k.tap_w = sign * inner, k.tap_h = kTaps * k.tap_w;
   } else {
     return k;  // no rows
   }
-  k.origin = flipped ? -2 * (k.tap_h + k.tap_w) : 0;
+  k.origin = flipped ? -(kTaps - 1) * (k.tap_h + k.tap_w) : 0;
   (by_output ? k.output : k.channel) = k.rows * k.size;
   (by_output ? k.channel : k.output) = inner_to;
   return k;
 }
 
-// source = sum_p alpha[p] * kernel p, for the block at `data` of the first kernel; [channels][9][lanes] at `taps`.
+// source = sum_p alpha[p] * kernel p, for the block at `data` of the first kernel; [channels][taps][lanes] at `taps`.
+template <int kTaps>
 inline void blend_block(const Stack& stack, const KernelBlock& k, const float* data, const float* alpha, float* blended,
                         float* taps) {
+  constexpr int64_t kSquare = kTaps * kTaps;
   if (k.size == 0) {
-    for (int64_t i = 0; i < k.channels * 9; ++i) {
-      const float* from =
-          data + i / 9 * stack.stride_channel + i / 3 % 3 * stack.stride_tap_h + i % 3 * stack.stride_tap_w;
+    for (int64_t i = 0; i < k.channels * kSquare; ++i) {
+      const float* from = data + i / kSquare * stack.stride_channel + i / kTaps % kTaps * stack.stride_tap_h +
+                          i % kTaps * stack.stride_tap_w;
       for (int64_t o = 0; o < k.outputs; ++o) {
         float total = 0;
         for (int64_t p = 0; p < stack.kernels; ++p)
@@ -150,7 +202,7 @@ inline void blend_block(const Stack& stack, const KernelBlock& k, const float* d
     }
     return;
   }
-  if (k.origin) data += 2 * (stack.stride_tap_h + stack.stride_tap_w);
+  if (k.origin) data += (kTaps - 1) * (stack.stride_tap_h + stack.stride_tap_w);
   float* to = blended;
   for (int64_t i = 0; i < k.outer; ++i) {
     for (int64_t row = 0; row < k.rows; ++row, to += k.size) {
@@ -167,8 +219,8 @@ inline void blend_block(const Stack& stack, const KernelBlock& k, const float* d
     }
   }
   for (int64_t c = 0; c < k.channels; ++c) {
-    for (int64_t tap = 0; tap < 9; ++tap, taps += kLanes) {
-      const float* from = blended + k.origin + c * k.channel + tap / 3 * k.tap_h + tap % 3 * k.tap_w;
+    for (int64_t tap = 0; tap < kSquare; ++tap, taps += kLanes) {
+      const float* from = blended + k.origin + c * k.channel + tap / kTaps * k.tap_h + tap % kTaps * k.tap_w;
       if (k.output == 1 && k.outputs == kLanes) {
         store(taps, load(from));
       } else {
@@ -178,23 +230,25 @@ inline void blend_block(const Stack& stack, const KernelBlock& k, const float* d
   }
 }
 
-// Transforms one kernel [9] per lane.
-template <int kOut>
+// Transforms one kernel [taps] per lane.
+template <class F>
 inline void transform_kernel(const float* taps, float* to, int64_t point) {
-  constexpr int kPoints = Filtering<kOut>::kPoints;
-  Vec half[kPoints][3];
-#pragma GCC unroll 3
-  for (int s = 0; s < 3; ++s) {
-    const Vec column[3] = {load(taps + s * kLanes), load(taps + (3 + s) * kLanes), load(taps + (6 + s) * kLanes)};
-    Vec t[kPoints];
-    Filtering<kOut>::kernel(column, t);
+  constexpr int kPoints = F::kPoints;
+  constexpr int kTaps = F::kTaps;
+  Vec half[kPoints][kTaps];
+#pragma GCC unroll 5
+  for (int s = 0; s < kTaps; ++s) {
+    Vec column[kTaps], t[kPoints];
+#pragma GCC unroll 5
+    for (int r = 0; r < kTaps; ++r) column[r] = load(taps + (kTaps * r + s) * kLanes);
+    F::kernel(column, t);
 #pragma GCC unroll 6
     for (int i = 0; i < kPoints; ++i) half[i][s] = t[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kPoints; ++i) {
     Vec t[kPoints];
-    Filtering<kOut>::kernel(half[i], t);
+    F::kernel(half[i], t);
 #pragma GCC unroll 6
     for (int j = 0; j < kPoints; ++j) store(to + (i * kPoints + j) * point, t[j]);
   }
@@ -202,33 +256,35 @@ inline void transform_kernel(const float* taps, float* to, int64_t point) {
 
 int64_t winograd_blocks(const Panels& p) { return p.groups * p.vectors() * ceil_div(p.channels, kLanes); }
 
-template <int kOut>
+template <class F>
 void winograd_kernels_of(const Blend& args, int64_t begin, int64_t end) {
   const Panels& p = args.panels;
   const Stack& stack = args.stack;
   const int64_t blocks = ceil_div(p.channels, kLanes);
-  float blended[(9 * kLanes + 1) * kLanes], taps[9 * kLanes * kLanes];
-  clear(taps, 9 * kLanes * kLanes);
+  constexpr int64_t kSquare = F::kTaps * F::kTaps;
+  float blended[(kSquare * kLanes + 1) * kLanes], taps[kSquare * kLanes * kLanes];
+  clear(taps, kSquare * kLanes * kLanes);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t vector = item / blocks % p.vectors(), group = item / blocks / p.vectors();
     const int64_t channel = item % blocks * kLanes, channels = min(kLanes, p.channels - channel);
     const int64_t panel = vector / p.width, width = p.panel_vectors(panel) * kLanes;
     const int64_t outputs = min(kLanes, p.outputs - vector * kLanes);
-    const KernelBlock block = kernel_block(stack, outputs, channels);
+    const KernelBlock block = kernel_block<F::kTaps>(stack, outputs, channels);
     const float* data = stack.data + group * stack.stride_group + vector * kLanes * stack.stride_output +
                         channel * stack.stride_channel;
-    if (outputs < kLanes) clear(taps, 9 * kLanes * kLanes);
+    if (outputs < kLanes) clear(taps, kSquare * kLanes * kLanes);
     for (int64_t b = 0; b < args.batch; ++b) {
-      blend_block(stack, block, data, args.alpha + b * stack.kernels, blended, taps);
+      blend_block<F::kTaps>(stack, block, data, args.alpha + b * stack.kernels, blended, taps);
       float* to = args.blended + b * p.size() + p.offset(group, panel) + channel * width + vector % p.width * kLanes;
       for (int64_t c = 0; c < channels; ++c)
-        transform_kernel<kOut>(taps + c * 9 * kLanes, to + c * width, p.channels * width + p.pad);
+        transform_kernel<F>(taps + c * kSquare * kLanes, to + c * width, p.channels * width + p.pad);
     }
   }
 }
 
 void winograd_kernels(const Blend& args, int64_t begin, int64_t end) {
-  (args.panels.taps_h == Filtering<4>::kPoints ? winograd_kernels_of<4> : winograd_kernels_of<2>)(args, begin, end);
+  with_filtering(args.panels.taps_h, args.taps,
+                 [&](auto filtering) { winograd_kernels_of<decltype(filtering)>(args, begin, end); });
 }
 
 }  // namespace tunable_ops::TO_ISA

@@ -1,9 +1,10 @@
-"""Train a tunable x4 super-resolution network with an L1 and a perceptual objective, the true loss or a PGN.
+"""Train a tunable x4 super-resolution network with an L1 and a perceptual objective, the true loss or a stand-in.
 
 The network is a small EDSR on top of bicubic enlargement, made tunable by `convert`; lambda is drawn per sample on the
-simplex. All runs (``--objective true``, ``pgn``, ``anchored``) use the same seeds, pictures and number of steps. A
-stopped run continues from its saved state. ``--evaluate`` writes PSNR and LPIPS over lambda on held-out pictures,
-``--plot`` draws the figure, and ``--time`` prints time and memory of a training step with each objective.
+simplex. All runs (``--objective true``, ``sparse``, ``pgn`` and the others of objectives.py) use the same seeds,
+pictures and number of steps. A stopped run continues from its saved state. ``--evaluate`` writes PSNR and perceptual
+distances over lambda on held-out pictures, ``--plot`` draws the figure, and ``--time`` prints time and memory of a
+training step with each objective.
 
 python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN --out runs/sr --pgn model.safetensors
 """
@@ -11,67 +12,36 @@ python examples/perceptual/super_resolution.py --objective pgn --pictures TRAIN 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from objectives import OBJECTIVES, multi_loss, steps_of
 from torch import Tensor, nn
 
 import tunable_ops
 from tunable_ops import losses
 from tunable_ops.images import find_images, read_image, strip, write_image
-from tunable_ops.losses.pgn import PGN
-from tunable_ops.models import EDSR
 from tunable_ops.serialization import read_file, write_file
 from tunable_ops.train.config import Data
 from tunable_ops.train.data import Photographs, draw_crop
+from tunable_ops.train.generators import build_generator, reduced
 from tunable_ops.train.seeding import generator
 
-OBJECTIVES = ("true", "pgn", "anchored")
 CROP = 64  # of the clean pictures
+JUDGES = ("lpips", "lpips_vgg", "dists", "perceptual")
 LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SCALE = 0.01  # of the perceptual objective: its gradient then has about the norm of L1's
 KIND = "tunable_ops.example.super_resolution"
-
-
-class Enlarger(nn.Module):
-    """Bicubic x4 enlargement plus the residual from an EDSR."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.edsr = EDSR(scale=4, num_blocks=4, features=24, mean=0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Enlarge [B, 3, H, W] to [B, 3, 4 H, 4 W]."""
-        return F.interpolate(x, scale_factor=4, mode="bicubic") + self.edsr(x) - 0.5
-
-
-def reduced(y: Tensor) -> Tensor:
-    """Reduce pictures to a quarter of their size, bicubic."""
-    return F.interpolate(y, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def build() -> tunable_ops.TunableModel:
     """Return the network with which every run starts: bicubic enlargement at every lambda."""
     torch.manual_seed(0)
-    plain = Enlarger()
-    nn.init.zeros_(plain.edsr.conv_last.weight)
-    nn.init.zeros_(plain.edsr.conv_last.bias)
-    return tunable_ops.convert(plain, num_params=2, names=["l1", "perceptual"])
-
-
-def criterion(args: argparse.Namespace) -> losses.MultiLoss:
-    """Return the loss: L1 and the perceptual objective, true or predicted."""
-    if args.objective == "true":
-        second: nn.Module = losses.Perceptual("vgg16", weights=args.weights, bounded=False)
-    else:
-        options = {"bounded": False, "anchored": args.objective == "anchored"}
-        pgn = PGN.load(args.pgn, **options) if args.pgn else PGN.pretrained(**options)
-        second = losses.PerceptualGradient(pgn)
-    return losses.MultiLoss({"l1": losses.l1, "perceptual": (second, SCALE)})
+    return build_generator("edsr_x4")
 
 
 def batch(args: argparse.Namespace, photographs: Photographs, step: int) -> tuple[Tensor, Tensor]:
@@ -83,45 +53,51 @@ def batch(args: argparse.Namespace, photographs: Photographs, step: int) -> tupl
 
 def train(args: argparse.Namespace) -> None:
     """Train the network with one objective, from the saved state if there is one."""
-    net, loss = build(), criterion(args)
+    net, loss = build(), multi_loss(args.objective, args.period, args.pgn, args.weights)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     photographs = Photographs(find_images(args.pictures), CROP)
-    file = args.out / f"{args.objective}.safetensors"
+    name = args.name or args.objective
+    file = args.out / f"{name}.safetensors"
     first, spent = load(file, net, optimizer) if file.exists() else (0, 0.0)
     started = time.perf_counter()
     for step in range(first, args.steps):
         y, lam = batch(args, photographs, step)
-        total, terms = loss(net(reduced(y), lam), {"l1": y, "perceptual": y}, lam)
+        total, terms = loss(net(reduced(y), lam), {"l1": y, "perceptual": y}, lam, step)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             seconds = spent + time.perf_counter() - started
             save(file, net, optimizer, step + 1, seconds)
-            values = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
-            print(f"{args.objective} {step + 1}: {values}, {seconds / (step + 1):.3f} s/step", flush=True)
+            values = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
+            print(f"{name} {step + 1}: {values}, {seconds / (step + 1):.3f} s/step", flush=True)
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Print time and memory of forward and backward with each objective, on random pictures, interleaved."""
+    """Print time and memory of forward and backward with each objective, on random pictures, interleaved.
+
+    Of an objective with a period all its steps are timed, and divided by their number.
+    """
     from tunable_ops.bench.step import peak_bytes
-    from tunable_ops.bench.timing import compare
+    from tunable_ops.bench.timing import ProcessClock, compare
 
     y, lam = torch.rand(args.batch, 3, CROP, CROP), torch.tensor([[0.5, 0.5]] * args.batch)
-    x, steps = reduced(y), {}
-    for name in OBJECTIVES:
-        args.objective = name
-        net, loss = build(), criterion(args)
+    x, calls = reduced(y), {}
+    for name in args.objectives:
+        net, loss = build(), multi_loss(name, args.period, args.pgn, args.weights)
 
-        def step(net: nn.Module = net, loss: losses.MultiLoss = loss) -> list[Tensor]:
-            total, _ = loss(net(x, lam), {"l1": y, "perceptual": y}, lam)
-            return list(torch.autograd.grad(total, [p for p in net.parameters() if p.requires_grad]))
+        def call(net: nn.Module = net, loss: losses.MultiLoss = loss, steps: Sequence[int] = (0,)) -> None:
+            for step in steps:
+                total, _ = loss(net(x, lam), {"l1": y, "perceptual": y}, lam, step)
+                torch.autograd.grad(total, [p for p in net.parameters() if p.requires_grad])
 
-        steps[name] = step
-    timings = compare(steps, rounds=7)
-    for name, call in steps.items():
-        timing, memory = timings[name], peak_bytes(call, "cpu") / 2**20
-        print(f"{name}: {timing.seconds * 1e3:.1f} ms, ratio {timing.ratio:.2f}, {memory:.1f} MiB")
+        calls[name] = functools.partial(call, steps=steps_of(args.period, name))
+    timings = compare(calls, rounds=args.rounds, clock=ProcessClock() if args.cpu_time else None)
+    first = timings[args.objectives[0]].seconds / len(steps_of(args.period, args.objectives[0]))
+    for name, call in calls.items():
+        seconds = timings[name].seconds / len(steps_of(args.period, name))
+        memory = peak_bytes(call, "cpu") / 2**20
+        print(f"{name}: {seconds * 1e3:.1f} ms, ratio {seconds / first:.2f}, {memory:.1f} MiB", flush=True)
 
 
 def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -147,12 +123,15 @@ def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = N
 @torch.no_grad()
 def evaluate(args: argparse.Namespace) -> None:
     """Measure PSNR, LPIPS and the perceptual loss over lambda, and of bicubic enlargement for comparison."""
-    measures = {
-        "lpips": losses.LPIPS(weights=args.weights),
-        "perceptual": losses.Perceptual("vgg16", weights=args.weights),
+    judges: dict[str, Callable[[], nn.Module]] = {
+        "lpips": lambda: losses.LPIPS(weights=args.weights),
+        "lpips_vgg": lambda: losses.LPIPS("vgg"),
+        "dists": losses.DISTS,
+        "perceptual": lambda: losses.Perceptual("vgg16", weights=args.weights),
     }
+    measures = {name: judges[name]() for name in args.judges}
     pictures = [centre(read_image(path), args.size) for path in find_images(args.held_out)[: args.count]]
-    nets = {name: build().eval() for name in OBJECTIVES if (args.out / f"{name}.safetensors").exists()}
+    nets = {file.stem: build().eval() for file in sorted(args.out.glob("*.safetensors"))}
     steps = {name: load(args.out / f"{name}.safetensors", net)[0] for name, net in nets.items()}
 
     def score(outputs: list[Tensor]) -> dict[str, float]:
@@ -165,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> None:
     rows["bicubic"] = score([F.interpolate(reduced(y), scale_factor=4, mode="bicubic") for y in pictures])
     for name, net in nets.items():
         rows[name] = []
-        for lam in LAMS:
+        for lam in args.lams:
             outputs = [net(reduced(y), torch.tensor([1 - lam, lam])) for y in pictures]
             rows[name].append({"lambda": lam, **score(outputs)})
             print(name, rows[name][-1], flush=True)
@@ -194,12 +173,10 @@ def plot(args: argparse.Namespace) -> None:
     rows = json.loads((args.out / "evaluation.json").read_text())
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4))
     labels = {"psnr": "PSNR, dB", "lpips": "LPIPS (AlexNet)", "perceptual": "perceptual loss (VGG16)"}
-    for axis, (key, label) in zip(axes, labels.items(), strict=True):
-        for name, colour in zip(OBJECTIVES, ("tab:blue", "tab:orange", "tab:green"), strict=True):
-            if name in rows:
-                axis.plot(
-                    [r["lambda"] for r in rows[name]], [r[key] for r in rows[name]], "o-", color=colour, label=name
-                )
+    shown = [(key, label) for key, label in labels.items() if key in rows["bicubic"]]
+    for axis, (key, label) in zip(axes, shown, strict=False):
+        for name in rows["steps"]:
+            axis.plot([r["lambda"] for r in rows[name]], [r[key] for r in rows[name]], "o-", label=name)
         axis.axhline(rows["bicubic"][key], color="tab:gray", linestyle="--", label="bicubic")
         axis.set(xlabel="lambda of the perceptual objective", ylabel=label)
         axis.grid(alpha=0.3)
@@ -212,6 +189,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and train, evaluate, plot or time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=OBJECTIVES, default="pgn")
+    parser.add_argument("--name", help="of the run's file in --out (default: the objective)")
+    parser.add_argument("--period", type=int, default=4, help="N of the objectives sparse and corrected")
+    parser.add_argument(
+        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:5]), help="to time; the first is 1"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="of the timing")
+    parser.add_argument("--cpu-time", action="store_true", help="time the processor, not the clock: where it is shared")
+    parser.add_argument(
+        "--judges", nargs="+", choices=JUDGES, default=["lpips", "perceptual"], help="distances of the evaluation"
+    )
+    parser.add_argument("--lams", type=float, nargs="+", default=list(LAMS), help="points of the evaluation")
     parser.add_argument("--pictures", type=Path, help="folder to train on")
     parser.add_argument("--held-out", type=Path, help="folder to evaluate on")
     parser.add_argument("--out", type=Path, required=True)

@@ -61,7 +61,7 @@ def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cpp, "_missing", None)
     monkeypatch.setattr(torch.ops, "load_library", fail)
     cpp.load()
-    with pytest.raises(RuntimeError, match=r"do not load here .*undefined symbol.*README\.md"):
+    with pytest.raises(RuntimeError, match=r"do not load here .*undefined symbol.*install\.md"):
         backends.select("tunable_conv2d", "cpp")
 
 
@@ -154,4 +154,4 @@ def test_why_there_are_no_cuda_operators(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cuda.load()
     said = str(cuda.unavailable_reason("tunable_conv2d"))
     assert said.startswith("the CUDA operators are left out: they do not load here (OSError: ")
-    assert said.endswith("To get them: README.md, 'Compiled operators'")
+    assert said.endswith("To get them: docs/start/install.md, 'Compiled operators'")

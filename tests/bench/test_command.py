@@ -160,9 +160,9 @@ def test_stored_results_fit_their_schema_and_are_shown(file: Path, capsys: Any) 
     assert not [r for row in results["rows"] for r in row["providers"].values() if r["status"] in ("wrong", "failed")]
 
 
-def test_readme_shows_the_stored_results() -> None:
+def test_the_page_shows_the_stored_results() -> None:
     stored = results_file.read(ROOT / "bench" / "results" / "operators_cpu.json")
-    assert report.headline(stored) in (ROOT / "README.md").read_text()
+    assert report.headline(stored) in (ROOT / "docs" / "performance.md").read_text()
 
 
 def results_with(ratio: float, spread: float, status: str = "ok") -> dict[str, Any]:

@@ -32,7 +32,7 @@ def check(
     act: str | None,
     fp32_alpha: bool = False,
     backend: str = "torch",
-    winograd: bool = False,
+    winograd: float = False,
 ) -> None:
     tensors = case.tensors(alpha, dtype, channels_last)
     if fp32_alpha:

@@ -32,6 +32,17 @@ CASES = [
 ]
 
 
+# The same for 5x5 kernels, which tiles of 2x2 serve.
+FIVE = [
+    Case(taps=(5, 5), kernels=2, padding=(2, 2)),
+    Case(taps=(5, 5), channels=17, outputs=31, size=(13, 10), kernels=2, padding=(0, 3)),
+    Case(taps=(5, 5), channels=34, outputs=18, groups=2, size=(8, 9), kernels=3, padding=(4, 1)),
+    Case(taps=(5, 5), channels=48, outputs=34, size=(21, 16), kernels=1, padding=(2, 2), batch=3, bias=False),
+    Case(taps=(5, 5), channels=3, outputs=4, size=(5, 6), kernels=2, padding=(0, 0)),
+]
+NAMED_CASES = [(case, name) for case in CASES for name in NAMED] + [(case, "winograd2") for case in FIVE]
+
+
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     before = set_algorithm("default")
@@ -49,11 +60,10 @@ def integers(case: Case, alpha: str, channels_last: bool) -> list[Any]:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("alpha", ["shared", "one", "sample"])
-@pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "name"), NAMED_CASES, ids=str)
 def test_agrees(case: Case, name: str, alpha: str, channels_last: bool) -> None:
     set_algorithm(name)
-    check(case, alpha, torch.float32, channels_last, None, backend="cpp", winograd=True)
+    check(case, alpha, torch.float32, channels_last, None, backend="cpp", winograd=2 if case in FIVE else True)
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
@@ -112,7 +122,8 @@ def test_the_same_bits_with_every_number_of_threads_and_for_every_sample() -> No
 
 
 UNSERVED = [
-    Case(taps=(5, 5), padding=(2, 2)),
+    Case(taps=(7, 7), padding=(3, 3)),
+    Case(taps=(5, 3)),
     Case(taps=(1, 1), padding=(0, 0)),
     Case(stride=(2, 1)),
     Case(dilation=(1, 2)),
@@ -130,6 +141,24 @@ def test_what_it_does_not_serve(case: Case) -> None:
             cpp(*tensors, *case.geometry)
         set_algorithm("default")
         assert torch.equal(cpp(*tensors, *case.geometry), expected)
+
+
+def test_tiles_of_4x4_do_not_serve_5x5() -> None:
+    tensors = FIVE[0].tensors("shared", torch.float32, channels_last=True)
+    set_algorithm("winograd4")
+    with pytest.raises(RuntimeError, match="with tiles of 2x2 those of 5x5 too"):
+        cpp(*tensors, *FIVE[0].geometry)
+
+
+@pytest.mark.parametrize("taps", [3, 5])
+def test_maps_take_it_by_default(taps: int) -> None:
+    padding = (taps // 2, taps // 2)
+    case = Case(channels=32, outputs=48, size=(40, 36), taps=(taps, taps), padding=padding, kernels=2)
+    check(case, "map", torch.float32, True, "relu", backend="cpp", winograd=2 if taps == 5 else True)
+    tensors = case.tensors("map", torch.float32, True)
+    filtered = cpp(*tensors, *case.geometry)
+    with tunable_ops.exact():
+        assert not torch.equal(cpp(*tensors, *case.geometry), filtered)
 
 
 def test_maps_and_16_bits_are_not_served_by_name() -> None:

@@ -17,7 +17,7 @@ from tunable_ops import backends
 from tunable_ops.backends import cpp
 
 ROOT = Path(__file__).parents[2]
-HOW = "To get them: README.md, 'Compiled operators'"
+HOW = "To get them: docs/start/install.md, 'Compiled operators'"
 # The default works; "cpp" raises, and says why. An editable install beside it would lend its own binaries.
 CODE = """
 import sys

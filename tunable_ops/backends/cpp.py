@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 def _left_out(reason: str) -> str:
     """Return the message that setup.py also writes."""
-    return f"the C++ operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    return f"the C++ operators are left out: {reason}. To get them: docs/start/install.md, 'Compiled operators'"
 
 
 _missing: str | None = _left_out("this build has none")
@@ -105,7 +105,7 @@ def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
 def is_fastest_contiguous(input: Tensor, weight: Tensor, alpha: Tensor, call: checks.Convolution) -> bool:
     """Return True if the C++ operators are the fastest for contiguous pictures in float32, converted both ways.
 
-    That is so for 3x3 kernels that Winograd's filtering serves, with 16 or more channels and outputs.
+    That is so for 3x3 and 5x5 kernels that Winograd's filtering serves, with 16 or more channels and outputs.
 
     Args:
         input: [B, C, H, W].
@@ -118,7 +118,7 @@ def is_fastest_contiguous(input: Tensor, weight: Tensor, alpha: Tensor, call: ch
     if input.dtype is not torch.float32 or not input.is_contiguous():
         return False
     outputs, channels, *taps = weight.shape[1:]
-    return min(outputs, channels) >= 16 and taps == [3, 3] and call.stride == call.dilation == (1, 1)
+    return min(outputs, channels) >= 16 and taps in ([3, 3], [5, 5]) and call.stride == call.dilation == (1, 1)
 
 
 def serves_blend(parameter: Tensor, alpha: Tensor) -> bool:

@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 def _left_out(reason: str) -> str:
     """Return the message that setup.py also writes."""
-    return f"the CUDA operators are left out: {reason}. To get them: README.md, 'Compiled operators'"
+    return f"the CUDA operators are left out: {reason}. To get them: docs/start/install.md, 'Compiled operators'"
 
 
 _missing: str | None = _left_out("this build has none")

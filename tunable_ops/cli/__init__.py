@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from typing import Any, NoReturn
 
-__all__ = ["main"]
+__all__ = ["main", "parser_of"]
 
 # the one-line help of every command, here so that the list imports none of them
 COMMANDS = {
@@ -54,6 +54,7 @@ _EXTRAS = {
     },
     "serve": {"fastapi", "prometheus_client", "starlette", "uvicorn"},
     "video": {"av"},
+    "hub": {"huggingface_hub"},
     "onnx": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
 }
 
@@ -153,6 +154,14 @@ def _parser(name: str) -> tuple[argparse.ArgumentParser, Any]:
         else:
             subparsers.add_parser(command, help=text)
     return parser, module
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return the parser of one subcommand."""
+    parser, _ = _parser(command)
+    group = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    found: argparse.ArgumentParser = group.choices[command]
+    return found
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from tunable_ops.losses.grid import grid
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
-from tunable_ops.losses.perceptual_gradient import PerceptualGradient
+from tunable_ops.losses.perceptual_gradient import Corrected, PerceptualGradient
 from tunable_ops.losses.pixel import charbonnier, l1, log_mse, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
@@ -30,6 +30,7 @@ __all__ = [
     "PGN",
     "SSIM_WINDOW",
     "AlexNetFeatures",
+    "Corrected",
     "GramStyle",
     "MultiLoss",
     "PatchDiscriminator",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunable_ops.losses.perceptual_gradient import Corrected
+
 Objective = Callable[[Tensor, Any], Tensor]
 Scales = Mapping[str, float] | Sequence[float]
 
@@ -28,6 +30,10 @@ class MultiLoss(nn.Module):
     If an objective's lambda is 0, its value and its gradient for the output count as 0 even if they are inf or NaN.
     With any other lambda, inf and NaN propagate.
 
+    A dear objective may be computed at every N-th step only (`every`), with N times its weight: over any N steps in a
+    row its gradient has the same sum, were the outputs the same. A `Corrected` one is computed at every step, and
+    corrected at every N-th.
+
     Args:
         objectives: Name -> ``f(output, target) -> [B]``, in lambda's order: a function, a module, or a pair of one of
             them and its scale. Modules become submodules (``objectives.<name>`` in the state dict), so ``.to()`` moves
@@ -37,12 +43,14 @@ class MultiLoss(nn.Module):
 
     Attributes:
         names: Names of the objectives, in lambda's order.
+        every: Name -> N for every objective.
         scales: [p] float32 buffer, part of the state dict; ``.half()`` and the like do not change its dtype.
 
     Raises:
-        TypeError: `objectives` is not a mapping, an objective is not callable, or a scale is not a number.
-        ValueError: No objectives, an invalid name, an unknown name in `scales`, or a scale that is negative, not finite
-            or given twice.
+        TypeError: `objectives` is not a mapping, an objective is not callable, a scale is not a number, or `every` is
+            not a mapping to integers.
+        ValueError: No objectives, an invalid name, an unknown name in `scales` or `every`, a scale that is negative,
+            not finite or given twice, or an `every` below 1.
 
     Example:
         >>> from tunable_ops import losses
@@ -59,6 +67,7 @@ class MultiLoss(nn.Module):
         self,
         objectives: Mapping[str, Objective | tuple[Objective, float]],
         scales: Scales | None = None,
+        every: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(objectives, Mapping):
@@ -84,6 +93,7 @@ class MultiLoss(nn.Module):
                 self.objectives[name] = objective
             else:
                 self._functions[name] = objective
+        self.every = _resolve_every(self.names, every)
         values = _resolve_scales(self.names, paired, scales)
         self.register_buffer("scales", torch.tensor(values, dtype=torch.float32))
 
@@ -92,6 +102,7 @@ class MultiLoss(nn.Module):
         outputs: Tensor | Mapping[str, Tensor],
         targets: Tensor | Mapping[str, Tensor | None] | None,
         lam: Tensor | Sequence[float],
+        step: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weight the objectives and add them up.
 
@@ -101,34 +112,47 @@ class MultiLoss(nn.Module):
                 for an objective without a target (`tv`).
             lam: [p] or [1, p] for the batch, or [B, p] for the samples; floating point or a sequence of numbers. It is
                 moved to the outputs' device. Its values are not checked: that would stall a GPU at every step.
+            step: Of the training, from 0; needed where an objective is not computed at every step.
 
         Returns:
             The total, a scalar in float32 (float64 if an objective or lam is), differentiable in outputs and lam; and
-            terms for logging: name -> mean of the objective over the batch without lambda and scale, detached.
+            terms for logging: name -> mean of the objective over the batch without lambda and scale, detached; those
+            that this step leaves out are missing.
 
         Raises:
             TypeError: `outputs`, `targets` or `lam` has the wrong type, or an objective does not return a Tensor.
             ValueError: Names are missing or unknown, batch sizes differ, the batch is empty, lam has the wrong shape,
-                or an objective does not return [B].
+                or an objective does not return [B]; or there is no step, and an objective needs one.
         """
+        self._check_step(step)
         outputs = _by_name("outputs", outputs, self.names, Tensor)
         targets = _by_name("targets", targets, self.names, (Tensor, type(None)))
         batch = _batch_size(outputs)
         device = outputs[self.names[0]].device
         weights = self._check_lam(lam, batch).to(device) * self.scales.to(device)  # [1, p] or [B, p], at least float32
         used = weights != 0
-        values = []
+        values, factors = {}, {}
         for i, name in enumerate(self.names):
-            output = _ZeroIfUnused.apply(outputs[name], used[:, i])
-            values.append(self._evaluate(name, output, targets[name], batch))
+            factors[name] = self._factor(name, step)
+            if factors[name] or isinstance(self._objective(name), Corrected):
+                output = _ZeroIfUnused.apply(outputs[name], used[:, i])
+                values[name] = self._evaluate(name, output, targets[name], batch, factors[name])
         dtype = weights.dtype
-        for value in values:
+        for value in values.values():
             dtype = torch.promote_types(dtype, value.dtype)
-        losses = torch.stack([value.to(dtype) for value in values], dim=1)  # [B, p]
+        if not values:  # this step leaves out all objectives
+            return sum((output * 0).sum() for output in outputs.values()).to(dtype), {}
+        losses = torch.stack([value.to(dtype) for value in values.values()], dim=1)  # [B, objectives of this step]
         means = losses.detach().mean(0)
+        if len(values) < len(self.names):
+            kept = torch.tensor([self.names.index(name) for name in values], device=device)
+            weights, used = weights[:, kept], used[:, kept]
         losses = torch.where(used | losses.isfinite(), losses, 0)
+        repeated = [1 if isinstance(self._objective(name), Corrected) else factors[name] for name in values]
+        if any(factor != 1 for factor in repeated):
+            weights = weights * weights.new_tensor(repeated)
         total = (weights * losses).sum(1).mean()
-        return total, dict(zip(self.names, means.unbind(), strict=True))
+        return total, dict(zip(values, means.unbind(), strict=True))
 
     def extra_repr(self) -> str:
         """Return names and scales, in lambda's order."""
@@ -164,10 +188,27 @@ class MultiLoss(nn.Module):
             )
         return lam.unsqueeze(0) if lam.ndim == 1 else lam
 
-    def _evaluate(self, name: str, output: Tensor, target: Tensor | None, batch: int) -> Tensor:
+    def _objective(self, name: str) -> Objective:
+        return self._functions[name] if name in self._functions else self.objectives[name]
+
+    def _check_step(self, step: int | None) -> None:
+        slow = [name for name, every in self.every.items() if every > 1]
+        if step is None and slow:
+            raise ValueError(
+                f"MultiLoss: step must be given for {slow[0]!r}, with every {self.every[slow[0]]}; got None"
+            )
+        if step is not None and step < 0:
+            raise ValueError(f"MultiLoss: step must be at least 0; got {step}")
+
+    def _factor(self, name: str, step: int | None) -> int:
+        """Return N at every N-th step, else 0: how much an objective, or its correction, counts now."""
+        every = self.every[name]
+        return every if every == 1 or (step is not None and step % every == 0) else 0
+
+    def _evaluate(self, name: str, output: Tensor, target: Tensor | None, batch: int, factor: int) -> Tensor:
         """Compute an objective, check its result and return it as [B] in at least float32."""
-        objective = self._functions[name] if name in self._functions else self.objectives[name]
-        value = objective(output, target)
+        objective = self._objective(name)
+        value = objective(output, target, factor) if isinstance(objective, Corrected) else objective(output, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"MultiLoss: objective {name!r} must return a Tensor; got {type(value).__name__}")
         if value.shape != (batch,):
@@ -246,6 +287,20 @@ def _resolve_scales(names: tuple[str, ...], paired: dict[str, float], scales: Sc
             raise ValueError(f"MultiLoss: scale of {name!r} must be finite and at least 0; got {value}")
         values.append(value)
     return values
+
+
+def _resolve_every(names: tuple[str, ...], every: Mapping[str, int] | None) -> dict[str, int]:
+    if every is None:
+        return dict.fromkeys(names, 1)
+    if not isinstance(every, Mapping):
+        raise TypeError(f"MultiLoss: every must be a mapping name -> steps; got {type(every).__name__}")
+    _check_names("every", every, names, missing=False)
+    for name, steps in every.items():
+        if not isinstance(steps, int) or isinstance(steps, bool):
+            raise TypeError(f"MultiLoss: every of {name!r} must be an integer; got {steps!r}")
+        if steps < 1:
+            raise ValueError(f"MultiLoss: every of {name!r} must be at least 1; got {steps}")
+    return {name: every.get(name, 1) for name in names}
 
 
 def _check_names(argument: str, given: Mapping[str, Any], names: tuple[str, ...], missing: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Plain networks through the C++ operator: their 3x3 layers by Winograd's filtering."""
+"""Plain networks through the C++ operator: their 3x3 and 5x5 layers by Winograd's filtering."""
 
 from torch import Tensor, nn
 
@@ -19,10 +19,10 @@ class FilteredConv2d(nn.Conv2d):
 
 
 def accelerate(net: nn.Module) -> nn.Module:
-    """Run the 3x3 convolutions of a plain network on a CPU by Winograd's filtering where it is faster.
+    """Run the 3x3 and 5x5 convolutions of a plain network on a CPU by Winograd's filtering where it is faster.
 
-    Changes the class of the network's layers of exactly torch's type nn.Conv2d, in place, where a call may profit: 3x3,
-    stride 1, dilation 1, 16 or more channels per group. Those calls are served in float32 and channels_last
+    Changes the class of the network's layers of exactly torch's type nn.Conv2d, in place, where a call may profit: 3x3
+    or 5x5, stride 1, dilation 1, 16 or more channels per group. Those calls are served in float32 and channels_last
     (``net.to(memory_format=torch.channels_last)``, and the input likewise), outside autocast and torch.compile; all
     others are torch's. Results differ from torch's within the rounding that docs/winograd.md shows, gradients too;
     inside ``tunable_ops.exact()`` they are torch's. Layers inside a TunableModel profit without this; for a `LiveFold`
@@ -50,5 +50,9 @@ def accelerate(net: nn.Module) -> nn.Module:
 
 
 def _may_profit(layer: nn.Conv2d) -> bool:
-    geometry = (layer.kernel_size, layer.stride, layer.dilation)
-    return geometry == ((3, 3), (1, 1), (1, 1)) and layer.in_channels // layer.groups >= functional.LEAST_CHANNELS
+    taps, *rest = layer.kernel_size[0], layer.kernel_size[1] - layer.kernel_size[0], *layer.stride, *layer.dilation
+    return (
+        taps in functional.TAPS
+        and rest == [0, 1, 1, 1, 1]
+        and layer.in_channels // layer.groups >= functional.LEAST_CHANNELS
+    )

@@ -125,10 +125,19 @@ class KernelStacks:
 
     def are_unchanged(self, blended: BlendedKernels) -> bool:
         """Return False if a stack was written or replaced since it was blended, by a hook for example."""
+        _, before, versions, addresses = blended
+        layer = self.layer
+        own = layer._parameters
+        if len(before) == len(self.names) and all(name in own for name in self.names):  # no parts: most layers
+            if layer._forward_pre_hooks:
+                return False
+            for name, part, version, address in zip(self.names, before, versions, addresses, strict=True):
+                if own[name] is not part or part._version != version or part.data_ptr() != address:
+                    return False
+            return True
         parts = self.parts()
         if parts is None:
             return False
-        _, before, versions, addresses = blended
         place, count = 0, len(before)
         for stack in parts:
             for part in stack:

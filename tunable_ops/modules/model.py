@@ -12,10 +12,11 @@ from tunable_ops.modules.lambda_planes import LambdaPlanes
 from tunable_ops.modules.layer import TunableLayer
 from tunable_ops.modules.network_blend import BlendPlan
 from tunable_ops.modules.read_lambda import Lambda
+from tunable_ops.modules.shared import SharedNetwork
 from tunable_ops.modules.spec import LambdaSpec
 
 
-class TunableModel(nn.Module):
+class TunableModel(SharedNetwork, nn.Module):
     """A network whose tunable layers take lambda from the call: ``y = net(x, lam)``.
 
     lambda is an ordinary input of the graph and reaches the layers through a stack of frames; the alphas of all layers
@@ -45,6 +46,8 @@ class TunableModel(nn.Module):
             through ``.data``, as some averages of weights make them, are not seen. False, the default, blends at every
             call.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
+        built_as: architecture and arguments of the plain network, where it comes from a file that names them; else
+            None.
     """
 
     remember = False
@@ -70,6 +73,7 @@ class TunableModel(nn.Module):
         self.conversion: Mapping[str, Any] | None = None
         self.left_alone: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
+        self.built_as: Mapping[str, Any] | None = None
         self._layers = [layer for _, layer in tunable_layers(network)]
         read = entries_read(network)
         if not self._layers and not read:
@@ -102,6 +106,7 @@ class TunableModel(nn.Module):
         self._forget_plans()
         for attribute in ("left_alone", "notes"):  # older versions had neither
             vars(self).setdefault(attribute, {})
+        vars(self).setdefault("built_as", None)
 
     @property
     def layers(self) -> tuple[TunableLayer, ...]:

@@ -25,7 +25,7 @@ from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStack
 from tunable_ops.modules.tuning import Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
-GROUP_BYTES = {"cpu": 4 << 20}
+GROUP_BYTES = {"cpu": 2 << 20}
 GPU_GROUP_BYTES = 64 << 20
 
 
@@ -218,11 +218,11 @@ class NetworkBlend:
     def _serves(self) -> bool:
         """Return True under the modes of the blend: `modes` without an object, since every layer asks."""
         gradients, inference, autocast = self.modes
-        if torch.is_grad_enabled() != gradients or not checks.is_plain_eager():
+        if torch.is_grad_enabled() is not gradients or torch.is_inference_mode_enabled() is not inference:
             return False
-        if torch.is_inference_mode_enabled() != inference:
+        if not checks.is_plain_eager():
             return False
-        if not checks.autocast_is_on(self.device_type):
+        if not torch.is_autocast_enabled(self.device_type):
             return autocast is None
         return torch.get_autocast_dtype(self.device_type) == autocast
 

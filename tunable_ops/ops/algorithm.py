@@ -19,8 +19,8 @@ def set_algorithm(name: str) -> str:
     - "default": Winograd's minimal filtering where it is estimated to be faster, else the direct kernels.
     - "direct": The direct kernels everywhere.
     - "winograd2", "winograd4": Winograd's filtering in tiles of 2x2 or 4x4 outputs; calls that it does not serve raise
-      a RuntimeError. It serves float32, kernels of 3x3 with stride 1 and dilation 1 that are not depthwise, and an
-      alpha [P] or [B, P].
+      a RuntimeError. It serves float32, kernels of 3x3 (in tiles of 2x2 also 5x5) with stride 1 and dilation 1 that are
+      not depthwise, and an alpha [P] or [B, P].
 
     The filtering does 2.25 or 4 times fewer multiplications and rounds at points between: docs/winograd.md has its
     error. Compiled and exported programs follow the setting too. Without the C++ operators it has no effect.

@@ -16,6 +16,7 @@ from tunable_ops.reference.activation import CODES
 # Multiply-adds from which on a call is worth more than its 20 us in Python, and channels that fill a vector.
 LEAST_MACS = 1 << 22
 LEAST_CHANNELS = 16
+TAPS = (3, 5)  # of the square kernels that the filtering serves
 _TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -28,7 +29,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return torch.nn.functional.conv2d, for layers of 3x3 in channels_last by the C++ operator (`set_algorithm`).
+    """Return torch.nn.functional.conv2d; 3x3 and 5x5 layers in channels_last take the C++ operator (`set_algorithm`).
 
     On a GPU, without gradients, by the Triton kernels where they are predicted or measured to be faster: PyTorch's
     convolution takes a pass over the output for the bias.
@@ -52,7 +53,7 @@ def conv2d(
     if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
-        padding = {"same": 1, "valid": 0}[padding]
+        padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
     pads: Any = padding if isinstance(padding, (list, tuple)) else (padding, padding)
     call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     stacked = None if bias is None else bias[None]
@@ -79,7 +80,8 @@ def _may_be_filtered(
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
     shape = kernel.shape  # first, since it alone refuses most calls
-    if len(shape) != 4 or shape[3] != 3 or shape[2] != 3 or shape[1] < LEAST_CHANNELS or input.dim() != 4:
+    taps = shape[-1]
+    if len(shape) != 4 or taps not in TAPS or shape[2] != taps or shape[1] < LEAST_CHANNELS or input.dim() != 4:
         return False
     if not checks.is_plain_eager() or torch._C._get_tracing_state() is not None or current_algorithm() == "direct":
         return False
@@ -92,8 +94,8 @@ def _may_be_filtered(
         return False
     if (
         current_algorithm() == "direct"
-        or input.shape[2] < 3
-        or input.shape[3] < 3
+        or input.shape[2] < taps
+        or input.shape[3] < taps
         or backends.unavailable_reason(NAME, "cpp") is not None
     ):
         return False

@@ -130,6 +130,8 @@ def load(
     else:
         spec: dict[str, Any] = dict(BASES[str(found.base)].spec)
         net = convert(load_base(str(found.base)), len(spec["names"]), domain="box", **spec)
+        base = BASES[str(found.base)]
+        net.built_as = {"architecture": base.architecture, "arguments": dict(base.arguments)}
     if found.base is not None and BASES[found.base].grey_noise is not None:
         net.notes["grey_noise"] = BASES[found.base].grey_noise
     return net

@@ -164,7 +164,7 @@ def build_criterion(config: Config) -> losses.MultiLoss | losses.StyleTransfer:
     if config.trains_styles:
         return _style_criterion(config)
     objectives = {objective.name: (_loss(objective, config), objective.scale) for objective in config.objectives}
-    return losses.MultiLoss(objectives)
+    return losses.MultiLoss(objectives, every={objective.name: objective.every for objective in config.objectives})
 
 
 def objective_weights(objectives: Sequence[Objective], names: Sequence[str], lam: Tensor) -> Tensor:
@@ -220,27 +220,37 @@ def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tenso
     if objective.loss == "adversarial":  # of scores in place of pictures
         return functools.partial(losses.generator_loss, form=config.adversarial.form)
     if objective.loss == "perceptual_gradient":
-        _check_arguments(objective, ("path", "anchored"))
+        _check_arguments(objective.loss, given, objective.name, ("path", "anchored"))
         anchored = bool(given.get("anchored", False))
         path = given.get("path")
         pgn = PGN.pretrained(False, anchored) if path is None else PGN.load(str(path), False, anchored)
-        loss = losses.PerceptualGradient(pgn)
-        return _OnGrey(loss) if config.channels == 1 else loss
+        loss: nn.Module = losses.PerceptualGradient(pgn)
+        if config.channels == 1:
+            loss = _OnGrey(loss)
+        exact = objective.correct_with
+        if exact is None:
+            return loss
+        return losses.Corrected(loss, _on_features(exact.loss, exact.arguments, objective.name, config))
     if objective.loss in _FEATURES:
-        build, known = _FEATURES[objective.loss]
-        _check_arguments(objective, known)
-        return _OnGrey(build(**given)) if config.channels == 1 else build(**given)
+        return _on_features(objective.loss, given, objective.name, config)
     function = getattr(losses, objective.loss)
-    _check_arguments(objective, function.__code__.co_varnames[2 : function.__code__.co_argcount])
+    known = function.__code__.co_varnames[2 : function.__code__.co_argcount]
+    _check_arguments(objective.loss, given, objective.name, known)
     return functools.partial(function, **given)
 
 
-def _check_arguments(objective: Objective, known: Sequence[str]) -> None:
-    for key in objective.arguments:
+def _on_features(loss: str, arguments: Mapping[str, Any], name: str, config: Config) -> nn.Module:
+    """Return a loss on features for the objective of a name."""
+    build, known = _FEATURES[loss]
+    _check_arguments(loss, arguments, name, known)
+    return _OnGrey(build(**arguments)) if config.channels == 1 else build(**arguments)
+
+
+def _check_arguments(loss: str, arguments: Mapping[str, Any], name: str, known: Sequence[str]) -> None:
+    for key in arguments:
         if key not in known:
             raise ValueError(
-                f"train: arguments of {objective.loss} must be among ({', '.join(known)}); got {key!r} in "
-                f"objective {objective.name!r}"
+                f"train: arguments of {loss} must be among ({', '.join(known)}); got {key!r} in objective {name!r}"
             )
 
 
@@ -293,10 +303,14 @@ def named_files(config: Config) -> dict[str, Sequence[Path] | str | None]:
     for index, objective in enumerate(config.objectives):
         if objective.picture is not None:
             found[f"objectives.{index}.picture"] = [_style_file(objective.picture)]
-        for key in ("path", "weights"):
-            given = objective.arguments.get(key)
-            if isinstance(given, str):
-                found[f"objectives.{index}.arguments.{key}"] = given
+        sources = {"arguments": objective.arguments}
+        if objective.correct_with is not None:
+            sources["correct_with.arguments"] = objective.correct_with.arguments
+        for place, arguments in sources.items():
+            for key in ("path", "weights"):
+                given = arguments.get(key)
+                if isinstance(given, str):
+                    found[f"objectives.{index}.{place}.{key}"] = given
     return found
 
 

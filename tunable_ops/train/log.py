@@ -47,12 +47,15 @@ class RunLog:
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._count, self._since = 0, time.perf_counter()
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Take in the values of a step."""
+        """Take in the values of a step; what a step does not have is left out of its mean."""
         # sums stay on the device: reading them at every step would stall a GPU
-        self._sums = {name: self._sums.get(name, 0) + value for name, value in values.items()}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._count += 1
 
     @property
@@ -62,7 +65,7 @@ class RunLog:
 
     def means(self) -> tuple[dict[str, float], float]:
         """Return the means since the last call, and the steps per second."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         speed = self._count / (time.perf_counter() - self._since)
         self._reset()
         return means, speed

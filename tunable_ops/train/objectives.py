@@ -8,9 +8,21 @@ from pydantic import Field, model_validator
 
 from tunable_ops.train.sections import Section
 
-__all__ = ["Objective", "Style"]
+__all__ = ["Correction", "Objective", "Style"]
 
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Correction(Section):
+    """The loss that corrects a predicted gradient; see ``objectives.correct_with``.
+
+    Attributes:
+        loss: "perceptual", "lpips" or "dists", as of an objective.
+        arguments: Of the loss, as of an objective.
+    """
+
+    loss: Literal["perceptual", "lpips", "dists"] = "perceptual"
+    arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
 
 
 class Objective(Section):
@@ -39,6 +51,12 @@ class Objective(Section):
             none is given; "perceptual_gradient": ``path``, a file of `losses.PGN`, default the one that ships, and
             ``anchored``). Empty for "style".
         picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
+        every: Compute the objective at every so many-th step only, with so many times its weight: its gradient is the
+            same in the mean, and most steps are spared a dear loss. Steps are counted from the beginning of the run,
+            so a resumed one goes on as it would have. Not for "style" and "adversarial".
+        correct_with: For "perceptual_gradient" with ``every`` = N above 1: the loss whose gradient is predicted, such
+            as ``{ loss = "perceptual" }``. The predicted gradient then acts at every step, and N times what it lacks
+            at every N-th: the mean over N steps is the true gradient, whatever the network predicts.
     """
 
     name: str
@@ -63,6 +81,26 @@ class Objective(Section):
     weight: dict[str, tuple[_Weight, _Weight]] | None = Field(default=None, min_length=1)
     arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
     picture: str | None = None
+    every: int = Field(default=1, ge=1)
+    correct_with: Correction | None = None
+
+    @model_validator(mode="after")
+    def _sometimes(self) -> Objective:
+        if self.every > 1 and self.loss in ("style", "adversarial"):
+            raise ValueError(f"objectives.every must be 1 for the loss {self.loss!r}; got {self.every}")
+        if self.correct_with is None:
+            return self
+        if self.loss != "perceptual_gradient":
+            raise ValueError(
+                f"objectives.correct_with must be left out for a loss other than 'perceptual_gradient'; got it for "
+                f"{self.loss!r} of {self.name!r}"
+            )
+        if self.every == 1:
+            raise ValueError(
+                f"objectives.every must be above 1 with correct_with; got 1 for {self.name!r}: corrected at every "
+                "step, the objective is the loss of correct_with itself"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_weight(self) -> Objective:

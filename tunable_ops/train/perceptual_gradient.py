@@ -21,6 +21,7 @@ from tunable_ops.train.config import PGNConfig
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.fingerprint import fingerprints
+from tunable_ops.train.generators import Generator, Tangent, tangent
 from tunable_ops.train.precision import choose_precision
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import derive_seed, generator
@@ -65,14 +66,30 @@ class Crops(Dataset[Tensor]):
         return torch.stack([draw_crop(self.photographs, data, source) for _ in range(data.batch)])
 
 
-class Driven(NamedTuple):
-    """What follows the predicted gradients at a step: the toys with their outputs, and how the two fields agree."""
+class Ride(NamedTuple):
+    """A toy at a step: its output x with its graph, and the pictures y that x is to become.
 
-    toys: list[Toy]
-    outputs: list[Tensor]
+    Attributes:
+        toy: The toy.
+        output: [n, 3, H, W].
+        which: Places of the n pictures among those of the step.
+        lam: [n, 2] of a generator.
+    """
+
+    toy: Toy
+    output: Tensor
+    which: list[int]
+    lam: Tensor | None = None
+
+
+class Driven(NamedTuple):
+    """What follows the gradients at a step: the toys with their outputs, and how the two fields agree."""
+
+    rides: list[Ride]
     y: Tensor
     predicted: Tensor
     true: Tensor
+    tangents: list[Tangent]
 
 
 class PerceptualGradient(Task):
@@ -85,7 +102,8 @@ class PerceptualGradient(Task):
         2**26 * mean((g_n - g_true_n)**2) * (C*H*W / (3*224*224))**2 + 0.2 * perceptual(t, y) + 0.5 * mean(|t_n - y_n|)
 
     The factor in the middle, 1 at the published size, keeps the balance of the terms at any other: fields shrink as
-    1 / (C*H*W).
+    1 / (C*H*W). Generators (`tunable_ops.train.generators`) may take part, led by the true field or the predicted one,
+    and the terms of the relative error and of the generator's tangent may be added (`pgn_config.Terms`).
 
     Args:
         config: Of the run.
@@ -115,18 +133,31 @@ class PerceptualGradient(Task):
         self._build_criterion()
         found = find_training_files(config.data.source)
         self.photographs = Photographs(found, config.data.crop, config.data.cache_mb)
-        self.files = fingerprints({"data.source": self.photographs.files, "loss.weights": loss.weights})
+        named = {"data.source": self.photographs.files, "loss.weights": loss.weights, "start": config.start}
+        self.files = fingerprints(named)
         self.batches = Crops(self.photographs, config)
         toys = config.toys
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "weights"))
-            self.net = PGN(config.network, bounded=False).to(here.device)
+            self.net = self._build_network(fresh).to(here.device)
             self.autoencoders = [Toy(depth, toys.lr, here.device) for depth in DEPTHS]
             self.priors = [ImagePrior(config.data.crop, toys.prior_lr, here.device) for _ in range(toys.priors)]
-        self.toys: list[Toy] = [*self.autoencoders, *self.priors]
+            options = (config.seed, toys.generator_lr, toys.direct, toys.generator_l1, here.device)
+            self.generators = [Generator(kind, index, *options) for index, kind in enumerate(toys.generators)]
+        self.toys: list[Toy] = [*self.autoencoders, *self.priors, *self.generators]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.optim.lr, foreach=True)
         self.running_clip = RunningClip(config.optim.clip)
         self.driven: Driven | None = None
+
+    def _build_network(self, fresh: bool) -> PGN:
+        """Return the network with the weights to begin with."""
+        net, start = PGN(self.config.network, bounded=False), self.config.start
+        if start is not None and fresh:
+            found = PGN.pretrained() if start == "shipped" else PGN.load(start)
+            if found.name != net.name:
+                raise ValueError(f"train: start must hold the network {net.name!r}; got {found.name!r} in {start!r}")
+            net.load_state_dict(found.state_dict())
+        return net
 
     def _build_criterion(self) -> None:
         dtype = getattr(torch, self.precision)
@@ -143,69 +174,111 @@ class PerceptualGradient(Task):
         return optim.lr * (optim.final + (1 - optim.final) * cosine)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the three terms' sum for pictures y [B, 3, H, W], and what it is made of."""
-        y, count = batch.to(self.device), self.config.toys.autoencoders
-        toys = [self.autoencoders[(count * step + k) % len(self.autoencoders)] for k in range(count)]
-        outputs = [toy.net(y) for toy in toys]
-        which = list(range(len(y))) * count  # x[k] is to become y[which[k]]
-        if self.priors:
-            index = step % len(self.priors)
-            prior = self.priors[index]
-            crop = draw_crop(self.photographs, self.config.data, self._life(index, "crop"))
-            y, which = torch.cat((y, crop.unsqueeze(0).to(self.device))), [*which, len(y)]
-            toys, outputs = [*toys, prior], [*outputs, prior.net()]
-        x = torch.cat([output.detach() for output in outputs])
+        """Return the terms' sum for pictures y [B, 3, H, W], and what it is made of."""
+        rides, y = self._rides(batch.to(self.device), step)
+        which = [index for ride in rides for index in ride.which]  # x[k] is to become y[which[k]]
+        x = torch.cat([ride.output.detach() for ride in rides])
         self.net.train()
         target = self.net(x, y[which])
         predicted = self.net.field(x, target)
-        total, parts, true = self.terms(x, y, which, target, predicted)
-        self.driven = Driven(toys, outputs, y[which], predicted.detach(), true)
+        total, parts, true = self.terms(x, y, which, target, predicted, step)
+        tangents = []
+        if self.config.terms.tangent:
+            counts = [len(ride.which) for ride in rides]
+            for ride, ours, wanted in zip(rides, predicted.split(counts), true.split(counts), strict=True):
+                if isinstance(ride.toy, Generator):
+                    found = tangent(ride.output, ride.toy.net, ours.detach(), wanted)
+                    term = self.config.terms.tangent * found.value
+                    total = total + term + self.config.terms.tangent * ((ours - ours.detach()) * found.gradient).sum()
+                    parts["tangent"] = term
+                    tangents.append(found)
+        self.driven = Driven(rides, y[which], predicted.detach(), true, tangents)
         return total, parts
+
+    def _rides(self, y: Tensor, step: int) -> tuple[list[Ride], Tensor]:
+        """Return the toys of a step with their outputs, and the pictures of all of them."""
+        toys, rides, own = self.config.toys, [], list(range(len(y)))
+        if self.generators:
+            generator = self.generators[step % len(self.generators)]
+            lam = generator.draw(len(y), step)
+            rides.append(Ride(generator, generator.output(y, lam), own, lam))
+        turn, rest = divmod(step, toys.others_every)
+        if rest:
+            return rides, y
+        for k in range(toys.autoencoders):
+            toy = self.autoencoders[(toys.autoencoders * turn + k) % len(self.autoencoders)]
+            rides.append(Ride(toy, toy.net(y), own))
+        if self.priors:
+            index = turn % len(self.priors)
+            crop = draw_crop(self.photographs, self.config.data, self._life(index, "crop"))
+            rides.append(Ride(self.priors[index], self.priors[index].net(), [len(y)]))
+            y = torch.cat((y, crop.unsqueeze(0).to(self.device)))
+        return rides, y
 
     def _life(self, index: int, purpose: str) -> torch.Generator:
         """Return the source of what is drawn once for the life of an image prior."""
         return generator(self.config.seed, "prior", index, self.priors[index].resets, purpose)
 
     def terms(
-        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor
+        self, x: Tensor, y: Tensor, which: list[int], target: Tensor, predicted: Tensor, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the loss of a step, its parts, and the true gradient; x[k] is compared with y[which[k]]."""
-        terms, size, features = self.config.terms, x[0].numel(), self.criterion.features
-        # one pass through the big network gives the true gradient at x and the proxy's own
-        both = torch.cat((x, target.detach())).requires_grad_()
-        wanted = {k: v[which * 2] for k, v in features.extract(y).items()}
-        values = self.criterion.between(features.extract(both), wanted)
-        (gradients,) = torch.autograd.grad(values.sum(), both)
-        true, pull = gradients.chunk(2)
+        terms, size, count = self.config.terms, x[0].numel(), len(x)
+        values, true, pull = self._true_gradients(x, y, which, target)
         difference = (predicted - true) * self.net.std  # in units of normalised pictures
         field = terms.field * (size / _REFERENCE) ** 2 * (difference**2).mean()
-        l1 = terms.l1 * ((target - y[which]) / self.net.std).abs().mean()
-        proxy = terms.proxy * values[len(x) :].mean().detach()
-        # its value is known already, so only its gradient goes back, by the product rule's linear part
-        linear = terms.proxy * ((target - target.detach()) * pull).sum() / len(x)
-        parts = {"field": field.detach(), "proxy": proxy, "l1": l1.detach(), "perceptual": values[: len(x)].mean()}
-        return field + l1 + linear + proxy, {k: v.detach() for k, v in parts.items()}, true
+        early = terms.l1_steps is None or step < terms.l1_steps
+        l1 = (terms.l1 if early else 0.0) * ((target - y[which]) / self.net.std).abs().mean()
+        parts = {"field": field, "l1": l1, "perceptual": values[:count].mean()}
+        total = field + l1
+        if pull is not None:
+            parts["proxy"] = terms.proxy * values[count:].mean().detach()
+            # its value is known already, so only its gradient goes back, by the product rule's linear part
+            total = total + parts["proxy"] + terms.proxy * ((target - target.detach()) * pull).sum() / count
+        if terms.relative:
+            norms = ((true * self.net.std) ** 2).flatten(1).sum(1).clamp_min(1e-30)
+            parts["relative"] = terms.relative * ((difference**2).flatten(1).sum(1) / norms).mean()
+            total = total + parts["relative"]
+        return total, {k: v.detach() for k, v in parts.items()}, true
+
+    def _true_gradients(
+        self, x: Tensor, y: Tensor, which: list[int], target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the perceptual losses, of x and where a term needs it of the proxy target too, and their gradients."""
+        features, proxy = self.criterion.features, self.config.terms.proxy > 0
+        # one pass through the big network gives the true gradient at x and the proxy's own
+        both = (torch.cat((x, target.detach())) if proxy else x.clone()).requires_grad_()
+        wanted = {k: v[which * (2 if proxy else 1)] for k, v in features.extract(y).items()}
+        values = self.criterion.between(features.extract(both), wanted)
+        (gradients,) = torch.autograd.grad(values.sum(), both)
+        return values.detach(), gradients[: len(x)], gradients[len(x) :] if proxy else None
 
     def clip(self) -> Tensor:
         """Clip at ``optim.clip`` times the running mean of the norms."""
         return self.running_clip(list(self.net.parameters()))
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Let the toys follow the predicted gradients, and reset those whose time has come."""
+        """Let the toys follow their gradients, and reset those whose time has come."""
         assert self.driven is not None
-        toys, outputs, y, predicted, true = self.driven
-        counts = [len(output) for output in outputs]
+        rides, y, predicted, true, tangents = self.driven
+        counts = [len(ride.which) for ride in rides]
+        fields = (predicted.split(counts), true.split(counts), y.split(counts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "reset", step))
-            for toy, x, gradient, wanted in zip(toys, outputs, predicted.split(counts), y.split(counts), strict=True):
+            for (toy, x, _, lam), ours, exact, wanted in zip(rides, *fields, strict=True):
                 draw = torch.rand(())
                 if isinstance(toy, ImagePrior):
                     draw = torch.rand((), generator=self._life(self.priors.index(toy), "life"))
-                toy.step(x, gradient)
+                if isinstance(toy, Generator):
+                    assert lam is not None
+                    toy.step(x, toy.pull(x, wanted, lam, exact if toy.direct else ours))
+                else:
+                    toy.step(x, ours)
                 toy.watch(float((x.detach() - wanted).abs().mean()), float(draw))
         self.driven = None  # it holds the graphs of the toys
         angle, ratio = agreement.agreement(predicted, true)
-        return {"agreement/angle": angle.mean(), "agreement/ratio": ratio.mean()}
+        found = {"agreement/angle": angle.mean(), "agreement/ratio": ratio.mean()}
+        return found | ({"agreement/parameters": tangents[0].cosine} if tangents else {})
 
     def gauges(self) -> dict[str, float]:
         """Return every toy's running error and how often it was reset."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tunable_ops.train.generators import FACTOR, LEAST
 from tunable_ops.train.sections import Data, HeldOut, RunConfig, Section, Steps
 
 __all__ = ["PGNConfig"]
@@ -33,17 +34,28 @@ class PerceptualLoss(Section):
 
 
 class Terms(Section):
-    """Weights of the three terms.
+    """Weights of the terms.
+
+    The first three are published. For a PGN that is to lead generators, take ``relative = 1`` and leave the others out:
+    they weigh a sample by the square of its gradient, and pull the proxy target to y.
 
     Attributes:
         field: Of the field's error; 2**26 as published.
-        proxy: Of the proxy's perceptual loss.
+        proxy: Of the proxy's perceptual loss. With 0 a step costs one pass less through the loss's network.
         l1: Of the proxy's L1 distance.
+        l1_steps: Steps after which the L1 term is left out; left out: never. From random weights the relative error
+            alone does not find a direction for hundreds of steps; the L1 term leads to that of y, and then is a bias.
+        relative: Of the relative error of the field, ``|g - g_true|**2 / |g_true|**2``, mean over the samples.
+        tangent: Of the relative error of what the parameters of a generator gather over its samples of a step,
+            ``|J^T (g - g_true)|**2 / (|J^T g_true|**2 + |J^T g|**2)``; needs ``toys.generators``.
     """
 
     field: float = Field(default=2.0**26, ge=0)
     proxy: float = Field(default=0.2, ge=0)
     l1: float = Field(default=0.5, ge=0)
+    l1_steps: int | None = Field(default=None, ge=1)
+    relative: float = Field(default=0.0, ge=0)
+    tangent: float = Field(default=0.0, ge=0)
 
 
 class Toys(Section):
@@ -54,12 +66,25 @@ class Toys(Section):
         lr: Learning rate of the autoencoders.
         priors: Image priors; one of them takes part at a step.
         prior_lr: Learning rate of the image priors.
+        generators: Tunable super-resolution networks x4, of which one takes part at a step, in turn: "edsr_x4", the
+            small EDSR of examples/perceptual/super_resolution.py, and "rlfn_x4", the published RLFN made tunable. Each
+            is put back to its start after 100 to 1500 steps; a kind may be named several times. ``data.crop`` must be
+            a multiple of 4, for RLFN at least 60.
+        generator_lr: Learning rate of the generators; RLFN takes a tenth of it.
+        direct: Share of the generators' lives that follow the true gradient instead of the predicted one.
+        generator_l1: Share of the generators' lives with an L1 objective beside the perceptual one.
+        others_every: With generators, autoencoders and priors take part at every so many-th step only.
     """
 
-    autoencoders: int = Field(default=3, ge=1, le=3)
+    autoencoders: int = Field(default=3, ge=0, le=3)
     lr: float = Field(default=1e-3, gt=0)
     priors: int = Field(default=0, ge=0)
     prior_lr: float = Field(default=3e-3, gt=0)
+    generators: list[Literal["edsr_x4", "rlfn_x4"]] = Field(default_factory=list)
+    generator_lr: float = Field(default=1e-3, gt=0)
+    direct: float = Field(default=0.5, ge=0, le=1)
+    generator_l1: float = Field(default=0.5, ge=0, le=1)
+    others_every: int = Field(default=1, ge=1)
 
 
 class PGNOptim(Steps):
@@ -99,13 +124,35 @@ class PGNConfig(RunConfig):
     Attributes:
         task: This task.
         network: Size of the network.
+        start: The weights to begin with: a file of `losses.PGN`, or "shipped" for the network that ships; left out:
+            random ones.
     """
 
     task: Literal["perceptual_gradient"] = "perceptual_gradient"
     network: Literal["resnet4", "resnet6", "resnet8", "unet", "unet_published"] = "unet"
+    start: str | None = None
     loss: PerceptualLoss = PerceptualLoss()
     terms: Terms = Terms()
     toys: Toys = Toys()
     data: PGNData = PGNData()
     optim: PGNOptim = PGNOptim()
     validation: PGNValidation = PGNValidation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PGNConfig:
+        toys, terms = self.toys, self.terms
+        if not (toys.autoencoders or toys.priors or toys.generators):
+            raise ValueError("toys must have autoencoders, priors or generators; got none")
+        if toys.others_every > 1 and not toys.generators:
+            raise ValueError(f"toys.others_every must be 1 without toys.generators; got {toys.others_every}")
+        if terms.tangent and not toys.generators:
+            raise ValueError(f"terms.tangent must be 0 without toys.generators; got {terms.tangent:g}")
+        if not any((terms.field, terms.proxy, terms.l1, terms.relative, terms.tangent)):
+            raise ValueError("terms must have a weight above 0; got none")
+        for kind in toys.generators:
+            if self.data.crop % FACTOR or self.data.crop < LEAST[kind]:
+                raise ValueError(
+                    f"data.crop must be a multiple of {FACTOR} and at least {LEAST[kind]} for the generator {kind}; "
+                    f"got {self.data.crop}"
+                )
+        return self

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tunable_ops.control import PhasedModel
 from tunable_ops.images import strip
 from tunable_ops.knob_files import save_knob
+from tunable_ops.losses import MultiLoss
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import save
 from tunable_ops.train.adversarial import Adversary
@@ -122,8 +123,15 @@ class Restoration(Task):
         if self.config.weigh_samples == "by_damage":
             weights = weights / _damage(batch).to(device)
         if self.adversary is None:
-            return self.criterion(output, targets, weights)
+            return self._multi_loss(output, targets, weights, step)
         return self._adversarial_loss(self.adversary, output, targets, weights, position, step)
+
+    def _multi_loss(
+        self, outputs: Tensor | dict[str, Tensor], targets: dict[str, Tensor], weights: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(self.criterion, MultiLoss):
+            return self.criterion(outputs, targets, weights, step)
+        return self.criterion(outputs, targets, weights)
 
     def _adversarial_loss(
         self,
@@ -140,7 +148,7 @@ class Restoration(Task):
         outputs, strength = dict.fromkeys(targets, output), adversary.strength(step)
         outputs[name], targets[name] = adversary.scores(output, targets[name], lam, step)
         factors = [strength if objective.name == name else 1.0 for objective in self.config.objectives]
-        total, terms = self.criterion(outputs, targets, weights * weights.new_tensor(factors))
+        total, terms = self._multi_loss(outputs, targets, weights * weights.new_tensor(factors), step)
         if not strength:
             terms[name] = terms[name] * torch.nan  # the log leaves it out
         return total, terms

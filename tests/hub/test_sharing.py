@@ -1,0 +1,369 @@
+"""Networks and knobs to a folder and to a hub, and back; what a strange repository may not do."""
+
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from huggingface_hub import ModelHubMixin
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from torch import nn
+
+import tunable_ops
+from tunable_ops import TunableModel, models, pretrained, serialization
+from tunable_ops.hub import KnobFile, NetworkFile
+
+DNCNN = {"features": 8, "depth": 3}
+
+
+def small(**options):
+    torch.manual_seed(0)
+    options = {"domain": "box", "names": ["sigma", "texture"], "ranges": [(0, 50), (0, 1)], **options}
+    net = tunable_ops.convert(models.DnCNN(**DNCNN), 2, units=["of 255", ""], **options).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+def own():
+    """A network of a class that is none of this package."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+
+
+X = torch.linspace(0, 1, 2 * 3 * 8 * 9).reshape(2, 3, 8, 9)
+LAM = {"sigma": 20, "texture": 0.5}
+
+
+def test_a_folder_and_back(tmp_path):
+    net = small()
+    net.notes = {"purpose": "removes noise", "training": 3}
+    net.save_pretrained(tmp_path / "net", arguments=DNCNN)
+    assert sorted(each.name for each in (tmp_path / "net").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    back = TunableModel.from_pretrained(tmp_path / "net")
+    assert type(back) is TunableModel and not back.training and back.spec == net.spec and back.notes == net.notes
+    assert torch.equal(back(X, LAM), net(X, LAM))
+    config = json.loads((tmp_path / "net/config.json").read_text())
+    assert (config["library_name"], config["architecture"], config["arguments"]) == ("tunable_ops", "dncnn", DNCNN)
+    assert config["lambda"]["units"] == ["of 255", ""]
+    back.save_pretrained(tmp_path / "again")  # what it was loaded as is known
+    assert torch.equal(TunableModel.from_pretrained(str(tmp_path / "again"))(X, LAM), net(X, LAM))
+
+
+def test_it_is_the_mixin():
+    assert issubclass(NetworkFile, ModelHubMixin) and issubclass(KnobFile, ModelHubMixin)
+
+
+@pytest.mark.parametrize("name", ["denoise", "denoise_deblur", "super_resolution_x2"])
+def test_networks_that_ship(tmp_path, name):
+    net = pretrained.load(name)
+    net.save_pretrained(tmp_path, licence="MIT and Apache-2.0")
+    back, x = TunableModel.from_pretrained(tmp_path), torch.rand(1, 3, 12, 12)
+    for lam in (None, [high for _, high in net.spec.ranges]):
+        assert torch.equal(back(x, lam), net(x, lam))
+    card = (tmp_path / "README.md").read_text()
+    assert "93 photographs" in card and "license: other" in card and "license_name: MIT and Apache-2.0" in card
+
+
+def test_a_network_of_another_class(tmp_path):
+    net = tunable_ops.convert(own(), 1, names=["texture"], domain="box")
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pass network="):
+        TunableModel.from_pretrained(tmp_path)
+    back = TunableModel.from_pretrained(tmp_path, network=own())
+    assert torch.equal(back(X, 0.3), net(X, 0.3))
+    assert "network=plain)" in (tmp_path / "README.md").read_text()
+
+
+def test_to_the_hub_and_back_at_a_revision(hub, tmp_path):
+    first, second = small(), small()
+    with torch.no_grad():
+        next(second.parameters()).add_(1)
+    address = first.push_to_hub("me/denoiser", arguments=DNCNN, private=True, commit_message="First")
+    second.push_to_hub("me/denoiser", arguments=DNCNN)
+    assert "/me/denoiser/commit/" in address and hub.messages == ["First", "Upload with tunable_ops"]
+    assert hub.private["me/denoiser"]
+    commit = address.rpartition("/")[2]
+    assert set(hub.at("me/denoiser", commit)[1]) >= {"config.json", "model.safetensors", "README.md"}
+    card = hub.at("me/denoiser", commit)[1]["README.md"].decode()
+    assert '.from_pretrained("me/denoiser")' in card and "library_name: tunable_ops" in card
+    assert torch.equal(TunableModel.from_pretrained("me/denoiser")(X, LAM), second(X, LAM))
+    hub.asked.clear()
+    pinned = TunableModel.from_pretrained("me/denoiser", revision=commit)
+    assert torch.equal(pinned(X, LAM), first(X, LAM)) and not torch.equal(pinned(X, LAM), second(X, LAM))
+    assert hub.asked and all(f"/{commit}" in path for _, path in hub.asked)
+    hub.asked.clear()
+    cached = TunableModel.from_pretrained("me/denoiser", revision=commit, local_files_only=True)
+    assert torch.equal(cached(X, LAM), first(X, LAM)) and hub.asked == []
+
+
+def test_a_knob_to_the_hub_and_back(hub, tmp_path):
+    file = pretrained.find("denoise").knobs[0]
+    KnobFile(file, purpose="fine texture", base_model="someone/ffdnet").push_to_hub("me/texture")
+    files = hub.at("me/texture", "main")[1]
+    assert {"config.json", "knob.safetensors"} <= set(files)
+    assert json.loads(files["config.json"])["format"] == "tunable_ops.knob"
+    card = files["README.md"].decode()
+    for part in ("license: apache-2.0", "base_model: someone/ffdnet", "| `sigma` | 0 | 50 | of 255 | 25 |", "KnobFile"):
+        assert part in card
+    knob = KnobFile.from_pretrained("me/texture")
+    plain = tunable_ops.knob_files.load_base(pretrained.weights_file("ffdnet_color"), knob)
+    net, expected = tunable_ops.load_knob(plain, knob), pretrained.load("denoise")
+    assert torch.equal(net(X, LAM), expected(X, LAM))
+    for network in (None, plain):  # its base ships: it need not be given
+        assert torch.equal(TunableModel.from_pretrained("me/texture", network=network)(X, LAM), expected(X, LAM))
+    with pytest.raises(ValueError, match="must hold a knob; got a whole network"):
+        small().save_pretrained(tmp_path / "whole", arguments=DNCNN)
+        KnobFile.from_pretrained(tmp_path / "whole")
+
+
+def test_a_knob_of_an_unknown_base_needs_it(tmp_path):
+    net = tunable_ops.convert(own(), 1, names=["texture"], domain="box")
+    tunable_ops.save_knob(net, tmp_path / "file.safetensors")
+    KnobFile(tmp_path / "file.safetensors").save_pretrained(tmp_path / "knob")
+    with pytest.raises(ValueError, match=r"network must be given for a knob whose base does not ship.*Sequential"):
+        TunableModel.from_pretrained(tmp_path / "knob")
+    assert TunableModel.from_pretrained(tmp_path / "knob", network=own()).spec.names == ("texture",)
+
+
+# The card
+
+
+def test_a_card_has_the_curve_that_was_measured(tmp_path):
+    scores = [
+        {"set": "a", "picture": "1", "lam": [25, 0.0], "psnr": 30.0, "ssim": None, "lpips": None},
+        {"set": "a", "picture": "2", "lam": [25, 0.0], "psnr": 31.0, "ssim": None, "lpips": None},
+        {"set": "a", "picture": "1", "lam": None, "psnr": 20.0, "ssim": None, "lpips": None},
+    ]
+    net = small()
+    net.save_pretrained(tmp_path / "a", arguments=DNCNN, measured={"scores": scores})
+    card = (tmp_path / "a/README.md").read_text()
+    assert "| sigma 25, texture 0 (a) | 30.5 |" in card and "| input (a) | 20 |" in card
+    net.notes = {"validation_psnr": {"25,0": 29.25, "25,1": None}}
+    net.save_pretrained(tmp_path / "b", arguments=DNCNN)
+    card = (tmp_path / "b/README.md").read_text()
+    assert "validation pictures" in card and "| 25,0 | 29.25 |" in card and "| 25,1 |  |" in card
+    net.save_pretrained(tmp_path / "c", arguments=DNCNN, measured={"no noise": {"psnr": 40, "ssim": 0.9}})
+    assert "| position | psnr | ssim |" in (tmp_path / "c/README.md").read_text()
+
+
+def test_notes_of_strangers_stay_text(tmp_path):
+    net = small()
+    net.notes = {"trained_on": "x\n---\n# A heading <script>alert(1)</script>", "licence": "mine: [1,\n2]"}
+    net.save_pretrained(tmp_path, arguments=DNCNN)
+    head, body = (tmp_path / "README.md").read_text().split("\n---\n", 1)
+    assert "<script" not in body and "\n# A heading" not in body
+    import yaml
+
+    assert yaml.safe_load(head.removeprefix("---"))["license_name"] == "mine: [1, 2]"
+
+
+def test_a_card_that_is_there_stays(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    small().save_pretrained(tmp_path, arguments=DNCNN)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_the_five_lines_of_a_card_run(tmp_path, monkeypatch):
+    small().save_pretrained(tmp_path / "net", arguments=DNCNN)
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / "net/README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 5
+    scope = {"x": X}
+    exec(code.replace("path/to/net", "net"), scope)
+    assert scope["y"].shape == X.shape
+
+
+# What else a repository may hold
+
+
+class Boom:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+STRANGE = {
+    "pytorch_model.bin": pickle.dumps(Boom()),
+    "modeling.py": b"raise SystemExit('imported')",
+    "tunable_ops/__init__.py": b"raise SystemExit('imported')",
+}
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_pickles_and_code_beside_a_network_are_named_and_left_alone(hub, tmp_path, place, monkeypatch):
+    net = small()
+    net.save_pretrained(tmp_path / "net", arguments=DNCNN)
+    files = {each.name: each.read_bytes() for each in (tmp_path / "net").iterdir()}
+    config = {**json.loads(files["config.json"]), "auto_map": {"AutoModel": "modeling.Net"}}
+    files |= {**STRANGE, "config.json": json.dumps(config).encode()}
+    for name, data in files.items():
+        (tmp_path / "net" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "net" / name).write_bytes(data)
+    hub.add("bad/net", files)
+    source = tmp_path / "net" if place == "folder" else "bad/net"
+    with pytest.warns(UserWarning, match=r"also holds .*nothing in it is run or unpickled") as found:
+        back = TunableModel.from_pretrained(source)
+    text = str(found[0].message)
+    assert all(name in text for name in (*STRANGE, "auto_map in config.json"))
+    assert torch.equal(back(X, LAM), net(X, LAM))
+    assert not any(name in path for _, path in hub.asked for name in STRANGE)  # not even downloaded
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_repository_of_pickles_alone(hub, tmp_path, place):
+    for name, data in STRANGE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    hub.add("bad/net", STRANGE)
+    message = r"must hold model.safetensors or knob.safetensors; got .* with pytorch_model.bin \(pickles, which are"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=message):
+            TunableModel.from_pretrained(tmp_path if place == "folder" else "bad/net")
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("config.json", b"{", "config.json must be JSON"),
+        ("config.json", b"\xff\xfe", "config.json must be text"),
+        ("config.json", b"[" * 100_000, "config.json must be JSON"),
+        ("config.json", b"[1]", "must hold an object; got list"),
+        ("config.json", b'{"model_type": "bert"}', "whose config.json names 'bert'"),
+        ("config.json", b'{"format": ["x"], "library_name": "diffusers"}', "names 'diffusers'"),
+        ("model.safetensors", pickle.dumps(Boom()), "must be a safetensors file.*pickle|something else"),
+        ("model.safetensors", b"", "0 bytes of something else"),
+    ],
+)
+def test_damaged_files(tmp_path, name, data, message):
+    small().save_pretrained(tmp_path, arguments=DNCNN)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        TunableModel.from_pretrained(tmp_path)
+
+
+def test_the_config_decides_no_path_and_no_class(tmp_path):
+    """Its architecture and arguments are for readers: the file of tensors says what is built."""
+    net = small()
+    net.save_pretrained(tmp_path, arguments=DNCNN)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architecture": "os:system", "arguments": {"command": "false"}, "network": "x", "path": "/etc/passwd"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(TunableModel.from_pretrained(tmp_path)(X, LAM), net(X, LAM))
+
+
+def test_bare_weights_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="bare weights without our metadata"):
+        TunableModel.from_pretrained(tmp_path)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "source", ["no/such/folder", "./missing", "/missing", "two words", "a..b", "~/net", "a\\b", ""]
+)
+def test_neither_a_folder_nor_a_repository(source):
+    with pytest.raises(FileNotFoundError, match="must be an existing folder or a repository 'owner/name'"):
+        TunableModel.from_pretrained(source)
+
+
+def test_what_the_hub_does_not_have(hub, tmp_path):
+    with pytest.raises(RepositoryNotFoundError):
+        TunableModel.from_pretrained("me/nothing")
+    small().push_to_hub("me/net", arguments=DNCNN)
+    with pytest.raises(RevisionNotFoundError):
+        TunableModel.from_pretrained("me/net", revision="v9")
+    with pytest.raises(EntryNotFoundError):
+        TunableModel.from_pretrained("me/other", local_files_only=True)
+    with pytest.raises(ValueError, match="revision must be left out for a folder"):
+        TunableModel.from_pretrained(tmp_path, revision="main")
+
+
+def test_without_a_connection_the_cache_serves(hub, monkeypatch):
+    net = small()
+    net.push_to_hub("me/net", arguments=DNCNN)
+    TunableModel.from_pretrained("me/net")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert torch.equal(TunableModel.from_pretrained("me/net")(X, LAM), net(X, LAM)) and hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "about, error, message",
+    [
+        ({"licence": 3}, TypeError, "licence must be a string"),
+        ({"measured": [1]}, TypeError, "measured must map"),
+        ({"measured": {"0": "good"}}, TypeError, "measured must hold numbers"),
+        ({"measured": {"scores": [3]}}, TypeError, "must be a record of `tunable-ops eval --json`"),
+        ({"arguments": None}, ValueError, "arguments must be given for 'dncnn'"),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path, about, error, message):
+    with pytest.raises(error, match=message):
+        small().save_pretrained(tmp_path / "net", **{"arguments": DNCNN, **about})
+    assert not (tmp_path / "net").exists()
+
+
+def test_other_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="save_directory must be a folder; got the file"):
+        small().save_pretrained(tmp_path / "file", arguments=DNCNN)
+    with pytest.raises(TypeError, match="net must be a TunableModel"):
+        NetworkFile(own())
+    with pytest.raises(FileNotFoundError):
+        KnobFile(tmp_path / "none.safetensors")
+    serialization.save(small(), tmp_path / "whole.safetensors", architecture="dncnn", arguments=DNCNN)
+    with pytest.raises(ValueError, match="a whole network"):
+        KnobFile(tmp_path / "whole.safetensors")
+    hand = TunableModel(nn.Sequential(tunable_ops.TunableConv2d(3, 3, 1, num_params=1)), 1)
+    with pytest.raises(ValueError, match="must come from convert"):
+        hand.save_pretrained(tmp_path / "hand")
+
+
+def test_without_huggingface_hub_everything_else_works():
+    code = """
+import sys
+sys.modules["huggingface_hub"] = None
+import torch, tunable_ops
+net = tunable_ops.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), 1, domain="box")
+for call in (lambda: net.save_pretrained("x"), lambda: net.push_to_hub("a/b"),
+             lambda: tunable_ops.TunableModel.from_pretrained("a/b"), lambda: tunable_ops.hub.KnobFile):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        assert "pip install 'tunable-ops[hub]'" in str(error), error
+    else:
+        raise AssertionError("no error")
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "done\n", result.stderr
+
+
+def test_importing_the_package_leaves_huggingface_hub_alone():
+    code = "import sys, tunable_ops; print('huggingface_hub' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_older_pickles_have_no_built_as():
+    net = small()
+    state = net.__getstate__()
+    del state["built_as"]
+    other = TunableModel.__new__(TunableModel)
+    other.__setstate__(state)
+    assert other.built_as is None

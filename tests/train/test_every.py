@@ -1,0 +1,125 @@
+"""Objectives of a configuration that are computed at some steps only, or corrected there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunable_ops.images import write_image
+from tunable_ops.losses import PGN, Corrected, MultiLoss, VGG16Features
+from tunable_ops.train import MODEL, STATE, Config, train
+from tunable_ops.train.build import build_criterion, named_files
+from tunable_ops.train.log import LOG
+
+LAYERS = ["relu1_1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A picture, random weights of VGG16's first layer, and a PGN that knows nothing."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("every")
+    (folder / "pictures").mkdir()
+    write_image(torch.rand(3, 40, 36), folder / "pictures" / "a.png")
+    net = VGG16Features(LAYERS, weights="random")
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "vgg.safetensors")
+    PGN("unet").save(folder / "pgn.safetensors")
+    return folder
+
+
+def objective(data: Path, kind: str) -> dict:
+    exact = {"network": "vgg16", "layers": LAYERS, "weights": str(data / "vgg.safetensors")}
+    if kind == "sparse":
+        return {"name": "look", "loss": "perceptual", "scale": 0.1, "every": 3, "arguments": exact}
+    return {
+        "name": "look",
+        "loss": "perceptual_gradient",
+        "every": 3,
+        "arguments": {"path": str(data / "pgn.safetensors")},
+        "correct_with": {"loss": "perceptual", "arguments": exact},
+    }
+
+
+def config(data: Path, kind: str) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"name": "dncnn", "arguments": {"features": 4, "depth": 3}},
+            "data": {"source": str(data / "pictures"), "crop": 16, "batch": 2},
+            "objectives": [{"name": "exact", "loss": "mse"}, objective(data, kind)],
+            "optim": {"steps": 8, "warmup": 0},
+            "log": {"every": 4, "tensorboard": False},
+            "checkpoints": {"every": 100},
+            "validation": {"every": 0},
+            "compute": {"device": "cpu", "precision": "fp32"},
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["sparse", "corrected"])
+def test_stopped_between_two_computed_steps_and_resumed_to_the_same_bits(data: Path, tmp_path: Path, kind: str) -> None:
+    run = config(data, kind)
+    train(run, tmp_path / "one", progress=False)
+    train(run, tmp_path / "two", stop_at=4, progress=False)  # the next computed one is step 6
+    train(run, tmp_path / "two", resume=True, progress=False)
+    for file in (MODEL, STATE):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    lines = [json.loads(line) for line in (tmp_path / "one" / LOG).read_text().splitlines()]
+    assert all(line["loss/look"] > 0 for line in lines)
+    other = run.model_copy(
+        update={"objectives": [run.objectives[0], run.objectives[1].model_copy(update={"every": 2})]}
+    )
+    with pytest.raises(ValueError, match=r"got objectives\.1\.every was 3, is 2"):
+        train(other, tmp_path / "two", resume=True, progress=False)
+
+
+def test_the_log_has_the_mean_over_the_steps_that_computed_it(data: Path, tmp_path: Path) -> None:
+    run = config(data, "sparse")
+    train(run.model_copy(update={"log": run.log.model_copy(update={"every": 1})}), tmp_path / "each", progress=False)
+    each = [json.loads(line) for line in (tmp_path / "each" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in each if "loss/look" in line] == [1, 4, 7]
+    train(run, tmp_path / "four", progress=False)
+    first = json.loads((tmp_path / "four" / LOG).read_text().splitlines()[0])
+    wanted = (each[0]["loss/look"] + each[3]["loss/look"]) / 2
+    assert first["loss/look"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_criterion_is_as_configured(data: Path) -> None:
+    criterion = build_criterion(config(data, "corrected"))
+    assert isinstance(criterion, MultiLoss) and criterion.every == {"exact": 1, "look": 3}
+    assert isinstance(criterion.objectives["look"], Corrected)
+    assert {"objectives.1.arguments.path", "objectives.1.correct_with.arguments.weights"} <= named_files(
+        config(data, "corrected")
+    ).keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"every": 0}, "objectives.1.every must be valid; got 0"),
+        ({"loss": "adversarial", "every": 2}, "objectives.every must be 1 for the loss 'adversarial'; got 2"),
+        ({"correct_with": {}, "every": 4}, "objectives.correct_with must be left out for a loss other than"),
+        ({"loss": "perceptual_gradient", "correct_with": {}}, "objectives.every must be above 1 with correct_with"),
+        (
+            {"loss": "perceptual_gradient", "every": 2, "correct_with": {"loss": "l1"}},
+            "correct_with.loss must be valid",
+        ),
+    ],
+)
+def test_bad_configurations_are_named(data: Path, changes: dict, message: str) -> None:
+    from tunable_ops.train.sections import validate
+
+    tree = {"objectives": [{"name": "exact"}, {"name": "look", "loss": "mse", **changes}]}
+    with pytest.raises(ValueError, match=message):
+        validate(Config, tree)
+
+
+def test_arguments_of_the_correction_are_checked(data: Path) -> None:
+    run = config(data, "corrected")
+    wrong = run.objectives[1].model_copy(
+        update={"correct_with": run.objectives[1].correct_with.model_copy(update={"arguments": {"colour": 1}})}
+    )
+    with pytest.raises(ValueError, match=r"train: arguments of perceptual must be among .* got 'colour' in .*'look'"):
+        build_criterion(run.model_copy(update={"objectives": [run.objectives[0], wrong]}))
