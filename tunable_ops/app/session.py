@@ -146,13 +146,14 @@ class Session:
             Refused: There is no such parameter, or the picture is too small.
         """
         given, engine = self._ready()
-        places = [] if engine.spec is None else [i for i, unit in enumerate(engine.spec.units) if unit == _NOISE]
-        if len(places) != 1 or engine.spec.domain != "box":
+        spec = engine.spec
+        places = [] if spec is None else [i for i, unit in enumerate(spec.units) if unit == _NOISE]
+        if spec is None or len(places) != 1 or spec.domain != "box":
             raise Refused(f"the network must have one parameter for noise ({_NOISE}); got {engine.title!r}")
         if min(given.size) < _SMALLEST:
             raise Refused(f"the picture must have {_SMALLEST}x{_SMALLEST} pixels at least; got {_size(given.size)}")
         sigma = estimate_noise(given.image)
-        low, high = engine.spec.ranges[places[0]]
+        low, high = spec.ranges[places[0]]
         value = round(min(max(sigma, low), high), 2)
         self.values = tuple(value if i == places[0] else old for i, old in enumerate(self.values))
         return sigma
