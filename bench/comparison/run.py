@@ -36,6 +36,7 @@ from tunable_ops.bench.timing import cpu_threads
 from tunable_ops import serialization
 from tunable_ops.train.build import build_network
 from tunable_ops.train.config import Config
+from tunable_ops.train.sections import validate
 from tunable_ops.train.signals import StopSignals
 from tunable_ops.train.trainer import MODEL, train
 
@@ -84,7 +85,7 @@ def result_file(out: Path, unit: Unit) -> Path:
 
 
 def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
-    """Return True if a unit has results.
+    """Return True if a unit has results; keys that its configuration lacks have their defaults.
 
     Raises:
         ValueError: It has, but of another configuration.
@@ -92,8 +93,12 @@ def finished(unit: Unit, setting: Setting, data: Data, out: Path) -> bool:
     path = result_file(out, unit)
     if not path.exists():
         return False
-    config = {"task": "restoration", **(read_json(path).get("config") or {})}  # older results lack the task
-    if config != _portable(config_of(unit, setting, data)):
+    stored = {"task": "restoration", **(read_json(path).get("config") or {})}  # older results lack the task
+    try:
+        same = _portable(validate(Config, stored)) == _portable(config_of(unit, setting, data))
+    except ValueError:
+        same = False  # of keys that are no more
+    if not same:
         raise ValueError(
             f"comparison: --runs must hold units of this comparison; got {unit.id} with another configuration: "
             "name another folder, or delete the unit"

@@ -334,13 +334,19 @@ def test_another_comparison_is_refused(done: Path, data: plan.Data, tmp_path: Pa
         run.run_all(TINY, data, tmp_path)
 
 
-def test_results_from_before_there_were_tasks_count(done: Path, data: plan.Data, tmp_path: Path) -> None:
-    """Configurations had no `task` then; their folders were refused as of another configuration."""
+def test_results_of_before_a_key_was_there_count(done: Path, data: plan.Data, tmp_path: Path) -> None:
+    """A key that came later has its default there; one that is no more is another configuration."""
     unit = plan.Unit("level", "dni", 0)
     result = results_file.read_json(run.result_file(done, unit))
     assert result["config"].pop("task") == "restoration"
+    for objective in result["config"]["objectives"]:
+        assert objective.pop("follows") is True
     results_file.write_json(result, run.result_file(tmp_path, unit))
     assert run.finished(unit, TINY, data, tmp_path)
+    result["config"]["optim"]["gone"] = 1
+    results_file.write_json(result, run.result_file(tmp_path, unit))
+    with pytest.raises(ValueError, match="another configuration"):
+        run.finished(unit, TINY, data, tmp_path)
 
 
 def test_the_former_command_names_the_new_one() -> None:
