@@ -171,6 +171,7 @@ TEST_FILES = (
     "tests/gpu/test_default_paths.py",
     "tests/gpu/test_triton.py",
     "tests/gpu/test_cuda_operator.py",
+    "tests/deploy/test_graphs.py",
     "tests/losses/test_samplers.py",
 )
 

@@ -20,7 +20,7 @@ def test_suites_have_distinct_ids_and_cover_what_they_promise() -> None:
         for device in ("cpu", "cuda"):
             ids = [case.id for case in suite.cases(device)]
             assert len(ids) == len(set(ids)), (name, device)
-            on_cpus_alone = name == "engines" and device == "cuda"
+            on_cpus_alone = name in ("engines", "deploy") and device == "cuda"
             assert (not ids) is on_cpus_alone, (name, device)
     gpu = cases.gpu_suite()
     assert {case.kind for case in gpu} == set(cases.KINDS)

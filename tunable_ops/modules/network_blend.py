@@ -222,7 +222,7 @@ class NetworkBlend:
             return False
         if not checks.is_plain_eager():
             return False
-        if not torch.is_autocast_enabled(self.device_type):
+        if not checks.autocast_is_on(self.device_type):
             return autocast is None
         return torch.get_autocast_dtype(self.device_type) == autocast
 
