@@ -10,7 +10,7 @@ from tunable_ops.grey import PARAMETER, has_knob
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
 
-__all__ = ["AUTO", "describe", "numbers", "sweep"]
+__all__ = ["AUTO", "can_move", "describe", "numbers", "sweep"]
 
 AUTO = "auto"  # in the place of a number: what the noise of each picture is estimated at
 
@@ -25,9 +25,9 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
         ValueError: `count` is below 2, or the slider cannot move.
     """
     if count < 2:
-        raise ValueError(f"--sweep must be at least 2 positions; got {count}")
-    if spec.domain == "simplex" and spec.num_params == 1:
-        raise ValueError("--sweep must have a parameter to move; got a network whose only parameter is always 1")
+        raise ValueError(f"sweep: count must be at least 2; got {count}")
+    if not can_move(spec):
+        raise ValueError("sweep: spec must have a parameter that moves; got one parameter, which is always 1")
     moving = spec.names[:1] if spec.domain == "simplex" and spec.num_params == 2 else spec.names
     rows = []
     for name in moving:
@@ -37,6 +37,11 @@ def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...
         steps = [round(low + (high - low) * k / (count - 1), 12) for k in range(count)]
         rows.append((name, [spec.fill({name: step}) for step in steps]))
     return [row for row in rows if row[0] != PARAMETER or not has_knob(spec) or len(rows) == 1]
+
+
+def can_move(spec: LambdaSpec) -> bool:
+    """Return False if the only parameter is always 1."""
+    return spec.domain != "simplex" or spec.num_params > 1
 
 
 def numbers(lams: Sequence[Sequence[float]]) -> list[str]:

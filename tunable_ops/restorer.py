@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Restorer", "load", "make_restorer"]
+__all__ = ["Restorer", "channels_of", "load", "make_restorer"]
 
 
 @dataclass
@@ -64,13 +63,12 @@ class Restorer:
         A grey picture gets that which suits its noise on one channel (`grey.stronger`).
         """
         from tunable_ops.grey import stronger
-        from tunable_ops.modules import LambdaWarning
+        from tunable_ops.modules.spec import lambda_warnings_off
 
         wanted = tuple(stronger(self.net, lam)) if grey and self.net is not None else tuple(lam)
         if wanted == self._lam:
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LambdaWarning)  # of a level for grey; of `lam` itself `parse` has warned
+        with lambda_warnings_off():  # of a level for grey; of `lam` itself `parse` has warned
             self.live.set(wanted)
         self._lam = wanted
 
@@ -95,6 +93,11 @@ class Restorer:
         return run_network(network, image, self.channels, self.tile, self.overlap, MULTIPLE)
 
 
+def channels_of(net: Any) -> int:
+    """Return the channels that a network takes, as it says; else 3."""
+    return int(getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3)))
+
+
 def make_restorer(
     net: Any, spec: Any, fixed: tuple[float, ...] | None, device: Any, tile: int = 512, overlap: int = 64
 ) -> Restorer:
@@ -115,9 +118,9 @@ def make_restorer(
 
     from tunable_ops.modules import LiveFold, accelerate
 
-    channels = getattr(net, "channels", getattr(getattr(net, "network", None), "channels", 3))
+    channels = channels_of(net)
     if channels not in (1, 3):
-        raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels} channels")
+        raise ValueError(f"make_restorer: net must take images of 1 or 3 channels; got {channels} channels")
     net = net.to(device)
     live: Any = _Fixed(net) if fixed is not None else LiveFold(net)
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)

@@ -18,12 +18,12 @@ from tunable_ops.serialization import save
 ARGUMENTS = {"channels": 3, "features": 4, "depth": 3}
 
 
-def small_network(seed=0, names=("sigma", "keep"), domain="box", **options):
+def small_network(seed=0, names=("sigma", "keep"), domain="box", arguments=ARGUMENTS, **options):
     """A DnCNN of three layers whose kernels all differ, so that every lambda gives another picture."""
     torch.manual_seed(0)
     if domain == "box" and names == ("sigma", "keep"):
         options = {"ranges": ((0, 50), (0, 1)), "units": ("of 255", ""), "defaults": (25, 0), **options}
-    plain = models.build("dncnn", **ARGUMENTS)
+    plain = models.build("dncnn", **arguments)
     net = convert(plain, num_params=len(names), names=names, domain=domain, **options)
     torch.manual_seed(seed)
     with torch.no_grad():

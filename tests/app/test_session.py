@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.app.conftest import ARGUMENTS, small_network, whole
 from tunable_ops import convert, images
 from tunable_ops.app import pictures
+from tunable_ops.app import session as sessions
 from tunable_ops.app.engine import Cancelled, Engine
 from tunable_ops.app.masks import FEATHER, feathered, painted
 from tunable_ops.app.networks import Choice
@@ -64,6 +65,16 @@ def test_another_position_is_another_picture_and_the_same_is_not_made_again(sess
     first = whole(session.restore())
     assert whole(session.restore()) is first
     session.values = (40.0, 0.0)
+    assert not torch.equal(whole(session.restore()).output, first.output)
+
+
+def test_a_picture_with_other_noise_is_another_one(session, picture, monkeypatch):
+    """Also where it takes the place in memory of the one before, and so its `id`."""
+    monkeypatch.setattr(sessions, "id", lambda _: 1, raising=False)
+    session.open(picture)
+    first = whole(session.restore())
+    session.add_noise(50)
+    assert session.whole is None
     assert not torch.equal(whole(session.restore()).output, first.output)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunable_ops import LambdaSpec
+from tunable_ops import LambdaSpec, positions
 from tunable_ops.cli import lam as lambdas
 
 
@@ -110,6 +110,11 @@ def test_bad_sweeps():
             lambdas.sweep(spec(), count)
     with pytest.raises(ValueError, match="--sweep must have a parameter to move"):
         lambdas.sweep(spec(("only",)), 2)
+    # where there is no command line, the argument
+    with pytest.raises(ValueError, match=r"^sweep: count must be at least 2; got 1$"):
+        positions.sweep(spec(), 1)
+    with pytest.raises(ValueError, match=r"^sweep: spec must have a parameter that moves; got one parameter"):
+        positions.sweep(spec(("only",)), 2)
 
 
 def test_numbers_for_file_names_are_exact_alone_and_differ_together():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.grey import on_grey, stronger
-from tunable_ops.modules import LambdaWarning
+from tunable_ops.modules.spec import lambda_warnings_off
 from tunable_ops.restoration import MULTIPLE
-from tunable_ops.restorer import make_restorer
+from tunable_ops.restorer import channels_of, make_restorer
 from tunable_ops.tiles import apply_tiled, tile_windows
 
-__all__ = ["MARGIN", "MOST_PARAMETERS", "Cancelled", "Engine"]
+__all__ = ["MARGIN", "MOST_PARAMETERS", "Cancelled", "Engine", "Replaced"]
 
 MARGIN = 8
 """Pixels around a window that the network is given and that are not shown."""
@@ -34,6 +34,10 @@ Lambda = tuple[float, ...]
 
 class Cancelled(Exception):
     """A picture that nobody waits for any more."""
+
+
+class Replaced(Cancelled):
+    """One in whose stead another was begun."""
 
 
 class Engine:
@@ -53,8 +57,7 @@ class Engine:
         window: Side of a preview in pixels of the input, margin included; as large as the time allows.
 
     Raises:
-        Refused: It has more parameters than the page has sliders.
-        ValueError: It takes neither 1 nor 3 channels.
+        Refused: It has more parameters than the page has sliders, or takes neither 1 nor 3 channels.
     """
 
     def __init__(self, title: str, net: Any, spec: Any, fixed: Lambda | None, device: Any, settings: Settings) -> None:
@@ -62,8 +65,12 @@ class Engine:
         self.spec = spec if fixed is None else None
         if self.spec is not None and self.spec.num_params > MOST_PARAMETERS:
             raise Refused(f"the network must have at most {MOST_PARAMETERS} parameters; got {self.spec.num_params}")
-        # Two folds of one network: a preview never waits for a whole picture, nor changes its kernels.
-        self._full = make_restorer(net, spec, fixed, device, settings.tile, settings.overlap)
+        if channels_of(net) not in (1, 3):
+            raise Refused(f"the network must take images of 1 or 3 channels; got {channels_of(net)} channels")
+        # Two folds of one network, or copies of a plain one: a preview never waits for a whole picture, nor changes its
+        # kernels, nor stops with it.
+        whole = net if fixed is None else copy.deepcopy(net)
+        self._full = make_restorer(whole, spec, fixed, device, settings.tile, settings.overlap)
         self._quick = make_restorer(net, spec, fixed, device, 0, 0)
         self._net, self._device, self.channels = self._full.net, device, self._full.channels
         if self._net is not None:
@@ -212,8 +219,7 @@ class Engine:
 
                 def network(given: Tensor) -> Tensor:
                     given = given.to(self._device, memory_format=torch.channels_last)
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", LambdaWarning)  # of a level for grey
+                    with lambda_warnings_off():  # of a level for grey
                         return self._net(given, field.expand(given.shape[0], -1, -1, -1))
             else:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import gradio as gr
 
 from tunable_ops import pretrained
 from tunable_ops.app import masks, pictures, shown
-from tunable_ops.app.engine import Cancelled
+from tunable_ops.app.engine import Cancelled, Replaced
 from tunable_ops.app.layout import Page
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.session import Session, Whole, moved
@@ -52,15 +53,20 @@ class Desk:
                 self._sessions[key] = (Session(self.networks, self.settings), folder)
             self._sessions.move_to_end(key)
             while len(self._sessions) > _MOST_SESSIONS:
-                self._sessions.popitem(last=False)[1][0].cancel()
+                self._drop(*self._sessions.popitem(last=False)[1])
             return self._sessions[key]
 
     def close(self, request: gr.Request) -> None:
-        """Forget the session of a page that was closed."""
+        """Forget the session of a page that was closed, and remove its files."""
         with self._lock:
             kept = self._sessions.pop(str(request.session_hash), None)
         if kept is not None:
-            kept[0].cancel()
+            self._drop(*kept)
+
+    @staticmethod
+    def _drop(session: Session, folder: Path) -> None:
+        session.cancel()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Events:
@@ -303,7 +309,7 @@ class Events:
     def _both(self, session: Session, request: gr.Request, before: str = "") -> Iterator[Updates]:
         """Show the window at once, then the whole picture."""
         page, (_, folder) = self.page, self.desk.of(request)
-        yield {page.window: self._window(session), page.command: session.command(pictures.KINDS[0])}
+        yield {page.window: self._window(session), page.command: self._command(session)}
         for step in session.restore():
             if isinstance(step, Whole):
                 height, width = step.output.shape[1:]
@@ -319,6 +325,13 @@ class Events:
                 }
             else:
                 yield {page.status: shown.progress(step, "Restoring the whole picture")}
+
+    @staticmethod
+    def _command(session: Session) -> str:
+        try:
+            return session.command(session.kind)
+        except Refused as error:  # as the download will be
+            return f"# {error}"
 
     def _window(self, session: Session) -> Any:
         try:
@@ -350,7 +363,8 @@ class Events:
     def tell(self, kind: str, request: gr.Request) -> Any:
         """Say what repeats the picture, in this format."""
         session, _ = self.desk.of(request)
-        return session.command(kind) if session.given is not None else gr.skip()
+        session.kind = kind
+        return self._command(session) if session.given is not None and session.engine is not None else gr.skip()
 
     def save(self, kind: str, request: gr.Request) -> Updates:
         """Write the file that is downloaded."""
@@ -368,5 +382,7 @@ class Events:
             yield from function()
         except Refused as error:
             yield {self.page.status: shown.problem(error)}
-        except Cancelled:
+        except Replaced:
             yield {self.page.status: gr.skip()}
+        except Cancelled:
+            yield {self.page.status: shown.message("Stopped.")}

@@ -55,8 +55,6 @@ class Page:
     save: Any = None
     saved: Any = None
     painter: Any = None
-    brush: Any = None
-    erase: Any = None
     strokes: Any = None
     painted: Any = None
     mask_file: Any = None
@@ -172,8 +170,9 @@ def _mask(page: Page) -> None:
         )
         page.painter = gr.HTML("", elem_id="paint")
         with gr.Row():
-            page.brush = gr.Slider(2, 200, 40, step=2, label="Brush (pixels)", elem_id="brush", min_width=140)
-            page.erase = gr.Checkbox(label="Erase", elem_id="erase", min_width=100)
+            # read by page.js alone
+            gr.Slider(2, 200, 40, step=2, label="Brush (pixels)", elem_id="brush", min_width=140)
+            gr.Checkbox(label="Erase", elem_id="erase", min_width=100)
         page.strokes = gr.Textbox(label="Strokes", elem_id="strokes", elem_classes=["offscreen"])
         page.painted = gr.Button("Take the mask", elem_id="painted", elem_classes=["offscreen"])
         with gr.Group():

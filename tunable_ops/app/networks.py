@@ -47,23 +47,24 @@ class Networks:
     ) -> None:
         self._device, self._settings, self.knobs = device, settings, tuple(knobs)
         self.names = list(models) if models else pretrained.names()
-        self._kept: OrderedDict[Choice, Engine] = OrderedDict()
+        self._kept: OrderedDict[Choice, tuple[Any, Engine]] = OrderedDict()
         self._lock = threading.Lock()
 
     def engine(self, model: str, knobs: Sequence[str] = ()) -> Engine:
-        """Return a network, loaded if need be.
+        """Return a network, loaded if need be: also where one of its files is another than before.
 
         Raises:
             Refused: There is none of this name, the file is none, or a knob is of another base.
         """
         choice = Choice(model, tuple(knobs))
         with self._lock:
-            if choice not in self._kept:
-                self._kept[choice] = self._load(choice)
+            stamps = [_stamp(file) for file in (choice.model, *choice.knobs)]  # before they are read
+            if choice not in self._kept or self._kept[choice][0] != stamps:
+                self._kept[choice] = stamps, self._load(choice)
             self._kept.move_to_end(choice)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return self._kept[choice]
+            return self._kept[choice][1]
 
     def _load(self, choice: Choice) -> Engine:
         try:
@@ -94,6 +95,15 @@ class Networks:
             names = ", ".join(Path(name).name for name in networks)
             raise Refused(f"files must hold one network, with any number of knobs; got {names}")
         return Choice(networks[0] if networks else model, tuple(knobs))
+
+
+def _stamp(file: str) -> tuple[int, int, int] | None:
+    """Return what changes with a file; None for a name that is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _is_knob(file: Path) -> bool:

@@ -41,7 +41,8 @@ def create_app(
     settings = settings or Settings()
     networks = Networks(device, settings, models, knobs)
     networks.engine(networks.names[0], networks.knobs)  # before the page is there, so that it is quick from the start
-    with gr.Blocks(title="tunable_ops", analytics_enabled=False) as demo:
+    # Gradio copies what it shows: copies go after a day at the latest
+    with gr.Blocks(title="tunable_ops", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         page = lay_out(networks, settings)
         Events(page, Desk(networks, settings, folder)).wire(demo)
     return demo

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tunable_ops import images
 from tunable_ops.app import commands, pictures
-from tunable_ops.app.engine import MARGIN, Engine, Lambda
+from tunable_ops.app.engine import MARGIN, Cancelled, Engine, Lambda, Replaced
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.pictures import Given
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.grey import PARAMETER
 from tunable_ops.images import estimate_noise
-from tunable_ops.positions import describe, sweep
+from tunable_ops.positions import can_move, describe, sweep
 
 __all__ = ["Preview", "Session", "Whole", "moved"]
 
@@ -73,6 +73,7 @@ class Session:
         inside: Lambda where the mask is 1.
         mask: [1, H, W] in [0, 1], or None.
         centre: Middle of the window, as shares of height and width.
+        kind: Format of a download, one of `pictures.KINDS`.
         whole: The last whole picture.
     """
 
@@ -86,10 +87,10 @@ class Session:
         self.inside: Lambda = ()
         self.mask: Tensor | None = None
         self.centre = (0.5, 0.5)
+        self.kind = pictures.KINDS[0]
         self.whole: Whole | None = None
-        self._mask_number = 0
-        self._token = threading.Event()
-        self._running: tuple[Any, ...] | None = None
+        self._changes = 0  # of picture, network and mask
+        self._run: tuple[threading.Event, Any] = (threading.Event(), None)  # the last one, and where it was made
 
     def choose(self, choice: Choice) -> Engine:
         """Take a network; sliders go to its defaults.
@@ -100,6 +101,7 @@ class Session:
         engine = self.networks.engine(*choice)
         self.cancel()
         self.choice, self.engine, self.whole = choice, engine, None
+        self._changes += 1
         self.reset()
         return engine
 
@@ -113,6 +115,7 @@ class Session:
         self.cancel()
         self.given, self.sample, self.whole, self.mask = given, sample, None, None
         self.centre = (0.5, 0.5)
+        self._changes += 1
         self._settle_grey()
         return given
 
@@ -120,7 +123,8 @@ class Session:
         """Add other noise to the picture, of 255."""
         given, _ = self._ready()
         self.cancel()
-        self.given = given.with_noise(noise)
+        self.given, self.whole = given.with_noise(noise), None
+        self._changes += 1
 
     def reset(self) -> None:
         """Put all sliders at their defaults."""
@@ -160,14 +164,14 @@ class Session:
 
     def set_mask(self, mask: Tensor | None) -> None:
         """Take a mask [1, H, W], or none."""
+        changed = mask is not None or self.mask is not None
         self.mask = mask
-        self._mask_number += 1
+        self._changes += changed
 
     @property
     def position(self) -> tuple[Any, ...]:
         """What a whole picture is made of."""
-        mask = None if self.mask is None else (self._mask_number, self.inside)
-        return id(self.given), id(self.engine), self.values, mask
+        return self._changes, self.values, None if self.mask is None else self.inside
 
     def _ready(self) -> tuple[Given, Engine]:
         if self.given is None:
@@ -192,8 +196,8 @@ class Session:
         """
         start = time.perf_counter()
         given, engine = self._ready()
-        if self._running != self.position:
-            self.cancel()  # a whole picture at another position is of no use
+        if self._run[1] != self.position:
+            self.cancel()  # a whole picture or a strip at another position is of no use
         (top, bottom), (left, right) = self._window(engine.side(False))
         mask = None if self.mask is None else self.mask[:, top:bottom, left:right]
         if mask is not None and bool(mask.any()):
@@ -217,7 +221,7 @@ class Session:
 
     def cancel(self) -> None:
         """Stop what runs, at the next layer."""
-        self._token.set()
+        self._run[0].set()
 
     def restore(self) -> Iterator[float | Whole]:
         """Restore the whole picture in a thread: yield the share that is done, and in the end the picture.
@@ -226,28 +230,31 @@ class Session:
 
         Raises:
             Refused: As for `preview`, or there is no memory for it.
-            Cancelled: It was cancelled, or another one was begun.
+            Cancelled: It was cancelled; `Replaced` where something else was begun.
         """
+        position = self.position  # first: what changes while the rest is read makes the picture out of date
         given, engine = self._ready()
-        if self.whole is not None and self.whole.position == self.position:
+        if self.whole is not None and self.whole.position == position:
             yield self.whole
             return
         lam, other = self._lambdas(engine)
-        mask, position, start = self.mask, self.position, time.perf_counter()
+        mask, start = self.mask, time.perf_counter()
 
         def work(token: threading.Event, advance: Callable[[float], Any]) -> Whole:
             output = engine.restore(given.image, lam, other, mask, token=token, advance=advance)
             return Whole(output, time.perf_counter() - start, position)
 
-        self._running = position
-        for step in self._in_thread(work):
+        for step in self._in_thread(work, position):
             if isinstance(step, Whole):
-                self.whole, self._running = step, None
+                self.whole = step
             yield step
 
-    def _in_thread(self, work: Callable[[threading.Event, Callable[[float], Any]], Any]) -> Iterator[Any]:
+    def _in_thread(
+        self, work: Callable[[threading.Event, Callable[[float], Any]], Any], position: tuple[Any, ...]
+    ) -> Iterator[Any]:
         self.cancel()
-        token = self._token = threading.Event()
+        token = threading.Event()
+        self._run = token, position
         steps: queue.Queue[Any] = queue.Queue()
         done = 0.0
 
@@ -267,6 +274,8 @@ class Session:
                 done += step
                 yield min(done, 1.0)
             elif step[0] == "error":
+                if isinstance(step[1], Cancelled) and self._run[0] is not token:
+                    raise Replaced from step[1]
                 raise step[1]
             else:
                 yield step[1]
@@ -282,6 +291,10 @@ class Session:
         spec = engine.spec
         if spec is None or name not in spec.names:
             raise Refused(f"a sweep must have a parameter of the network to move; got {name!r}")
+        if not can_move(spec):
+            raise Refused("a sweep must have a parameter to move; got a network whose only parameter is always 1")
+        if count < 2:
+            raise Refused(f"a sweep must have at least 2 positions; got {count}")
         place = spec.names.index(name)
         lams = next((lams for moving, lams in sweep(spec, count) if moving == name), None)
         if spec.domain == "box":
@@ -299,7 +312,7 @@ class Session:
                 columns.append(pictures.shrunk(output.clamp(0, 1), _STRIP_HEIGHT))
             return images.strip(columns, ["input", *(describe(spec, lam, only) for lam in lams)])
 
-        yield from self._in_thread(work)
+        yield from self._in_thread(work, self.position)
 
     def download(self, folder: Path, wanted: str) -> tuple[Path, list[str]]:
         """Write the current whole picture into a folder; return the file, and what its format could not keep.
@@ -322,7 +335,7 @@ class Session:
         """Return the command line, or for a mask the program, that makes the same picture."""
         given, engine = self._ready()
         if self.mask is not None and engine.spec is not None:
-            return commands.program(given, self.choice, self.values, self.inside)
+            return commands.program(given, engine, self.choice, self.values, self.inside)
         return commands.line(given, engine, self.choice, self.values, wanted)
 
 

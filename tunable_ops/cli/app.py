@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         help=COMMANDS["app"],
         description="Serve a page where pictures go through a network while its sliders move: before and after, a "
         "painted mask with values of its own, sweeps, downloads in the format of the input. It asks no other host "
-        "for anything, and listens to this machine alone unless --host says otherwise. Ctrl-C ends it.",
+        "for anything, and listens to this machine alone unless --host says otherwise. Ctrl-C or SIGTERM ends it.",
         epilog="Example: tunable-ops app --model denoise, then http://127.0.0.1:7860 in a browser.",
     )
     parser.add_argument(
@@ -53,10 +57,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; return 0."""
+    """Serve until Ctrl-C or SIGTERM; return 0."""
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"--port must lie in 0..65535; got {args.port}")
-    with tempfile.TemporaryDirectory(prefix="tunable-ops-app-") as folder:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tunable-ops-app-") as folder:
         # read when Gradio is imported: no telemetry, and nothing of a picture stays behind
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -75,5 +79,26 @@ def run(args: argparse.Namespace) -> int:
         demo = create_app(Path(folder), settings, args.model, args.knob, device)
         url = launch(demo, args.host, args.port, settings, wait=False, browser=args.open)
         print(f"tunable-ops app: {url} (Ctrl-C ends it)", flush=True)
-        demo.block_thread()
+        try:
+            demo.block_thread()
+        finally:
+            demo.close(verbose=False)  # before the folder goes
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Leave by an exception where SIGTERM comes, so that folders are removed, and with code 0."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
+        yield
+        return
+
+    def leave(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise SystemExit(0)
+
+    old = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

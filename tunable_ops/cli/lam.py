@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunable_ops.positions import AUTO, describe, numbers, sweep
+from tunable_ops import positions
+from tunable_ops.positions import AUTO, describe, numbers
 
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
@@ -95,6 +96,19 @@ def parse(
     for remark in spec.outside([default if value == AUTO else value for value, default in defaults]):
         warn(remark)
     return values
+
+
+def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
+    """List the positions of --sweep, as `positions.sweep`.
+
+    Raises:
+        ValueError: `count` is below 2, or the slider cannot move.
+    """
+    if count < 2:
+        raise ValueError(f"--sweep must be at least 2 positions; got {count}")
+    if not positions.can_move(spec):
+        raise ValueError("--sweep must have a parameter to move; got a network whose only parameter is always 1")
+    return positions.sweep(spec, count)
 
 
 def sets(text: str, name: str, spec: LambdaSpec) -> bool:

@@ -19,13 +19,15 @@ def load_restorer(args: argparse.Namespace, device: Any) -> Restorer:
     """
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.cli.network import build_network
-    from tunable_ops.restorer import load, make_restorer
+    from tunable_ops.restorer import channels_of, load, make_restorer
 
     net, spec, fixed = load(args.model, args.knob, build_network(args.network, args.model, args.knob))
     if fixed is not None and (args.lam is not None or args.sweep is not None):
         option = "--lam" if args.lam is not None else "--sweep"
         at = f", fixed at {lambdas.describe(spec, fixed)}" if fixed else ""
         raise ValueError(f"{option} must be left out for a plain network; got {args.model!r}{at}")
+    if channels_of(net) not in (1, 3):
+        raise ValueError(f"--model must be a network for images of 1 or 3 channels; got {channels_of(net)} channels")
     return make_restorer(net, spec, fixed, device, args.tile, args.overlap)
 
 

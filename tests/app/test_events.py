@@ -1,0 +1,129 @@
+"""The events of the page, called as Gradio calls them, and the files of its sessions."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.app.conftest import ARGUMENTS, small_network, write_png
+from tunable_ops.app import events as module
+from tunable_ops.app.events import Desk, Events
+from tunable_ops.app.layout import lay_out
+from tunable_ops.app.networks import Choice, Networks
+from tunable_ops.app.settings import Settings
+from tunable_ops.serialization import save
+
+FILE = {"architecture": "dncnn", "arguments": ARGUMENTS}
+gr = pytest.importorskip("gradio")
+
+
+def request(key="page"):
+    return SimpleNamespace(session_hash=key)
+
+
+@pytest.fixture
+def desk(network_file, tmp_path):
+    settings = Settings(tile=32, overlap=0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return Desk(Networks("cpu", settings, [str(network_file)]), settings, folder)
+
+
+@pytest.fixture
+def events(desk):
+    with gr.Blocks():
+        return Events(lay_out(desk.networks, desk.settings), desk)
+
+
+def started(events, picture):
+    session, folder = events.desk.of(request())
+    session.choose(Choice(events.desk.networks.names[0]))
+    list(events.open(str(picture), request()))
+    return session, folder
+
+
+def test_files_of_a_page_go_with_it(events, picture, desk):
+    session, folder = started(events, picture)
+    list(events.sweep("keep", 2, request()))
+    events.save("png", request())
+    assert len(list(folder.iterdir())) == 4  # before and after, strip, download
+    desk.close(request())
+    assert not folder.exists() and session._run[0].is_set()
+
+
+def test_files_of_the_oldest_page_go_where_there_are_too_many(desk, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_SESSIONS", 2)
+    folders = [desk.of(request(key))[1] for key in "abc"]
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_the_command_names_the_format_of_the_list(events, picture):
+    started(events, picture)
+    assert "--format webp" in events.tell("webp", request())
+    updates = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))
+    assert "--format webp" in updates[0][events.page.command]
+
+
+def test_a_format_that_cannot_hold_the_picture(events, tmp_path):
+    wide = write_png(tmp_path / "wide.png", 8, 16400)
+    started(events, wide)
+    assert events.tell("webp", request()).startswith("# the format must hold the picture; got webp")
+    updates = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))
+    assert updates[-1][events.page.whole]  # which is shown all the same
+
+
+def hold(session):
+    """Let the second tile of the network wait for the event that is returned."""
+    go_on, calls = threading.Event(), []
+
+    def wait(*_):
+        calls.append(1)
+        if len(calls) > 1:
+            go_on.wait(10)
+
+    first = next(each for each in session.engine._full.live.network.modules() if isinstance(each, torch.nn.Conv2d))
+    first.register_forward_hook(wait)
+    return go_on
+
+
+def sweep_beginning(events):
+    steps = events.sweep("keep", 5, request())
+    assert "Making the strip" in next(steps)[events.page.status]
+    return steps
+
+
+def test_the_window_moves_while_a_strip_is_made(events, picture):
+    started(events, picture)
+    steps = sweep_beginning(events)
+    events.look(100, 0, request())
+    assert "The strip is ready." in list(steps)[-1][events.page.status]
+
+
+def test_a_strip_that_is_stopped_says_so(events, picture):
+    session, _ = started(events, picture)
+    blocked = hold(session)
+    steps = sweep_beginning(events)
+    session.values = (1.0, 1.0)
+    session.preview()
+    blocked.set()
+    assert "Stopped." in list(steps)[-1][events.page.status]
+
+
+def test_a_strip_in_whose_stead_a_picture_is_made_leaves_the_status_to_it(events, picture):
+    session, _ = started(events, picture)
+    blocked = hold(session)
+    steps = sweep_beginning(events)
+    session.values = (1.0, 1.0)
+    restoring = session.restore()
+    blocked.set()
+    list(restoring)
+    assert all(not isinstance(step[events.page.status], str) or "Making" in step[events.page.status] for step in steps)
+
+
+def test_a_strip_of_what_cannot_move(events, picture, tmp_path):
+    save(small_network(names=("all",), domain="simplex"), tmp_path / "one.safetensors", **FILE)
+    session, _ = started(events, picture)
+    session.choose(Choice(str(tmp_path / "one.safetensors")))
+    said = list(events.sweep("all", 3, request()))[-1][events.page.status]
+    assert "A sweep must have a parameter to move; got a network whose only parameter is always 1." in said
