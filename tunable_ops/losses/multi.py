@@ -142,7 +142,8 @@ class MultiLoss(nn.Module):
             dtype = torch.promote_types(dtype, value.dtype)
         if not values:  # this step leaves out all objectives
             unused = torch.zeros((), dtype=torch.bool, device=device)
-            return sum(torch.where(unused, output, 0).sum() for output in outputs.values()).to(dtype), {}
+            zeros = [torch.where(unused, output, 0).sum() for output in outputs.values()]
+            return torch.stack(zeros).sum().to(dtype), {}
         losses = torch.stack([value.to(dtype) for value in values.values()], dim=1)  # [B, objectives of this step]
         means = losses.detach().mean(0)
         if len(values) < len(self.names):
