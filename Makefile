@@ -46,7 +46,7 @@ setup: .venv/.dev .venv/.ops
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 # Triton decides for its interpreter when it is imported: a process of its own
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) \
-	$(addprefix tests/triton_kernels/test_,kernels.py operator.py autotune.py shortcuts.py tunable_parameters.py)
+	$(addprefix tests/triton_kernels/test_,kernels.py conv2d.py operator.py autotune.py shortcuts.py tunable_parameters.py)
 
 .venv/.ops: .venv/.train setup.py $(CSRC)
 	$(BIN)/python setup.py --quiet build_ext --inplace

@@ -76,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.hub.private.setdefault(name, "private" in json.dumps(asked))
+            self.hub.repositories.setdefault(name, [{".gitattributes": b""}])
             return self.reply({"url": f"http://{self.headers['Host']}/{name}", "id": name, "name": name})
         if found := re.fullmatch(r"/api/models/(.+)/preupload/(.+)", self.path):
             files = json.loads(body)["files"]

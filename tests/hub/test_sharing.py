@@ -13,30 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from torch import nn
 
 import tunable_ops
-from tunable_ops import TunableModel, models, pretrained, serialization
+from tests.hub.networks import DNCNN, LAM, X, own, small
+from tunable_ops import TunableModel, pretrained, serialization
 from tunable_ops.hub import KnobFile, NetworkFile
-
-DNCNN = {"features": 8, "depth": 3}
-
-
-def small(**options):
-    torch.manual_seed(0)
-    options = {"domain": "box", "names": ["sigma", "texture"], "ranges": [(0, 50), (0, 1)], **options}
-    net = tunable_ops.convert(models.DnCNN(**DNCNN), 2, units=["of 255", ""], **options).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return net
-
-
-def own():
-    """A network of a class that is none of this package."""
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
-
-
-X = torch.linspace(0, 1, 2 * 3 * 8 * 9).reshape(2, 3, 8, 9)
-LAM = {"sigma": 20, "texture": 0.5}
 
 
 def test_a_folder_and_back(tmp_path):
@@ -132,54 +111,6 @@ def test_a_knob_of_an_unknown_base_needs_it(tmp_path):
     with pytest.raises(ValueError, match=r"network must be given for a knob whose base does not ship.*Sequential"):
         TunableModel.from_pretrained(tmp_path / "knob")
     assert TunableModel.from_pretrained(tmp_path / "knob", network=own()).spec.names == ("texture",)
-
-
-# The card
-
-
-def test_a_card_has_the_curve_that_was_measured(tmp_path):
-    scores = [
-        {"set": "a", "picture": "1", "lam": [25, 0.0], "psnr": 30.0, "ssim": None, "lpips": None},
-        {"set": "a", "picture": "2", "lam": [25, 0.0], "psnr": 31.0, "ssim": None, "lpips": None},
-        {"set": "a", "picture": "1", "lam": None, "psnr": 20.0, "ssim": None, "lpips": None},
-    ]
-    net = small()
-    net.save_pretrained(tmp_path / "a", arguments=DNCNN, measured={"scores": scores})
-    card = (tmp_path / "a/README.md").read_text()
-    assert "| sigma 25, texture 0 (a) | 30.5 |" in card and "| input (a) | 20 |" in card
-    net.notes = {"validation_psnr": {"25,0": 29.25, "25,1": None}}
-    net.save_pretrained(tmp_path / "b", arguments=DNCNN)
-    card = (tmp_path / "b/README.md").read_text()
-    assert "validation pictures" in card and "| 25,0 | 29.25 |" in card and "| 25,1 |  |" in card
-    net.save_pretrained(tmp_path / "c", arguments=DNCNN, measured={"no noise": {"psnr": 40, "ssim": 0.9}})
-    assert "| position | psnr | ssim |" in (tmp_path / "c/README.md").read_text()
-
-
-def test_notes_of_strangers_stay_text(tmp_path):
-    net = small()
-    net.notes = {"trained_on": "x\n---\n# A heading <script>alert(1)</script>", "licence": "mine: [1,\n2]"}
-    net.save_pretrained(tmp_path, arguments=DNCNN)
-    head, body = (tmp_path / "README.md").read_text().split("\n---\n", 1)
-    assert "<script" not in body and "\n# A heading" not in body
-    import yaml
-
-    assert yaml.safe_load(head.removeprefix("---"))["license_name"] == "mine: [1, 2]"
-
-
-def test_a_card_that_is_there_stays(tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    small().save_pretrained(tmp_path, arguments=DNCNN)
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
-def test_the_five_lines_of_a_card_run(tmp_path, monkeypatch):
-    small().save_pretrained(tmp_path / "net", arguments=DNCNN)
-    monkeypatch.chdir(tmp_path)
-    code = (tmp_path / "net/README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) <= 5
-    scope = {"x": X}
-    exec(code.replace("path/to/net", "net"), scope)
-    assert scope["y"].shape == X.shape
 
 
 # What else a repository may hold

@@ -1,5 +1,7 @@
 """Objectives that `MultiLoss` does not compute at every step, and those that it corrects at some."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,14 @@ def test_steps_without_any_objective_have_a_gradient_of_zeros() -> None:
     found, totals, terms = gradients(criterion, range(3))
     assert terms[1] == {} and float(totals[1]) == 0 and not found[1].any()
     assert found[0].any() and list(terms[2]) == ["a"]
+
+
+def test_a_step_without_any_objective_is_0_whatever_the_output_is() -> None:
+    criterion = losses.MultiLoss({"a": Counted(2)}, every={"a": 2})
+    x = torch.full((2, 3), math.inf, requires_grad=True)
+    total, _ = criterion(x, torch.zeros(2, 3), [1.0], 1)
+    total.backward()
+    assert float(total.detach()) == 0 and x.grad is not None and not x.grad.any()
 
 
 def test_nothing_changes_without_every() -> None:

@@ -76,6 +76,20 @@ def test_only_calls_without_gradients_that_the_kernels_serve(monkeypatch: pytest
     assert len(taken) == 2
 
 
+@pytest.mark.parametrize(
+    "channels, kernel, bias, groups",
+    [(4, [4, 3, 3, 3], [4], 1), (2, [4, 3, 3, 3], [4], 1), (3, [4, 3, 3, 3], [1], 1), (6, [4, 2, 3, 3], [4], 3)],
+)
+def test_what_does_not_fit_is_refused_as_by_pytorch(
+    channels: int, kernel: list[int], bias: list[int], groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends.triton, "is_fastest", lambda *_: True)
+    with pytest.raises(RuntimeError):
+        functional.conv2d(
+            torch.rand(1, channels, 6, 6), torch.rand(kernel), torch.rand(bias), (1, 1), (1, 1), (1, 1), groups
+        )
+
+
 def test_the_rule_follows_the_prediction() -> None:
     """The bias on the way outweighs the library's larger tiles; fp32 and contiguous 3x3 layers are the library's."""
     layer = Problem("forward", "pointwise", "shared", "bfloat16", "nhwc", 1, 1, 64, 128, 1, (1, 1), (1, 1), (64, 64))

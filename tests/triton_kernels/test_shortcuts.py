@@ -115,6 +115,8 @@ def test_what_a_call_depends_on_is_in_its_key() -> None:
         key([x, weight, bias, alpha], 1),
         key([x, weight, bias, alpha], True),
         key([x, weight, bias, alpha], (1, 1)),
+        key([x, weight, bias, alpha], (True, True)),
+        key([x, weight, bias, alpha], (1.0, 1)),
         key([x, weight, None, alpha], 1),
         key([x.contiguous(), weight, bias, alpha], 1),
         key([shifted, weight, bias, alpha], 1),
@@ -123,7 +125,7 @@ def test_what_a_call_depends_on_is_in_its_key() -> None:
         key([x.bfloat16(), weight, bias, alpha], 1),
         key(full, 1),
     ]
-    assert len(set(map(repr, keys))) == len(keys)
+    assert len(set(keys)) == len(keys)
 
 
 @interpreted

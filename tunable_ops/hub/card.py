@@ -61,8 +61,9 @@ def write(metadata: Mapping[str, Any], about: About, name: str, repo_id: str | N
         name: The title.
         repo_id: Where it goes; None: a folder.
     """
-    notes = metadata.get("notes") or {}
-    licence = about.licence or metadata.get("licence") or notes.get("licence")
+    notes = _mapping(metadata.get("notes"))
+    noted = _string(metadata.get("licence")) or _string(notes.get("licence"))
+    licence = about.licence or noted
     is_knob = "base" in metadata
     data = ModelCardData(
         library_name="tunable_ops",
@@ -71,21 +72,22 @@ def write(metadata: Mapping[str, Any], about: About, name: str, repo_id: str | N
         base_model=about.base_model,
         **_licence(licence),
     )
-    purpose = about.purpose or notes.get("purpose")
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {_line(name)}"]
+    purpose = _line(about.purpose or "") or _paragraph(_string(notes.get("purpose")))
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {_text(name)}"]
     if purpose:
-        parts.append(_line(purpose))
+        parts.append(purpose)
     parts.append(_what(metadata, is_knob))
     parts.append("## Knobs\n\n" + _knobs(metadata["spec"]))
     parts.append("## Use\n\n" + _use(metadata, is_knob, repo_id or f"path/to/{name}"))
     if is_knob:
         parts.append("## Base network\n\n" + _base(metadata, about.base_model))
     parts.append("## Training\n\n" + _training(notes, metadata["architecture"]))
-    curve = _curve(about.measured or notes.get("validation_psnr"), metadata["spec"]["names"])
+    names = metadata["spec"]["names"]
+    curve = _curve(about.measured, names) or _noted_curve(notes.get("validation_psnr"), names)
     if curve:
         source = "" if about.measured else "On the validation pictures of the training, PSNR in dB.\n\n"
         parts.append("## Measured\n\n" + source + _table(curve))
-    parts.append(f"## Licence\n\n{_line(licence or 'Not stated.')}")
+    parts.append(f"## Licence\n\n{_line(about.licence or '') or _paragraph(noted) or 'Not stated.'}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,14 +104,16 @@ def _knobs(spec: Mapping[str, Any]) -> str:
     units = spec.get("units") or [""] * len(names)
     rows = [["knob", "from", "to", "unit", "default"]]
     for name, unit, (low, high), default in zip(names, units, spec["ranges"], spec["defaults"], strict=True):
-        rows.append([f"`{name}`", f"{low:g}", f"{high:g}", unit, f"{default:g}"])
+        rows.append([_code(name), f"{low:g}", f"{high:g}", _text(unit), f"{default:g}"])
     sums = "\n\nThey are weights that sum to 1." if spec["domain"] == "simplex" else ""
     return _table(rows) + sums
 
 
 def _use(metadata: Mapping[str, Any], is_knob: bool, source: str) -> str:
     spec = metadata["spec"]
-    lam = ", ".join(f'"{name}": {default:g}' for name, default in zip(spec["names"], spec["defaults"], strict=True))
+    lam = ", ".join(
+        f"{_literal(name)}: {default:g}" for name, default in zip(spec["names"], spec["defaults"], strict=True)
+    )
     call = f"y = net(x, {{{lam}}})  # x: pictures [B, C, H, W] in [0, 1]"
     own = metadata["architecture"] in models.ARCHITECTURES
     plain = f"plain = ...  # {_line(_call(metadata))} with its published weights"
@@ -117,16 +121,16 @@ def _use(metadata: Mapping[str, Any], is_knob: bool, source: str) -> str:
         lines = [
             "import tunable_ops",
             plain,
-            f'knob = tunable_ops.hub.KnobFile.from_pretrained("{source}")',
+            f"knob = tunable_ops.hub.KnobFile.from_pretrained({_literal(source)})",
             "net = tunable_ops.load_knob(plain, knob)",
         ]
     elif own:
-        lines = ["import tunable_ops", f'net = tunable_ops.TunableModel.from_pretrained("{source}")']
+        lines = ["import tunable_ops", f"net = tunable_ops.TunableModel.from_pretrained({_literal(source)})"]
     else:
         lines = [
             "import tunable_ops",
             f"plain = ...  # {_line(_call(metadata))}, with any weights",
-            f'net = tunable_ops.TunableModel.from_pretrained("{source}", network=plain)',
+            f"net = tunable_ops.TunableModel.from_pretrained({_literal(source)}, network=plain)",
         ]
     code = "\n".join([*lines, call])
     return f"```bash\npip install 'tunable-ops[hub,train]'\n```\n\n```python\n{code}\n```"
@@ -135,19 +139,19 @@ def _use(metadata: Mapping[str, Any], is_knob: bool, source: str) -> str:
 def _base(metadata: Mapping[str, Any], base_model: str | None) -> str:
     where = f" It is [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
     return (
-        f"`{_line(_call(metadata))}`, fingerprint `{whole_fingerprint(metadata['base'])}` over "
+        f"{_code(_call(metadata))}, fingerprint `{whole_fingerprint(metadata['base'])}` over "
         f"{len(metadata['base'])} layers; any other network is refused.{where} With every knob at 0 the network is its "
         "base, if training left that alone."
     )
 
 
 def _call(metadata: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value!r}" for key, value in (metadata.get("arguments") or {}).items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in _mapping(metadata.get("arguments")).items())
     return f"{metadata['architecture']}({arguments})"
 
 
 def _training(notes: Mapping[str, Any], architecture: str) -> str:
-    lines = [f"Architecture: `{_line(architecture)}`."]
+    lines = [f"Architecture: {_code(architecture)}."]
     for of, each in _sources(notes):
         said = list(_trained(each))
         lines += [f"{of}{said[0]}", *said[1:]] if said else []
@@ -159,29 +163,26 @@ def _training(notes: Mapping[str, Any], architecture: str) -> str:
 def _sources(notes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the notes of a network and of every knob that was loaded into it."""
     yield "", notes
-    for entry in notes.get("knobs", []):
-        licence = f" ({_line(entry['licence'])})" if entry.get("licence") else ""
-        yield f"Knob {', '.join(entry['names'])}{licence}: ", entry.get("notes") or {}
+    for entry in map(_mapping, _list(notes.get("knobs"))):
+        names = ", ".join(filter(_string, _list(entry.get("names")))) or "without a name"
+        licence = _string(entry.get("licence"))
+        yield f"Knob {_text(f'{names} ({licence})' if licence else names)}: ", _mapping(entry.get("notes"))
 
 
 def _trained(notes: Mapping[str, Any]) -> Iterator[str]:
-    config: Any = notes.get("config")
-    config = config if isinstance(config, Mapping) else {}
+    config, pictures = _mapping(notes.get("config")), _mapping(notes.get("pictures"))
     if notes.get("trained_on"):
-        yield f"Trained on {_line(notes['trained_on'])}."
-    elif isinstance(config.get("data"), Mapping) and config["data"].get("source"):
-        yield f"Trained on the pictures `{_line(str(config['data']['source']).rpartition('/')[2])}`."
-    pictures = notes.get("pictures")
-    if isinstance(pictures, Mapping):
-        licences = pictures.get("licences")
-        if isinstance(licences, Mapping):
-            yield "Licences of the pictures: " + _line(", ".join(f"{key} ({n})" for key, n in licences.items())) + "."
-        if pictures.get("authors"):
-            yield "Authors of the pictures: " + _line(", ".join(map(str, pictures["authors"]))) + "."
-    objectives = config.get("objectives")
-    if isinstance(objectives, list) and objectives:
-        named = [f"{each.get('name')} ({each.get('loss')})" for each in objectives if isinstance(each, Mapping)]
-        yield f"Objectives: {_line(', '.join(named))}."
+        yield f"Trained on {_text(notes['trained_on'])}."
+    elif source := _string(_mapping(config.get("data")).get("source")):
+        yield f"Trained on the pictures {_code(source.rpartition('/')[2])}."
+    if licences := _mapping(pictures.get("licences")):
+        yield "Licences of the pictures: " + _text(", ".join(f"{key} ({n})" for key, n in licences.items())) + "."
+    if authors := _list(pictures.get("authors")):
+        yield "Authors of the pictures: " + _text(", ".join(map(str, authors))) + "."
+    objectives = [each for each in _list(config.get("objectives")) if isinstance(each, Mapping)]
+    if objectives:
+        named = [f"{each.get('name')} ({each.get('loss')})" for each in objectives]
+        yield f"Objectives: {_text(', '.join(named))}."
 
 
 def _curve(measured: Any, names: Sequence[str]) -> list[list[str]]:
@@ -196,8 +197,20 @@ def _curve(measured: Any, names: Sequence[str]) -> list[list[str]]:
         for metric, value in row.items():
             if not isinstance(value, int | float | None):
                 raise TypeError(f"hub: measured must hold numbers; got {value!r} for {metric!r} at {label!r}")
-    cells = [[label, *(_number(row.get(metric)) for metric in metrics)] for label, row in rows.items()]
-    return [["position", *metrics], *cells]
+    cells = [[_text(label), *(_number(row.get(metric)) for metric in metrics)] for label, row in rows.items()]
+    return [["position", *map(_text, metrics)], *cells]
+
+
+def _noted_curve(measured: Any, names: Sequence[str]) -> list[list[str]]:
+    """Return what `_curve` does, of somebody's notes: what is no number is left out."""
+
+    def readable(label: str, value: Any) -> bool:
+        try:
+            return bool(_curve({label: value}, names))
+        except (TypeError, OverflowError):  # the latter for integers beyond floating point
+            return False
+
+    return _curve({label: value for label, value in _mapping(measured).items() if readable(label, value)}, names)
 
 
 def _means(scores: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -222,7 +235,7 @@ def _pairs(names: Sequence[str], lam: Sequence[float]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(_line(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
     return "\n".join(lines)
 
@@ -238,7 +251,43 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+# What notes and files of strangers say, by type, and as text of a card
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else []
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _line(text: Any) -> str:
-    """Return a text of somebody's notes in one line, without HTML."""
+    """Return a text in one line, without HTML."""
     plain = text if isinstance(text, str) else json.dumps(text)
+    plain = plain.encode("utf-8", "replace").decode()  # JSON can hold lone surrogates, a file cannot
     return " ".join(plain.replace("<", "&lt;").split())
+
+
+def _text(text: Any) -> str:
+    """Return a text in one line that Markdown shows as it is: no links, pictures, emphasis or code."""
+    return re.sub(r"([\\`*_\[\]!])", r"\\\1", _line(text))
+
+
+def _paragraph(text: str) -> str:
+    """Return `_text` as a paragraph of its own: no heading, fence, quotation, list or table."""
+    return re.sub(r"^([#~>+=|-])", r"\\\1", _text(text))
+
+
+def _code(text: str) -> str:
+    """Return a text in one line between backticks, without others."""
+    return f"`{_line(text).replace('`', chr(39))}`"
+
+
+def _literal(text: str) -> str:
+    """Return a string of Python, in double quotes where that is how it reads."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)

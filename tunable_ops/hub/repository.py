@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import HfApi, ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 from torch import nn
 
 from tunable_ops import models, pretrained
@@ -35,7 +38,8 @@ class _Repository(ModelHubMixin, library_name=LIBRARY):
     def __init__(self, about: card.About) -> None:
         self.about = about
         self._hub_mixin_config = None  # `_save_pretrained` writes config.json itself
-        self._repo_id: str | None = None
+        self._repo_id: str | None = None  # while uploading: where to, and the card that is there
+        self._there: bytes | None = None
 
     def _metadata(self, file: Path) -> dict[str, Any]:
         raise NotImplementedError
@@ -58,16 +62,25 @@ class _Repository(ModelHubMixin, library_name=LIBRARY):
         """Upload what `save_pretrained` writes, in one commit; the repository is made if it is missing.
 
         Args:
-            repo_id: "owner/name".
+            repo_id: "owner/name". A README.md that is there stays.
             options: commit_message, private, token, branch, create_pr, and the other options of
                 `huggingface_hub.ModelHubMixin.push_to_hub`.
 
         Returns:
             The address of the commit.
+
+        Warns:
+            UserWarning: The README.md that is there is not the card that would be written now.
         """
-        self._repo_id = repo_id
         options.setdefault("commit_message", f"Upload with {LIBRARY}")
-        return super().push_to_hub(repo_id, **options)
+        inspect.signature(super().push_to_hub).bind(repo_id, **options)  # before anything is made
+        api = HfApi(token=options.get("token"))
+        self._repo_id = api.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+        try:
+            self._there = _card_on_the_hub(self._repo_id, options.get("branch"), options.get("token"))
+            return super().push_to_hub(self._repo_id, **options)
+        finally:
+            self._repo_id = self._there = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         file = save_directory / FILES[self.format]
@@ -85,6 +98,13 @@ class _Repository(ModelHubMixin, library_name=LIBRARY):
             config["base"] = whole_fingerprint(metadata["base"])
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         self._card = card.write(metadata, self.about, self._repo_id or save_directory.resolve().name, self._repo_id)
+        if self._there is not None:
+            (save_directory / "README.md").write_bytes(self._there)  # the mixin leaves it and uploads it unchanged
+            if self._there.decode(errors="replace").split() != self._card.split():
+                warnings.warn(
+                    f"hub: README.md of {self._repo_id!r} stays as it is; delete it to have the card written anew",
+                    stacklevel=2,
+                )
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """Return the card of what `_save_pretrained` has just written."""
@@ -228,6 +248,16 @@ def load(
     if found.format == FORMAT:
         return load_file(found.file, network)
     return load_knob(network, found.file) if network is not None else _on_a_shipped_base(found, os.fspath(source))
+
+
+def _card_on_the_hub(repo_id: str, branch: str | None, token: str | bool | None) -> bytes | None:
+    """Return the README.md of a repository, None where it has none."""
+    try:
+        return Path(hf_hub_download(repo_id, "README.md", revision=branch, token=token)).read_bytes()
+    except LocalEntryNotFoundError:  # no connection: nobody knows whether it has one
+        raise
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
 
 
 def _on_a_shipped_base(found: Found, source: str) -> TunableModel:

@@ -141,7 +141,8 @@ class MultiLoss(nn.Module):
         for value in values.values():
             dtype = torch.promote_types(dtype, value.dtype)
         if not values:  # this step leaves out all objectives
-            return sum((output * 0).sum() for output in outputs.values()).to(dtype), {}
+            unused = torch.zeros((), dtype=torch.bool, device=device)
+            return sum(torch.where(unused, output, 0).sum() for output in outputs.values()).to(dtype), {}
         losses = torch.stack([value.to(dtype) for value in values.values()], dim=1)  # [B, objectives of this step]
         means = losses.detach().mean(0)
         if len(values) < len(self.names):

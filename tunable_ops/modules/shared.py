@@ -66,7 +66,8 @@ class SharedNetwork:
         """Upload what `save_pretrained` writes, in one commit.
 
         Args:
-            repo_id: "owner/name"; made if it is missing.
+            repo_id: "owner/name"; made if it is missing. A README.md that is there stays; a warning says where the
+                card would be another.
             architecture: As for `save_pretrained`, and so the five that follow.
             arguments: As there.
             purpose: As there.

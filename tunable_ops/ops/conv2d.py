@@ -46,7 +46,9 @@ def conv2d(
     Returns:
         [B, O, OH, OW] or [O, OH, OW]. Differentiable to any order in eager mode.
     """
-    if backends.triton.is_fastest(NAME, input) and _may_be_fused(input, kernel, bias, stride, padding, dilation):
+    if backends.triton.is_fastest(NAME, input) and _may_be_fused(
+        input, kernel, bias, groups, stride, padding, dilation
+    ):
         options = (stride, padding, dilation, groups)
         fused: Tensor = backends.implementation("triton", "conv2d").forward(input, kernel, bias, *options)
         return fused
@@ -60,13 +62,21 @@ def conv2d(
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
 
 
-def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, *options: Any) -> bool:
+def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, groups: int, *options: Any) -> bool:
     """Return True for calls of a GPU without gradients that a kernel of ours may serve, bias included."""
     tensors = (input, kernel) if bias is None else (input, kernel, bias)
     if input.dim() != 4 or kernel.dim() != 4 or not checks.is_plain_eager():
         return False
     if any(type(option) is not tuple or len(option) != 2 for option in options):
         return False
+    outputs, inputs = kernel.shape[:2]
+    if (
+        groups < 1
+        or input.shape[1] != inputs * groups
+        or outputs % groups
+        or (bias is not None and bias.shape != (outputs,))
+    ):
+        return False  # for PyTorch's convolution to refuse
     if any(type(t) not in _TYPES or t.dtype is not input.dtype or t.device != input.device for t in tensors):
         return False
     if checks.autocast_is_on(input.device.type) and torch.get_autocast_dtype(input.device.type) != input.dtype:

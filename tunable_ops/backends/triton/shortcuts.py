@@ -46,7 +46,7 @@ def key_of(op: str, tensors: Sequence[Tensor | None], options: Key) -> Key | Non
         kind = type(option)
         if kind not in _HASHED:
             return None
-        described.append(kind)  # True equals 1, but is no size
+        described.append(tuple(map(type, option)) if kind is tuple else kind)  # True equals 1, but is no size
     for t in tensors:
         if t is None:
             described.append(None)
