@@ -74,6 +74,7 @@ docs: .venv/.dev
 	mv docs/configuration.md.new docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python docs/_site/check.py build/site
+	@echo build/site/index.html
 
 # The C++ operators under AddressSanitizer and UBSan, in a package of their own, with random calls: a few minutes.
 # The leaks of an interpreter that ends are no findings; libstdc++ must be there before the sanitizer looks for it.

@@ -1,4 +1,4 @@
-"""Ten lines that run anywhere: convert a network, train one step, move the slider, fold it.
+"""Convert a network, train it for some seconds, move the slider, fold it: runs anywhere.
 
 python examples/quickstart.py
 """
@@ -11,13 +11,13 @@ import tunable_ops
 def main() -> None:
     """Print what the slider does to a small network."""
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 3, 3, padding=1)]
-    net = tunable_ops.convert(torch.nn.Sequential(*layers), num_params=2, names=("denoise", "keep"))
+    plain = tunable_ops.models.DnCNN(features=16, depth=4, mean=0.5)  # any network: this one starts near its input
+    net = tunable_ops.convert(plain, num_params=2, names=("denoise", "keep"))
     loss = tunable_ops.losses.MultiLoss({"clean": tunable_ops.losses.mse, "noisy": tunable_ops.losses.mse})
     draw = tunable_ops.losses.sampler("simplex", num_params=2, corners=0.3)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 
-    for _ in range(60):
+    for _ in range(200):
         clean = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 6), size=24, mode="bilinear")
         noisy = clean + 0.1 * torch.randn_like(clean)
         lam = draw(4)  # one for each picture; they sum to 1

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import tunable_ops
 from tests.modules.networks import DTYPE, Picture, assert_equal, draw, perturb, plain_net, point
 from tests.modules.test_convert import Tied
-from tunable_ops import knob_files, load_knob, models, save_knob, serialization
+from tunable_ops import knob_files, load_knob, models, pretrained, save_knob, serialization
 from tunable_ops.knob_files import fingerprint, load_base, read_knob_metadata
 from tunable_ops.modules.fold import base_network
 
@@ -433,3 +433,13 @@ def test_load_base(tmp_path):
 
 def test_examples():
     assert doctest.testmod(knob_files, extraglobs={"nn": nn}).failed == 0
+
+
+def test_a_network_of_a_file_says_what_its_base_is(tmp_path):
+    """What was loaded knows its architecture, so its knob needs no network to come back."""
+    net = pretrained.load("denoise")
+    save_knob(net, tmp_path / "knob.safetensors")
+    metadata = read_knob_metadata(tmp_path / "knob.safetensors")
+    assert (metadata["architecture"], metadata["arguments"]) == ("ffdnet", dict(net.built_as["arguments"]))
+    with pytest.raises(ValueError, match="base"):
+        load_knob(models.build("ffdnet", **metadata["arguments"]), tmp_path / "knob.safetensors")

@@ -60,8 +60,9 @@ def save_knob(
         net: Made by `tunable_ops.convert` on the box.
         path: File to write, by convention ``*.safetensors``; replaced atomically.
         architecture: Name of the base in `models.ARCHITECTURES`: then a file of its plain weights is enough for
-            `load_base` and the command line. Default: the name of the class, for messages only.
-        arguments: Arguments of the architecture; JSON values.
+            `load_base` and the command line. Default: `net.built_as`, for a network from a file; otherwise the name of
+            the class, for messages only.
+        arguments: Arguments of the architecture; JSON values. Default: likewise.
         notes: Anything worth keeping, such as training data and scores; JSON values. Default: the network's own, or
             those of the one knob file that it comes from.
         licence: Under which the knob may be used, for instance "MIT". Default: that of this file.
@@ -89,6 +90,8 @@ def save_knob(
         raise ValueError(f"save_knob: rank must be at least 1; got {rank}")
     if notes is None:
         notes, licence = _own_notes(net, licence)
+    if architecture is None and arguments is None and net.built_as is not None:
+        architecture, arguments = net.built_as["architecture"], net.built_as["arguments"]
     knob = take_knob(net, "save_knob: net")
     if not knob.layers:
         raise ValueError("save_knob: net must have new kernels; got a network that only reads lambda itself")

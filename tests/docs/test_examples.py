@@ -62,8 +62,9 @@ def test_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
     spec.loader.exec_module(module)
     module.main()
     said = capsys.readouterr().out.splitlines()
-    away = [float(line.split()[2]) for line in said[:3]]
-    assert away[0] > away[1] > away[2] and said[3].startswith("folded: Sequential")
+    clean, noisy = ([float(line.split()[place]) for line in said[:3]] for place in (2, 7))
+    assert clean[0] > clean[1] > clean[2] and noisy[0] < noisy[1] < noisy[2]
+    assert said[3].startswith("folded: DnCNN")
 
 
 def test_the_readme_is_short() -> None:

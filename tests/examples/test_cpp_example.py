@@ -56,9 +56,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example")
     compile_package(network(), folder / "operators.pt2", operators=True)
     compile_package(network(), folder / "portable.pt2")
-    run("cmake", "-S", FOLDER, "-B", "build", f"-DPYTHON={sys.executable}", cwd=folder)
+    run("cmake", "-S", FOLDER, "-B", "build", f"-DPYTHON={sys.executable}", "-DOPERATORS=ON", cwd=folder)
     run("cmake", "--build", "build", cwd=folder)
-    run("cmake", "-S", FOLDER, "-B", "alone", f"-DPYTHON={sys.executable}", "-DOPERATORS=OFF", cwd=folder)
+    run("cmake", "-S", FOLDER, "-B", "alone", f"-DPYTHON={sys.executable}", cwd=folder)
     run("cmake", "--build", "alone", cwd=folder)
     return folder
 

@@ -50,6 +50,12 @@
       soon("#painted");
     });
 
+  // The server's picture without strokes is the one that the page has already, so nothing is drawn anew.
+  document.addEventListener("click", (event) => {
+    const canvas = event.target.closest?.("#nomask") && document.querySelector("#painter");
+    canvas?.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  }, true);
+
   // By the keyboard: arrows move a ring, the space bar paints where it is.
   let ring = null;
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
