@@ -61,6 +61,7 @@ def test_tiles_of_the_command(network_file, picture, tmp_path, monkeypatch, sett
     assert (Path("restored") / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:sigma = .* is outside")  # the level for grey
 @pytest.mark.parametrize("settings", [SEAMS, Settings(tile=0)], ids=["tiles", "whole"])
 @pytest.mark.parametrize("channels, noise", [(3, 0.0), (1, 0.0), (3, 25.0), (1, 25.0)])
 def test_the_program_knows_tiles_noise_and_grey(network_file, tmp_path, monkeypatch, settings, channels, noise):
