@@ -119,13 +119,15 @@ def prepare(case: DeployCase, wanted: Sequence[str]) -> tuple[dict[str, Call], d
     return ready, results
 
 
-_FOLDER = tempfile.TemporaryDirectory()
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
 
 
 @functools.lru_cache
 def exported(name: str) -> Path:
     """Return the ONNX file of a network, which is what a Runner makes of it."""
-    path = Path(_FOLDER.name) / f"{name}.onnx"
+    path = Path(_folder().name) / f"{name}.onnx"
     export_onnx(network(name)[0], path)
     return path
 

@@ -1,5 +1,10 @@
 """The benchmark of Runner's engines: what is timed and refused, and that a wrong output gets no time."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -45,6 +50,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "unavailable_reason", lambda *_: "not installed: openvino")
     result = deploy.measure(CASE, "cpu", FAST, ["openvino-moving"])["providers"]["openvino-moving"]
     assert result == {"status": "unsupported", "reason": "not installed: openvino"}
+
+
+def test_the_folder_of_exports_is_made_when_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "import bench.deploy, pathlib, sys; print(list(pathlib.Path(sys.argv[1]).iterdir()))"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=environment)
+    assert (found.returncode, found.stdout) == (0, "[]\n"), found.stderr
+    monkeypatch.setattr(deploy, "export_onnx", lambda net, path: path.write_text("a file"))
+    path = deploy.exported("small")
+    assert path.name == "small.onnx" and path.read_text() == "a file" and deploy.exported("small") == path
 
 
 def test_percentiles() -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs over a network whose kernels move, with a stand-in for the capture: no GPU has run them."""
+"""CUDA graphs over a network whose kernels move; without a GPU, with a stand-in for the capture and the streams."""
 
 import pytest
 import torch
@@ -46,9 +46,65 @@ def test_a_network_that_cannot_be_captured_runs_without():
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     graphs = Graphs(nn.Identity(), record=refuse)
-    with pytest.warns(UserWarning, match="no CUDA graphs, calls are launched one by one: operation not permitted"):
+    with pytest.warns(UserWarning, match=r"no CUDA graph for \[2\], its calls are launched one by one: operation not"):
         assert graphs(torch.ones(2)).tolist() == [1, 1]
     assert graphs(torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_call_that_fails_takes_no_graphs_from_others():
+    """A picture that is too small, or too much for the memory: it ended all graphs for good."""
+
+    def layer(x):
+        if x.shape[-1] < 4:
+            raise RuntimeError("kernel size can't be greater than actual input size")
+        return x + 1
+
+    def record(function, x):
+        if x.shape[-1] == 5:
+            raise RuntimeError("not permitted when stream is capturing")
+        return stand_in(captured)(function, x)
+
+    captured = []
+    graphs = Graphs(layer, record=record)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="kernel size"):
+            graphs(torch.ones(1, 3))
+    with pytest.warns(UserWarning, match=r"no CUDA graph for \[1, 5\]"):
+        assert graphs(torch.ones(1, 5)).tolist() == [[2] * 5]
+    assert graphs(torch.ones(1, 5)).tolist() == [[2] * 5]  # warns once: an error here
+    assert graphs(torch.ones(1, 6)).tolist() == [[2] * 6] and captured[-1] == (1, 6)
+
+
+def test_whoever_takes_a_network_waits_for_the_stream_of_the_call_before(monkeypatch):
+    """Its kernels and buffers were blended anew while another stream still computed with them."""
+    from tunable_ops.deploy.engines import _Place, _Places
+
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            log.append(f"{self.name} records")
+            return f"end of {self.name}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for the {event}")
+
+    class Live:
+        def set(self, row):
+            log.append(f"blends {row[0]}")
+
+    places = _Places(lambda: _Place(Live(), torch.neg), 1, torch.device("cuda"))
+    for name, sigma in (("first", 5), ("second", 25)):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, name=name: Stream(name))
+        with places.take((sigma,)):
+            log.append("runs")
+    assert log == [
+        *("blends 5", "runs", "first records"),
+        *("second waits for the end of first", "blends 25", "runs", "second records"),
+    ]
 
 
 @pytest.mark.gpu

@@ -211,7 +211,7 @@ def test_auto_leaves_out_what_fails_or_is_wrong(small, monkeypatch):
 
     made = {"livefold": Wrong(1.01), "compile": Wrong(0)}
     real = deploy.runner.build
-    monkeypatch.setattr(deploy.runner, "require", lambda *_: None)
+    monkeypatch.setattr(engines, "require", lambda *_: None)
     monkeypatch.setattr(deploy.runner, "build", lambda name, *rest: made.get(name) or real(name, *rest))
     runner = Runner(small, candidates=("eager", "livefold", "compile"))
     with pytest.warns(UserWarning) as caught:
@@ -282,6 +282,7 @@ def test_a_value_outside_its_range_warns_once(small):
         (ValueError, "sizes must hold pairs of at least 1", {"sizes": [(0, 5)]}),
         (TypeError, r"sizes must be a number or pairs \(height, width\)", {"sizes": [5]}),
         (ValueError, "tile must be a positive multiple of 16; got 20", {"tile": 20}),
+        (ValueError, "memory must be positive, bytes; got -5", {"memory": -5}),
         (ValueError, "tile must be left out beside memory", {"tile": 32, "memory": 1 << 30}),
         (ValueError, r"overlap must lie in 0\.\.16 \(tile - 16\); got 20", {"tile": 32, "overlap": 20}),
         (ValueError, "overlap must be left out without tiles", {"overlap": 20}),

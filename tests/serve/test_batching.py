@@ -138,6 +138,41 @@ def test_the_job_that_fails_does_not_take_others_along(batcher, model):
         futures[1].result(LONG)
 
 
+def broken_split(model, batcher):
+    model.call = lambda batch, lams: torch.zeros(0, 3, 8, 9)  # not of the batch's size
+
+
+def broken_measure(model, batcher):
+    batcher._measured = lambda *_: 1 / 0
+
+
+@pytest.mark.parametrize("fault, kind", [(broken_split, RuntimeError), (broken_measure, ZeroDivisionError)])
+def test_an_error_beside_the_call_reaches_the_future(fault, kind, batcher, model):
+    """It ended the only thread, and every future hung."""
+    healthy, measured = model.call, batcher._measured
+    fault(model, batcher)
+    with pytest.raises(kind):
+        batcher.submit(model, part(0), (5.0, 0.0), Life(LONG)).result(LONG)
+    model.call, batcher._measured = healthy, measured
+    assert batcher.submit(model, part(0), (5.0, 0.0), Life(LONG)).result(LONG).shape == (1, 3, 8, 9)
+
+
+def test_a_model_is_asked_by_whoever_hands_in(batcher, model):
+    """Its answer may take seconds or fail: in the thread of the calls, that held up or ended all."""
+
+    class Asked:
+        def __init__(self):
+            self.call = model.call
+
+        @property
+        def per_sample(self):
+            if threading.current_thread() is not threading.main_thread():
+                raise MemoryError("asked in the thread of the calls")
+            return True
+
+    assert batcher.submit(Asked(), part(0), (5.0, 0.0), Life(LONG)).result(5).shape == (1, 3, 8, 9)
+
+
 def test_jobs_of_requests_that_are_over_are_dropped(batcher, model):
     model.held.clear()
     first, life = batcher.submit(model, part(0), (5.0, 0.0), Life(LONG)), Life(LONG)

@@ -55,6 +55,7 @@ class _Job:
     part: Tensor
     lam: tuple[float, ...]
     life: Waiting
+    per_sample: bool
     since: float = field(default_factory=time.monotonic)
     future: Future[Tensor] = field(default_factory=Future)
 
@@ -107,7 +108,7 @@ class Batcher:
         Raises:
             RuntimeError: The batcher is closed.
         """
-        job = _Job(model, part, lam, life)
+        job = _Job(model, part, lam, life, model.per_sample)  # asked here: it may take seconds, or fail
         with self._changed:
             if self._closed:
                 raise RuntimeError("Batcher.submit: batcher must be open; got a job after close()")
@@ -170,7 +171,7 @@ class Batcher:
     def _group(self, first: _Job) -> tuple[list[_Job], bool]:
         """Return the jobs that go with the first, and True if no more would."""
         height, width = first.part.shape[-2:]
-        most = min(self._most, self._pixels // (height * width)) if first.model.per_sample else 1
+        most = min(self._most, self._pixels // (height * width)) if first.per_sample else 1
         jobs, samples = [first], len(first.part)
         for job in self._jobs:
             if job is not first and job.key == first.key and samples + len(job.part) <= most:
@@ -183,7 +184,9 @@ class Batcher:
         parts = [job.part for job in jobs]
         lams = [job.lam for job in jobs for _ in range(len(job.part))]
         try:
-            outputs = jobs[0].model.call(torch.cat(parts) if len(parts) > 1 else parts[0], lams)
+            output = jobs[0].model.call(torch.cat(parts) if len(parts) > 1 else parts[0], lams)
+            outputs = output.split([len(part) for part in parts])
+            self._measured(jobs[0].model, len(lams), time.perf_counter() - start)
         except BaseException as error:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
@@ -191,6 +194,5 @@ class Batcher:
                 for job in jobs:
                     self._run([job])
             return
-        self._measured(jobs[0].model, len(lams), time.perf_counter() - start)
-        for job, output in zip(jobs, outputs.split([len(part) for part in parts]), strict=True):
-            job.future.set_result(output)
+        for job, own in zip(jobs, outputs, strict=True):
+            job.future.set_result(own)

@@ -25,6 +25,7 @@ __all__ = ["Choices", "circumstances", "measure"]
 
 _FORMAT = "tunable_ops.engines"
 _ROUNDS = 3
+_TINY = torch.finfo(torch.float32).tiny
 _BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}  # rms error over rms, beside the first engine
 
 
@@ -60,7 +61,7 @@ class Choices:
         if cache is not None:
             if not cache.parent.is_dir():
                 raise ValueError(f"Runner: cache must lie in an existing folder; got {str(cache)!r}")
-            self._known = dict(_read(cache).get(self._about, {}))
+            self._known = _sound(_read(cache).get(self._about), self._names)
 
     def pick(self, shape: Sequence[int], per_sample: bool) -> str:
         """Return the name of the fastest engine for pictures of a shape; the first call with it measures all.
@@ -97,6 +98,7 @@ class Choices:
         moving, resting = _lambdas(self._spec, shape[0], per_sample)
         ready: dict[str, Engine] = {}
         expected: Tensor | None = None
+        first = ""
         for name in self._names:
             try:
                 engine = self._engine(name)
@@ -105,12 +107,14 @@ class Choices:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"Runner: engine {name!r} is left out, it does not run: {reason}", stacklevel=4)
                 continue
-            expected = output if expected is None else expected
-            difference = ((output - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
-            if not difference <= _BOUNDS[self._precision]:
+            if expected is None:
+                first, expected = name, output
+            wrong, scale = (each.square().mean().sqrt().item() for each in (output - expected, expected))
+            # of the first, NaN would differ from itself; where all is zero, nothing differs
+            if name != first and not wrong <= _BOUNDS[self._precision] * scale + _TINY:
                 warnings.warn(
-                    f"Runner: engine {name!r} is left out, its result differs from that of {self._names[0]!r} by "
-                    f"{difference:.2g} (rms over rms)",
+                    f"Runner: engine {name!r} is left out, its result differs from that of {first!r} by "
+                    f"{wrong / max(scale, _TINY):.2g} (rms over rms)",
                     stacklevel=4,
                 )
                 continue
@@ -121,14 +125,24 @@ class Choices:
 
 
 def _lambdas(spec: LambdaSpec | None, batch: int, per_sample: bool) -> tuple[list[Rows], Rows]:
-    """Return lambdas that move, and one that rests."""
+    """Return lambdas that move, new ones in each round, and one that rests.
+
+    An engine may keep the kernels of any lambda that it has seen: those that move come once, and never rest.
+    """
     if spec is None:
         return [], ()
     first, second = two_lambdas(spec)
-    if per_sample:
-        rows = tuple((first, second)[place % 2] for place in range(batch))
-        return [rows, rows[1:] + rows[:1]], rows
-    return [(first,), (second,)], (first,)
+    resting = tuple((first, second)[place % 2] for place in range(batch)) if per_sample else (first,)
+    if first == second:  # the domain has no other lambda
+        return [], resting
+
+    def between(step: int) -> tuple[float, ...]:
+        share = step / (2 * _ROUNDS + 1)
+        return tuple(one + share * (other - one) for one, other in zip(first, second, strict=True))
+
+    return [
+        tuple(between(2 * turn + 1 + place % 2) for place in range(len(resting))) for turn in range(_ROUNDS)
+    ], resting
 
 
 def measure(engines: Mapping[str, Engine], x: Tensor, moving: Sequence[Rows], resting: Rows) -> dict[str, float]:
@@ -139,13 +153,13 @@ def measure(engines: Mapping[str, Engine], x: Tensor, moving: Sequence[Rows], re
     Args:
         engines: By name; each has run once.
         x: [B, C, H, W].
-        moving: Lambdas that alternate; none for a plain network.
+        moving: Lambdas that move, one for each round; none for a plain network.
         resting: The one that rests.
     """
     times: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(_ROUNDS):
         for name, engine in engines.items():
-            seconds = _timed(engine, x, moving[turn % 2]) if moving else 0.0
+            seconds = _timed(engine, x, moving[turn]) if moving else 0.0
             if turn == 0:
                 if len(set(resting)) == 1:
                     engine.rest(resting[0])
@@ -178,6 +192,7 @@ def circumstances(fingerprint: str, options: Options, names: Sequence[str]) -> d
         "versions": versions,
         "precision": options.precision,
         "channels_last": options.channels_last,
+        "fixed_sizes": options.fixed_sizes,
         "remember": options.remember,
         "engines": list(names),
     }
@@ -214,13 +229,25 @@ def _read(path: Path) -> dict[str, Any]:
     return choices
 
 
+def _sound(found: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the choices that a file may hold; what is broken or of another engine is measured again."""
+    known = {}
+    for key, choice in found.items() if isinstance(found, dict) else ():
+        seconds = choice.get("seconds") if isinstance(choice, dict) else None
+        numbers = isinstance(seconds, dict) and all(isinstance(each, (int, float)) for each in seconds.values())
+        if numbers and choice.get("engine") in names:
+            known[key] = {"engine": choice["engine"], "seconds": seconds}
+    return known
+
+
 def _write(path: Path, about: str, found: Mapping[str, Any]) -> None:
     """Add choices to a file, atomically; what another process adds in that moment may be lost, and measured again."""
     try:
         choices = _read(path)
     except ValueError:  # damaged since
         choices = {}
-    choices.setdefault(about, {}).update(found)
+    known = choices.get(about)
+    choices[about] = {**(known if isinstance(known, dict) else {}), **found}
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         temporary.write_text(json.dumps({"format": _FORMAT, "choices": choices}, indent=1), encoding="utf-8")

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ __all__ = [
     "Engine",
     "Options",
     "Rows",
+    "engines_to_try",
     "lambda_by_lambda",
+    "precision_inside",
     "require",
     "unavailable_reason",
 ]
@@ -40,6 +43,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 SESSIONS = ("onnxruntime", "openvino")
 """The engines of other runtimes."""
 _PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "deploy")}  # and the extra
+_SLOW_TO_START = ("compile",)  # "auto" takes these only where they are named
 _EXPORT = ("onnx", "onnxscript")
 _CPU = torch.device("cpu")
 
@@ -102,6 +106,8 @@ class Engine(ABC):
 
 def unavailable_reason(name: str, kind: str, options: Options) -> str | None:
     """Return why an engine cannot be used here and what to do, or None."""
+    if name == "program" and options.device.type != "cpu":
+        return f"runs on the CPU alone, not on {options.device}"
     if name in _PACKAGES:
         package, extra = _PACKAGES[name]
         needed = (package, *_EXPORT) if kind == "network" else (package,)
@@ -128,6 +134,50 @@ def require(name: str, kind: str = "onnx", options: Options | None = None) -> No
     if reason is not None:
         kinds = ModuleNotFoundError if "not installed" in reason else RuntimeError
         raise kinds(f"Runner: engine must be one that works here; got {name!r}, {reason}")
+
+
+def engines_to_try(kind: str, engine: str, candidates: Sequence[str] | None, options: Options) -> list[str]:
+    """Return the engines to choose from, checked; one where it is named."""
+    own = ENGINES[kind]
+    if engine != "auto":
+        if candidates is not None:
+            raise ValueError(f"Runner: candidates must be left out beside engine={engine!r}; got {candidates!r}")
+        if engine not in own:
+            what = {"network": "a network", "onnx": "an ONNX file", "pt2": "a .pt2 file"}[kind]
+            raise ValueError(f"Runner: engine must be auto or one of {', '.join(own)} for {what}; got {engine!r}")
+        require(engine, kind, options)
+        return [engine]
+    if candidates is None:
+        names = [name for name in own if name not in _SLOW_TO_START and unavailable_reason(name, kind, options) is None]
+        if not names:
+            require(own[0], kind, options)
+        return names
+    if isinstance(candidates, str) or not candidates:
+        raise ValueError(f"Runner: candidates must be names of engines; got {candidates!r}")
+    for name in candidates:
+        engines_to_try(kind, name, None, options)
+    return list(dict.fromkeys(candidates))
+
+
+def precision_inside(name: str, device: torch.device, kind: str = "network", own: str = "float32") -> str:
+    """Return the precision of the engines, a name in `PRECISIONS`.
+
+    Args:
+        name: As given, perhaps "auto".
+        device: Where they run.
+        kind: Of the source, a key of `ENGINES`.
+        own: That of a file, which cannot be changed.
+    """
+    if name != "auto" and name not in PRECISIONS:
+        raise ValueError(f"Runner: precision must be auto or one of {', '.join(PRECISIONS)}; got {name!r}")
+    if kind != "network":
+        if name not in ("auto", own):
+            raise ValueError(f"Runner: precision must be auto or {own}, that of the file; got {name!r}")
+        return own
+    if name == "auto":
+        # on CPUs 16 bits are slower than float32 in Winograd's filtering, or lose bits that pictures need
+        return "float16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
+    return name
 
 
 def _has_compiler() -> bool:

@@ -34,6 +34,13 @@ def build(name: str, source: Source, options: Options) -> Engine:
         ValueError: The network has no such form: it cannot be folded or exported.
     """
     require(name, source.kind, options)
+    engine = _made(name, source, options)
+    if options.device.type == "cuda":  # calls may come on other streams than the one that brought the network there
+        torch.cuda.synchronize(options.device)
+    return engine
+
+
+def _made(name: str, source: Source, options: Options) -> Engine:
     if name == "program":
         assert source.exported is not None
         return _Program(source.exported)
@@ -85,7 +92,8 @@ class _Live(Engine):
         self._options, self._compiled = options, compiled
         self._net: Any = options.place(source.net)
         # one compiled network: the compiler would compile for each again
-        self._places = _Places(self._make, 1 if compiled or source.spec is None else max(1, options.remember))
+        most = 1 if compiled or source.spec is None else max(1, options.remember)
+        self._places = _Places(self._make, most, options.device)
         with self._places.take(None):
             pass  # what cannot be folded says so now
 
@@ -120,6 +128,7 @@ class _Place:
         self.live, self.run = live, run
         self.row: tuple[float, ...] | None = None
         self.busy = False
+        self.done: torch.cuda.Event | None = None  # of what was launched on it last
 
     def move(self, row: tuple[float, ...] | None) -> None:
         if row is not None and row != self.row:
@@ -130,10 +139,13 @@ class _Place:
 
 
 class _Places:
-    """A few plain networks, one thread in each; whoever comes gets one that stands at its lambda, or the oldest one."""
+    """A few plain networks, one thread in each; whoever comes gets one that stands at its lambda, or the oldest one.
 
-    def __init__(self, make: Callable[[], _Place], most: int) -> None:
-        self._make, self._most = make, most
+    On a GPU a place is free before its kernels are done: whoever takes it next, perhaps on another stream, waits there.
+    """
+
+    def __init__(self, make: Callable[[], _Place], most: int, device: torch.device) -> None:
+        self._make, self._most, self._device = make, most, device
         self._places: list[_Place] = []  # the one that was used last is the last
         self._changed = threading.Condition()
 
@@ -142,12 +154,18 @@ class _Places:
         """Lend one that has moved to a lambda."""
         place = self._find(row)
         try:
+            if place.done is not None:
+                torch.cuda.current_stream(self._device).wait_event(place.done)
             place.move(row)
             yield place
         finally:
-            with self._changed:
-                place.busy = False
-                self._changed.notify()
+            try:
+                if self._device.type == "cuda":
+                    place.done = torch.cuda.current_stream(self._device).record_event()
+            finally:
+                with self._changed:
+                    place.busy = False
+                    self._changed.notify()
 
     def _find(self, row: tuple[float, ...] | None) -> _Place:
         with self._changed:
@@ -180,4 +198,4 @@ class _Program(Engine):
             return lambda_by_lambda(self, x, rows)
         lam = None if not rows else torch.tensor(rows[0] if len(set(rows)) == 1 else rows)
         with self._lock, lambda_warnings_off():
-            return self._exported(x.to(PRECISIONS[self._exported.description.dtype]), lam)
+            return self._exported(x.cpu().to(PRECISIONS[self._exported.description.dtype]), lam)

@@ -1,7 +1,4 @@
-"""A network replayed as a CUDA graph: one for each shape, whose kernels may be blended anew in place.
-
-None of it has run on a GPU yet; the tests use a stand-in for the capture.
-"""
+"""A network replayed as a CUDA graph: one for each shape, whose kernels may be blended anew in place."""
 
 from __future__ import annotations
 
@@ -28,7 +25,8 @@ class Graphs:
     """A function of a picture, captured at the first call with each shape and replayed at the later ones.
 
     The function must read its kernels at the same addresses in every call, as the network of a `LiveFold` does. Only
-    one thread may call it at a time.
+    one thread may call it at a time, on a stream that has waited for the calls before. A shape that cannot be captured
+    goes without a graph from then on.
 
     Args:
         function: [B, C, H, W] -> [B, O, s H, s W].
@@ -44,25 +42,29 @@ class Graphs:
     ) -> None:
         self._function, self._most, self._record = function, most, record or capture
         self._graphs: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
-        self._refused = False
+        self._refused: set[tuple[object, ...]] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run it."""
-        if self._refused:
-            return self._function(x)
         key = (tuple(x.shape), x.stride(), x.dtype)
+        if key in self._refused:
+            return self._function(x)
         found = self._graphs.get(key)
         if found is None:
             place = x.clone(memory_format=torch.preserve_format)
             try:
                 replay, output = self._record(self._function, place)
             except RuntimeError as error:
-                self._refused = True
-                reason = str(error).splitlines()[0]
-                warnings.warn(f"Runner: no CUDA graphs, calls are launched one by one: {reason}", stacklevel=2)
-                return self._function(x)
+                result = self._function(x)  # where this fails too, the picture or the memory is to blame
+                self._refused.add(key)
+                reason, shape = (str(error).splitlines() or ["no reason given"])[0], list(x.shape)
+                text = f"Runner: no CUDA graph for {shape}, its calls are launched one by one: {reason}"
+                warnings.warn(text, stacklevel=2)
+                return result
             found = self._graphs[key] = _Captured(replay, place, output)
             while len(self._graphs) > self._most:
+                if x.is_cuda:  # its memory may still be in use on this stream, and go to another one
+                    torch.cuda.current_stream(x.device).synchronize()
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         found.input.copy_(x)

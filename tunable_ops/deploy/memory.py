@@ -30,10 +30,13 @@ def tile_for(memory: int, source: Source, dtype: torch.dtype, multiple: int) -> 
 
     Raises:
         TypeError: `memory` is not an int.
-        ValueError: The smallest sensible tile, 64 x 64, takes more; or `source` is a file, which cannot be looked into.
+        ValueError: `memory` is not positive; the smallest sensible tile, 64 x 64, takes more; or `source` is a file,
+            which cannot be looked into.
     """
     if not isinstance(memory, int) or isinstance(memory, bool):
         raise TypeError(f"Runner: memory must be an int, bytes; got {memory!r}")
+    if memory < 1:
+        raise ValueError(f"Runner: memory must be positive, bytes; got {memory}")
     if source.net is None:
         raise ValueError(f"Runner: memory must be left out for a file: give tile; got {memory}")
     net = fold(source.net) if isinstance(source.net, TunableModel) else source.net

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunable_ops.deploy.batching import Batcher, default_batch_pixels
 from tunable_ops.deploy.choice import Choices, circumstances
-from tunable_ops.deploy.engine import ENGINES, PRECISIONS, Engine, Options, Rows, require, unavailable_reason
+from tunable_ops.deploy.engine import Engine, Options, Rows, engines_to_try, precision_inside
 from tunable_ops.deploy.engines import build
 from tunable_ops.deploy.memory import tile_for
 from tunable_ops.deploy.sizes import Sizes
@@ -31,7 +31,6 @@ __all__ = ["Runner"]
 _MULTIPLE = 16  # tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16
 _OVERLAP = 64
 _WAITING = 32  # pictures of `submit` that may wait for their calls at one time
-_SLOW_TO_START = ("compile",)  # "auto" takes these only where they are named
 
 
 class Runner:
@@ -47,23 +46,25 @@ class Runner:
             "onnxruntime" and "openvino", which it is exported for. Of an ONNX file, the last two; of a .pt2, "program".
             "auto" measures at the first call of each shape and takes the fastest.
         sizes: What pictures are padded to, below and to the right; results are cropped. A number: its multiples. Pairs
-            (height, width): the smallest that holds the picture, and tiles for larger ones. None: no padding.
+            (height, width): the smallest that holds the picture; larger ones go in tiles of the largest, unless those
+            are too small for the network. None: no padding.
         padding: "reflect" or "replicate".
-        tile: Largest height and width of a call, a multiple of 16; larger pictures go tile by tile (`apply_tiled`).
+        tile: Largest height and width of a call, padding included, a multiple of 16; larger pictures go tile by tile
+            (`apply_tiled`), and pairs of `sizes` beyond it are not used.
         overlap: Of tiles, in pixels; default 64, or half a tile where that is less.
         memory: In the place of `tile`: bytes that the network's activations may take, for a batch of one, by an
             estimate.
-        precision: "float32", "float16" or "bfloat16" inside; "auto": float16 on a GPU, float32 on a CPU. Results have
-            the picture's dtype.
+        precision: "float32", "float16" or "bfloat16" inside; "auto": float16 on a GPU, float32 on a CPU. Files keep
+            theirs. Results have the picture's dtype.
         channels_last: Take that memory format inside, which most networks are faster in.
-        device: Where it runs; default the CPU.
+        device: Where it runs; default the CPU, the only one for files.
         candidates: What "auto" chooses from; default every engine that is installed, without "compile", which takes
             a minute for each shape.
         cache: File where "auto" keeps its choices, for any number of networks and machines.
         remember: Lambdas whose blended kernels are kept, each of which takes the memory of a plain network; "livefold"
             runs as many at one time.
         max_batch: Samples in one call of `submit` and `run_async`.
-        batch_pixels: Pixels in such a call; default 32,768 on a CPU.
+        batch_pixels: Pixels in such a call of more than one sample; default 32,768 on a CPU.
         example: A picture [B, C, H, W], for networks that do not say how many channels they take (`channels`).
         copy: False: take the network itself, which saves memory, and change its mode, dtype, device and layout.
 
@@ -118,14 +119,17 @@ class Runner:
         if tile is not None and memory is not None:
             raise ValueError(f"Runner: tile must be left out beside memory, which decides it; got {tile}")
         where = torch.device(device)
-        options = Options(where, _precision(precision, where), channels_last, bool(self._sizes.buckets), remember)
+        precision_inside(precision, torch.device("cpu"))  # a bad name is told before anything is loaded
         self.engine = engine
         source = open_source(model, example, copy)
-        names = _engines(source.kind, engine, candidates, options)
+        inside = precision_inside(precision, where, source.kind, source.description.dtype)
+        options = Options(where, inside, channels_last, bool(self._sizes.buckets), remember)
+        names = engines_to_try(source.kind, engine, candidates, options)
         self._source, self._options = source, options
         self.description, self.spec, self.network = source.description, source.spec, source.net
         self._names = names
-        self._tile, self._overlap = self._tiles(tile, overlap, memory)
+        self._limit = tile if memory is None else tile_for(memory, source, options.dtype, _MULTIPLE)
+        self._tile, self._overlap = self._tiles(overlap)
         self._engines: dict[str, Engine] = {}
         self._building = threading.Lock()
         about = circumstances(source.fingerprint, options, names)
@@ -135,6 +139,7 @@ class Runner:
         if self._only is not None:
             self._engine_named(self._only)
         self._max_batch, self._batch_pixels = max_batch, batch_pixels or default_batch_pixels(where.type != "cpu")
+        self._per_sample: bool | None = None
         self._warned: set[str] = set()
         self._starting = threading.Lock()
         self._batcher: Batcher | None = None
@@ -171,9 +176,12 @@ class Runner:
         pool, batcher = self._threads()
 
         def call(part: Tensor) -> Tensor:
-            jobs = [part] if len(set(rows)) <= 1 else list(part.split(1))
-            rest = rows[:1] if len(jobs) == 1 else rows
-            futures = [batcher.submit(self, job, rest[place] if rest else ()) for place, job in enumerate(jobs)]
+            if len(rows) > 1:
+                jobs = list(zip(part.split(1), rows, strict=True))
+            else:
+                most = min(self._max_batch, self._batch_pixels // (part.shape[-2] * part.shape[-1]))
+                jobs = [(each, rows[0] if rows else ()) for each in part.split(max(1, most))]
+            futures = [batcher.submit(self, *job) for job in jobs]
             return torch.cat([future.result() for future in futures]) if len(futures) > 1 else futures[0].result()
 
         return pool.submit(lambda: self._finish(picture, self._fit(batch, call)))
@@ -184,11 +192,19 @@ class Runner:
 
     @property
     def per_sample(self) -> bool:
-        """True if a call with a lambda for each sample gains over calls with one each."""
+        """True if a call with a lambda for each sample gains over calls with one each.
+
+        False where the engine that may gain cannot be made, which a call then says.
+        """
         if self.spec is None:
             return True
-        name = self._only or "eager"  # of several, the one that may gain
-        return name in self._names and self._engine_named(name).per_sample
+        if self._per_sample is None:
+            name = self._only or "eager"  # of several, the one that may gain
+            try:
+                self._per_sample = name in self._names and self._engine_named(name).per_sample
+            except Exception:
+                self._per_sample = False
+        return self._per_sample
 
     def call(self, batch: Tensor, lams: Sequence[Sequence[float]]) -> Tensor:
         """Run the network as it is, without padding, tiles or checks: what batches are made of.
@@ -248,27 +264,30 @@ class Runner:
                 self._batcher = Batcher(0.0, self._max_batch, self._batch_pixels)
             return self._pool, self._batcher
 
-    def _tiles(self, tile: int | None, overlap: int | None, memory: int | None) -> tuple[int | None, int]:
+    def _tiles(self, overlap: int | None) -> tuple[int | None, int]:
         """Return the size of tiles, None for whole pictures, and their overlap."""
-        if memory is not None:
-            tile = tile_for(memory, self._source, self._options.dtype, _MULTIPLE)
-        if tile is None and self._sizes.buckets:
-            side = max(min(size) for size in self._sizes.buckets)
-            tile = side // _MULTIPLE * _MULTIPLE or None
+        limit, sizes = self._limit, self._sizes
+        least = self.description.smallest + _MULTIPLE - 1  # the last tile of an axis may be that much smaller
+        tile: int | None = None
+        if limit is not None:
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < _MULTIPLE or limit % _MULTIPLE:
+                raise ValueError(f"Runner: tile must be a positive multiple of {_MULTIPLE}; got {limit!r}")
+            if limit < least:
+                raise ValueError(f"Runner: tile must be at least {least} for this network; got {limit}")
+            tile = sizes.limit(limit, _MULTIPLE)
+            if tile < least:
+                what = f"tiles of at least {least} that are no larger than {limit} when padded"
+                raise ValueError(f"Runner: sizes must allow {what}; got {sizes.given}")
+        elif sizes.buckets:
+            side = sizes.side(_MULTIPLE)
+            tile = side if side >= least else None
         if tile is None:
             if overlap is not None:
                 raise ValueError(f"Runner: overlap must be left out without tiles; got {overlap}")
             return None, 0
-        if not isinstance(tile, int) or isinstance(tile, bool) or tile < _MULTIPLE or tile % _MULTIPLE:
-            raise ValueError(f"Runner: tile must be a positive multiple of {_MULTIPLE}; got {tile!r}")
-        least = self.description.smallest + _MULTIPLE - 1  # the last tile of an axis may be that much smaller
-        if tile < least:
-            raise ValueError(f"Runner: tile must be at least {least} for this network; got {tile}")
         overlap = min(_OVERLAP, tile // 2) if overlap is None else overlap
         if not isinstance(overlap, int) or not 0 <= overlap <= tile - _MULTIPLE:
             raise ValueError(f"Runner: overlap must lie in 0..{tile - _MULTIPLE} (tile - {_MULTIPLE}); got {overlap!r}")
-        if self._sizes.buckets and self._sizes.padded(tile, tile) is None:
-            raise ValueError(f"Runner: tile must fit into one of sizes; got {tile} for {self._sizes.buckets}")
         return tile, overlap
 
     def _engine_named(self, name: str) -> Engine:
@@ -304,7 +323,8 @@ class Runner:
         """Return lambdas as rows of numbers: none for a plain network, one for the batch, or one for each sample."""
         if self.spec is None:
             if lam is not None or named:
-                raise ValueError(f"Runner: lam must be left out for a network without one; got {lam or dict(named)!r}")
+                got = dict(named) if lam is None else lam
+                raise ValueError(f"Runner: lam must be left out for a network without one; got {got!r}")
             return ()
         if named or isinstance(lam, Mapping):
             if lam is not None and not isinstance(lam, Mapping):
@@ -338,10 +358,8 @@ class Runner:
 
     def _fit(self, batch: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         """Run a function of pictures of the engine's sizes on one of any size."""
-        height, width = batch.shape[-2:]
-        fits = self._tile is None or max(height, width) <= self._tile
-        if self._sizes.buckets:
-            fits = self._sizes.padded(height, width) is not None
+        size = self._sizes.padded(*batch.shape[-2:])
+        fits = size is not None and (self._limit is None or max(size) <= self._limit)
         if fits or self._tile is None:
             return self._sizes.run(run, batch)
         return apply_tiled(lambda part: self._sizes.run(run, part), batch, self._tile, self._overlap, _MULTIPLE)
@@ -354,38 +372,6 @@ class Runner:
     def _finish(picture: Tensor, output: Tensor) -> Tensor:
         output = output.to(picture.device, picture.dtype)
         return output if picture.dim() == 4 else output[0]
-
-
-def _engines(kind: str, engine: str, candidates: Sequence[str] | None, options: Options) -> list[str]:
-    """Return the engines to choose from, checked; one where it is named."""
-    own = ENGINES[kind]
-    if engine != "auto":
-        if candidates is not None:
-            raise ValueError(f"Runner: candidates must be left out beside engine={engine!r}; got {candidates!r}")
-        if engine not in own:
-            what = {"network": "a network", "onnx": "an ONNX file", "pt2": "a .pt2 file"}[kind]
-            raise ValueError(f"Runner: engine must be auto or one of {', '.join(own)} for {what}; got {engine!r}")
-        require(engine, kind, options)
-        return [engine]
-    if candidates is None:
-        names = [name for name in own if name not in _SLOW_TO_START and unavailable_reason(name, kind, options) is None]
-        if not names:
-            require(own[0], kind, options)
-        return names
-    if isinstance(candidates, str) or not candidates:
-        raise ValueError(f"Runner: candidates must be names of engines; got {candidates!r}")
-    for name in candidates:
-        _engines(kind, name, None, options)
-    return list(dict.fromkeys(candidates))
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name == "auto":
-        # on CPUs 16 bits are slower than float32 in Winograd's filtering, or lose bits that pictures need
-        return "float16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
-    if name not in PRECISIONS:
-        raise ValueError(f"Runner: precision must be auto or one of {', '.join(PRECISIONS)}; got {name!r}")
-    return name
 
 
 def _value(value: Any) -> Any:

@@ -28,7 +28,7 @@ class Sizes:
     def __init__(self, sizes: int | Sequence[tuple[int, int]] | None = None, padding: str = "reflect") -> None:
         if padding not in PADDINGS:
             raise ValueError(f"Runner: padding must be one of {', '.join(PADDINGS)}; got {padding!r}")
-        self.padding = padding
+        self.padding, self.given = padding, sizes
         self.multiple = 1
         self.buckets: list[tuple[int, int]] = []
         if sizes is None:
@@ -50,6 +50,25 @@ class Sizes:
         if not self.buckets:
             return -(-height // self.multiple) * self.multiple, -(-width // self.multiple) * self.multiple
         return next(((h, w) for h, w in self.buckets if h >= height and w >= width), None)
+
+    def side(self, step: int) -> int:
+        """Return the side of the largest square that a bucket holds, a multiple of `step`."""
+        return max((min(size) for size in self.buckets), default=0) // step * step
+
+    def limit(self, most: int, step: int) -> int:
+        """Keep the sizes without a side above a limit.
+
+        Args:
+            most: Pixels.
+            step: What the side of the square is a multiple of.
+
+        Returns:
+            The side of the largest square that stays within it when padded; 0 where there is none.
+        """
+        if self.buckets:
+            self.buckets = [size for size in self.buckets if max(size) <= most]
+            return self.side(step)
+        return most // self.multiple * self.multiple // step * step
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return ``function(x)`` [B, O, s H, s W], computed at the padded size.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunable_ops import pretrained
 from tunable_ops.deploy.description import Description, describe
-from tunable_ops.deploy.engine import require
+from tunable_ops.deploy.engine import Options, unavailable_reason
 from tunable_ops.deploy.exported import Exported, load
 from tunable_ops.modules import LambdaSpec, TunableModel
 from tunable_ops.serialization import load_folded, read_metadata
@@ -99,8 +99,11 @@ def _of_network(net: nn.Module, example: Tensor | None) -> Source:
 
 
 def _described(path: Path) -> Description:
-    """Read what an ONNX file says of itself."""
-    require("onnxruntime")
+    """Read what an ONNX file says of itself, for which every engine needs ONNX Runtime."""
+    reason = unavailable_reason("onnxruntime", "onnx", Options())
+    if reason is not None:
+        rule = "a file that can be read here, which takes ONNX Runtime with any engine"
+        raise ModuleNotFoundError(f"Runner: model must be {rule}; got {str(path)!r}, {reason}")
     return load(path).description
 
 
