@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.app.conftest import ARGUMENTS, small_network, whole
@@ -210,6 +211,13 @@ def test_estimated_noise(session, picture):
     session.open(picture)
     sigma = session.estimate()
     assert session.values == (50.0, 0.0) and sigma > 50  # noise alone is stronger than the range
+
+
+def test_estimated_noise_of_a_jpeg_with_subsampled_colour(session, tmp_path):
+    noise = np.random.default_rng(0).normal(128, 25, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95, subsampling="4:2:0")
+    session.open(tmp_path / "a.jpg")
+    assert session.estimate() == pytest.approx(25, rel=0.1)
 
 
 def test_a_plain_network_has_no_sliders(session, network_file, picture, tmp_path):

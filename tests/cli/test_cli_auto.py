@@ -1,16 +1,19 @@
 """--lam auto: the noise of each picture is estimated; and a warning where the knob is far from the estimate."""
 
+import io
 import json
+import re
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.cli.test_cli_lam import silent, spec
 from tunable_ops import LambdaSpec, serialization
 from tunable_ops.cli import lam as lambdas
 from tunable_ops.cli import main
 from tunable_ops.cli.noise import advice, settle
-from tunable_ops.images import estimate_noise, write_image
+from tunable_ops.images import estimate_noise, open_picture, write_image
 from tunable_ops.models import build
 from tunable_ops.modules import convert
 from tunable_ops.train.data import held_out
@@ -34,6 +37,39 @@ def test_the_estimate_of_white_noise_alone_and_of_a_plane():
     assert estimate_noise(torch.linspace(0, 1, 64).expand(1, 40, 64)) == pytest.approx(0, abs=1e-3)
     with pytest.raises(ValueError, match=r"^estimate_noise: picture must be \[C, H, W\] of at least 8 x 8 pixels; got"):
         estimate_noise(torch.zeros(3, 7, 9))
+
+
+def jpeg(picture, subsampling, quality=95):
+    stream = io.BytesIO()
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=subsampling)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:2:2"])
+def test_the_estimate_where_colour_is_subsampled(subsampling):
+    """The mean of the channels read a third too low."""
+    (frame,) = open_picture(jpeg(noisy(25, 128), subsampling)).frames()
+    assert frame.subsampled and estimate_noise(frame.colour) < 20.5
+    assert estimate_noise(frame.colour, frame.subsampled) == pytest.approx(25, rel=0.1)
+
+
+def encoded(lossless):
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, "WEBP", lossless=lossless)
+    return stream.getvalue()
+
+
+def test_where_colour_is_not_subsampled():
+    (frame,) = open_picture(jpeg(noisy(25, 128), "4:4:4")).frames()
+    assert not frame.subsampled and estimate_noise(frame.colour) == pytest.approx(25, rel=0.12)
+    stream = io.BytesIO()
+    Image.new("L", (32, 32)).save(stream, "JPEG")
+    assert not next(open_picture(stream.getvalue()).frames()).subsampled
+    assert not next(open_picture(encoded(lossless=True)).frames()).subsampled
+    assert next(open_picture(encoded(lossless=False)).frames()).subsampled
+    grey = noisy(25)[:1]
+    assert estimate_noise(grey, subsampled=True) == estimate_noise(grey)
 
 
 def test_parse_auto():
@@ -106,6 +142,20 @@ def test_apply_estimates_each_picture(model, folder, tmp_path, capsys):
     assert [line.partition("_lam")[0] for line in said.splitlines()] == [str(out / "s30"), str(out / "s5")]
     levels = sorted(float(path.stem.partition("_lam")[2].split("-")[0]) for path in out.iterdir())
     assert levels == pytest.approx([5, 30], abs=4)
+
+
+def test_apply_and_eval_know_subsampled_colour(model, tmp_path, capsys):
+    for folder in ("in", "clean"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(jpeg(noisy(25), "4:2:0"))
+    write_image(noisy(0), tmp_path / "clean" / "a.png")
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    assert main(["apply", source, "--model", model, "--lam", "auto", "--out", out, "--quiet"]) == 0
+    words = ["eval", str(tmp_path / "clean"), "--input", source, "--model", model, "--lam", "auto", "--quiet"]
+    assert main(words) == 0
+    found = re.findall(r"noise estimated at ([0-9.]+) of 255", capsys.readouterr().err)
+    assert len(found) == 2 and found[0] == found[1]
+    assert float(found[0]) == pytest.approx(25, rel=0.1)
 
 
 def test_apply_warns_where_the_knob_is_far_off(model, folder, tmp_path, capsys):

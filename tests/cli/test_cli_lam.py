@@ -4,6 +4,7 @@ import pytest
 
 from tunable_ops import LambdaSpec, positions
 from tunable_ops.cli import lam as lambdas
+from tunable_ops.cli import main
 
 
 def spec(names=("denoise", "keep"), domain="simplex", ranges=None, defaults=None):
@@ -136,3 +137,16 @@ def test_describe():
     assert lambdas.describe(spec(), (0.3, 0.7)) == "denoise 0.30, keep 0.70"
     assert lambdas.describe(spec(), (-0.0, 1.0), "keep") == "keep 1.00"
     assert lambdas.describe(spec(), (-0.0, 1.0)) == "denoise 0.00, keep 1.00"
+
+
+@pytest.mark.parametrize(
+    ("words", "several"),
+    [(("apply", "in.png"), "; several positions: --sweep"), (("fold", "x.safetensors"), "")],
+)
+def test_a_second_lam_is_refused(words, several, capsys):
+    """The last one was taken, without a word."""
+    command, file = words
+    given = [command, file, *(("--model", "denoise") if command == "apply" else ())]
+    assert main([*given, "--lam", "sigma=10", "--lam", "sigma=40"]) == 2
+    wanted = f"tunable-ops {command}: error: --lam must be given once; got 'sigma=10' and 'sigma=40'{several} (see "
+    assert wanted in capsys.readouterr().err

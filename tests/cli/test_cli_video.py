@@ -108,13 +108,14 @@ def test_grey_frames_stay_grey(run, model, tmp_path):
         assert (frame == frame[..., :1]).all()
 
 
-def test_noise_is_estimated_over_the_video(run, save_network, tmp_path):
+@pytest.mark.parametrize("pixel_format", ["bgr0", "yuv420p"])
+def test_noise_is_estimated_over_the_video(run, save_network, tmp_path, pixel_format):
     path = tmp_path / "box.safetensors"
     save_network(path, domain="box", names=("sigma", "texture"), ranges=((0, 50), (0, 1)), units=("of 255", ""))
     noisy = lambda number, height, width: np.clip(  # noqa: E731
         128 + np.random.default_rng(number).normal(0, 20, (height, width, 3)), 0, 255
     ).astype(np.uint8)
-    source = clip(tmp_path / "a.mkv", size=(96, 96), codec="ffv1", pixel_format="bgr0", source=noisy)
+    source = clip(tmp_path / "a.mkv", size=(96, 96), codec="ffv1", pixel_format=pixel_format, source=noisy)
     words = ("--lam", "sigma=auto,texture=0:0,1:1", "--encoder", "ffv1", "--out", tmp_path / "out.mkv")
     code, said, err = run("apply", source, "--model", path, *words)
     assert code == 0, err

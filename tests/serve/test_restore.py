@@ -142,6 +142,14 @@ def test_the_noise_can_be_estimated(client):
     assert post(client, picture(4, 4), lam="sigma=auto").headers["tunable-lambda"] == "sigma=25,keep=0"  # too small
 
 
+def test_the_noise_of_a_jpeg_with_subsampled_colour(client):
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).normal(128, 25, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noise).save(stream, "JPEG", quality=95, subsampling="4:2:0")
+    said = post(client, stream.getvalue(), lam="sigma=auto").headers["tunable-lambda"]
+    assert float(said.removeprefix("sigma=").removesuffix(",keep=0")) == pytest.approx(25, rel=0.1)
+
+
 def test_large_pictures_go_through_tiles(net):
     content = picture(70, 90)
     with serving({"small": net}, tile=32, overlap=16) as client:

@@ -156,7 +156,7 @@ class Session:
             raise Refused(f"the network must have one parameter for noise ({_NOISE}); got {engine.title!r}")
         if min(given.size) < _SMALLEST:
             raise Refused(f"the picture must have {_SMALLEST}x{_SMALLEST} pixels at least; got {_size(given.size)}")
-        sigma = estimate_noise(given.image)
+        sigma = estimate_noise(given.image, given.frame.subsampled)
         low, high = spec.ranges[places[0]]
         value = round(min(max(sigma, low), high), 2)
         self.values = tuple(value if i == places[0] else old for i, old in enumerate(self.values))

@@ -18,7 +18,7 @@ _FORMATS = ("png", "jpg", "webp", "tiff")
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     from tunable_ops.cli.curve import CURVE_HELP
-    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB
+    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB, Once
     from tunable_ops.cli.video_options import add_video
 
     parser = subparsers.add_parser(
@@ -53,7 +53,10 @@ def add_parser(subparsers: Any) -> None:
     add_network(parser)
     position = parser.add_mutually_exclusive_group()
     position.add_argument(
-        "--lam", metavar="LAM", help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default"
+        "--lam",
+        action=Once,
+        metavar="LAM",
+        help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default",
     )
     position.add_argument(
         "--sweep",

@@ -191,7 +191,8 @@ class Batch:
         ):
             return self.rows
         ((name, (lam,)),) = self.rows
-        sigma = noise.estimate(next(iter(_given(picture, self.args, grey)))[1])
+        frame, given = next(iter(_given(picture, self.args, grey)))
+        sigma = noise.estimate(given, frame.subsampled)
         if AUTO in lam:
             progress.write(f"{source.path}: {noise.finding(sigma, self.spec)}", sys.stderr)
             return [(name, [noise.settle(lam, self.spec, sigma)])]

@@ -118,8 +118,10 @@ def run(args: argparse.Namespace) -> int:
     found, skipped = {}, 0
     for folder in args.pictures:
         pictures, unreadable = _pictures(folder)
-        triples, bad = _triples(args, pictures, scale)
-        scores, estimates, failed = _scores(net, triples, lams, measure, args.quiet, _as_given(args, net.spec))
+        triples, bad, subsampled = _triples(args, pictures, scale)
+        scores, estimates, failed = _scores(
+            net, triples, subsampled, lams, measure, args.quiet, _as_given(args, net.spec)
+        )
         if args.lam is not None:  # not of a sweep, as in apply
             _compare(folder, lams, net.spec, estimates)
         skipped += unreadable + bad + failed
@@ -168,12 +170,15 @@ def _pictures(folder: Path) -> tuple[list[_Clean], int]:
 def _scores(
     net: TunableModel,
     triples: Sequence[tuple[str, Tensor, Tensor]],
+    subsampled: Collection[str],
     lams: Sequence[tuple[float, ...]],
     measure: Measure,
     quiet: bool,
     as_given: Collection[tuple[float, ...]],
 ) -> tuple[list[Score], list[float | None], int]:
     """Score every picture at every lambda.
+
+    `subsampled` has the names of those pictures whose noise is estimated so (`images.estimate_noise`).
 
     Returns:
         The scores; what the noise of each picture is estimated at; and the number of pictures that were skipped.
@@ -193,7 +198,7 @@ def _scores(
             progress.start(triple[0], len(lams))
             try:
                 measure(triple[1], triple[1])  # before the network runs
-                sigma = noise.estimate(triple[2])
+                sigma = noise.estimate(triple[2], triple[0] in subsampled)
                 scores += _at(net, triple, lams, measure, as_given, progress, sigma)
                 estimates.append(sigma)
             except (ValueError, RuntimeError) as error:  # too small for the metrics or the network, ...
@@ -306,10 +311,11 @@ def _lpips(weights: Path | None) -> nn.Module:
 
 def _triples(
     args: argparse.Namespace, pictures: Sequence[_Clean], scale: int
-) -> tuple[list[tuple[str, Tensor, Tensor]], int]:
+) -> tuple[list[tuple[str, Tensor, Tensor]], int, set[str]]:
     """List (name, clean, degraded) of all pictures; clean ones are cropped to a multiple of the enlargement.
 
-    The second value is the number of pictures that were skipped.
+    The second value is the number of pictures that were skipped; the third has the names of those that were read from
+    files with fewer pixels of colour than of luma.
     """
     from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
     from tunable_ops.train.evaluate import degraded_pictures, grey_as_grey
@@ -324,8 +330,8 @@ def _triples(
         cropped.append(clean._replace(picture=clean.picture[:, :height, :width]))
     skipped = len(pictures) - len(cropped)
     if args.input is not None:
-        triples, bad = _given(args.input, cropped, scale)
-        return triples, skipped + bad
+        triples, bad, subsampled = _given(args.input, cropped, scale)
+        return triples, skipped + bad, subsampled
     degradation = Degradation(
         blur=None if args.blur is None else Blur(sigma=(args.blur, args.blur)),
         downsample=None if args.downsample is None else Downsample(factors=[args.downsample], enlarge=scale == 1),
@@ -334,23 +340,28 @@ def _triples(
     if scale > 1 and args.downsample != scale:
         raise ValueError(f"--downsample must be {scale}, the enlargement of the network; got {args.downsample}")
     named = grey_as_grey([(clean.name, clean.picture) for clean in cropped])
-    return degraded_pictures(named, degradation, args.seed), skipped
+    return degraded_pictures(named, degradation, args.seed), skipped, set()
 
 
-def _given(folder: Path, cleans: Sequence[_Clean], scale: int) -> tuple[list[tuple[str, Tensor, Tensor]], int]:
-    """Pair the clean pictures with the degraded ones in a folder by name; count those that cannot be read."""
+def _given(
+    folder: Path, cleans: Sequence[_Clean], scale: int
+) -> tuple[list[tuple[str, Tensor, Tensor]], int, set[str]]:
+    """Pair the clean pictures with the degraded ones in a folder by name; count those that cannot be read.
+
+    The third value is as of `_triples`.
+    """
     from tunable_ops.grey import as_grey, is_grey
-    from tunable_ops.images import find_images, read_image
+    from tunable_ops.images import find_images, open_picture
 
     pairs = _pairs(folder, find_images(folder), [clean.path for clean in cleans], scale)
-    triples = []
+    triples, subsampled = [], set()
     for clean, file in zip(cleans, pairs, strict=True):
         try:
-            degraded = read_image(file)
+            frame = next(open_picture(file).frames())
         except ValueError as error:
             _skip(str(file), error)
             continue
-        picture = clean.picture
+        picture, degraded = clean.picture, frame.rgb()
         if is_grey(picture) and is_grey(degraded):
             picture, degraded = as_grey(picture), as_grey(degraded)
         if tuple(scale * size for size in degraded.shape[1:]) != tuple(clean.picture.shape[1:]):
@@ -359,9 +370,11 @@ def _given(folder: Path, cleans: Sequence[_Clean], scale: int) -> tuple[list[tup
                 f"{list(clean.picture.shape[1:])} in {str(file)!r}"
             )
         triples.append((clean.name, picture, degraded))
+        if frame.subsampled:
+            subsampled.add(clean.name)
     if not triples:
         raise ValueError(f"--input must have readable pictures; got none in {str(folder)!r}")
-    return triples, len(cleans) - len(triples)
+    return triples, len(cleans) - len(triples), subsampled
 
 
 def _pairs(folder: Path, files: Sequence[Path], cleans: Sequence[Path], scale: int) -> list[Path]:

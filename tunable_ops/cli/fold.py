@@ -19,7 +19,7 @@ __all__ = ["add_parser", "known_metadata", "run", "write_folded"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
-    from tunable_ops.cli.lam import HELP, KNOB
+    from tunable_ops.cli.lam import HELP, KNOB, Once
 
     parser = subparsers.add_parser(
         "fold",
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("checkpoint", help="tunable network: a file, or the name of a shipped one")
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
-    parser.add_argument("--lam", required=True, metavar="LAM", help=HELP)
+    parser.add_argument("--lam", action=Once, required=True, metavar="LAM", help=HELP)
     parser.add_argument(
         "--out",
         type=Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ __all__ = [
     "AUTO_HELP",
     "HELP",
     "KNOB",
+    "Once",
     "already_warned",
     "describe",
     "describe_spec",
@@ -39,6 +41,24 @@ KNOB = (
     "several knobs"
 )
 _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
+
+
+class Once(argparse.Action):
+    """--lam of a command that takes one position: giving it twice is an error, and not the last one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Take the value.
+
+        Raises:
+            SystemExit: There is one already.
+        """
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            several = "; several positions: --sweep" if hasattr(namespace, "sweep") else ""
+            parser.error(f"--lam must be given once; got {before!r} and {values!r}{several}")
+        setattr(namespace, self.dest, values)
 
 
 def parse(

@@ -21,11 +21,14 @@ _FACTOR, _APART = 2.0, 13.0
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
 
 
-def estimate(picture: Tensor) -> float | None:
-    """Return the estimated deviation of the noise in [C, H, W], of 255; None for pictures that are too small."""
+def estimate(picture: Tensor, subsampled: bool = False) -> float | None:
+    """Return the estimated deviation of the noise in [C, H, W], of 255; None for pictures that are too small.
+
+    `subsampled` is as in `images.estimate_noise`.
+    """
     from tunable_ops.images import estimate_noise
 
-    return estimate_noise(picture) if min(picture.shape[1:]) >= _SMALLEST else None
+    return estimate_noise(picture, subsampled) if min(picture.shape[1:]) >= _SMALLEST else None
 
 
 def finding(sigma: float | None, spec: LambdaSpec) -> str:

@@ -233,8 +233,10 @@ class _Run:
         spec = self.restorer.spec
         if getattr(spec, "domain", None) != "box" or "of 255" not in spec.units:
             return self.curve
-        samples = [shot.colour[:1] if shot.grey else shot.colour for shot in source.samples(_SAMPLES)]
-        estimates = [sigma for sample in samples if (sigma := noise.estimate(sample)) is not None]
+        samples = [
+            (shot.colour[:1] if shot.grey else shot.colour, shot.subsampled) for shot in source.samples(_SAMPLES)
+        ]
+        estimates = [sigma for sample in samples if (sigma := noise.estimate(*sample)) is not None]
         sigma = statistics.median(estimates) if estimates else None
         if any(AUTO in lam for lam in self.curve.lams):
             self._say(f"{self.path}: {noise.finding(sigma, spec)}")

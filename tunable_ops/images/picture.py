@@ -50,11 +50,13 @@ class Frame:
             premultiplied; floating-point values lie in [0, 1].
         duration: Milliseconds, in an animation.
         metadata: ICC profile, EXIF, ...
+        subsampled: True if the file has fewer pixels of colour than of luma (JPEG as 4:2:0 or 4:2:2, lossy WebP).
     """
 
     pixels: np.ndarray[Any, Any]
     duration: float | None = None
     metadata: Metadata = field(default_factory=Metadata)
+    subsampled: bool = False
 
     @classmethod
     def of(

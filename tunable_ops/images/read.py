@@ -178,6 +178,7 @@ def _pillow_frames(
         _check_pixels(opened.size, max_pixels)
         count = 1 if first or opened.format not in ANIMATIONS else getattr(opened, "n_frames", 1)
         chunks: tuple[tuple[bytes, bytes], ...] = ()
+        subsampled = not _is_lossless_webp(source) if opened.format == "WEBP" else _is_subsampled(opened)
         if opened.format == "PNG":
             with source.open() as stream:
                 chunks = png_chunks(stream)
@@ -201,7 +202,15 @@ def _pillow_frames(
             else:
                 pixels = _pixels(opened, notes)
             duration = opened.info.get("duration")
-            yield Frame(_upright(pixels, orientation_of(opened)), duration, metadata)
+            yield Frame(_upright(pixels, orientation_of(opened)), duration, metadata, subsampled)
+
+
+def _is_subsampled(opened: Any) -> bool:
+    """Return True for a JPEG file in colour whose chroma has fewer pixels than its luma."""
+    if opened.format not in ("JPEG", "MPO") or opened.layers != 3:
+        return False
+    (_, across, down, *_), *chroma = opened.layer
+    return any(layer[1] < across or layer[2] < down for layer in chroma)
 
 
 def _pages(source: Source, max_pixels: int | None, first: bool, notes: list[str]) -> Iterator[Frame]:

@@ -130,12 +130,15 @@ class Served:
         pairs = zip(spec.names, filled, strict=True)
         return Lambda(tuple(AUTO if given.get(name) == AUTO else value for name, value in pairs), frozenset(given))
 
-    def settle(self, wanted: Lambda, image: Tensor) -> tuple[float, ...]:
-        """Put the estimated noise of a picture [C, H, W] in the place of `AUTO`, within the range of the parameter."""
+    def settle(self, wanted: Lambda, image: Tensor, subsampled: bool = False) -> tuple[float, ...]:
+        """Put the estimated noise of a picture [C, H, W] in the place of `AUTO`, within the range of the parameter.
+
+        `subsampled` is as in `images.estimate_noise`.
+        """
         values = wanted.values
         if self.spec is None or AUTO not in values:
             return tuple(float(value) for value in values)
-        sigma = estimate_noise(image) if min(image.shape[1:]) >= _SMALLEST else math.nan
+        sigma = estimate_noise(image, subsampled) if min(image.shape[1:]) >= _SMALLEST else math.nan
         settled = []
         for value, default, (low, high) in zip(values, self.spec.defaults, self.spec.ranges, strict=True):
             estimate = default if math.isnan(sigma) else round(min(max(sigma, low), high), 2)

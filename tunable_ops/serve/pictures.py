@@ -122,7 +122,7 @@ class Restorer:
             kind = self._kind(picture, request)
             first = next(picture.frames())
             grey = all(frame.is_grey for frame in picture.frames())
-        lam = request.model.settle(request.values, _given(first, grey))
+        lam = request.model.settle(request.values, _given(first, grey), first.subsampled)
         clock.stop("decode")
         frames, pixels = [], 0
         inside = request.model.inside(lam, grey, request.values)

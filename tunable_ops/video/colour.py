@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ColourTags", "Colours", "has_alpha", "is_grey_format"]
+__all__ = ["ColourTags", "Colours", "has_alpha", "is_grey_format", "is_subsampled"]
 
 _UNSPECIFIED = 2  # of matrix, primaries and transfer; of the range it is 0
 _LIMITED, _FULL = 1, 2
@@ -173,6 +173,14 @@ def has_alpha(pixel_format: str) -> bool:
 def is_grey_format(pixel_format: str) -> bool:
     """Return True if a pixel format has luma alone."""
     return pixel_format.startswith(("gray", "mono", "ya8", "ya16"))
+
+
+def is_subsampled(pixel_format: str) -> bool:
+    """Return True if a pixel format has fewer pixels of colour than of luma."""
+    from av import VideoFormat
+
+    form = VideoFormat(pixel_format, 64, 64)
+    return not is_grey_format(pixel_format) and (0 < form.chroma_width(64) < 64 or 0 < form.chroma_height(64) < 64)
 
 
 def _is_rgb(pixel_format: str) -> bool:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tunable_ops.video.colour import Colours, ColourTags
+from tunable_ops.video.colour import Colours, ColourTags, is_subsampled
 from tunable_ops.video.shot import DamageError, Mark, Shape, Shot, checksum
 
 __all__ = ["EXTENSIONS", "VideoFile", "main_stream", "open_container"]
@@ -116,7 +116,7 @@ class VideoFile:
                 continue
             if frame is not None:
                 colour, _ = self._colours.read(frame)
-                yield Shot(colour, None, frame.pts or 0)
+                yield Shot(colour, None, frame.pts or 0, subsampled=is_subsampled(frame.format.name))
 
     def _reaches(self, frames: Iterator[Any], done: Mark) -> bool:
         """Return True if the frames come to the mark, which is then the last that was taken."""

@@ -95,7 +95,8 @@ class Sequence:
         """Yield up to `count` frames, spread over the sequence, for measurements."""
         total = self.shape.count or 0
         for number in sorted({int(total * (k + 0.5) / count) for k in range(count)}):
-            yield Shot(self._frame(number).colour, None, number)
+            frame = self._frame(number)
+            yield Shot(frame.colour, None, number, subsampled=frame.subsampled)
 
     def _frame(self, number: int) -> Frame:
         path = numbered(self.path, self.first + number)

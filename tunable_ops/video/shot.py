@@ -38,6 +38,7 @@ class Shot:
         duration: For how long, 0 if that is not known.
         moved: True if this or an earlier timestamp is not that of the file.
         metadata: Of a picture of a sequence.
+        subsampled: True if the file has fewer pixels of colour than of luma; known of samples alone.
     """
 
     colour: Tensor
@@ -46,6 +47,7 @@ class Shot:
     duration: int = 0
     moved: bool = False
     metadata: Metadata | None = None
+    subsampled: bool = False
 
     @property
     def grey(self) -> bool:
