@@ -1,7 +1,6 @@
 """The programs of examples/perceptual, for a few steps with random weights."""
 
 import json
-import os
 import runpy
 from pathlib import Path
 
@@ -92,16 +91,6 @@ def test_stand_ins_for_the_true_loss(data: Path) -> None:
     assert periods == {"true": 1, "sparse": 4, "pgn": 1, "corrected": 4}
     assert isinstance(build("corrected", 4, pgn, "random").objectives["perceptual"], losses.Corrected)
     assert [len(module["steps_of"](4, name)) for name in ("true", "sparse")] == [1, 4]
-
-
-def test_lpips_of_squeezenet() -> None:
-    folder = Path(os.environ.get("TUNABLE_OPS_DATA", "")) / "weights"
-    if not (folder / "squeezenet11_caffe_fp16.safetensors").is_file():
-        pytest.skip("needs squeezenet11_caffe_fp16.safetensors in $TUNABLE_OPS_DATA/weights")
-    distance = runpy.run_path(str(FOLDER / "objectives.py"))["SqueezeLPIPS"](folder)
-    y = torch.rand(2, 3, 40, 36)
-    near, far = ((y + step * torch.randn_like(y)).clamp(0, 1) for step in (0.02, 0.2))
-    assert not distance(y, y).any() and bool((distance(far, y) > 2 * distance(near, y)).all())
 
 
 def test_super_resolution_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
