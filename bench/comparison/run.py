@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from tunable_ops.bench import machine
+from tunable_ops.bench.comparison.configure import config_of
 from tunable_ops.bench.comparison.evaluation import Mix, Pictures, evaluate, test_pictures
 from tunable_ops.bench.comparison.plan import (
     MIX,
@@ -26,7 +27,6 @@ from tunable_ops.bench.comparison.plan import (
     Setting,
     Unit,
     check,
-    config_of,
     mixes,
     units,
 )
