@@ -259,3 +259,14 @@ def test_results_without_trainings_are_enough(done: Path, collected: dict[str, A
     assert found["tasks"] == collected["tasks"]
     sizes = {name: row["parameters"] for name, row in collected["methods"].items()}
     assert {name: row["parameters"] for name, row in found["methods"].items()} == sizes
+
+
+def test_results_alone_can_be_added_to(done: Path, data: plan.Data, tmp_path: Path) -> None:
+    """A copy whose files are of other times, the mixtures' older than their networks' results, is complete."""
+    shutil.copy(done / "plan.json", tmp_path)
+    shutil.copytree(done / "units", tmp_path / "units")
+    before = {path.name: path.read_text() for path in (tmp_path / "units").iterdir()}
+    for path in (tmp_path / "units").glob("*-mix-*"):
+        os.utime(path, (0, 0))
+    assert run.run_all(TINY, data, tmp_path, progress=False)
+    assert {path.name: path.read_text() for path in (tmp_path / "units").iterdir()} == before
