@@ -251,6 +251,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _note(self, func: Any, args: Any, named: dict[str, Any], result: Any) -> None:
+        if isinstance(result, torch.dtype):
+            return  # it follows from those of tensors
         arguments, options = self._marked(tuple(args)), self._marked(named)
         kept = []
         for index, value in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
