@@ -43,7 +43,7 @@ class Recording {
     plan_.steps.push_back(Allocation{std::move(size), std::move(stride), type, device});
   }
 
-  // The arguments are pairs of a value and a place, of which one is None.
+  // The arguments are pairs of a value and a place or a list of places, of which one is None.
   void call(const std::string& name, const std::string& overload, const py::tuple& arguments, const py::dict& named,
             std::vector<std::pair<size_t, Ints>> kept) {
     Call step{find(name, overload), {}, std::move(kept)};
@@ -52,14 +52,18 @@ class Recording {
       const char* argument = formal[i].name().c_str();
       if (i >= arguments.size() && !named.contains(argument)) {
         TORCH_CHECK(formal[i].default_value(), name, ": no ", argument);
-        step.arguments.push_back({*formal[i].default_value(), std::nullopt});
+        step.arguments.push_back({*formal[i].default_value(), {}});
         continue;
       }
       const py::tuple pair(i < arguments.size() ? py::object(arguments[i]) : py::object(named[argument]));
       if (pair[1].is_none()) {
-        step.arguments.push_back({torch::jit::toIValue(pair[0], formal[i].type()), std::nullopt});
+        step.arguments.push_back({torch::jit::toIValue(pair[0], formal[i].type()), {}});
+      } else if (py::isinstance<py::list>(pair[1])) {
+        Call::Argument list{c10::IValue(), {}, true};
+        for (const auto& place : py::list(pair[1])) list.places.push_back(*place_of(place));
+        step.arguments.push_back(std::move(list));
       } else {
-        step.arguments.push_back({c10::IValue(), place_of(pair[1])});
+        step.arguments.push_back({c10::IValue(), {*place_of(pair[1])}});
       }
     }
     plan_.steps.push_back(std::move(step));
@@ -119,7 +123,8 @@ PYBIND11_MODULE(_launcher, m) {
       .def("keep", &Recording::keep);
   py::class_<Operators>(m, "Operators")
       .def(py::init<const std::string&>())
-      .def("add_convolution", &Operators::add_convolution);
+      .def("add_convolution", &Operators::add_convolution)
+      .def("add_blend", &Operators::add_blend);
 }
 
 }  // namespace tunable_ops::launcher

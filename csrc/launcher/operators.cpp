@@ -69,6 +69,16 @@ struct Convolution {
   OperatorHandle forward, saving, backward;
 };
 
+OperatorHandle find_saved(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
+}
+
+// With create_graph it is the operator that records its gradients.
+void call_backward(const OperatorHandle& op, Stack& stack) {
+  if (at::GradMode::is_enabled()) return op.callBoxed(stack);
+  call_below_autograd(op, stack);
+}
+
 // As _TunableConv2d in Python; the operators find their way through modes and subclasses by themselves.
 class Gradients : public torch::autograd::Function<Gradients> {
  public:
@@ -102,12 +112,7 @@ class Gradients : public torch::autograd::Function<Gradients> {
     const size_t options = ctx->saved_data.size() - 1;
     for (size_t i = 0; i < options; ++i) stack.push_back(ctx->saved_data.at(std::to_string(i)));
     stack.emplace_back(mask);
-    const OperatorHandle op = find_saved(ctx->saved_data.at("backward").toStringRef());
-    if (at::GradMode::is_enabled()) {  // create_graph
-      op.callBoxed(stack);
-    } else {
-      call_below_autograd(op, stack);
-    }
+    call_backward(find_saved(ctx->saved_data.at("backward").toStringRef()), stack);
     torch::autograd::variable_list results(4 + 2);  // none for the operators and options
     for (size_t i = 0; i < 4; ++i)
       if (mask[i]) results[i] = stack[i].toTensor();
@@ -118,8 +123,32 @@ class Gradients : public torch::autograd::Function<Gradients> {
   static constexpr int64_t kGelu = 2, kSilu = 3;  // csrc/activation.h
 
   static IValue optional(const at::Tensor& t) { return t.defined() ? IValue(t) : IValue(); }
-  static OperatorHandle find_saved(const std::string& name) {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
+};
+
+// As _Blend in Python.
+class BlendGradients : public torch::autograd::Function<BlendGradients> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& parameter, const at::Tensor& alpha,
+                            const OperatorHandle& op, const OperatorHandle& backward) {
+    Stack stack{parameter, alpha};
+    call_below_autograd(op, stack);
+    ctx->save_for_backward({parameter, alpha});
+    ctx->saved_data["backward"] = backward.operator_name().name;
+    return stack[0].toTensor();
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const c10::List<bool> mask({ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
+    Stack stack{grads[0], saved[0], saved[1], mask};
+    call_backward(find_saved(ctx->saved_data.at("backward").toStringRef()), stack);
+    torch::autograd::variable_list results(2 + 2);  // none for the operators
+    for (size_t i = 0; i < 2; ++i)
+      if (mask[i]) results[i] = stack[i].toTensor();
+    return results;
   }
 };
 
@@ -138,6 +167,21 @@ class Differentiable : public c10::OperatorKernel {
 
  private:
   Convolution ops_;
+};
+
+class DifferentiableBlend : public c10::OperatorKernel {
+ public:
+  explicit DifferentiableBlend(const std::string& backward) : backward_(find(backward)) {}
+
+  void operator()(const OperatorHandle& op, DispatchKeySet, Stack* stack) {
+    if (!wants_gradient(*stack)) return call_below_autograd(op, *stack);
+    at::Tensor result = BlendGradients::apply((*stack)[0].toTensor(), (*stack)[1].toTensor(), op, backward_);
+    stack->clear();
+    stack->push_back(std::move(result));
+  }
+
+ private:
+  OperatorHandle backward_;
 };
 
 // Of the gradients: their own gradients are made in Python.
@@ -186,6 +230,12 @@ void Operators::add(const std::string& op) { implement<Planned>(libraries_[0], o
 void Operators::add_convolution(const std::string& forward, const std::string& saving, const std::string& backward) {
   for (const auto& op : {forward, saving, backward}) add(op);
   implement<Differentiable>(libraries_[1], forward, Convolution{find(forward), find(saving), find(backward)});
+  implement<TwiceDifferentiable>(libraries_[1], backward, backward);
+}
+
+void Operators::add_blend(const std::string& forward, const std::string& backward) {
+  for (const auto& op : {forward, backward}) add(op);
+  implement<DifferentiableBlend>(libraries_[1], forward, backward);
   implement<TwiceDifferentiable>(libraries_[1], backward, backward);
 }
 

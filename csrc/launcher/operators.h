@@ -24,6 +24,8 @@ class Operators {
   explicit Operators(const std::string& device);
   // A convolution, its operator that also returns the value before the activation, and its gradients.
   void add_convolution(const std::string& forward, const std::string& saving, const std::string& backward);
+  // A blend of kernels, and its gradients.
+  void add_blend(const std::string& forward, const std::string& backward);
 
  private:
   void add(const std::string& op);

@@ -53,13 +53,22 @@ void run(const Allocation& step, Slots& slots, const at::Device&) {
 void run(const Call& step, Slots& slots, const at::Device&) {
   torch::jit::Stack stack;
   stack.reserve(step.arguments.size());
-  for (const auto& argument : step.arguments)
-    stack.push_back(argument.place ? c10::IValue(argument.place->find(slots)) : argument.value);
+  for (const auto& [value, places, is_list] : step.arguments) {
+    if (places.empty()) {
+      stack.push_back(value);
+    } else if (is_list) {
+      std::vector<at::Tensor> tensors;
+      for (const Place& place : places) tensors.push_back(place.find(slots));
+      stack.emplace_back(tensors);
+    } else {
+      stack.emplace_back(places[0].find(slots));
+    }
+  }
   step.op.callBoxed(stack);
   for (const auto& [index, stride] : step.kept) {
     at::Tensor result = stack[index].toTensor();
-    TORCH_CHECK(!result.defined() || result.strides() == at::IntArrayRef(stride), "tunable_ops: ",
-                step.op.operator_name(), " gave a tensor of other strides than in the first call");
+    TORCH_CHECK(!result.defined() || result.strides() == at::IntArrayRef(stride),
+                "tunable_ops: ", step.op.operator_name(), " gave a tensor of other strides than in the first call");
     slots.push_back(std::move(result));
   }
 }

@@ -41,8 +41,9 @@ struct Allocation {
 // A call of an operator of PyTorch's. Results that are tensors of before take no slot.
 struct Call {
   struct Argument {
-    c10::IValue value;  // unless it is a tensor
-    std::optional<Place> place;
+    c10::IValue value;          // unless there are tensors
+    std::vector<Place> places;  // a tensor, or a list of them
+    bool is_list = false;
   };
   c10::OperatorHandle op;
   std::vector<Argument> arguments;

@@ -1,5 +1,5 @@
-// A CUDA driver without a GPU, as libcuda.so.1: it takes modules and launches, runs nothing, and notes every launch with
-// the values of its parameters, whose sizes it reads from the machine code. tests/csrc/stand_in_cuda.py loads it.
+// A CUDA driver without a GPU, as libcuda.so.1: it takes modules and launches, runs nothing, and notes every launch
+// with the values of its parameters, whose sizes it reads from the machine code. tests/csrc/stand_in_cuda.py loads it.
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -16,8 +16,8 @@ struct Function {
 };
 
 std::mutex mutex;
-std::vector<Function*> functions;                // never freed
-std::vector<std::vector<uint64_t>> launches;     // function, grid, block, shared memory, stream, parameters
+std::vector<Function*> functions;             // never freed
+std::vector<std::vector<uint64_t>> launches;  // function, grid, block, shared memory, stream, parameters
 bool keeps = true;
 uint64_t count = 0;
 void* stream = nullptr;

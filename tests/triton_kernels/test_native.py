@@ -74,8 +74,10 @@ class Case(NamedTuple):
         weight = torch.randn(shape).to(self.dtype).contiguous(memory_format=layout)
         x = torch.randn(self.batch, self.channels, *self.size).to(self.dtype).contiguous(memory_format=layout)
         bias = torch.randn(self.kernels, self.outputs).to(self.dtype) if self.bias else None
-        rows = {"shared": (self.kernels,), "sample": (self.batch, self.kernels)}[self.alpha]
-        return [x, weight.unflatten(0, (self.kernels, -1)), bias, torch.rand(rows)]
+        grid = [(n - 1) // s + 1 for n, s in zip(self.size, self.stride, strict=True)]
+        each = (self.batch, self.kernels)
+        shape = {"shared": (self.kernels,), "sample": each, "map": (*each, *grid)}[self.alpha]
+        return [x, weight.unflatten(0, (self.kernels, -1)), bias, torch.rand(shape)]
 
 
 def varied(**changes: list[Any]) -> list[Case]:
@@ -85,7 +87,7 @@ def varied(**changes: list[Any]) -> list[Case]:
 
 CASES = [
     Case(),
-    *varied(alpha=["shared"], layout=["nchw"], dtype=[torch.bfloat16, torch.float32], bias=[False], stride=[(2, 2)]),
+    *varied(alpha=["shared", "map"], layout=["nchw"], dtype=[torch.bfloat16, torch.float32], bias=[False], stride=[(2, 2)]),
     *varied(activation=["relu", "gelu"], taps=[(1, 1)], kernels=[6, 17], size=[(17, 20)], batch=[1]),
     Case(layout="nchw", alpha="shared", activation="silu"),
     Case(alpha="shared", dtype=torch.float32),
@@ -198,7 +200,8 @@ def test_some_gradients(driver: Driver, mask: tuple[bool, ...]) -> None:
 def test_values_of_pytorchs_operators(driver: Driver) -> None:
     """17 kernels take the torch backend: all of the plan is calls, whose results are real."""
     case = Case(kernels=17, dtype=torch.float32, activation="gelu")
-    for _ in range(3):
+    before = native.counts()
+    for repeat in range(3):
         leaves = [t.requires_grad_() for t in case.tensors()]
         output = OP(*leaves, *case.options())
         grad = torch.randn_like(output)
@@ -206,7 +209,7 @@ def test_values_of_pytorchs_operators(driver: Driver) -> None:
         definition = tunable_conv2d(*leaves, padding=1, activation="gelu", backend="reference")
         torch.testing.assert_close(output, definition)
         torch.testing.assert_close(found, torch.autograd.grad(definition, leaves, grad), rtol=1e-4, atol=1e-4)
-    assert native.counts()[0] > 0
+        assert served(before) == (2 * repeat, 2)
 
 
 def test_an_empty_batch_stays_in_python(driver: Driver) -> None:
@@ -219,6 +222,35 @@ def test_an_empty_batch_stays_in_python(driver: Driver) -> None:
         assert output.shape == (0, 16, 9, 8)
         assert [t.grad.shape for t in leaves] == [t.shape for t in leaves] and not leaves[1].grad.any()
     assert served(before)[1] >= 2 and not driver.take()
+
+
+@pytest.mark.parametrize("rows", [(3,), (2, 3)], ids=str)
+def test_blends_launch_what_python_does(driver: Driver, rows: tuple[int, ...]) -> None:
+    op = torch.ops.tunable_ops.tunable_parameter_triton
+
+    def run() -> tuple[list[Launched], list[Launched]]:
+        parameter, alpha = torch.randn(3, 6, 5).requires_grad_(), torch.rand(rows).requires_grad_()
+        driver.take()
+        with torch.no_grad():
+            plain = op(parameter, alpha)
+        output = op(parameter, alpha)
+        first = named(driver.take(), {"parameter": parameter, "alpha": alpha, "plain": plain, "output": output})
+        grad = torch.randn_like(output)
+        found = torch.autograd.grad(output, (parameter, alpha), grad)
+        assert output.shape == (*rows[:-1], 6, 5)
+        assert [g.shape for g in found] == [parameter.shape, alpha.shape]
+        given = {"parameter": parameter, "alpha": alpha, "grad": grad}
+        return first, named(driver.take(), {**given, "grad 0": found[0], "grad 1": found[1]})
+
+    before = native.counts()
+    first = run()
+    assert served(before) == (1, 2)
+    ours = run()
+    assert served(before) == (4, 2)
+    native.serve_no_more("cpu")
+    theirs = run()
+    native.serve("cpu")
+    assert ours == theirs and ours[0] == first[0] and len(ours[0]) == 2 and ours[1]
 
 
 def test_the_public_function_reaches_cpp(driver: Driver) -> None:

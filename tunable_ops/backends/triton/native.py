@@ -68,6 +68,7 @@ def serve(device: str) -> None:
     operators = _library.Operators({"cuda": "CUDA", "cpu": "CPU"}[device])
     name = "tunable_conv2d_triton"
     operators.add_convolution(name, f"{name}_saving", f"{name}_backward")
+    operators.add_blend("tunable_parameter_triton", "tunable_parameter_triton_backward")
     _served[device] = operators
 
 
@@ -110,11 +111,13 @@ def _place(place: plans.Place | None) -> tuple[Any, ...] | None:
 
 
 def _argument(value: Any) -> tuple[Any, Any]:
-    """Return an argument's value and place; one of the two is None."""
+    """Return an argument's value and its place or places; one of the two is None."""
     if isinstance(value, plans.Place):
         return None, _place(value)
     if isinstance(value, (tuple, list)) and any(isinstance(v, plans.Place) for v in value):
-        raise _Unfit
+        if not all(isinstance(v, plans.Place) for v in value):
+            raise _Unfit
+        return None, list(map(_place, value))
     return list(value) if isinstance(value, tuple) else value, None
 
 

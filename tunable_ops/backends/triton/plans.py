@@ -238,7 +238,7 @@ class _Recorder(TorchDispatchMode):
         """Run an operator and note it."""
         named = kwargs or {}
         result = func(*args, **named)
-        if self.failed or func.is_view:
+        if self.failed or (func.is_view and self._are_known(result)):
             return result
         try:
             if func in _ALLOCATIONS:
@@ -250,15 +250,23 @@ class _Recorder(TorchDispatchMode):
             self.failed = True
         return result
 
+    def _are_known(self, result: Any) -> bool:
+        """Return True for views of known tensors; `to` and `contiguous` count as views, but may copy."""
+        try:
+            self._marked(result)
+        except _Unknown:
+            return False
+        return True
+
     def _note(self, func: Any, args: Any, named: dict[str, Any], result: Any) -> None:
-        if isinstance(result, torch.dtype):
-            return  # it follows from those of tensors
+        if func is torch.ops.aten.promote_types.default:
+            return  # what it returns follows from dtypes
         arguments, options = self._marked(tuple(args)), self._marked(named)
         kept = []
         for index, value in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
             if value is not None and not isinstance(value, Tensor):
                 raise _Unknown  # read back: what follows may depend on it
-            if value is not None and func._schema.returns[index].alias_info is None:
+            if value is not None and (func.is_view or func._schema.returns[index].alias_info is None):
                 kept.append((index, value.stride()))
                 self._add(value)
         self.steps.append(Call(func, arguments, options, tuple(kept)))
