@@ -104,7 +104,7 @@ def main() -> None:
 
         reason = stand_in_driver.unavailable_reason() or ""
         if not reason:
-            with stand_in_driver.driven() as driver:
+            with taking_cpu_tensors(), stand_in_driver.driven() as driver:
                 driver.keep(False)
                 for name, call in calls().items():
                     found[name].append(microseconds(call))

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from tunable_ops.triton_kernels.stand_in import StandIn, stand_in
+from tunable_ops.triton_kernels import launch
+from tunable_ops.triton_kernels.stand_in import Launching, stand_in
 
 from tunable_ops.backends.triton import native, plans
 
@@ -38,25 +39,12 @@ class Launched(NamedTuple):
     parameters: tuple[int, ...]
 
 
-class Driver(StandIn):
+class Driver(Launching):
     """Triton's own launcher on the driver that runs nothing."""
 
     def __init__(self, library: Any) -> None:
         super().__init__()
-        from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
-
-        utils = CudaUtils()
         self.library, self.stream = library, 0
-        self.launcher_cls = CudaLauncher
-        self.utils = self
-        for name in ("launch", "build_signature_metadata"):
-            setattr(self, name, getattr(utils, name))
-        self._load = utils.load_binary
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
-        """Load a kernel for the driver."""
-        loaded: tuple[int, ...] = self._load(name, binary, shared, device)
-        return loaded
 
     def get_current_stream(self, device: int) -> int:
         """Return what `use_stream` set."""
@@ -117,6 +105,11 @@ def _build() -> Path:
     return folder
 
 
+def launcher() -> Any:
+    """Return the launcher's module."""
+    return _libraries()[1]
+
+
 @cache
 def _libraries() -> tuple[Any, Any]:
     """Return the driver and the launcher, loaded: the driver first, so that its name finds it."""
@@ -135,14 +128,10 @@ def _libraries() -> tuple[Any, Any]:
 
 @contextmanager
 def driven() -> Iterator[Driver]:
-    """Let the Triton backend take tensors on the CPU, plans without Python included, and launch on the stand-in."""
-    from tunable_ops.triton_kernels import launch
-
-    from tunable_ops.bench.launches import taking_cpu_tensors
-
+    """Launch on the stand-in, from plans without Python too; `launches.taking_cpu_tensors` is needed besides."""
     library, launcher = _libraries()
     native.use(launcher)
-    with patch.object(launch, "_COMPILED", {}), stand_in(Driver(library)) as driver, taking_cpu_tensors():
+    with patch.object(launch, "_COMPILED", {}), stand_in(Driver(library)) as driver:
         plans.forget()
         native.serve("cpu")
         driver.keep(True)

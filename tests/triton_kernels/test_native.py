@@ -21,6 +21,7 @@ if unavailable_reason() is not None or INTERPRETED:
     pytest.skip(unavailable_reason() or "launches are interpreted here", allow_module_level=True)
 
 from tunable_ops.bench import stand_in_driver
+from tunable_ops.bench.launches import taking_cpu_tensors
 from tunable_ops.bench.stand_in_driver import Driver, Launched
 from tunable_ops.triton_kernels.choose_algorithm import forget_tables
 
@@ -38,7 +39,7 @@ OP = torch.ops.tunable_ops.tunable_conv2d_triton
 
 @pytest.fixture
 def driver() -> Iterator[Driver]:
-    with stand_in_driver.driven() as active:
+    with taking_cpu_tensors(), stand_in_driver.driven() as active:
         yield active
 
 
