@@ -126,9 +126,18 @@ def autograd_of_cpp() -> Iterator[None]:
     if (reason := stand_in_driver.unavailable_reason()) is not None:
         pytest.skip(reason)
     native.use(stand_in_driver.launcher())
+    names = [f"tunable_{name}_triton" for name in ("conv2d", "parameter")]
+    ops = [getattr(torch.ops.tunable_ops, name + end).default for name in names for end in ("", "_backward")]
+
+    def forget_keys() -> None:  # tracing keeps which key of an operator has a kernel
+        for op in ops:
+            op._dispatch_cache.clear()
+
+    forget_keys()
     native.serve("cpu")
     yield
     native.serve_no_more("cpu")
+    forget_keys()
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
