@@ -1,7 +1,7 @@
 """A CUDA driver that runs nothing, for measurements and tests of the launcher without a GPU.
 
-`csrc/tests/stand_in_cuda.cpp` takes the place of libcuda.so.1, for the launcher as for Triton's own, and notes launches.
-Both are built into build/, once per state of their sources. Only a copy of the repository has them.
+`csrc/tests/stand_in_cuda.cpp` takes the place of libcuda.so.1, for the launcher as for Triton's own, and notes
+launches. Both are built into build/, once per state of their sources. Only a copy of the repository has them.
 """
 
 import ctypes

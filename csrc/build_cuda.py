@@ -235,7 +235,14 @@ def build_launcher(output: Path, torch_folder: Path, version: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     include = torch_folder / "include"
     folders = [include, include / "torch" / "csrc" / "api" / "include", Path(sysconfig.get_path("include"))]
-    flags = ["-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", f"-DTO_TORCH_VERSION={version.replace('+', '.')}"]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-g0",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-DTO_TORCH_VERSION={version.replace('+', '.')}",
+    ]
     flags += [part for folder in folders for part in ("-isystem", str(folder))]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = [(source, Path(name) / f"{source.stem}.o") for source in launcher_sources()]
@@ -280,9 +287,12 @@ def main(package: Path = SOURCES.parents[1] / "tunable_ops") -> None:
         for name in (WGMMA_NAME, LAUNCHER_NAME)
     )
     build_wgmma(wgmma, Path(torch.__file__).parent, STABLE_ABI)
-    build_launcher(launcher, Path(torch.__file__).parent, torch.__version__)
-    for note in ("_wgmma_left_out.txt", "_launcher_left_out.txt"):
-        (package / note).unlink(missing_ok=True)
+    (package / "_wgmma_left_out.txt").unlink(missing_ok=True)
+    try:
+        build_launcher(launcher, Path(torch.__file__).parent, torch.__version__)
+        (package / "_launcher_left_out.txt").unlink(missing_ok=True)
+    except RuntimeError as error:  # of a torch with another interface: the plans are repeated in Python
+        print(f"build_cuda: the launcher is left out: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ def varied(**changes: list[Any]) -> list[Case]:
 
 CASES = [
     Case(),
-    *varied(alpha=["shared", "map"], layout=["nchw"], dtype=[torch.bfloat16, torch.float32], bias=[False], stride=[(2, 2)]),
+    *varied(
+        alpha=["shared", "map"], layout=["nchw"], dtype=[torch.bfloat16, torch.float32], bias=[False], stride=[(2, 2)]
+    ),
     *varied(activation=["relu", "gelu"], taps=[(1, 1)], kernels=[6, 17], size=[(17, 20)], batch=[1]),
     Case(layout="nchw", alpha="shared", activation="silu"),
     Case(alpha="shared", dtype=torch.float32),
@@ -453,10 +455,8 @@ def test_traced_calls_reach_the_operators(driver: Driver) -> None:
     output.sum().backward()
     assert found == [f"tunable_ops.tunable_conv2d_triton_{name}.default" for name in ("saving", "backward")]
     assert all(t.grad is not None and t.grad.shape == t.shape for t in leaves)
-    torch.library.opcheck(
-        OP.default, (*case.tensors(), *case.options()), test_utils=("test_schema", "test_faketensor")
-    )
-    with pytest.raises(RuntimeError, match="functorch|functional"):
+    torch.library.opcheck(OP.default, (*case.tensors(), *case.options()), test_utils=("test_schema", "test_faketensor"))
+    with pytest.raises(RuntimeError, match=r"functorch|functional"):
         torch.func.grad(lambda x: OP(x, *leaves[1:], *case.options()).sum())(leaves[0].detach())
 
 

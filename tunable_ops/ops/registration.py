@@ -9,7 +9,7 @@ Autograd        an autograd.Function if a gradient is needed, else the kernel
 Meta, fake      dtype, shape and strides of the real result
 CompositeExplicitAutograd   kernels of backends in Python; C++ kernels are at the CPU and CUDA keys
 
-Calls of the Triton backend that have a plan are served by C++ at the CUDA and AutogradCUDA keys (`backends.triton.native`).
+At CUDA and AutogradCUDA, C++ serves the calls of the Triton backend that have a plan (`backends.triton.native`).
 """
 
 from collections.abc import Callable, Sequence

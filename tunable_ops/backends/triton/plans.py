@@ -111,6 +111,7 @@ class Place(NamedTuple):
     offset: int = 0
 
     def find(self, slots: list[Any]) -> Tensor:
+        """Return the tensor."""
         base: Tensor = slots[self.slot]
         if self.size is None:
             return base
@@ -118,12 +119,15 @@ class Place(NamedTuple):
 
 
 class Allocation(NamedTuple):
+    """A new tensor, which takes a slot."""
+
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
     def run(self, slots: list[Any]) -> None:
+        """Allocate."""
         slots.append(torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device))
 
 
@@ -136,6 +140,7 @@ class Call(NamedTuple):
     kept: tuple[tuple[int, tuple[int, ...]], ...]  # results that take slots: index, strides
 
     def run(self, slots: list[Any]) -> None:
+        """Call the operator."""
         result = self.operator(*_filled(self.arguments, slots), **_filled(self.named, slots))
         results = result if isinstance(result, (tuple, list)) else (result,)
         for index, stride in self.kept:
@@ -153,6 +158,7 @@ class Start(NamedTuple):
     places: tuple[Place, ...]  # the same tensors, for the interpreter
 
     def run(self, slots: list[Any]) -> None:
+        """Launch."""
         values = list(self.values)
         if INTERPRETED:
             for (index, _, _), place in zip(self.addresses, self.places, strict=True):
