@@ -2,6 +2,8 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <atomic>
+
 #include "operators.h"
 #include "plan.h"
 
@@ -88,20 +90,21 @@ class Recording {
 
 // The lists of the hooks that Triton calls around a launch. Their lengths are read without the interpreter's lock: a
 // hook that another thread is adding at this moment may miss a launch, as it may anyway.
-PyObject* hooks[2] = {nullptr, nullptr};
+std::atomic<PyObject*> hooks[2];
 
 bool has_hooks() {
-  for (PyObject* list : hooks)
-    if (list != nullptr && *const_cast<volatile Py_ssize_t*>(&reinterpret_cast<PyVarObject*>(list)->ob_size) > 0)
+  for (const auto& watched : hooks)
+    if (PyObject* list = watched;
+        list != nullptr && *const_cast<volatile Py_ssize_t*>(&reinterpret_cast<PyVarObject*>(list)->ob_size) > 0)
       return true;
   return false;
 }
 
 void watch_hooks(const py::list& enter, const py::list& leave) {
-  set_listening(nullptr);
   for (int i = 0; i < 2; ++i) {
     PyObject* list = (i == 0 ? enter : leave).ptr();
-    Py_INCREF(list);  // never released: a launch may be reading the one of before
+    if (list == hooks[i]) continue;
+    Py_INCREF(list);  // never released: a launch may be reading it
     hooks[i] = list;
   }
   set_listening(&has_hooks);

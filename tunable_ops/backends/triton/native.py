@@ -58,13 +58,6 @@ def missing() -> str | None:
 
 def serve(device: str) -> None:
     """Let C++ serve the operators for tensors of a type of device."""
-    from triton import knobs
-
-    chains = [getattr(knobs.runtime, name, None) for name in ("launch_enter_hook", "launch_exit_hook")]
-    calls = [getattr(chain, "calls", None) for chain in chains]
-    if not all(isinstance(found, list) for found in calls):
-        return  # an older Triton, whose hooks could not be noticed
-    _library.watch_hooks(*calls)
     operators = _library.Operators({"cuda": "CUDA", "cpu": "CPU"}[device])
     name = "tunable_conv2d_triton"
     operators.add_convolution(name, f"{name}_saving", f"{name}_backward")
@@ -91,7 +84,7 @@ def counts() -> tuple[int, int]:
 def hand_over(op: str, arguments: tuple[Any, ...], plan: plans.Plan) -> None:
     """Let C++ serve calls of `tunable_ops::<op>` like this one, if it can repeat the plan."""
     device = arguments[0].device.type
-    if device not in _served or INTERPRETED:
+    if device not in _served or INTERPRETED or not _watches_hooks():
         return
     recording = _library.Recording(op, arguments)
     try:
@@ -100,6 +93,18 @@ def hand_over(op: str, arguments: tuple[Any, ...], plan: plans.Plan) -> None:
     except _Unfit:
         return
     recording.keep(tuple(map(_place, plan.results)))
+
+
+def _watches_hooks() -> bool:
+    """Watch the hooks that Triton calls around a launch; False for an older Triton, whose hooks cannot be watched."""
+    from triton import knobs
+
+    chains = [getattr(knobs.runtime, name, None) for name in ("launch_enter_hook", "launch_exit_hook")]
+    calls = [getattr(chain, "calls", None) for chain in chains]
+    if not all(isinstance(found, list) for found in calls):
+        return False
+    _library.watch_hooks(*calls)
+    return True
 
 
 class _Unfit(Exception):
