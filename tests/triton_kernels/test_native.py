@@ -466,3 +466,22 @@ def test_a_library_for_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(RuntimeError, match=r"built for torch 1\.0, and this is"):
         native.use(Other())
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "_missing", None)
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    native.load()
+    assert native.missing() == "this build has none"
+    (tmp_path / "_launcher_left_out.txt").write_text("there is no compiler\n")
+    native.load()
+    assert native.missing() == "there is no compiler"
+
+    def damaged(name: str) -> Any:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(native.importlib, "import_module", damaged)
+    native.load()
+    assert native.missing() == "it does not load here (ImportError: undefined symbol)"

@@ -16,7 +16,7 @@ from tunable_ops.backends.triton import plans
 from tunable_ops.triton_kernels import INTERPRETED, choose_algorithm, unavailable_reason
 
 _PACKAGE = Path(__file__).parents[2]
-# Bytes of a parameter's value do not matter: the first ones of a little-endian word are passed.
+# Types of integers that a parameter may have: it is handed over in a word of 8 bytes, and the driver takes the first.
 _INTEGERS = frozenset({"i1", "i8", "i16", "i32", "i64", "u32", "u64"})
 _library: Any = None
 _missing: str | None = "this build has none"
@@ -33,11 +33,10 @@ def load() -> None:
         return
     try:
         use(importlib.import_module("tunable_ops._launcher"))
+        if torch.version.cuda is not None and unavailable_reason() is None and not INTERPRETED:
+            serve("cuda")
     except (ImportError, RuntimeError) as error:  # built for another torch, or damaged
         _missing = f"it does not load here ({type(error).__name__}: {' '.join(str(error).split())})"
-        return
-    if torch.version.cuda is not None and unavailable_reason() is None and not INTERPRETED:
-        serve("cuda")
 
 
 def use(library: Any) -> None:
