@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from tunable_ops.app.settings import Refused, Settings
-from tunable_ops.grey import on_grey, stronger
-from tunable_ops.modules.spec import lambda_warnings_off
 from tunable_ops.restoration import MULTIPLE
 from tunable_ops.restorer import channels_of, make_restorer
-from tunable_ops.tiles import apply_tiled, tile_windows
 
 __all__ = ["MARGIN", "MOST_PARAMETERS", "Cancelled", "Engine", "Replaced"]
 
@@ -72,9 +69,6 @@ class Engine:
         whole = net if fixed is None else copy.deepcopy(net)
         self._full = make_restorer(whole, spec, fixed, device, settings.tile, settings.overlap)
         self._quick = make_restorer(net, spec, fixed, device, 0, 0)
-        self._net, self._device, self.channels = self._full.net, device, self._full.channels
-        if self._net is not None:
-            self._net.eval().to(memory_format=torch.channels_last)
         self.scale = int(self._full.scale)
         self._full_lock, self._quick_lock = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
@@ -165,7 +159,7 @@ class Engine:
             Refused: The network does not take this picture, or there is no memory for it.
         """
         with self._turn(token), _reasons(self.title, image):
-            return self._run(self._full, image, lam, other, mask, advance)
+            return self._run(self._full, image, lam, other, mask, lambda part: (self._check(), advance(part)))
 
     @contextmanager
     def _turn(self, token: threading.Event) -> Iterator[None]:
@@ -191,53 +185,11 @@ class Engine:
         mask: Tensor | None,
         advance: Callable[[float], Any],
     ) -> Tensor:
-        grey = image.shape[0] == 1
+        if mask is not None and lam is not None and other is not None:
+            return restorer.masked(image, lam, other, mask, advance)
         if lam is not None:
-            restorer.set(lam, grey)
-        if mask is None or other is None or other == lam or not bool(mask.any()):
-            return restorer(image, advance)
-        assert lam is not None
-        return self._run_map(restorer, image, lam, other, mask, advance)
-
-    def _run_map(
-        self, restorer: Any, image: Tensor, lam: Lambda, other: Lambda, mask: Tensor, advance: Callable[[float], Any]
-    ) -> Tensor:
-        """Run tiles that the mask leaves alone with the folded network, and the others with a lambda per pixel."""
-        grey = image.shape[0] == 1
-        ends = [torch.tensor(stronger(self._net, lam) if grey else lam) for lam in (lam, other)]
-        start, step = ends[0].view(1, -1, 1, 1), (ends[1] - ends[0]).view(1, -1, 1, 1)
-        tiles = 1
-        for size in image.shape[-2:]:
-            tiles *= len(tile_windows(size, restorer.tile, restorer.overlap, MULTIPLE)) if restorer.tile else 1
-
-        def part(x: Tensor) -> Tensor:  # [1, C + 1, h, w]
-            if restorer is self._full:
-                self._check()
-            colours, where = x[:, :-1], x[:, -1:]
-            if bool(where.any()):
-                field = (start + where * step).to(self._device)
-
-                def network(given: Tensor) -> Tensor:
-                    given = given.to(self._device, memory_format=torch.channels_last)
-                    with lambda_warnings_off():  # of a level for grey
-                        return self._net(given, field.expand(given.shape[0], -1, -1, -1))
-            else:
-
-                def network(given: Tensor) -> Tensor:
-                    return restorer.live(given.to(self._device))
-
-            if grey:
-                output = on_grey(network, self.channels)(colours)
-            elif self.channels == 1:
-                output = network(colours.transpose(0, 1)).transpose(0, 1)
-            else:
-                output = network(colours)
-            advance(1 / tiles)
-            return output
-
-        whole = torch.cat((image, mask))[None]
-        result = apply_tiled(part, whole, restorer.tile, restorer.overlap, MULTIPLE) if restorer.tile else part(whole)
-        return result[0].float().cpu()
+            restorer.set(lam, image.shape[0] == 1)
+        return restorer(image, advance)
 
 
 @contextmanager

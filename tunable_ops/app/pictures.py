@@ -15,7 +15,7 @@ from torch import Tensor
 from tunable_ops import images
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.images import Frame, Picture
-from tunable_ops.restoration import restored
+from tunable_ops.restoration import mask_of, restored
 
 __all__ = [
     "FORMATS",
@@ -129,8 +129,7 @@ def open_mask(path: str | Path, size: tuple[int, int], settings: Settings) -> Te
     if frame.size != tuple(size):
         got = f"{frame.size[1]}x{frame.size[0]} in {file.name!r}"
         raise Refused(f"the mask must have the size of the picture, {size[1]}x{size[0]} pixels; got {got}")
-    mask = frame.colour.mean(0, keepdim=True)
-    return mask if frame.alpha is None else mask * frame.alpha
+    return mask_of(frame)
 
 
 def _open(file: Path, settings: Settings, what: str) -> tuple[Picture, Frame]:

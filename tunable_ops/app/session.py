@@ -165,7 +165,7 @@ class Session:
     def set_mask(self, mask: Tensor | None) -> None:
         """Take a mask [1, H, W], or none."""
         changed = mask is not None or self.mask is not None
-        self.mask = mask
+        self.mask = None if mask is None else mask.mul(65535).round().div(65535)  # as `save_mask` writes it
         self._changes += changed
 
     @property
@@ -327,16 +327,26 @@ class Session:
         suffix = given.path.suffix.lower()
         own = images.SUFFIXES.get(suffix) == kind
         suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
-        file = folder / f"{name}_{commands.short_name(engine, self.values)}{suffix}"
+        file = folder / f"{name}_{commands.short_name(engine, self.values, self.mask is not None)}{suffix}"
         file.write_bytes(content)
         return file, lost
 
+    def save_mask(self, folder: Path) -> Path:
+        """Write the mask into a folder as a PNG of the picture's size, and return the file.
+
+        Raises:
+            Refused: There is none.
+        """
+        given, _ = self._ready()
+        if self.mask is None:
+            raise Refused("there must be a mask before it is saved: paint one, or take one from a file")
+        return images.write_image(self.mask, folder / commands.mask_name(given), bits=16)
+
     def command(self, wanted: str) -> str:
-        """Return the command line, or for a mask the program, that makes the same picture."""
+        """Return the command line that makes the same picture; its mask is what `save_mask` writes."""
         given, engine = self._ready()
-        if self.mask is not None and engine.spec is not None:
-            return commands.program(given, engine, self.choice, self.values, self.inside)
-        return commands.line(given, engine, self.choice, self.values, wanted)
+        inside = () if self.mask is None else self.inside
+        return commands.line(given, engine, self.choice, self.values, wanted, inside)
 
 
 def moved(spec: Any, values: Sequence[float], place: int, value: float) -> Lambda:
