@@ -19,8 +19,8 @@ from tunable_ops.app import session as sessions
 from tunable_ops.app.engine import Cancelled, Engine
 from tunable_ops.app.masks import FEATHER, feathered, painted
 from tunable_ops.app.networks import Choice
-from tunable_ops.app.session import moved
 from tunable_ops.app.settings import Refused, Settings
+from tunable_ops.app.sliders import moved
 from tunable_ops.cli import main
 from tunable_ops.knob_files import save_knob
 from tunable_ops.modules import LambdaSpec
@@ -147,7 +147,7 @@ def test_a_mask_that_was_saved_is_the_same_mask(session, picture, tmp_path):
     soft = painted(disc(70, 90, 30, 20), (70, 90))
     session.set_mask(soft)
     kept = session.mask
-    assert (kept - soft).abs().max() <= 0.5 / 65535 and 0 < kept[(kept > 0) & (kept < 1)].numel()
+    assert (kept - soft).abs().max() <= 0.5 / 65535 and bool(((kept > 0) & (kept < 1)).any())
     file = session.save_mask(tmp_path)
     assert file.name == "picture_mask.png" and images.open_picture(file).size == (70, 90)
     session.set_mask(pictures.open_mask(file, (70, 90), session.settings))
@@ -165,7 +165,9 @@ def test_painted_layers():
 def test_a_sweep(session, picture):
     session.open(picture)
     steps = list(session.sweep("keep", 3))
-    assert steps[-1].shape[0] == 3 and steps[-1].shape[2] >= 4 * 90
+    assert steps[-1].labels == ["input", "keep 0.00", "keep 0.50", "keep 1.00"]
+    assert [tuple(image.shape) for image in steps[-1].pictures] == 4 * [(3, 70, 90)]
+    assert torch.equal(steps[-1].pictures[0], session.given.image)
     assert all(0 <= step <= 1 for step in steps[:-1]) and steps[-2] == pytest.approx(1)
 
 
@@ -176,7 +178,7 @@ def test_sliders_of_a_simplex_follow_each_other(session, simplex_file, picture):
     session.open(picture)
     session.choose(Choice(str(simplex_file)))
     assert sum(session.values) == pytest.approx(1) and sum(session.inside) == pytest.approx(1)
-    assert whole(session.sweep("b", 2)).shape[0] == 3
+    assert whole(session.sweep("b", 2)).labels == ["input", "b 0.00", "b 1.00"]
 
 
 def test_a_whole_picture_stops_between_layers(session, picture):

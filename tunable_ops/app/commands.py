@@ -37,9 +37,9 @@ def line(
     for knob in choice.knobs:
         words += ["--knob", knob]
     if engine.spec is not None:
-        words += ["--lam", _named(engine, values)]
+        words += ["--lam", _named(engine.spec.names, values)]
         if inside:
-            words += ["--mask", mask_name(given), "--inside", _named(engine, inside)]
+            words += ["--mask", mask_name(given), "--inside", _named(engine.spec.names, inside)]
     if given.noise:
         words += ["--noise", f"{given.noise:g}"]
     tiles, usual = engine.settings, Settings()  # which are those of the command, too
@@ -52,6 +52,6 @@ def line(
     return " ".join(map(shlex.quote, words))
 
 
-def _named(engine: Engine, values: Sequence[float]) -> str:
-    pairs = zip(engine.spec.names, values, strict=True)
+def _named(names: Sequence[str], values: Sequence[float]) -> str:
+    pairs = zip(names, values, strict=True)
     return ",".join(f"{name}={value + 0.0:.12g}" for name, value in pairs)

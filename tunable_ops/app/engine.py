@@ -23,6 +23,7 @@ MARGIN = 8
 MOST_PARAMETERS = 8
 """Sliders that the page has."""
 _LEAST, _MOST = 64, 384  # pixels of a side of a window, margin included
+_NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
 _TRIAL = 96  # pixels of a side of what the speed is measured with
 _IN_A_ROW = 3  # previews that were late, or early, before the window changes
 
@@ -78,6 +79,13 @@ class Engine:
         self._late = self.window = 0
         self.window = self._fitting_window()
 
+    @property
+    def noise_place(self) -> int | None:
+        """The place of the parameter that says how strong the noise is; None where there is not one."""
+        spec = self.spec
+        places = [] if spec is None else [i for i, unit in enumerate(spec.units) if unit == _NOISE]
+        return places[0] if spec is not None and spec.domain == "box" and len(places) == 1 else None
+
     def _check(self, *_: Any) -> None:
         """Leave a network between two of its layers where its picture is no longer waited for."""
         if self._stop.is_set():
@@ -128,7 +136,7 @@ class Engine:
     def _observe(self, seconds: float) -> None:
         """Make windows smaller where the machine has become slower, and larger where there is time to spare."""
         share = 1000 * seconds / self.settings.preview_ms
-        self._late = max(0, self._late) + 1 if share > 1.4 else min(0, self._late) - 1 if share < 0.5 else 0
+        self._late = max(0, self._late) + 1 if share > 1.25 else min(0, self._late) - 1 if share < 0.5 else 0
         if abs(self._late) >= _IN_A_ROW and self.window:
             self.window = self._rounded(self.window * (0.8 if self._late > 0 else 1.2) + MULTIPLE / 2)
             self._late = 0
@@ -158,8 +166,13 @@ class Engine:
             Cancelled: The token was set.
             Refused: The network does not take this picture, or there is no memory for it.
         """
+
+        def tile_done(share: float) -> None:
+            self._check()
+            advance(share)
+
         with self._turn(token), _reasons(self.title, image):
-            return self._run(self._full, image, lam, other, mask, lambda part: (self._check(), advance(part)))
+            return self._run(self._full, image, lam, other, mask, tile_done)
 
     @contextmanager
     def _turn(self, token: threading.Event) -> Iterator[None]:

@@ -11,12 +11,24 @@ from typing import Any
 
 import gradio as gr
 
-from tunable_ops.app.events import Desk, Events
+from tunable_ops.app.desk import Desk
+from tunable_ops.app.events import Events
 from tunable_ops.app.layout import CSS, HEAD, lay_out, theme
+from tunable_ops.app.moves import Moves
 from tunable_ops.app.networks import Networks
 from tunable_ops.app.settings import Settings
 
 __all__ = ["create_app", "launch"]
+
+
+class App(gr.Blocks):
+    """The page, and the requests that do not go through Gradio.
+
+    Attributes:
+        moves: Those of the sliders.
+    """
+
+    moves: Moves
 
 
 def create_app(
@@ -25,7 +37,7 @@ def create_app(
     models: Sequence[str] | None = None,
     knobs: Sequence[str] = (),
     device: Any = "cpu",
-) -> gr.Blocks:
+) -> App:
     """Return the page.
 
     Args:
@@ -42,15 +54,15 @@ def create_app(
     networks = Networks(device, settings, models, knobs)
     networks.engine(networks.names[0], networks.knobs)  # before the page is there, so that it is quick from the start
     # Gradio copies what it shows: copies go after a day at the latest
-    with gr.Blocks(title="tunable_ops", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+    with App(title="tunable_ops", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         page = lay_out(networks, settings)
-        Events(page, Desk(networks, settings, folder)).wire(demo)
+        desk = Desk(networks, settings, folder)
+        Events(page, desk).wire(demo)
+    demo.moves = Moves(desk)
     return demo
 
 
-def launch(
-    demo: gr.Blocks, host: str, port: int, settings: Settings, *, wait: bool = True, browser: bool = False
-) -> str:
+def launch(demo: App, host: str, port: int, settings: Settings, *, wait: bool = True, browser: bool = False) -> str:
     """Serve the page.
 
     Args:
@@ -87,6 +99,7 @@ def launch(
         theme=theme(),
         css=CSS,
         head=HEAD,
+        app_kwargs={"routes": demo.moves.routes()},
     )
     return str(url)
 

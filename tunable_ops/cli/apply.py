@@ -25,10 +25,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "apply",
         help=COMMANDS["apply"],
-        description="Run a network on images. Writes NAME_lam0.30-0.70.png for each image and position and, for a "
-        "sweep, the labelled strip NAME_sweep.png, with a mask NAME_lam0.30-0.70_mask.png; NAME is the name of the input without its extension or, if the "
-        "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "
-        "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
+        description="Run a network on images. Writes NAME_lam0.30-0.70.png (with --mask NAME_lam0.30-0.70_mask.png) "
+        "for each image and position and, for a sweep, the labelled strip NAME_sweep.png; NAME is the name of the "
+        "input without its extension or, if the output has another one, with it. Bits, "
+        "transparency, ICC profile, EXIF, resolution, frames and pages are kept; what a format cannot hold is said. "
+        "Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
         "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
