@@ -138,7 +138,9 @@ def _say(row: dict[str, Any]) -> None:
     for name, times in parts.items():
         if len(times) > 1:
             tenths = statistics.quantiles(times, n=10)
-            print(f"  {name:9s} median {statistics.median(times):6.1f}  90th percentile {tenths[8]:6.1f} ms", flush=True)
+            print(
+                f"  {name:9s} median {statistics.median(times):6.1f}  90th percentile {tenths[8]:6.1f} ms", flush=True
+            )
 
 
 @contextmanager

@@ -102,7 +102,10 @@
       next.onclick = () => enlarge(figure + 1);
       close.onclick = () => dialog.close();
       dialog.onclick = (event) => event.target === dialog && dialog.close();
-      dialog.onkeydown = (event) => event.key in steps && enlarge(figure + steps[event.key][0]);
+      dialog.onkeydown = (event) => {
+        if (event.key === "Escape") dialog.close(); // Gradio keeps the browser from it
+        if (event.key in steps) enlarge(figure + steps[event.key][0]);
+      };
       dialog.onclose = () => document.querySelectorAll("#strip button")[figure]?.focus();
       document.body.append(dialog);
     }
