@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from tunable_ops.app.layout import CSS, HEAD, lay_out, theme
 from tunable_ops.app.moves import Moves
 from tunable_ops.app.networks import Networks
 from tunable_ops.app.settings import Settings
+from tunable_ops.ports import free_port
 
 __all__ = ["create_app", "launch"]
 
@@ -77,9 +76,9 @@ def launch(demo: App, host: str, port: int, settings: Settings, *, wait: bool = 
         The address of the page.
 
     Raises:
-        OSError: The port is in use, or nothing can listen at this address.
+        ValueError, OSError: As `ports.free_port`.
     """
-    port = _free(host, port)
+    port = free_port(host, port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     _, url, _ = demo.queue(default_concurrency_limit=8, api_open=False).launch(
         server_name=host,
@@ -102,17 +101,3 @@ def launch(demo: App, host: str, port: int, settings: Settings, *, wait: bool = 
         app_kwargs={"routes": demo.moves.routes()},
     )
     return str(url)
-
-
-def _free(host: str, port: int) -> int:
-    """Return the port, or a free one for 0, after a try to listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise OSError(f"--port must be free; got {port}, which is in use: name another, or 0") from error
-            raise OSError(f"--host must be an address of this machine; got {host!r} ({error.strerror})") from error
-        return int(trial.getsockname()[1])
