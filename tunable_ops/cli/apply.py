@@ -49,7 +49,8 @@ def add_parser(subparsers: Any) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="tunable network: a file, or the name of a shipped one; or what `fold` wrote",
+        help="tunable network: a file, the name of a shipped one, or a folder of `save_pretrained`; or what `fold` "
+        "wrote",
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
