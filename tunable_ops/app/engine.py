@@ -23,6 +23,7 @@ MARGIN = 8
 MOST_PARAMETERS = 8
 """Sliders that the page has."""
 _LEAST, _MOST = 64, 384  # pixels of a side of a window, margin included
+_LEAST_ENLARGED = 48  # where the network enlarges
 _NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
 _TRIAL = 96  # pixels of a side of what the speed is measured with
 _IN_A_ROW = 3  # previews that were late, or early, before the window changes
@@ -66,7 +67,8 @@ class Engine:
         if channels_of(net) not in (1, 3):
             raise Refused(f"the network must take images of 1 or 3 channels; got {channels_of(net)} channels")
         # Two folds of one network, or copies of a plain one: a preview never waits for a whole picture, nor changes its
-        # kernels, nor stops with it.
+        # kernels, nor stops with it. Restorers, for they are what `apply` has, and so its bytes; a deploy.Runner
+        # neither stops between two layers, nor tells how far it is, nor takes a lambda per pixel.
         whole = net if fixed is None else copy.deepcopy(net)
         self._full = make_restorer(whole, spec, fixed, device, settings.tile, settings.overlap)
         self._quick = make_restorer(net, spec, fixed, device, 0, 0)
@@ -103,9 +105,9 @@ class Engine:
         """Return the side of the window; a lambda per pixel takes three to five times as long."""
         return self._rounded(0.55 * self.window) if masked else self.window
 
-    @staticmethod
-    def _rounded(side: float) -> int:
-        return MULTIPLE * int(min(max(side, _LEAST), _MOST) // MULTIPLE)
+    def _rounded(self, side: float) -> int:
+        least = _LEAST if self.scale == 1 else _LEAST_ENLARGED
+        return MULTIPLE * int(min(max(side, least), _MOST) // MULTIPLE)
 
     def _timed(self, image: Tensor, lam: Lambda | None) -> float:
         start = time.perf_counter()

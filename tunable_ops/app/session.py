@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from tunable_ops.positions import can_move, describe
 
 __all__ = ["Preview", "Session", "Strip", "Whole"]
 
+_BACK = 5  # steps of priority
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
 _STRIP_SIDE = 768  # pixels of the longer side of a picture of a strip
 
@@ -288,6 +291,7 @@ class Session:
         done = 0.0
 
         def run() -> None:
+            _step_back()
             try:
                 steps.put(("end", work(token, steps.put)))
             except BaseException as error:
@@ -383,6 +387,16 @@ class Session:
         given, engine = self._ready()
         inside = () if self.mask is None else self.inside
         return commands.line(given, engine, self.choice, self.values, wanted, inside)
+
+
+def _step_back() -> None:
+    """Let the thread that calls, and those that it starts, leave the processor to windows first.
+
+    A layer of a whole picture that is of no use any more runs to its end beside the window of the move that stopped it.
+    """
+    if sys.platform == "linux":  # where threads have priorities of their own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _BACK, 19))
 
 
 def _span(size: int, window: int, share: float) -> tuple[int, int]:
