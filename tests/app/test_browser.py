@@ -108,6 +108,18 @@ def test_the_last_of_many_moves_is_shown(visit, smooth):
     assert 0 < len(sent) <= 31
 
 
+def test_a_slider_that_is_put_back(visit, smooth):
+    page = visit.page
+    visit.open(smooth)
+    visit.press("knob0", "Home")
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=0,')")
+    window, old = visit.window, visit.sources
+    page.click("#knob0 button")
+    visit.wait_for_other(old)
+    assert page.input_value("#knob0 input[type=range]") == "25" and visit.window != window
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=25,')")
+
+
 @pytest.mark.slow
 def test_a_sweep(visit, smooth, tmp_path):
     page = visit.page

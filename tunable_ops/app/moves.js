@@ -74,4 +74,13 @@
   document.addEventListener("input", (event) => {
     if (event.isTrusted && event.target.matches?.(SLIDERS)) note(event.target, event.timeStamp);
   }, true);
+
+  // Gradio's button that puts a slider back makes no event of the slider.
+  document.addEventListener("click", (event) => {
+    const input = event.target.closest?.("button")?.closest(".knob, #across, #down")?.querySelector("input[type=range]");
+    if (input) setTimeout(() => {
+      note(input, event.timeStamp);
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    });
+  });
 })();
