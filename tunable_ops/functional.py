@@ -1,6 +1,7 @@
 """The operators as functions, like torch.nn.functional. Importing this module loads the compiled libraries."""
 
 from tunable_ops.backends import cpp, cuda, wgmma
+from tunable_ops.backends.triton import native
 from tunable_ops.ops import flops  # noqa: F401  (registers the FLOP formulas)
 from tunable_ops.ops.algorithm import exact, set_algorithm
 from tunable_ops.ops.conv2d import LEAST_CHANNELS, TAPS, conv2d
@@ -32,3 +33,4 @@ __all__ = [
 cpp.load()
 cuda.load()
 wgmma.load()
+native.load()
