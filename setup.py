@@ -52,7 +52,7 @@ VARIABLES = {"C++": "TUNABLE_OPS_CPP"} | dict.fromkeys(("CUDA", "wgmma", "launch
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
 DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
 DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt"]
-DATA += ["page.css", "page.js", "samples/*.jpg", "samples/LICENSES.txt"]
+DATA += ["page.css", "page.js", "moves.js", "samples/*.jpg", "samples/LICENSES.txt"]
 
 
 def load_build_cuda() -> ModuleType:
