@@ -19,9 +19,9 @@ class FilteredConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             padding = 0
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        geometry: Any = (self.stride, padding, self.dilation, self.groups)
+        geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         kept = vars(self).get("_kept") or vars(self).setdefault("_kept", functional.KeptKernel())
-        return functional.conv2d(input, weight, bias, *geometry, kept)
+        return functional.conv2d(input, weight, bias, padding=padding, kept=kept, **geometry)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         vars(self).pop("_kept", None)
