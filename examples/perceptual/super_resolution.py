@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from objectives import OBJECTIVES, multi_loss, steps_of
+from state import load, save
 from torch import Tensor, nn
 
 import tunable_ops
 from tunable_ops import losses
 from tunable_ops.images import find_images, read_image, strip, write_image
-from tunable_ops.serialization import read_file, write_file
 from tunable_ops.train.config import Data
 from tunable_ops.train.data import Photographs, draw_crop
 from tunable_ops.train.generators import build_generator, reduced
@@ -35,7 +35,6 @@ from tunable_ops.train.seeding import generator
 CROP = 64  # of the clean pictures
 JUDGES = ("lpips", "lpips_vgg", "dists", "perceptual")
 LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
-KIND = "tunable_ops.example.super_resolution"
 
 
 def build() -> tunable_ops.TunableModel:
@@ -98,26 +97,6 @@ def measure(args: argparse.Namespace) -> None:
         seconds = timings[name].seconds / len(steps_of(args.period, name))
         memory = peak_bytes(call, "cpu") / 2**20
         print(f"{name}: {seconds * 1e3:.1f} ms, ratio {seconds / first:.2f}, {memory:.1f} MiB", flush=True)
-
-
-def save(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    """Write everything that a run needs to continue."""
-    tensors = {f"net/{name}": value for name, value in net.state_dict().items()}
-    for index, parameter in enumerate(net.parameters()):
-        tensors.update({f"optimizer/{index}/{k}": v for k, v in optimizer.state.get(parameter, {}).items()})
-    write_file(file, tensors, {"step": step, "seconds": seconds}, kind=KIND, version=1)
-
-
-def load(file: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[int, float]:
-    """Read what `save` wrote; return the number of steps done and their time in seconds."""
-    tensors, metadata = read_file(file, kind=KIND, version=1)
-    net.load_state_dict({k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")})
-    for index, parameter in enumerate(net.parameters()):
-        prefix = f"optimizer/{index}/"
-        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if optimizer is not None and found:
-            optimizer.state[parameter] = found
-    return metadata["step"], metadata["seconds"]
 
 
 @torch.no_grad()

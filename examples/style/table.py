@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tunable_ops.serialization import load
 from tunable_ops.train import Config
@@ -32,19 +33,24 @@ POINTS = (
 )
 
 
+def photographs(side: int) -> list[Tensor]:
+    """Return the middles of scikit-image's three photographs that training leaves out, [1, 3, side, side]."""
+    return [
+        F.interpolate(picture.unsqueeze(0), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        for _, picture in held_out("skimage", crop=300)
+    ]
+
+
 @torch.no_grad()
 def losses(model: Path, side: int) -> dict[str, dict[str, float]]:
     """Return the mean terms over scikit-image's three photographs: unchanged, then painted at every point."""
     net = load(model).eval()
     criterion = build_criterion(Config.model_validate(net.notes["config"]))
-    photographs = [
-        F.interpolate(picture.unsqueeze(0), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        for _, picture in held_out("skimage", crop=300)
-    ]
-    rows = {"photograph": [criterion(x, x, POINTS[0])[1] for x in photographs]}
+    pictures = photographs(side)
+    rows = {"photograph": [criterion(x, x, POINTS[0])[1] for x in pictures]}
     for point in POINTS:
         label = " ".join(f"{weight:.2f}" for weight in point)
-        rows[label] = [criterion(net(x, point), x, point)[1] for x in photographs]
+        rows[label] = [criterion(net(x, point), x, point)[1] for x in pictures]
     return {label: {k: sum(float(t[k]) for t in terms) / len(terms) for k in terms[0]} for label, terms in rows.items()}
 
 

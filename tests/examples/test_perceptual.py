@@ -1,7 +1,6 @@
 """The programs of examples/perceptual, for a few steps with random weights."""
 
 import json
-import os
 import runpy
 from pathlib import Path
 
@@ -94,14 +93,72 @@ def test_stand_ins_for_the_true_loss(data: Path) -> None:
     assert [len(module["steps_of"](4, name)) for name in ("true", "sparse")] == [1, 4]
 
 
-def test_lpips_of_squeezenet() -> None:
-    folder = Path(os.environ.get("TUNABLE_OPS_DATA", "")) / "weights"
-    if not (folder / "squeezenet11_caffe_fp16.safetensors").is_file():
-        pytest.skip("needs squeezenet11_caffe_fp16.safetensors in $TUNABLE_OPS_DATA/weights")
-    distance = runpy.run_path(str(FOLDER / "objectives.py"))["SqueezeLPIPS"](folder)
-    y = torch.rand(2, 3, 40, 36)
-    near, far = ((y + step * torch.randn_like(y)).clamp(0, 1) for step in (0.02, 0.2))
-    assert not distance(y, y).any() and bool((distance(far, y) > 2 * distance(near, y)).all())
+def test_latents_of_a_frozen_decoder(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    sizes = {"alex": (64, 192, 384, 256, 256), "squeeze": (64, 128, 256, 384, 384, 512, 512)}
+    heads = {f"{n}.lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for n, cs in sizes.items() for k, c in enumerate(cs)}
+    monkeypatch.setattr(losses.lpips, "read_weights", lambda *_: heads)
+    words = ["--shrink", "1", "--pgn", str(data / "pgn.safetensors"), "--weights", "random", "--judge", "random"]
+    words += ["--pictures", str(data / "pictures"), "--held-out", str(data / "pictures"), "--count", "1"]
+    words += ["--steps", "40", "--every", "20", "--batch", "2", "--at", "0", "2", "12", "--out", str(tmp_path)]
+    call("latents.py", "train", *words, "--objectives", "mse")
+    assert capsys.readouterr().out.count("mse 0.") == 2
+    call("latents.py", "fit", *words, "--objectives", "mse", "true", "pgn")
+    curves = {name: json.loads((tmp_path / f"pictures-{name}.json").read_text()) for name in ("mse", "true", "pgn")}
+    assert [point["step"] for point in curves["pgn"]] == [0, 2, 12]
+    assert curves["mse"][0] == curves["true"][0] == curves["pgn"][0]
+    kept = (tmp_path / "pictures-true.json").stat().st_mtime_ns
+    call("latents.py", "fit", *words, "--objectives", "true")
+    assert (tmp_path / "pictures-true.json").stat().st_mtime_ns == kept
+    call("latents.py", "table", *words, "--objectives", "mse", "true", "pgn")
+    printed = capsys.readouterr().out
+    assert "| LPIPS, PSNR after | 2 steps | 12 steps |" in printed and (tmp_path / "pictures-strip.png").exists()
+    call("latents.py", "time", *words, "--objectives", "true", "mse", "--rounds", "3")
+    assert "true: " in (printed := capsys.readouterr().out) and "mse: " in printed
+
+
+def test_latents_are_found_again() -> None:
+    """A picture that the decoder can write is fitted well by mean squares, and every picture by itself."""
+    module, source = runpy.run_path(str(FOLDER / "latents.py")), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = module["Autoencoder"]((16, 12, 8, 8)).requires_grad_(False)
+    for layer in net.up:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight *= 2  # as torch starts them, the picture hardly depends on the latents
+    y = net.decode(torch.randn(2, 16, 8, 8, generator=source))
+
+    def fitted(y: torch.Tensor) -> torch.Tensor:
+        run = module["Fit"](net, y, lambda x, y: 20 * losses.mse(x, y).sum())
+        start = losses.mse(run.picture(), y)
+        for _ in range(60):
+            run.step()
+        assert bool((losses.mse(run.picture(), y) < 0.1 * start).all())
+        return run.picture()
+
+    torch.testing.assert_close(fitted(y)[:1], fitted(y[:1]), atol=1e-3, rtol=0)
+
+
+def test_latents_training_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:
+    module = runpy.run_path(str(FOLDER / "latents.py"))
+    words = ["train", "--pictures", str(data / "pictures"), "--shrink", "1", "--batch", "2", "--steps", "6", "--every"]
+    module["main"]([*words, "3", "--out", str(tmp_path / "whole")])
+    save, states = module["save"], []
+
+    def stop(*words) -> None:
+        save(*words)
+        states.append(words[3])
+        if len(states) == 1:
+            raise KeyboardInterrupt
+
+    module["train"].__globals__["save"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        module["main"]([*words, "3", "--out", str(tmp_path / "parts")])
+    module["main"]([*words, "3", "--out", str(tmp_path / "parts")])
+    assert states == [3, 6]
+    nets = [module["Autoencoder"]() for _ in range(2)]
+    for net, out in zip(nets, ("whole", "parts"), strict=True):
+        module["load"](tmp_path / out / "autoencoder.safetensors", net)
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_super_resolution_goes_on_where_it_was_stopped(data: Path, tmp_path: Path) -> None:

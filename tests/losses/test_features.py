@@ -72,6 +72,8 @@ def test_l2_pooling_is_the_blurred_square() -> None:
         (losses.VGG19Features, ["relu5_1"], 16, 156),
         (losses.VGG16Features, ["relu1_2"], 1, 5),
         (losses.AlexNetFeatures, ["relu5"], 31, 163),
+        (losses.SqueezeNetFeatures, ["fire9"], 17, 207),
+        (losses.SqueezeNetFeatures, ["fire3"], 5, 23),
     ],
 )
 def test_least_size(build, layers, least, field) -> None:
@@ -83,10 +85,11 @@ def test_least_size(build, layers, least, field) -> None:
             net(torch.rand(1, 3, least - 1, 40))
 
 
-def test_the_field_is_what_one_value_sees() -> None:
-    net = losses.AlexNetFeatures(["relu3"], weights="random")
+@pytest.mark.parametrize("build, layer", [(losses.AlexNetFeatures, "relu3"), (losses.SqueezeNetFeatures, "fire5")])
+def test_the_field_is_what_one_value_sees(build, layer) -> None:
+    net = build([layer], weights="random")
     x = torch.rand(1, 3, 227, 227, requires_grad=True)
-    net(x)["relu3"].sum(1)[0, 6, 6].backward()
+    net(x)[layer].sum(1)[0, 6, 6].backward()
     rows = x.grad.abs().sum((0, 1, 3)).nonzero()
     assert rows.max() - rows.min() + 1 == net.receptive_field
 

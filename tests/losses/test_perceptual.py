@@ -115,8 +115,41 @@ def test_bad_pictures_are_named(small) -> None:
 
 
 def random_heads() -> dict[str, torch.Tensor]:
-    sizes = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+    sizes = {
+        "alex": (64, 192, 384, 256, 256),
+        "vgg": (64, 128, 256, 512, 512),
+        "squeeze": (64, 128, 256, 384, 384, 512, 512),
+    }
     return {f"{n}.lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for n, cs in sizes.items() for k, c in enumerate(cs)}
+
+
+def squeezenet(tensors: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """Return what the package compares of SqueezeNet 1.1, for normalised pictures, with all connections written out."""
+
+    def conv(name: str, x: torch.Tensor, **more: int) -> torch.Tensor:
+        weight, bias = (tensors[f"features.{name}.{key}"].double() for key in ("weight", "bias"))
+        return F.conv2d(x, weight, bias, **more).relu()
+
+    def fire(index: int, x: torch.Tensor) -> torch.Tensor:
+        x = conv(f"{index}.squeeze", x)
+        return torch.cat([conv(f"{index}.expand1x1", x), conv(f"{index}.expand3x3", x, padding=1)], 1)
+
+    found = [conv("0", x, stride=2)]
+    for pool, *fires in ((True, 3, 4), (True, 6, 7), (True, 9), (False, 10), (False, 11), (False, 12)):
+        x = F.max_pool2d(found[-1], 3, 2, ceil_mode=True) if pool else found[-1]
+        for index in fires:
+            x = fire(index, x)
+        found.append(x)
+    return found
+
+
+def squeezenet_lpips(a: list[torch.Tensor], b: list[torch.Tensor], heads) -> torch.Tensor:
+    """Return LPIPS of the features of two pictures."""
+    total = 0
+    for k, both in enumerate(zip(a, b, strict=True)):
+        u, v = (f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in both)
+        total = total + F.conv2d((u - v) ** 2, heads[f"squeeze.lin{k}.model.1.weight"].double()).mean((1, 2, 3))
+    return total
 
 
 def plain_lpips(loss: losses.LPIPS, x: torch.Tensor, y: torch.Tensor, heads, net: str) -> torch.Tensor:
@@ -125,6 +158,9 @@ def plain_lpips(loss: losses.LPIPS, x: torch.Tensor, y: torch.Tensor, heads, net
     scale = torch.tensor([0.458, 0.448, 0.450], dtype=torch.float64).view(3, 1, 1)
     total = 0
     a, b = (((2 * v.double() - 1) - shift) / scale for v in (x, y))
+    if net == "squeeze":
+        tensors = loss.features.state_dict()
+        return squeezenet_lpips(squeezenet(tensors, a), squeezenet(tensors, b), heads)
     relu, last = 0, (0, 1, 2, 3, 4) if net == "alex" else (1, 3, 6, 9, 12)
     for module in loss.features.features:
         if isinstance(module, torch.nn.Conv2d):
@@ -142,7 +178,7 @@ def plain_lpips(loss: losses.LPIPS, x: torch.Tensor, y: torch.Tensor, heads, net
     return total
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 def test_lpips_with_random_weights(net, tmp_path) -> None:
     heads = random_heads()
     save_file(heads, tmp_path / "heads.safetensors")
@@ -186,7 +222,7 @@ def test_published_lpips_and_dists(published_weights) -> None:
     y = (x + 0.2 * (y - 0.5)).clamp(0, 1)
     folder = os.path.join(os.environ["TUNABLE_OPS_DATA"], "weights")
     heads = load_file(os.path.join(folder, "lpips_heads.safetensors"))
-    for net in ("alex", "vgg"):
+    for net in ("alex", "vgg", "squeeze"):
         loss = losses.LPIPS(net)
         torch.testing.assert_close(loss(x, y).double(), plain_lpips(loss, x, y, heads, net), rtol=1e-4, atol=1e-6)
     dists = losses.DISTS()
@@ -195,13 +231,30 @@ def test_published_lpips_and_dists(published_weights) -> None:
     torch.testing.assert_close(value.double(), plain_dists(dists, x, y, **parts), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_with_the_weights_of_squeezenets_authors() -> None:
+    """They were trained on BGR in 0..255 less a mean, and are used so here."""
+    folder = os.path.join(os.environ.get("TUNABLE_OPS_DATA", ""), "weights")
+    file = os.path.join(folder, "squeezenet11_caffe_fp16.safetensors")
+    if not os.path.isfile(file):
+        pytest.skip("needs squeezenet11_caffe_fp16.safetensors in $TUNABLE_OPS_DATA/weights")
+    tensors, heads = load_file(file), load_file(os.path.join(folder, "lpips_heads.safetensors"))
+    x, y = pair(2, 45, 61)
+    y = (x + 0.2 * (y - 0.5)).clamp(0, 1)
+    mean = torch.tensor([104.0, 117.0, 123.0], dtype=torch.float64).view(3, 1, 1)
+    a, b = (squeezenet(tensors, 255 * v.double()[:, [2, 1, 0]] - mean) for v in (x, y))
+    loss = losses.LPIPS("squeeze", weights=file)
+    torch.testing.assert_close(loss(x, y).double(), squeezenet_lpips(a, b, heads), rtol=1e-4, atol=1e-6)
+    near, far = loss(0.9 * x + 0.1 * y, x), loss(y, x)
+    assert bool((far > 4 * near).all()) and loss(x, x).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 def test_lpips_equals_the_package(net, published_weights) -> None:
     lpips = pytest.importorskip("lpips", reason="the package lpips does not import here", exc_type=ImportError)
     theirs = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
     ours = losses.LPIPS(net)
     for own, module in zip(
-        (m for m in ours.features.features if isinstance(m, torch.nn.Conv2d)),
+        (m for m in ours.features.modules() if isinstance(m, torch.nn.Conv2d)),
         (m for m in theirs.net.modules() if isinstance(m, torch.nn.Conv2d)),
         strict=True,
     ):

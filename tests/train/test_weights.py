@@ -187,18 +187,19 @@ def test_strata_of_groups_on_the_simplex(make_config) -> None:
     torch.testing.assert_close(lam[2::4], lam[::4].flip(1))
 
 
-def test_lpips_of_vgg16_is_an_objective(make_config) -> None:
+@pytest.mark.parametrize("net", ["vgg", "squeeze"])
+def test_lpips_is_an_objective(net, make_config) -> None:
     """Per sample, on outputs beyond [0, 1], with the published weights found where they lie."""
     if not os.environ.get("TUNABLE_OPS_DATA"):
         pytest.skip("TUNABLE_OPS_DATA is not set: no published weights at hand")
     fading = {"name": "accurate", "loss": "log_mse", "weight": {"texture": [1, 0]}}
-    seen = {"name": "seen", "loss": "lpips", "arguments": {"net": "vgg"}, "scale": 0.5, "weight": {"texture": [0, 1]}}
+    seen = {"name": "seen", "loss": "lpips", "arguments": {"net": net}, "scale": 0.5, "weight": {"texture": [0, 1]}}
     config = make_config(tuning=TEXTURE, objectives=[fading, seen], degradation=NOISE)
     output, target = 1.2 * torch.rand(2, 3, 32, 32, generator=generator(0)) - 0.1, torch.rand(2, 3, 32, 32)
     output.requires_grad_()
     weights = objective_weights(config.objectives, config.param_names, torch.tensor([[0.0, 0.25], [0.0, 1.0]]))
     total, _ = build_criterion(config)(output, {"accurate": target, "seen": target}, weights)
-    lpips, decibels = losses.LPIPS("vgg", bounded=False)(output, target), losses.log_mse(output, target)
+    lpips, decibels = losses.LPIPS(net, bounded=False)(output, target), losses.log_mse(output, target)
     wanted = (weights[:, 0] * decibels + 0.5 * weights[:, 1] * lpips).mean()
     torch.testing.assert_close(total, wanted)
     torch.testing.assert_close(torch.autograd.grad(total, output), torch.autograd.grad(wanted, output))

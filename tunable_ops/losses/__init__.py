@@ -9,7 +9,7 @@ batch last; `StyleTransfer` does so for styles, with one pass through the featur
 from typing import TYPE_CHECKING
 
 from tunable_ops.losses.adversarial import PatchDiscriminator, discriminator_loss, generator_loss, r1_penalty
-from tunable_ops.losses.features import AlexNetFeatures, VGG16Features, VGG19Features
+from tunable_ops.losses.features import AlexNetFeatures, SqueezeNetFeatures, VGG16Features, VGG19Features
 from tunable_ops.losses.grid import grid
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
@@ -37,6 +37,7 @@ __all__ = [
     "Perceptual",
     "PerceptualGradient",
     "Sampler",
+    "SqueezeNetFeatures",
     "StyleTransfer",
     "VGG16Features",
     "VGG19Features",

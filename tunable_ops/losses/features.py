@@ -1,4 +1,4 @@
-"""Feature networks of the perceptual losses: VGG16, VGG19 and AlexNet without their classifiers, in plain PyTorch.
+"""Feature networks of the perceptual losses: VGG, AlexNet and SqueezeNet without classifiers, in plain PyTorch.
 
 Parameters have torchvision's names (``features.0.weight``), but torchvision is not needed. Pictures are RGB in [0, 1];
 the networks normalise them with ImageNet's mean and standard deviation. The weights are frozen: only the pictures get
@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunable_ops.losses.reduction import check_pictures
-from tunable_ops.losses.weights import read_weights
+from tunable_ops.losses.weights import IMAGENET_MEAN, IMAGENET_STD, read_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _WIDTHS = (64, 128, 256, 512, 512)  # channels of VGG's five blocks
 POOLS = ("max", "avg", "l2")
 
@@ -35,12 +33,37 @@ class L2Pool2d(nn.Module):
         return (F.conv2d(x * x, kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
 
 
+class Fire(nn.Module):
+    """SqueezeNet's module: a 1x1 convolution to fewer channels, then a 1x1 and a 3x3 side by side; ReLU after each.
+
+    Args:
+        inputs: Channels of the input.
+        narrow: Channels after the first convolution.
+        wide: Channels of each of the two others.
+
+    Attributes:
+        out_channels: 2 * wide.
+    """
+
+    def __init__(self, inputs: int, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, narrow, 1)
+        self.expand1x1 = nn.Conv2d(narrow, wide, 1)
+        self.expand3x3 = nn.Conv2d(narrow, wide, 3, padding=1)
+        self.out_channels = 2 * wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, inputs, H, W] to [B, out_channels, H, W]."""
+        x = F.relu(self.squeeze(x))
+        return torch.cat((F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))), dim=1)
+
+
 class Features(nn.Module):
-    """Base of the feature networks: convolutions, ReLUs and poolings; returns the outputs of selected ReLUs.
+    """Base of the feature networks: convolutions, ReLUs, Fire modules and poolings; returns outputs of selected ReLUs.
 
     Args:
         modules: All layers of the network.
-        names: Name of every ReLU, in order.
+        names: Name of every ReLU and every Fire module, in order.
         layers: Names of the ReLUs to return; layers after the deepest one are dropped.
         weights: As for `VGG16Features`.
 
@@ -70,7 +93,7 @@ class Features(nn.Module):
         for layer in layers:
             if layer not in names:
                 raise ValueError(f"{op}: layers must be among {', '.join(names)}; got {layer!r}")
-        relus = [index for index, module in enumerate(modules) if isinstance(module, nn.ReLU)]
+        relus = [index for index, module in enumerate(modules) if isinstance(module, nn.ReLU | Fire)]
         self._wanted = {index: name for index, name in zip(relus, names, strict=True) if name in layers}
         self.layers = tuple(self._wanted.values())
         self.features = nn.Sequential(*modules[: max(self._wanted) + 1])
@@ -86,9 +109,10 @@ class Features(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _channels(self, relu: int) -> int:
-        convolution = self.features[relu - 1]
-        assert isinstance(convolution, nn.Conv2d)
-        return convolution.out_channels
+        module = self.features[relu]
+        layer = module if isinstance(module, Fire) else self.features[relu - 1]
+        assert isinstance(layer, nn.Conv2d | Fire)
+        return layer.out_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the features of pictures.
@@ -201,7 +225,42 @@ class AlexNetFeatures(Features):
         super().__init__(modules, names, names if isinstance(layers, str) and layers == "relus" else layers, weights)
 
 
-NETWORKS: dict[str, type[Features]] = {"vgg16": VGG16Features, "vgg19": VGG19Features, "alexnet": AlexNetFeatures}
+class SqueezeNetFeatures(Features):
+    """SqueezeNet 1.1 (Iandola et al., 2016): a convolution, "relu1", and Fire modules, "fire2" to "fire9".
+
+    1.2 million parameters, a twelfth of VGG16's convolutions. Two sets of weights are known: torchvision's, and those
+    of the network's authors, who trained it on BGR in 0..255; reading these scales the first convolution, so that
+    both take the same pictures.
+
+    Args:
+        layers: Names, or "relus" for all nine.
+        weights: As for `VGG16Features`. The authors' weights are recognised by the name of their file in
+            `tunable_ops.losses.weights.FILES`; a file with another name must hold torchvision's.
+
+    Raises:
+        FileNotFoundError, ValueError: As for `VGG16Features`.
+    """
+
+    network = "squeezenet"
+
+    def __init__(self, layers: str | Sequence[str] = "relus", weights: str | os.PathLike[str] | None = None) -> None:
+        names = ["relu1", *(f"fire{k}" for k in range(2, 10))]
+        with _undrawn(weights):
+            modules: list[nn.Module] = [
+                *(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)),
+                *(Fire(64, 16, 64), Fire(128, 16, 64), nn.MaxPool2d(3, 2, ceil_mode=True)),
+                *(Fire(128, 32, 128), Fire(256, 32, 128), nn.MaxPool2d(3, 2, ceil_mode=True)),
+                *(Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
+            ]
+        super().__init__(modules, names, names if isinstance(layers, str) and layers == "relus" else layers, weights)
+
+
+NETWORKS: dict[str, type[Features]] = {
+    "vgg16": VGG16Features,
+    "vgg19": VGG19Features,
+    "alexnet": AlexNetFeatures,
+    "squeezenet": SqueezeNetFeatures,
+}
 
 
 def _undrawn(weights: str | os.PathLike[str] | None) -> AbstractContextManager[object]:
@@ -222,14 +281,18 @@ def _sizes(modules: nn.Sequential) -> tuple[int, int]:
     """Return the smallest side that leaves a value at the end, and the receptive field."""
     least = field = 1
     for module in reversed(modules):
+        beyond = 0  # how far a pooling's last window may reach past the border
         if isinstance(module, L2Pool2d):
             taps, stride, padding = 3, 2, 1
+        elif isinstance(module, Fire):
+            taps, stride, padding = 3, 1, 1
         elif isinstance(module, nn.Conv2d):
             taps, stride, padding = module.kernel_size[0], module.stride[0], int(module.padding[0])
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             taps, stride, padding = int(module.kernel_size), int(module.stride), 0  # type: ignore[arg-type]
+            beyond = stride - 1 if module.ceil_mode else 0
         else:
             continue
-        least = max(1, (least - 1) * stride + taps - 2 * padding)
+        least = max(1, (least - 1) * stride + taps - 2 * padding - beyond)
         field = (field - 1) * stride + taps
     return least, field

@@ -1,19 +1,22 @@
 """LPIPS and DISTS: distances between features, fitted to human judgements of similarity."""
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.losses.features import AlexNetFeatures, Features, VGG16Features
+from tunable_ops.losses.features import NETWORKS, Features, VGG16Features
 from tunable_ops.losses.reduction import check_picture_pair, mean_per_sample
 from tunable_ops.losses.weights import read_weights
 
 Path = str | os.PathLike[str]
 _EPS = 1e-10  # in the normalisation of LPIPS
+_FEATURES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet"}
 _LAYERS = {
     "alex": ("relu1", "relu2", "relu3", "relu4", "relu5"),
     "vgg": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+    "squeeze": ("relu1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9"),
 }
 
 
@@ -24,9 +27,13 @@ class LPIPS(nn.Module):
     every pixel are scaled to length 1 over the channels; w_lc >= 0 were fitted to human judgements (Zhang et al., CVPR
     2018). Equal to the package lpips with ``normalize=True``.
 
+    For "squeeze" that holds with torchvision's weights of SqueezeNet 1.1, for which its w_lc were fitted. The weights
+    of the network's authors, which are taken where those are missing, give a distance of about the same size.
+
     Args:
-        net: "alex", usual for evaluation, or "vgg", usual for training.
-        weights: Weights of the feature network, as for `features.VGG16Features`.
+        net: "alex", usual for evaluation; "vgg", usual for training; or "squeeze", the smallest, which trains nearly
+            as well in a sixth of VGG16's time (docs/pgn.md).
+        weights: Weights of the feature network, as for `features.VGG16Features` (`features.SqueezeNetFeatures`).
         heads: File of the w_lc; None to search for it like the weights.
         bounded: As for `Perceptual`.
 
@@ -40,9 +47,9 @@ class LPIPS(nn.Module):
     ) -> None:
         super().__init__()
         if net not in _LAYERS:
-            raise ValueError(f"LPIPS: net must be 'alex' or 'vgg'; got {net!r}")
-        build = AlexNetFeatures if net == "alex" else VGG16Features
-        self.features: Features = build(_LAYERS[net], weights=weights)
+            raise ValueError(f"LPIPS: net must be 'alex', 'vgg' or 'squeeze'; got {net!r}")
+        build: Callable[..., Features] = NETWORKS[_FEATURES[net]]
+        self.features = build(_LAYERS[net], weights=weights)
         self.bounded = bounded
         names = [f"{net}.lin{k}.model.1.weight" for k in range(len(_LAYERS[net]))]
         found = read_weights("LPIPS", "lpips", names, heads)

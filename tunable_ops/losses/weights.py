@@ -8,7 +8,7 @@ requested ("download", "random"). A file with one of the names in `FILES` must h
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,42 @@ import torch
 from torch import Tensor
 
 DATA_VARIABLE = "TUNABLE_OPS_DATA"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _TORCHVISION = "https://download.pytorch.org/models/"
+_BGR_MEAN = (104.0, 117.0, 123.0)  # of SqueezeNet's authors, in 0..255
+
+
+def _from_bgr(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the weights of a network for BGR pictures, ``255 * x - mean``, for normalised RGB ones.
+
+    With ``x = std * n + mean_n`` the first convolution takes ``255 * std`` in its weights and ``255 * mean_n - mean``
+    in its bias; it must not pad, or the border would differ.
+    """
+    weight, bias = (tensors[f"features.0.{key}"].double() for key in ("weight", "bias"))
+    std, mean = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
+    weight = weight.flip(1)  # [O, C, kh, kw], to RGB
+    shift = 255 * mean - torch.tensor(_BGR_MEAN, dtype=torch.float64).flip(0).view(3, 1, 1)
+    bias = bias + (weight * shift).sum((1, 2, 3))
+    weight = weight * (255 * std)
+    return {**tensors, "features.0.weight": weight.float(), "features.0.bias": bias.float()}
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file: its name, its SHA-256 (or the published prefix of it), and its URL."""
+    """A published file.
+
+    Attributes:
+        name: Of the file.
+        sha256: Its SHA-256, or the published prefix of it.
+        url: Where it comes from.
+        adapt: Makes its tensors those of a network for RGB pictures with ImageNet's normalisation; None if they are.
+    """
 
     name: str
     sha256: str
     url: str | None = None
+    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
 
 FILES: dict[str, tuple[WeightFile, ...]] = {
@@ -42,6 +68,18 @@ FILES: dict[str, tuple[WeightFile, ...]] = {
         ),
         WeightFile("alexnet-owt-7be5be79.pth", "7be5be79", _TORCHVISION + "alexnet-owt-7be5be79.pth"),
     ),
+    "squeezenet": (
+        WeightFile(
+            "squeezenet1_1-b8a52dc0.pth",
+            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+            _TORCHVISION + "squeezenet1_1-b8a52dc0.pth",
+        ),
+        WeightFile(
+            "squeezenet11_caffe_fp16.safetensors",
+            "fd870fec25ccca1672f519fce4521be4417e56fb22c8f85b3fb295d6388f6036",
+            adapt=_from_bgr,
+        ),
+    ),
     "lpips": (
         WeightFile("lpips_heads.safetensors", "ae7d9103460be08bfe10f17225f10fbe1ffa4e1ee9967a93cc45ed478a5974e5"),
     ),
@@ -53,7 +91,7 @@ FILES: dict[str, tuple[WeightFile, ...]] = {
 
 _HOW = {
     "lpips": "they are the linear heads of the package lpips, version 0.1, in one file with the keys "
-    "alex.lin<k>.model.1.weight and vgg.lin<k>.model.1.weight",
+    "<net>.lin<k>.model.1.weight, where net is alex, vgg or squeeze",
     "dists": "they are alpha and beta of the package DISTS-pytorch, each [1, 1475, 1, 1], in one file",
 }
 
@@ -80,14 +118,17 @@ def read_weights(
         RuntimeError: The download failed.
     """
     path = _find(op, network, weights)
-    _check(op, path)
+    known = _check(op, path)
     tensors = _read(op, path)
+    wanted = list(wanted)
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ValueError(
             f"{op}: weights must hold {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; got {str(path)!r} "
             f"without them; is it the file of another network?"
         )
+    if known is not None and known.adapt is not None:
+        tensors = known.adapt(tensors)
     return {name: tensors[name].float() for name in wanted}
 
 
@@ -135,11 +176,11 @@ def _download(op: str, network: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", file.name)
 
 
-def _check(op: str, path: Path) -> None:
-    """Reject a file that has a published name but other contents."""
+def _check(op: str, path: Path) -> WeightFile | None:
+    """Reject a file that has a published name but other contents; return what is known of it."""
     known = next((file for files in FILES.values() for file in files if file.name == path.name), None)
     if known is None:
-        return
+        return None
     with open(path, "rb") as stream:
         digest = hashlib.sha256(stream.read()).hexdigest()
     if not digest.startswith(known.sha256):
@@ -147,6 +188,7 @@ def _check(op: str, path: Path) -> None:
             f"{op}: weights must have the published SHA-256 {known.sha256}; got {digest} in {str(path)!r}: the file is "
             f"damaged or a different one; download it again, or rename it if it is your own"
         )
+    return known
 
 
 def _read(op: str, path: Path) -> Mapping[str, Tensor]:

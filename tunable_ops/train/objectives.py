@@ -48,8 +48,8 @@ class Objective(Section):
             all knobs. An L1 that fades as ``texture`` rises has ``{ texture = [1, 0.1] }``; a loss towards the sharp,
             noisy picture, at its corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
         arguments: Of the loss; those on features take the arguments of their class ("perceptual": network "vgg16" if
-            none is given; "perceptual_gradient": ``path``, a file of `losses.PGN`, default the one that ships, and
-            ``anchored``). Empty for "style".
+            none is given; "lpips": net "alex" if none is given, "vgg" or "squeeze"; "perceptual_gradient": ``path``, a
+            file of `losses.PGN`, default the one that ships, and ``anchored``). Empty for "style".
         picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
         every: Compute the objective at every so many-th step only, with so many times its weight: its gradient is the
             same in the mean, and most steps are spared a dear loss. Steps are counted from the beginning of the run,
