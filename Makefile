@@ -117,4 +117,5 @@ format: .venv/.dev
 clean:
 	rm -rf .venv build dist *.egg-info runs
 	rm -rf tunable_ops/lib tunable_ops/_C.* tunable_ops/_ops_cpu.* tunable_ops/_ops_cuda.* tunable_ops/_ops_wgmma.* \
+		tunable_ops/_launcher.* \
 		tunable_ops/*_left_out.txt

@@ -3,11 +3,12 @@
 `triton_kernels` is also the name of a distribution of Triton's own, so the folder at the top of the
 repository installs as `tunable_ops.triton_kernels`; `bench` likewise as `tunable_ops.bench`.
 
-Three libraries of operators are built, independently of each other:
+These libraries are built, independently of each other:
 
 - C++, where torch, pybind11 and a compiler are found, unless TUNABLE_OPS_CPP=0;
 - CUDA, where torch has CUDA and nvcc is found, or as csrc/build_cuda.py says;
-- wgmma, the CUDA kernel for compute capability 9.0, where torch has CUDA and there is a compiler: it needs no nvcc.
+- wgmma, the CUDA kernel for compute capability 9.0, where torch has CUDA and there is a compiler: it needs no nvcc;
+- the launcher, which repeats the plans of Triton's kernels without Python, likewise.
 
 Without them the package installs and works in pure Python; one line then says what is missing and why, during the
 installation and again when the backend is asked for by name. `python setup.py build_ext` is stricter: it exits with 1
@@ -45,12 +46,13 @@ LIBRARIES = {
     "C++": ("_left_out.txt", ("_C.*", "_ops_cpu.*", "lib/schema.*")),
     "CUDA": ("_cuda_left_out.txt", ("_ops_cuda.*",)),
     "wgmma": ("_wgmma_left_out.txt", ("_ops_wgmma.*",)),
+    "launcher": ("_launcher_left_out.txt", ("_launcher.*",)),
 }
-VARIABLES = {"C++": "TUNABLE_OPS_CPP", "CUDA": "TUNABLE_OPS_CUDA", "wgmma": "TUNABLE_OPS_CUDA"}
+VARIABLES = {"C++": "TUNABLE_OPS_CPP"} | dict.fromkeys(("CUDA", "wgmma", "launcher"), "TUNABLE_OPS_CUDA")
 FOLDERS = {"tunable_ops.bench": "bench", "tunable_ops.triton_kernels": "triton_kernels"}
 DATA = ["py.typed", "schema.json", "*/schema.json", "*/*.toml", "tables/*.json"]
 DATA += ["*.safetensors", "*/*.safetensors", "LICENSES.txt"]
-DATA += ["page.css", "page.js", "samples/*.jpg", "samples/LICENSES.txt"]
+DATA += ["page.css", "page.js", "moves.js", "samples/*.jpg", "samples/LICENSES.txt"]
 
 
 def load_build_cuda() -> ModuleType:
@@ -69,24 +71,24 @@ STABLE_ABI = build_cuda.STABLE_ABI
 def missing_libraries() -> dict[str, str]:
     """Return why a library is not built, as far as that is known before a compiler runs."""
     reasons = {name: f"{variable}=0" for name, variable in VARIABLES.items() if os.environ.get(variable) == "0"}
-    for package, libraries in (("torch", ("C++", "CUDA", "wgmma")), ("pybind11", ("C++",))):
+    for package, libraries in (("torch", tuple(VARIABLES)), ("pybind11", ("C++",))):
         if importlib.util.find_spec(package) is None:
             for name in libraries:
                 reasons.setdefault(name, f"{package} is not installed where the package is built")
     compiler = shlex.split(os.environ.get("CXX", "c++"))[:1]
     if os.name == "posix" and not (compiler and shutil.which(compiler[0])):
-        for name in ("C++", "wgmma"):
+        for name in ("C++", "wgmma", "launcher"):
             reasons.setdefault(name, f"there is no C++ compiler {' '.join(compiler)!r}")
     if "CUDA" not in reasons:
         import torch
 
         if (reason := build_cuda.left_out(torch.version.cuda)) is not None:
             reasons["CUDA"] = reason
-    if "wgmma" not in reasons:
+    for name in {"wgmma", "launcher"} - set(reasons):
         import torch
 
         if (reason := build_cuda.wgmma_left_out(torch.version.cuda)) is not None:
-            reasons["wgmma"] = reason
+            reasons[name] = reason
     return reasons
 
 
@@ -176,14 +178,15 @@ def build_command() -> type[build_ext]:
 
     class Build(base):  # type: ignore[misc, valid-type]
         def build_extensions(self) -> None:
-            names = (build_cuda.NAME, build_cuda.WGMMA_NAME)
-            cuda, wgmma = ([e for e in self.extensions if e.name == name] for name in names)
+            names = (build_cuda.NAME, build_cuda.WGMMA_NAME, build_cuda.LAUNCHER_NAME)
+            cuda, wgmma, launcher = ([e for e in self.extensions if e.name == name] for name in names)
             cpp = [e for e in self.extensions if e.name not in names]
             built = []
             for library, extensions, build in (
                 ("C++", cpp, super().build_extensions),
                 ("CUDA", cuda, lambda: self.build_cuda(build_cuda.NAME, build_cuda.build)),
                 ("wgmma", wgmma, lambda: self.build_cuda(build_cuda.WGMMA_NAME, build_cuda.build_wgmma)),
+                ("launcher", launcher, self.build_launcher),
             ):
                 self.extensions = extensions
                 try:
@@ -202,6 +205,12 @@ def build_command() -> type[build_ext]:
 
             build(Path(self.get_ext_fullpath(name)), Path(torch.__file__).parent, STABLE_ABI)
 
+        def build_launcher(self) -> None:
+            import torch
+
+            path = Path(self.get_ext_fullpath(build_cuda.LAUNCHER_NAME))
+            build_cuda.build_launcher(path, Path(torch.__file__).parent, torch.__version__)
+
         def run(self) -> None:
             if self.inplace:
                 Path("tunable_ops/lib").mkdir(exist_ok=True)
@@ -219,6 +228,8 @@ if "CUDA" not in MISSING:
     extensions.append(Extension(build_cuda.NAME, []))
 if "wgmma" not in MISSING:
     extensions.append(Extension(build_cuda.WGMMA_NAME, []))
+if "launcher" not in MISSING:
+    extensions.append(Extension(build_cuda.LAUNCHER_NAME, []))
 setup(
     packages=[
         *find_packages(include=["tunable_ops", "tunable_ops.*"]),

@@ -22,6 +22,8 @@ import torch
 from tunable_ops.bench import deploy, engines, machine, providers, report, results_file, suites
 from tunable_ops.bench.measure import Settings
 
+from tunable_ops.extras import install
+
 SUITES = (*suites.SUITES, "comparison", "all")
 OWN = "own"  # what results of --case are called
 WRITE_EVERY = 5.0  # seconds between two writes of the results so far
@@ -270,7 +272,7 @@ def _write(args: argparse.Namespace, results: dict[str, Any]) -> None:
             for path in plots.save(figures, args.plots):
                 print(f"wrote {path}")
         except ModuleNotFoundError as error:
-            print(f"bench: no plots: {error.name} is not installed (pip install 'tunable-ops[bench]')", file=sys.stderr)
+            print(f"bench: no plots: {error.name} is not installed ({install('bench')})", file=sys.stderr)
 
 
 def _judge(args: argparse.Namespace, results: dict[str, Any], old: dict[str, Any] | None) -> int:

@@ -22,6 +22,7 @@ from tunable_ops.bench.timing import cpu_threads
 
 import tunable_ops
 from tunable_ops import models, pretrained
+from tunable_ops.extras import install
 
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
 NAMES = {
@@ -64,7 +65,7 @@ def engine_suite(device: str) -> list[EngineCase]:
 def unavailable_reason(engine: str) -> str | None:
     """Return which packages of an engine are missing, or None if all are here."""
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(missing)} (pip install 'tunable-ops[bench]')" if missing else None
+    return f"not installed: {', '.join(missing)} ({install('bench')})" if missing else None
 
 
 def export(net: nn.Module, x: Tensor, path: Path) -> None:

@@ -4,8 +4,12 @@
 compiled for compute capability 9.0, and launches do nothing. What is left is the Python path, from the public function
 to the launcher, that a call has on a GPU too. The driver's own launch and the allocator of CUDA memory come on top, and
 the wgmma kernel is not there. ``python bench/launches.py PATH`` runs it with the package in that folder instead.
+
+The second column is of calls whose plans are repeated by C++ (`backends.triton.native`), with a stand-in for the driver
+of CUDA itself; "operator" is a call of the operator, past the public function.
 """
 
+import importlib.util
 import statistics
 import sys
 import time
@@ -20,17 +24,24 @@ from torch import Tensor
 
 
 @contextmanager
+def taking_cpu_tensors() -> Iterator[None]:
+    """Let the Triton backend take tensors on the CPU."""
+    from tunable_ops.backends import triton as backend
+    from tunable_ops.backends.triton import shortcuts
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(backend, "unavailable_reason", lambda op: None))
+        stack.enter_context(patch.object(backend, "unfit", lambda op, *tensors: None))
+        stack.enter_context(patch.object(shortcuts, "DEVICES", frozenset({"cpu"})))
+        yield
+
+
+@contextmanager
 def pretended() -> Iterator[Any]:
     """Let the Triton backend take tensors on the CPU, and start nothing."""
     from tunable_ops.triton_kernels.stand_in import StandIn, stand_in
 
-    from tunable_ops.backends import triton as backend
-    from tunable_ops.backends.triton import shortcuts
-
-    with stand_in(StandIn()) as active, ExitStack() as stack:
-        stack.enter_context(patch.object(backend, "unavailable_reason", lambda op: None))
-        stack.enter_context(patch.object(backend, "unfit", lambda op, *tensors: None))
-        stack.enter_context(patch.object(shortcuts, "DEVICES", frozenset({"cpu"})))
+    with stand_in(StandIn()) as active, taking_cpu_tensors():
         yield active
 
 
@@ -56,9 +67,15 @@ def calls() -> dict[str, Callable[[], Any]]:
 
         return run
 
+    def operator(alpha: Tensor) -> Callable[[], Any]:
+        op = torch.ops.tunable_ops.tunable_conv2d_triton.default
+        return lambda: op(x, weight, bias, alpha, 1, 1, 1, 1, 1, 1, 1, 0)
+
     return {
         "shared, forward": forward(shared),
+        "shared, operator": operator(shared),
         "per sample, forward": forward(each),
+        "per sample, operator": operator(each),
         "per sample, step": step(each),
     }
 
@@ -80,8 +97,20 @@ def main() -> None:
     """Print the microseconds of every call."""
     torch.set_num_threads(1)
     with pretended():
-        for name, call in calls().items():
-            print(f"{name:24s}{microseconds(call):8.1f} us")
+        found = {name: [microseconds(call)] for name, call in calls().items()}
+    reason = "this package has none"
+    if importlib.util.find_spec("tunable_ops.backends.triton.native"):
+        from tunable_ops.bench import stand_in_driver
+
+        reason = stand_in_driver.unavailable_reason() or ""
+        if not reason:
+            with taking_cpu_tensors(), stand_in_driver.driven() as driver:
+                driver.keep(False)
+                for name, call in calls().items():
+                    found[name].append(microseconds(call))
+    print(f"{'us':24s}{'Python':>8s}{'C++':>8s}" + (f"  ({reason})" if reason else ""))
+    for name, times in found.items():
+        print(f"{name:24s}" + "".join(f"{value:8.1f}" for value in times))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python csrc/build_cuda.py
 
-builds the library of the wgmma kernel into tunable_ops/ and leaves the others alone.
+builds the library of the wgmma kernel and the launcher into tunable_ops/ and leaves the others alone.
 
 The sources use only Torch's stable ABI and link no CUDA library (the runtime is static), so a library built against a
 CPU build of torch also works with a CUDA build.
 
 The wgmma kernel has a library of its own, which a C++ compiler builds without nvcc: it holds the kernel's source, which
-NVRTC compiles when it is first needed.
+NVRTC compiles when it is first needed. The launcher, which repeats the plans of Triton's kernels, needs no nvcc either.
 
 TUNABLE_OPS_CUDA=1 builds the operators even if torch has no CUDA, and =0 never builds them; TUNABLE_OPS_CUDA_ARCHS
 ("80;90a") restricts the architectures.
@@ -32,6 +32,7 @@ WGMMA_NAME = "tunable_ops._ops_wgmma"
 # What the library of the wgmma kernel is made of, besides the kernel's source.
 WGMMA_SOURCES = ("call", "cuda_driver", "hopper_check", "hopper_launch", "hopper_operator", "hopper_registration")
 WGMMA_SOURCES += ("hopper_run", "nvrtc", "on_device")
+LAUNCHER_NAME = "tunable_ops._launcher"
 SOURCES = Path(__file__).parent / "cuda"
 ARCHITECTURES = ("80", "90a", "100")
 FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xcompiler", "-fvisibility=hidden"]
@@ -224,6 +225,33 @@ def build_wgmma(output: Path, torch_folder: Path, stable_abi: str) -> None:
         _output(*compiler(), "-shared", *map(str, targets), *torch, "-o", str(output))
 
 
+def launcher_sources() -> list[Path]:
+    """Return the sources of the launcher."""
+    return [*sorted((SOURCES.parent / "launcher").glob("*.cpp")), SOURCES / "cuda_driver.cpp"]
+
+
+def build_launcher(output: Path, torch_folder: Path, version: str) -> None:
+    """Build the launcher at `output` for the torch of that version alone: it uses more than the stable ABI."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    include = torch_folder / "include"
+    folders = [include, include / "torch" / "csrc" / "api" / "include", Path(sysconfig.get_path("include"))]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-g0",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-DTO_TORCH_VERSION={version.replace('+', '.')}",
+    ]
+    flags += [part for folder in folders for part in ("-isystem", str(folder))]
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        pairs = [(source, Path(name) / f"{source.stem}.o") for source in launcher_sources()]
+        list(pool.map(lambda p: _output(*compiler(), *flags, "-c", str(p[0]), "-o", str(p[1])), pairs))
+        libraries = ["-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl"]
+        torch = ["-Wl,--no-as-needed", f"-L{torch_folder / 'lib'}", *libraries]
+        _output(*compiler(), "-shared", *(str(target) for _, target in pairs), *torch, "-o", str(output))
+
+
 def link(objects: list[str], output: Path, torch_folder: Path) -> None:
     """Link the object files into the library at `output`."""
     nvcc = find_nvcc()
@@ -251,12 +279,20 @@ def _output(*command: str) -> str:
 
 
 def main(package: Path = SOURCES.parents[1] / "tunable_ops") -> None:
-    """Build the library of the wgmma kernel into the package, where it looks for it."""
+    """Build the library of the wgmma kernel and the launcher into the package, where it looks for them."""
     import torch
 
-    name = WGMMA_NAME.rpartition(".")[2]
-    build_wgmma(package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}", Path(torch.__file__).parent, STABLE_ABI)
+    wgmma, launcher = (
+        package / f"{name.rpartition('.')[2]}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        for name in (WGMMA_NAME, LAUNCHER_NAME)
+    )
+    build_wgmma(wgmma, Path(torch.__file__).parent, STABLE_ABI)
     (package / "_wgmma_left_out.txt").unlink(missing_ok=True)
+    try:
+        build_launcher(launcher, Path(torch.__file__).parent, torch.__version__)
+        (package / "_launcher_left_out.txt").unlink(missing_ok=True)
+    except RuntimeError as error:  # of a torch with another interface: the plans are repeated in Python
+        print(f"build_cuda: the launcher is left out: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ but every tile of pixels reads and blends P kernels again: `roofline_calls` pred
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,8 @@ NEAR = 2.0
 
 
 _revision = 0
+# Called when the tables may have changed, for those who keep choices where they cannot look at the revision.
+ON_FORGET: list[Callable[[], None]] = []
 
 
 def revision() -> int:
@@ -82,6 +84,8 @@ def forget_tables() -> None:
     choose_algorithm.cache_clear()
     blends_first.cache_clear()
     choose_blended.cache_clear()
+    for function in ON_FORGET:
+        function()
 
 
 @lru_cache(maxsize=4096)

@@ -42,6 +42,19 @@ class StandIn:
         return GPUTarget("cuda", 90, 32)
 
 
+class Launching(StandIn):
+    """The same with Triton's own launcher, for a libcuda.so.1 that runs nothing: it must be loaded already."""
+
+    def __init__(self) -> None:
+        from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+
+        super().__init__()
+        utils = CudaUtils()
+        self.launcher_cls = CudaLauncher
+        for name in ("launch", "build_signature_metadata", "load_binary"):
+            setattr(self, name, getattr(utils, name))
+
+
 Driver = TypeVar("Driver", bound=StandIn)
 
 

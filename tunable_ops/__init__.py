@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunable_ops import losses, reference
 from tunable_ops.functional import (
     exact,
+    remember_transforms,
     set_algorithm,
     tunable_conv1d,
     tunable_conv2d,
@@ -84,6 +85,7 @@ __all__ = [
     "merge_base",
     "optimizer_groups",
     "reference",
+    "remember_transforms",
     "set_algorithm",
     "split_base",
     "tunable_conv1d",

@@ -15,7 +15,7 @@ from tunable_ops.tiles import apply_tiled
 if TYPE_CHECKING:
     from tunable_ops.images import Frame
 
-__all__ = ["MULTIPLE", "restored", "run_network"]
+__all__ = ["MULTIPLE", "mask_of", "restored", "run_network"]
 
 MULTIPLE = 16
 """Tiles start at multiples of this: suits networks of total stride 2, 4, 8 and 16."""
@@ -63,6 +63,17 @@ def run_network(
     if not bool(torch.isfinite(output.sum())) and not bool(torch.isfinite(output).all()):
         raise ValueError("run_network: network must return finite values; got NaN or infinity")
     return output
+
+
+def mask_of(frame: Frame) -> Tensor:
+    """Return the mask that a picture stands for, [1, H, W]: 1 where it is white, 0 where black or transparent.
+
+    Colours count by their mean. Values are rounded to 16 bits, so that a mask that was saved is the same mask.
+    """
+    mask = frame.colour.mean(0, keepdim=True)
+    if frame.alpha is not None:
+        mask = mask * frame.alpha
+    return mask.mul(65535).round().div(65535)
 
 
 def restored(frame: Frame, output: Tensor, bits: int | None = None) -> Frame:

@@ -79,18 +79,96 @@ class Restorer:
         done since the call before.
         """
         from tunable_ops.restoration import MULTIPLE, run_network
+
+        share = self._share(image)
+
+        def network(part: Tensor) -> Tensor:
+            result = self.live(part.to(self.device))
+            advance(share)
+            return result
+
+        return run_network(network, image, self.channels, self.tile, self.overlap, MULTIPLE)
+
+    def _share(self, image: Tensor) -> float:
+        """Return the share of a picture that is one tile."""
+        from tunable_ops.restoration import MULTIPLE
         from tunable_ops.tiles import tile_windows
 
         tiles = 1
         for size in image.shape[-2:]:
             tiles *= len(tile_windows(size, self.tile, self.overlap, MULTIPLE)) if self.tile else 1
+        return 1 / tiles
 
-        def network(part: Tensor) -> Tensor:
-            result = self.live(part.to(self.device))
-            advance(1 / tiles)
-            return result
+    def masked(
+        self,
+        image: Tensor,
+        lam: tuple[float, ...],
+        inside: tuple[float, ...],
+        mask: Tensor,
+        advance: Callable[[float], Any],
+    ) -> Tensor:
+        """Run the network with a lambda for each pixel, lam + mask * (inside - lam).
 
-        return run_network(network, image, self.channels, self.tile, self.overlap, MULTIPLE)
+        Tiles that the mask leaves alone are those of a call at `lam`, which is also where this leaves the network.
+
+        Args:
+            image: [3, H, W], or [1, H, W] in grey.
+            lam: Lambda where the mask is 0.
+            inside: Lambda where it is 1.
+            mask: [1, H, W] in [0, 1].
+            advance: As for a call.
+
+        Returns:
+            As a call.
+
+        Raises:
+            ValueError: The network is a plain one, or the mask has another size than the picture.
+        """
+        import torch
+
+        from tunable_ops.grey import on_grey, stronger
+        from tunable_ops.modules.spec import lambda_warnings_off
+        from tunable_ops.restoration import MULTIPLE
+        from tunable_ops.tiles import apply_tiled
+
+        if self.net is None:
+            raise ValueError("mask must go with a tunable network; got a plain one")
+        size = tuple(image.shape[1:])
+        if tuple(mask.shape) != (1, *size):
+            got = "x".join(str(side) for side in reversed(mask.shape[1:]))
+            raise ValueError(f"mask must have the size of the picture, {size[1]}x{size[0]} pixels; got {got}")
+        net, grey = self.net, image.shape[0] == 1
+        self.set(lam, grey)
+        if tuple(inside) == tuple(lam) or not bool(mask.any()):
+            return self(image, advance)
+        ends = [torch.tensor(stronger(net, each) if grey else each).view(1, -1, 1, 1) for each in (lam, inside)]
+        share = self._share(image)
+
+        def part(x: Tensor) -> Tensor:  # [1, C + 1, h, w]: colours and mask
+            colours, where = x[:, :-1], x[:, -1:]
+            field = (ends[0] + where * (ends[1] - ends[0])).to(self.device) if bool(where.any()) else None
+
+            def network(given: Tensor) -> Tensor:
+                given = given.to(self.device)
+                if field is None:
+                    return self.live(given)
+                given = given.to(memory_format=torch.channels_last)
+                with lambda_warnings_off():  # of a level for grey
+                    return net(given, field.expand(given.shape[0], -1, -1, -1))
+
+            if grey:
+                output = on_grey(network, self.channels)(colours)
+            elif self.channels == 1:
+                output = network(colours.transpose(0, 1)).transpose(0, 1)
+            else:
+                output = network(colours)
+            advance(share)
+            return output
+
+        with torch.no_grad():
+            whole = torch.cat((image, mask))[None]
+            result = apply_tiled(part, whole, self.tile, self.overlap, MULTIPLE) if self.tile else part(whole)
+        return result[0].float().cpu()
 
 
 def channels_of(net: Any) -> int:
@@ -125,6 +203,7 @@ def make_restorer(
     live: Any = _Fixed(net) if fixed is not None else LiveFold(net)
     # the faster layout with oneDNN and cuDNN (the argument is missing in torch's stubs)
     accelerate(live.network.to(memory_format=torch.channels_last))
+    net.eval().to(memory_format=torch.channels_last)  # runs itself with a mask
     return Restorer(None if fixed is not None else net, spec, fixed, live, device, channels, tile, overlap)
 
 

@@ -20,4 +20,7 @@ bool winograd_serves(const Conv& conv, bool depthwise);
 // `blends` is the number of kernels that are transformed for the batch. Depends on the shape and the setting alone.
 int64_t winograd_tile(const Conv& conv, bool depthwise, int64_t blends);
 
+// True where transforming one kernel takes a good part of a call: where reading it transformed from far away pays.
+bool pays_to_keep(const Conv& conv, int64_t tile);
+
 }  // namespace tunable_ops

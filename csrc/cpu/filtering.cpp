@@ -39,7 +39,26 @@ int64_t together(const Call& call, int64_t bytes) {
 
 int64_t grain(int64_t macs_per_item) { return std::max<int64_t>(1, kGrainMacs / std::max<int64_t>(1, macs_per_item)); }
 
+// Blends and transforms the kernels of `rows` rows from `first` on.
+void transform_rows(const Call& call, const Stack& stack, const Panels& panels, int64_t taps, int64_t first,
+                    int64_t rows, float* to) {
+  const Kernels& kernels = best_kernels();
+  const int64_t blocks = kernels.winograd_blocks(panels);
+  const Blend blend{panels, stack, rows, call.alpha.data() + first * stack.kernels, to, taps};
+  call.threads.parallel_for(blocks, grain(16 * rows * panels.size() / blocks),
+                            [&](int64_t begin, int64_t end) { kernels.winograd_kernels(blend, begin, end); });
+}
+
 }  // namespace
+
+int64_t transformed_size(const Conv& conv, int64_t tile) {
+  return panels_of(conv, tile + conv.taps_h - 1, kPad).size();
+}
+
+void transform_kernels(const Call& call, int64_t tile, float* to) {
+  transform_rows(call, call.weight, panels_of(call.conv, tile + call.conv.taps_h - 1, kPad), call.conv.taps_h, 0, 1,
+                 to);
+}
 
 void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stack, const std::vector<float>& bias,
                            const float* input, float* output, int64_t tile) {
@@ -55,16 +74,13 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const int64_t wanted = std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans));
   run.blocks = std::max<int64_t>({1, wanted, ceil_div(run.span, most)});
   run.block = ceil_div(run.span, run.blocks);
-  const Workspace blended(spans * panels.size());
+  const Workspace blended(call.transformed ? 0 : spans * panels.size());
   for (int64_t first = 0; first < call.rows; first += spans) {
-    const int64_t count = std::min(spans, call.rows - first), blocks = kernels.winograd_blocks(panels);
-    const float* alpha = call.alpha.data() + first * stack.kernels;
-    const Blend blend{panels, stack, count, alpha, blended.get(), conv.taps_h};
-    call.threads.parallel_for(blocks, grain(16 * count * panels.size() / blocks),
-                              [&](int64_t begin, int64_t end) { kernels.winograd_kernels(blend, begin, end); });
+    const int64_t count = std::min(spans, call.rows - first);
+    if (!call.transformed) transform_rows(call, stack, panels, conv.taps_h, first, count, blended.get());
     run.input = input + first * conv.in_sample;
     run.output = output + first * conv.out_sample;
-    run.kernels = blended.get();
+    run.kernels = call.transformed ? call.transformed : blended.get();
     run.kernels_span = panels.size();
     run.bias_span = panels.groups * panels.vectors() * panels.lanes;
     run.bias = shift.empty() ? nullptr : shift.data() + first * run.bias_span;

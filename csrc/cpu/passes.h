@@ -43,6 +43,7 @@ struct Call {
   std::vector<float> alpha;  // [rows, kernels], rows: 1 (shared) or batch
   int64_t rows;
   Threads threads;
+  const float* transformed = nullptr;  // for `convolve` by filtering: kernels of `transform_kernels`, else computed
 };
 
 // Bias [rows, groups * outputs] as the kernels read it: [rows, groups, vectors * lanes]; empty if there is none.

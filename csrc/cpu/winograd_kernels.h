@@ -184,6 +184,33 @@ inline KernelBlock kernel_block(const Stack& s, int64_t outputs, int64_t channel
   return k;
 }
 
+// [channels][taps][lanes] at `taps` from the blended rows.
+template <int kTaps>
+inline void turn_block(const KernelBlock& k, const float* blended, float* taps) {
+  constexpr int64_t kSquare = kTaps * kTaps;
+  const bool whole = k.outputs == kLanes && k.channels == kLanes;
+  if (whole && k.channel == 1) {
+    for (int64_t tap = 0; tap < kSquare; ++tap)
+      transpose(blended + k.origin + tap / kTaps * k.tap_h + tap % kTaps * k.tap_w, k.output, taps + tap * kLanes,
+                kSquare * kLanes);
+    return;
+  }
+  if (whole && k.channel == kSquare && k.tap_w == 1) {  // each output's values in the order of `taps`
+    for (int64_t i = 0; i < kSquare * kLanes; i += kLanes) transpose(blended + i, k.output, taps + i * kLanes, kLanes);
+    return;
+  }
+  for (int64_t c = 0; c < k.channels; ++c) {
+    for (int64_t tap = 0; tap < kSquare; ++tap, taps += kLanes) {
+      const float* from = blended + k.origin + c * k.channel + tap / kTaps * k.tap_h + tap % kTaps * k.tap_w;
+      if (k.output == 1 && k.outputs == kLanes) {
+        store(taps, load(from));
+      } else {
+        for (int64_t o = 0; o < k.outputs; ++o) taps[o] = from[o * k.output];
+      }
+    }
+  }
+}
+
 // source = sum_p alpha[p] * kernel p, for the block at `data` of the first kernel; [channels][taps][lanes] at `taps`.
 template <int kTaps>
 inline void blend_block(const Stack& stack, const KernelBlock& k, const float* data, const float* alpha, float* blended,
@@ -218,16 +245,7 @@ inline void blend_block(const Stack& stack, const KernelBlock& k, const float* d
       }
     }
   }
-  for (int64_t c = 0; c < k.channels; ++c) {
-    for (int64_t tap = 0; tap < kSquare; ++tap, taps += kLanes) {
-      const float* from = blended + k.origin + c * k.channel + tap / kTaps * k.tap_h + tap % kTaps * k.tap_w;
-      if (k.output == 1 && k.outputs == kLanes) {
-        store(taps, load(from));
-      } else {
-        for (int64_t o = 0; o < k.outputs; ++o) taps[o] = from[o * k.output];
-      }
-    }
-  }
+  turn_block<kTaps>(k, blended, taps);
 }
 
 // Transforms one kernel [taps] per lane.

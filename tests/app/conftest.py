@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("gradio", reason='Gradio is not installed: pip install "tunable-ops[app]"')
+pytest.importorskip("gradio", reason="Gradio is not installed (tunable-ops[app])")
 
 from tests.picture_files import WIDE
 from tunable_ops import convert, models

@@ -75,18 +75,147 @@ def test_painting_changes_pixels_there_only(visit, smooth):
     assert len(rows) > 50
     assert rows.min() > 80 - 50 and rows.max() < 80 + 50
     assert columns.min() > 100 - 60 and columns.max() < 100 + 60
-    page.wait_for_function("() => document.querySelector('#command textarea').value.startsWith('import torch')")
+    page.wait_for_function(
+        "() => document.querySelector('#command textarea').value.includes('--mask smooth_mask.png --inside')"
+    )
+
+
+def test_a_move_is_one_request_and_the_window_follows(visit, smooth):
+    page = visit.page
+    visit.open(smooth)
+    before = page.get_attribute("#window figure:first-child img", "src")
+    window = visit.window
+    page.evaluate("document.addEventListener('window-shown', (event) => { window.seen = event.detail; })")
+    asked = len(visit.asked)
+    visit.press("knob0")
+    page.wait_for_function("() => window.seen")
+    assert page.evaluate("window.seen.input <= window.seen.sent && window.seen.received <= window.seen.shown")
+    assert visit.asked[asked].endswith("/moves")  # nothing of Gradio's comes first
+    assert visit.window != window
+    assert page.get_attribute("#window figure:first-child img", "src") == before  # which is not sent again
+    assert page.evaluate("document.querySelectorAll('#window img')[1].naturalWidth") > 30
+
+
+def test_the_last_of_many_moves_is_shown(visit, smooth):
+    page = visit.page
+    visit.open(smooth)
+    visit.press("knob0", "Home")
+    old = visit.sources
+    visit.press("knob0", times=30)
+    visit.wait_for_other(old)
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=15,')")
+    sent = [request for request in visit.asked if request.endswith("/moves")]
+    assert 0 < len(sent) <= 31
+
+
+def test_a_slider_that_is_put_back(visit, smooth):
+    page = visit.page
+    visit.open(smooth)
+    visit.press("knob0", "Home")
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=0,')")
+    window, old = visit.window, visit.sources
+    page.click("#knob0 button")
+    visit.wait_for_other(old)
+    assert page.input_value("#knob0 input[type=range]") == "25" and visit.window != window
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=25,')")
 
 
 @pytest.mark.slow
-def test_a_sweep(visit, smooth):
+def test_a_sweep(visit, smooth, tmp_path):
+    page = visit.page
     visit.open(smooth)
     visit.unfold("#sweeps")
-    visit.page.click("#sweep")
+    page.click("#sweep")
     visit.status("The strip is ready.")
-    image = visit.page.wait_for_selector("#strip img")
-    strip = visit.context.request.get(image.get_attribute("src"))
-    assert strip.ok and len(strip.body()) > 1000
+    page.wait_for_selector("#strip figure")
+    labels = page.locator("#strip figcaption").all_inner_texts()
+    assert labels == ["input", *(f"sigma {value} of 255" for value in ("0.00", "12.50", "25.00", "37.50", "50.00"))]
+    for caption in page.locator("#strip figcaption").all():  # readable: all of it, below its picture
+        assert (
+            caption.evaluate("(e) => e.scrollWidth <= e.clientWidth && parseFloat(getComputedStyle(e).fontSize)") >= 14
+        )
+        picture = caption.locator("xpath=..").locator("img").bounding_box()
+        assert caption.bounding_box()["y"] >= picture["y"] + picture["height"] - 1 and picture["width"] >= 190
+    assert page.locator("#strip").bounding_box()["width"] > 1100  # of 1280
+    with page.expect_download() as waiting:
+        page.click("#savestrip")
+    assert waiting.value.suggested_filename == "smooth_sweep.png"
+
+
+@pytest.mark.slow
+def test_a_picture_of_a_strip_is_enlarged_by_the_keyboard(visit, smooth):
+    page = visit.page
+    visit.open(smooth)
+    visit.unfold("#sweeps")
+    page.click("#sweep")
+    small = page.wait_for_selector("#strip figure:nth-child(2) button")
+    small.focus()
+    page.keyboard.press("Enter")
+    dialog = page.wait_for_selector("#enlarged[open]")
+    assert dialog.query_selector("span").inner_text() == "sigma 0.00 of 255"
+    assert dialog.query_selector("img").bounding_box()["height"] > 3 * small.bounding_box()["height"]
+    page.keyboard.press("ArrowRight")
+    assert dialog.query_selector("img").get_attribute("alt") == "sigma 12.50 of 255"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#enlarged", state="hidden")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Enlarge sigma 12.50 of 255"
+
+
+@pytest.mark.slow
+def test_a_mask_is_saved_and_taken_again(visit, smooth, tmp_path):
+    page = visit.page
+    visit.open(smooth)
+    visit.unfold("#masks")
+    page.focus("#painter")
+    old = visit.sources
+    page.keyboard.press(" ")
+    visit.wait_for_other(old)
+    masked = visit.after
+    with page.expect_download() as waiting:
+        page.click("#savemask")
+    assert waiting.value.suggested_filename == "smooth_mask.png"
+    waiting.value.save_as(tmp_path / "smooth_mask.png")
+    mask = np.asarray(Image.open(tmp_path / "smooth_mask.png"))
+    assert mask.shape == (160, 200) and mask[80, 100] == 65535 and mask[5, 5] == 0
+    with page.expect_download() as waiting:
+        page.click("#save")
+    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask.png"
+    old = visit.sources
+    page.click("#nomask")
+    visit.wait_for_other(old)
+    assert np.abs(visit.after - masked).max() > 6
+    old = visit.sources
+    with page.expect_file_chooser() as chooser:
+        page.click("#maskfile")
+    chooser.value.set_files(str(tmp_path / "smooth_mask.png"))
+    visit.wait_for_other(old)
+    assert np.array_equal(visit.after, masked)
+    ink = "() => document.querySelector('#painter').getContext('2d').getImageData(100, 80, 1, 1).data[3]"
+    page.wait_for_function(f"() => ({ink})() == 255")  # drawn, to be painted on
+
+
+@pytest.mark.slow
+def test_noise_is_estimated_only_where_a_slider_takes_it(visit, smooth, simplex_file):
+    page = visit.page
+    assert page.is_visible("#estimate")
+    page.click("#network input")
+    page.click(f"ul[role=listbox] li:has-text('{simplex_file.name}')")
+    page.wait_for_selector("#knob2 input[type=range]")
+    page.wait_for_selector("#estimate", state="hidden")
+
+
+@pytest.mark.slow
+def test_transparency_is_shown(visit, tmp_path):
+    pixels = np.full((64, 96, 4), 65535, np.uint16)
+    pixels[..., 0] = 0
+    pixels[:, :48, 3] = 0
+    from tunable_ops.images import Frame, encode_picture
+
+    (tmp_path / "clear.png").write_bytes(encode_picture([Frame(pixels)], "png"))
+    visit.open(tmp_path / "clear.png")
+    left, right = visit.after[4:60, 4:44], visit.after[4:60, 52:92]
+    assert right.std(axis=(0, 1)).max() < 3
+    assert left.std(axis=(0, 1)).min() > 15 and np.ptp(left, axis=2).max() < 12  # grey squares
 
 
 @pytest.mark.slow

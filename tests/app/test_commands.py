@@ -1,4 +1,4 @@
-"""The command line and the program that repeat a picture: tiles, noise, grey pictures."""
+"""The command line that repeats a picture: tiles, noise, grey pictures, masks."""
 
 import shlex
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.app.conftest import small_network, whole, write_png
-from tunable_ops import images
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.session import Session
 from tunable_ops.app.settings import Settings
@@ -23,13 +22,20 @@ def session_of(file, settings):
     return made
 
 
-def program_makes_it(session, folder, monkeypatch):
-    """Run the program of a session's mask where its files are."""
+def command_makes_it(session, folder, monkeypatch):
+    """Run the command line of a session with a mask where its files are, and compare the bytes with the download."""
     output = whole(session.restore()).output
-    images.write_image(session.mask, folder / "mask.png")
+    downloads = folder / "downloads"
+    downloads.mkdir()
+    file, _ = session.download(downloads, "png")
+    assert file.name.endswith("_mask.png")
+    session.save_mask(folder)
     monkeypatch.chdir(folder)
-    exec(session.command("png"), {})
-    assert (images.read_image(folder / "restored.png") - output.clamp(0, 1)).abs().max() < 1.01 / 255
+    command = shlex.split(session.command("png"))
+    assert command[command.index("--mask") + 1] == "picture_mask.png"
+    assert main([*command[1:], "--quiet", "--threads", "1"]) == 0
+    assert (Path("restored") / file.name).read_bytes() == file.read_bytes()
+    return output
 
 
 def test_tiles_of_the_page_are_those_of_the_command():
@@ -64,21 +70,23 @@ def test_tiles_of_the_command(network_file, picture, tmp_path, monkeypatch, sett
 @pytest.mark.filterwarnings("ignore:sigma = .* is outside")  # the level for grey
 @pytest.mark.parametrize("settings", [SEAMS, Settings(tile=0)], ids=["tiles", "whole"])
 @pytest.mark.parametrize("channels, noise", [(3, 0.0), (1, 0.0), (3, 25.0), (1, 25.0)])
-def test_the_program_knows_tiles_noise_and_grey(network_file, tmp_path, monkeypatch, settings, channels, noise):
+def test_a_mask_with_tiles_noise_and_grey(network_file, tmp_path, monkeypatch, settings, channels, noise):
     session = session_of(network_file, settings)
     session.open(write_png(tmp_path / "picture.png", channels=channels), noise)
     session.values, session.inside = (40.0, 0.0), (5.0, 1.0)
     torch.manual_seed(0)
     session.set_mask((torch.rand(1, 70, 90) > 0.5).float())
-    program_makes_it(session, tmp_path, monkeypatch)
+    masked = command_makes_it(session, tmp_path, monkeypatch)
+    session.set_mask(None)
+    assert not torch.equal(whole(session.restore()).output, masked)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_program_of_a_network_for_grey(tmp_path, monkeypatch, channels):
+def test_a_mask_of_a_network_for_grey(tmp_path, monkeypatch, channels):
     arguments = {"channels": 1, "features": 4, "depth": 3}
     save(small_network(arguments=arguments), tmp_path / "grey.safetensors", architecture="dncnn", arguments=arguments)
     session = session_of(tmp_path / "grey.safetensors", Settings())
     session.open(write_png(tmp_path / "picture.png", channels=channels))
     session.inside = (5.0, 1.0)
     session.set_mask((torch.rand(1, 70, 90) > 0.5).float())
-    program_makes_it(session, tmp_path, monkeypatch)
+    command_makes_it(session, tmp_path, monkeypatch)

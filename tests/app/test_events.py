@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.app.conftest import ARGUMENTS, small_network, write_png
-from tunable_ops.app import events as module
-from tunable_ops.app.events import Desk, Events
+from tunable_ops.app import desk as module
+from tunable_ops.app.desk import Desk
+from tunable_ops.app.events import Events
 from tunable_ops.app.layout import lay_out
+from tunable_ops.app.moves import answer
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.settings import Settings
 from tunable_ops.serialization import save
@@ -37,7 +39,7 @@ def events(desk):
 
 
 def started(events, picture):
-    session, folder = events.desk.of(request())
+    session, folder = events.desk.of("page")
     session.choose(Choice(events.desk.networks.names[0]))
     list(events.open(str(picture), request()))
     return session, folder
@@ -47,14 +49,15 @@ def test_files_of_a_page_go_with_it(events, picture, desk):
     session, folder = started(events, picture)
     list(events.sweep("keep", 2, request()))
     events.save("png", request())
+    events.save_strip(request())
     assert len(list(folder.iterdir())) == 4  # before and after, strip, download
-    desk.close(request())
+    events.end(request())
     assert not folder.exists() and session._run[0].is_set()
 
 
 def test_files_of_the_oldest_page_go_where_there_are_too_many(desk, monkeypatch):
     monkeypatch.setattr(module, "_MOST_SESSIONS", 2)
-    folders = [desk.of(request(key))[1] for key in "abc"]
+    folders = [desk.of(key)[1] for key in "abc"]
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
@@ -94,9 +97,10 @@ def sweep_beginning(events):
 
 
 def test_the_window_moves_while_a_strip_is_made(events, picture):
-    started(events, picture)
+    session, _ = started(events, picture)
     steps = sweep_beginning(events)
-    events.look(100, 0, request())
+    answer(session, {"across": 100.0, "down": 0.0}, "")
+    assert session.centre == (0.0, 1.0)
     assert "The strip is ready." in list(steps)[-1][events.page.status]
 
 

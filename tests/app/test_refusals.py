@@ -13,6 +13,7 @@ from tunable_ops.app.masks import painted
 from tunable_ops.app.networks import Choice
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.cli import main
+from tunable_ops.ports import free_port
 
 
 def test_there_is_no_picture(session):
@@ -132,7 +133,14 @@ def test_a_port_in_use(network_file, capsys):
         port = taken.getsockname()[1]
         assert main(["app", "--port", str(port), "--model", str(network_file)]) == 2
     error = capsys.readouterr().err
-    assert error == f"tunable-ops app: error: --port must be free; got {port}, which is in use: name another, or 0\n"
+    hint = f"choose another, such as --port {port + 1}, or 0 for any that is free"
+    assert error == f"tunable-ops app: error: --port must be free; got {port}, which is in use: {hint}\n"
+
+
+def test_an_address_of_another_machine():
+    with pytest.raises(OSError, match=r"^--host must be an address of this machine; got '192\.0\.2\.1' \("):
+        free_port("192.0.2.1", 0)
+    assert 0 < free_port("127.0.0.1", 0) < 1 << 16
 
 
 @pytest.mark.parametrize(
@@ -144,7 +152,7 @@ def test_a_port_in_use(network_file, capsys):
     ],
 )
 def test_bad_options(words, message, capsys):
-    assert main(["app", *words]) == 2
+    assert main(["app", "--port", "0", *words]) == 2
     assert f"tunable-ops app: error: {message}" in capsys.readouterr().err
 
 
@@ -152,4 +160,4 @@ def test_without_gradio():
     code = "import sys; sys.modules['gradio'] = None\nfrom tunable_ops.cli import main\nsys.exit(main(['app']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
-    assert "pip install 'tunable-ops[app]'" in result.stderr
+    assert "pip install --no-build-isolation '.[app]'" in result.stderr

@@ -19,8 +19,8 @@ from tunable_ops.app import session as sessions
 from tunable_ops.app.engine import Cancelled, Engine
 from tunable_ops.app.masks import FEATHER, feathered, painted
 from tunable_ops.app.networks import Choice
-from tunable_ops.app.session import moved
-from tunable_ops.app.settings import Settings
+from tunable_ops.app.settings import Refused, Settings
+from tunable_ops.app.sliders import moved
 from tunable_ops.cli import main
 from tunable_ops.knob_files import save_knob
 from tunable_ops.modules import LambdaSpec
@@ -140,16 +140,18 @@ def test_the_window_shows_the_mask(session, picture):
     assert masked.after.shape != plain.shape or not torch.equal(masked.after, plain)
 
 
-def test_the_program_for_a_mask_makes_the_same_picture(session, picture, tmp_path, monkeypatch):
+def test_a_mask_that_was_saved_is_the_same_mask(session, picture, tmp_path):
     session.open(picture)
-    session.inside = (5.0, 1.0)
-    session.set_mask((torch.rand(1, 70, 90) > 0.5).float())
-    output = whole(session.restore()).output
-    images.write_image(session.mask, tmp_path / "mask.png")
-    monkeypatch.chdir(tmp_path)
-    exec(session.command("png"), {})
-    made = images.read_image(tmp_path / "restored.png")
-    assert (made - output.clamp(0, 1)).abs().max() < 1.01 / 255
+    with pytest.raises(Refused, match=r"^there must be a mask before it is saved: paint one"):
+        session.save_mask(tmp_path)
+    soft = painted(disc(70, 90, 30, 20), (70, 90))
+    session.set_mask(soft)
+    kept = session.mask
+    assert (kept - soft).abs().max() <= 0.5 / 65535 and bool(((kept > 0) & (kept < 1)).any())
+    file = session.save_mask(tmp_path)
+    assert file.name == "picture_mask.png" and images.open_picture(file).size == (70, 90)
+    session.set_mask(pictures.open_mask(file, (70, 90), session.settings))
+    assert torch.equal(session.mask, kept)
 
 
 def test_painted_layers():
@@ -163,7 +165,9 @@ def test_painted_layers():
 def test_a_sweep(session, picture):
     session.open(picture)
     steps = list(session.sweep("keep", 3))
-    assert steps[-1].shape[0] == 3 and steps[-1].shape[2] >= 4 * 90
+    assert steps[-1].labels == ["input", "keep 0.00", "keep 0.50", "keep 1.00"]
+    assert [tuple(image.shape) for image in steps[-1].pictures] == 4 * [(3, 70, 90)]
+    assert torch.equal(steps[-1].pictures[0], session.given.image)
     assert all(0 <= step <= 1 for step in steps[:-1]) and steps[-2] == pytest.approx(1)
 
 
@@ -174,7 +178,7 @@ def test_sliders_of_a_simplex_follow_each_other(session, simplex_file, picture):
     session.open(picture)
     session.choose(Choice(str(simplex_file)))
     assert sum(session.values) == pytest.approx(1) and sum(session.inside) == pytest.approx(1)
-    assert whole(session.sweep("b", 2)).shape[0] == 3
+    assert whole(session.sweep("b", 2)).labels == ["input", "b 0.00", "b 1.00"]
 
 
 def test_a_whole_picture_stops_between_layers(session, picture):

@@ -85,7 +85,8 @@ def raiser(error):
         (ValueError(), "ValueError"),
         (
             ModuleNotFoundError("No module named 'PIL'", name="PIL"),
-            "this command needs the package 'PIL': pip install 'tunable-ops[train]'",
+            "this command needs the package 'PIL': "
+            "pip install --no-build-isolation '.[train]', in a checkout of tunable_ops",
         ),
     ],
 )
@@ -141,7 +142,8 @@ def test_without_pillow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        "tunable-ops apply: error: this command needs the package 'PIL': pip install 'tunable-ops[train]'\n"
+        "tunable-ops apply: error: this command needs the package 'PIL': pip install "
+        "--no-build-isolation '.[train]', in a checkout of tunable_ops\n"
     )
 
 

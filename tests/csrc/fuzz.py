@@ -19,6 +19,7 @@ from torch import Tensor
 import tunable_ops
 from tests.ops.strided_tensors import LAYOUTS, stack_layout
 from tunable_ops import reference
+from tunable_ops.functional import KeptKernel
 
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48)
 EXTENTS = (1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 16, 17, 25)
@@ -67,6 +68,14 @@ def convolution(rng: random.Random) -> str:
     dilation = [1, 1] if transposed else [rng.choice((1, 1, 1, 2, 3)) for _ in range(2)]
     stride = [rng.randint(1, k) if transposed else rng.choice((1, 1, 2, 3)) for k in taps]
     padding = [rng.randint(0, 2) for _ in range(2)]
+    kind = rng.random()
+    if kind < 0.4:  # what has kernels of its own: square ones without stride, and blocks of stride x stride pixels
+        taps = [rng.choice((2, 4) if transposed else (3, 5))] * 2
+        stride, dilation = (taps if transposed else [1, 1]), [1, 1]
+        padding = [0, 0] if transposed else padding
+    elif kind < 0.5 and not transposed:  # the same blocks, down
+        taps, dilation = [rng.choice((2, 3))] * 2, [1, 1]
+        stride, padding = taps, [0, 0]
     size = [max(rng.choice(EXTENTS), d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, taps, padding, strict=True)]
     batch, kernels = rng.choice((0, 1, 1, 2, 3, 5)), rng.choice((1, 2, 3, 5))
     if transposed:
@@ -83,7 +92,7 @@ def convolution(rng: random.Random) -> str:
     pair = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
     x, weight = integers((batch, inputs, *size), dtype), integers((kernels, *pair, *taps), dtype)
     bias = integers((kernels, outputs), dtype) if rng.random() < 0.7 else None
-    activation = rng.choice((None, None, "relu", "leaky_relu", "gelu", "silu"))
+    activation = rng.choice((None, None, None, None, "relu", "leaky_relu", "gelu", "silu"))
     mask = [not transposed and rng.random() < 0.7 for _ in range(4)]
     mask[2] = mask[2] and bias is not None
     layout, kernel_layout = (
@@ -100,10 +109,16 @@ def convolution(rng: random.Random) -> str:
         options["dilation"] = dilation
     backend = None if transposed else "cpp"
     algorithm = "direct"
-    plain = taps == [3, 3] and stride == dilation == [1, 1] and not (groups > 1 and inputs == outputs == groups)
+    plain = (
+        taps in ([3, 3], [5, 5]) and stride == dilation == [1, 1] and not (groups > 1 and inputs == outputs == groups)
+    )
     if plain and not transposed and dtype == torch.float32 and alpha.dim() < 3:
         # Not 4x4 with an activation: its gradient depends on the sign of what is 0 but for the rounding.
-        algorithm = rng.choice(("direct", "winograd2", "winograd2" if activation else "winograd4"))
+        # 5x5 kernels in tiles of 2x2 use the points of 4x4 tiles.
+        four = not activation and taps == [3, 3]
+        algorithm = rng.choice(("direct", "winograd2", *["winograd4" if four else "winograd2"] * 2))
+        if taps == [5, 5] and activation:
+            algorithm = "direct"
     text += f", {algorithm}"
     tunable_ops.set_algorithm(algorithm)
     try:
@@ -117,9 +132,39 @@ def convolution(rng: random.Random) -> str:
         )
         doubles = [None if t is None else t.double() for t in (x, weight, bias, alpha)]
         expected = run(getattr(reference, name), doubles, mask, **options)
-        if algorithm == "winograd4":
+        if algorithm == "winograd4" or (algorithm == "winograd2" and taps == [5, 5]):
             results = [result.round() for result in results]
         compare(results, expected, dtype == torch.float32 and activation in (None, "relu"))
+    except Exception as error:
+        raise AssertionError(text) from error
+    return text
+
+
+def kept(rng: random.Random) -> str:
+    """Call the convolution that keeps its transformed kernel, with changes between; return a description."""
+    groups, taps = rng.choice((1, 1, 2, 3)), rng.choice((3, 5))
+    inputs, outputs = (groups * rng.choice(CHANNELS[2:]) for _ in range(2))
+    size = [max(rng.choice(EXTENTS), taps) for _ in range(2)]
+    padding = (rng.randint(0, 2), rng.randint(0, 2))
+    x = integers((rng.choice((1, 1, 2, 3)), inputs, *size), torch.float32).to(memory_format=torch.channels_last)
+    bias = integers((1, outputs), torch.float32) if rng.random() < 0.7 else None
+    layouts = [rng.choice(list(LAYOUTS)) for _ in range(4)]
+    algorithms = [rng.choice(("default", "winograd2", "winograd4" if taps == 3 else "winograd2")) for _ in layouts]
+    text = (
+        f"kept x {list(x.shape)}, taps {taps}, {outputs} outputs in {layouts}, bias {bias is not None}, p{padding} "
+        f"g{groups}, {algorithms}, {torch.get_num_threads()} threads"
+    )
+    weight, place = integers((1, outputs, inputs // groups, taps, taps), torch.float32), KeptKernel()
+    try:
+        for layout, algorithm in zip(layouts, algorithms, strict=True):
+            tunable_ops.set_algorithm(algorithm)
+            if rng.random() < 0.5:
+                weight.view(-1)[rng.randrange(weight.numel())] += 1
+            doubles = [None if t is None else t.double() for t in (x, weight, bias)]
+            expected = reference.tunable_conv2d(*doubles, torch.ones(1).double(), 1, padding, 1, groups)  # type: ignore[arg-type]
+            for _ in range(2):
+                output = place.convolve(x, stack_layout(layout, weight), bias, padding, groups)
+                compare([output.round()], [expected], True)
     except Exception as error:
         raise AssertionError(text) from error
     return text
@@ -180,7 +225,7 @@ def main() -> None:
         if options.verbose:
             print(f"seed {seed}", flush=True)
         try:
-            (parameters if rng.random() < 0.2 else convolution)(rng)
+            rng.choices((convolution, kept, parameters), (7, 1, 2))[0](rng)
         except AssertionError as error:
             raise SystemExit(f"seed {seed}: {error}: {error.__cause__!r}") from error
         seed += 1

@@ -144,13 +144,26 @@ def test_the_library_of_the_wgmma_kernel_needs_no_nvcc(tmp_path: Path, monkeypat
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     monkeypatch.setattr(build_cuda, "find_nvcc", lambda: None)
-    (tmp_path / "_wgmma_left_out.txt").write_text("for a reason")
+    monkeypatch.setattr(build_cuda, "build_launcher", lambda *arguments: None)  # tests of it build it themselves
+    for name in ("wgmma", "launcher"):
+        (tmp_path / f"_{name}_left_out.txt").write_text("for a reason")
     build_cuda.main(tmp_path)
     (library,) = tmp_path.iterdir()  # and no note any more
     assert library.name.startswith("_ops_wgmma.") and library.suffix == ".so"
     check_library(library)
     names = ("wgmma", "wgmma_input", "wgmma_prepare")
     check_registration(library, tmp_path, *names)
+
+
+def test_a_launcher_that_does_not_compile_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build_cuda, "build_wgmma", lambda *arguments: None)
+    monkeypatch.setattr(build_cuda, "launcher_sources", lambda: [tmp_path / "missing.cpp"])
+    (tmp_path / "_launcher_left_out.txt").write_text("for a reason")
+    build_cuda.main(tmp_path)
+    assert capsys.readouterr().out.startswith("build_cuda: the launcher is left out: g++ failed: ")
+    assert [file.name for file in tmp_path.iterdir()] == ["_launcher_left_out.txt"]
 
 
 def check_library(library: Path) -> None:

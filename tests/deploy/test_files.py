@@ -1,5 +1,7 @@
 """Exported files in a Runner: pictures of any device, and options that a file cannot follow."""
 
+import re
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from tunable_ops.deploy import Description, Runner, source
 from tunable_ops.deploy import engine as engines
 from tunable_ops.deploy.engines import _Program
 from tunable_ops.deploy.exported import Exported
+from tunable_ops.extras import install
 
 ABOUT = Description("folded", 3, 1, 1.0)
 
@@ -62,5 +65,5 @@ def test_what_reads_a_file_is_named_beside_the_engine(file, monkeypatch):
     path = file("onnx")
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
     text = r"model must be a file that can be read here, which takes ONNX Runtime with any engine; got .*a\.onnx', not "
-    with pytest.raises(ModuleNotFoundError, match=text + r"installed: onnxruntime \(pip install 'tunable-ops\[onnx\]'"):
+    with pytest.raises(ModuleNotFoundError, match=text + "installed: onnxruntime ." + re.escape(install("onnx"))):
         Runner(path, "openvino")

@@ -1,6 +1,7 @@
 """Runner: every engine gives what the network gives, for any lambda, size and thread; and what it refuses."""
 
 import asyncio
+import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from torch import nn
 from tunable_ops import convert, deploy, fold, models
 from tunable_ops.deploy import Runner, sizes
 from tunable_ops.deploy import engine as engines
+from tunable_ops.extras import install
 from tunable_ops.modules import LambdaWarning
 from tunable_ops.serialization import save
 
@@ -344,7 +346,7 @@ def test_bad_calls(small, tmp_path):
 
 def test_an_engine_that_is_not_installed_names_its_extra(small, monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "openvino" else object())
-    text = r"got 'openvino', not installed: openvino \(pip install 'tunable-ops\[deploy\]'\)"
+    text = re.escape(f"got 'openvino', not installed: openvino ({install('deploy')})")
     with pytest.raises(ModuleNotFoundError, match=text):
         Runner(small, "openvino")
     monkeypatch.setattr(engines, "_has_compiler", lambda: False)

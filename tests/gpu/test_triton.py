@@ -244,6 +244,32 @@ def test_a_side_stream() -> None:
     assert torch.equal(output, expected)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_plans_of_cpp_compute_the_same(alpha: str) -> None:
+    """The first calls run in Python, the others in C++: eagerly, and in a captured graph."""
+    from tunable_ops.backends.triton import native, plans
+
+    if not native.serves("cuda"):
+        pytest.skip(f"the launcher is not there: {native.missing()}")
+    case = Case(channels=16, outputs=24, size=(12, 20), kernels=2)
+    tensors = on_gpu(case, alpha, torch.bfloat16)
+    grad = torch.randn(case.batch, 24, 12, 20, device="cuda").to(memory_format=torch.channels_last)
+    plans.forget()
+    first = gradients(tunable_conv2d, tensors, case, grad, activation="silu", backend="triton")
+    gradients(tunable_conv2d, tensors, case, grad, activation="silu", backend="triton")
+    before = native.counts()
+    again = gradients(tunable_conv2d, tensors, case, grad, activation="silu", backend="triton")
+    assert native.counts() == (before[0] + 2, before[1])
+    graph = torch.cuda.CUDAGraph()
+    tunable_conv2d(*tensors, *case.geometry, activation="silu", backend="triton")
+    with torch.cuda.graph(graph):
+        captured = tunable_conv2d(*tensors, *case.geometry, activation="silu", backend="triton")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, first, again))
+    torch.testing.assert_close(captured, first[0])
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_device_that_is_not_current() -> None:
     case = CASES[0]

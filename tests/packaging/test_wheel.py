@@ -123,7 +123,7 @@ def test_a_wheel_has_every_module_and_data_file_and_is_built_in_silence(tmp_path
         expected |= {f"tunable_ops/{file.relative_to(source)}" for file in files(source / name)}
     measured = {f for f in expected if f.startswith("tunable_ops/bench/results/") and not f.endswith("/schema.json")}
     packed = {str(file.relative_to(tmp_path / "lib")) for file in files(tmp_path / "lib")}
-    notes = {f"tunable_ops/{library}_left_out.txt" for library in ("", "_cuda", "_wgmma")}
+    notes = {f"tunable_ops/{library}_left_out.txt" for library in ("", "_cuda", "_wgmma", "_launcher")}
     assert packed ^ (expected - measured - {"tunable_ops/bench/on_gpu.sh"}) == notes
 
 

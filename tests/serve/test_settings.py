@@ -1,6 +1,7 @@
 """Settings, keys, and the command's own errors."""
 
 import argparse
+import socket
 
 import pytest
 import torch
@@ -58,14 +59,26 @@ def test_no_models_and_channels_that_are_no_picture():
     (["--api-key-file", "/nonexistent/key"], "No such file or directory: '/nonexistent/key'"),
 ])  # fmt: skip
 def test_the_command_refuses(capsys, words, text):
-    assert cli.main(["serve", *words]) == 2
+    assert cli.main(["serve", "--port", "0", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_named_before_any_network_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_models", lambda *_: pytest.fail("a network was loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--port", str(port)]) == 2
+    hint = f"choose another, such as --port {port + 1}, or 0 for any that is free"
+    error = f"tunable-ops serve: error: --port must be free; got {port}, which is in use: {hint}\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_missing_package_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert cli.main(["serve"]) == 2
-    assert "pip install 'tunable-ops[serve]'" in capsys.readouterr().err
+    assert "pip install --no-build-isolation '.[serve]'" in capsys.readouterr().err
 
 
 def models_of(*words):

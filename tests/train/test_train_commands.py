@@ -9,6 +9,7 @@ import torch
 from tunable_ops.cli import main
 from tunable_ops.images import read_image
 from tunable_ops.serialization import load
+from tunable_ops.train.trainer import Outcome
 
 CONFIG = """
 [model]
@@ -204,3 +205,15 @@ def test_a_bad_picture_is_named_and_the_rest_is_used(
         file.write_bytes(b"no picture")
     assert main(["train", str(config), "--out", str(tmp_path / "y"), "--quiet"]) == 2
     assert "4 files, none of them usable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_of_several_processes_one_says_how_it_ended(config, tmp_path, capsys, monkeypatch, finished):
+    outcome = Outcome(torch.nn.Identity(), 3, finished)
+    monkeypatch.setattr("tunable_ops.train.train", lambda *_, **__: outcome)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main(["train", str(config), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("3 steps done" if finished else "stopped at step 3") == 1

@@ -1,5 +1,6 @@
 """backend="triton" through the operator, in the interpreter: wiring, layouts, edge cases, transforms."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.comparison import assert_agrees
 from tests.ops.conv2d_cases import ALPHAS, Case, kernels_last, options_of
 from tests.triton_kernels.kernel_cases import NOT_INTERPRETED
 from tunable_ops import functional, reference, tunable_conv2d
+from tunable_ops.backends.triton import native
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason=NOT_INTERPRETED)
 
@@ -114,6 +116,47 @@ def test_repeated_calls(alpha: str) -> None:
         assert all(map(torch.equal, out, again))
     kept = list(plans._PLANS.values())
     assert len(kept) == 2 and all(isinstance(plan, plans.Plan) for plan in kept)
+
+
+@pytest.fixture
+def autograd_of_cpp() -> Iterator[None]:
+    """The operators with the launcher's autograd, on the interpreter's values."""
+    from tunable_ops.bench import stand_in_driver
+
+    if (reason := stand_in_driver.unavailable_reason()) is not None:
+        pytest.skip(reason)
+    native.use(stand_in_driver.launcher())
+    names = [f"tunable_{name}_triton" for name in ("conv2d", "parameter")]
+    ops = [getattr(torch.ops.tunable_ops, name + end).default for name in names for end in ("", "_backward")]
+
+    def forget_keys() -> None:  # tracing keeps which key of an operator has a kernel
+        for op in ops:
+            op._dispatch_cache.clear()
+
+    forget_keys()
+    native.serve("cpu")
+    yield
+    native.serve_no_more("cpu")
+    forget_keys()
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_gradients_by_cpp(autograd_of_cpp: None, alpha: str, activation: str | None) -> None:
+    case = Case(size=(5, 4), kernels=2)
+    tensors = case.tensors(alpha, torch.float32)
+    before = native.counts()
+    ours = gradients(tunable_conv2d, tensors, case, activation=activation, backend="triton")
+    assert native.counts() == (before[0], before[1] + 2)
+    native.serve_no_more("cpu")
+    theirs = gradients(tunable_conv2d, tensors, case, activation=activation, backend="triton")
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_opcheck_and_compile_by_cpp(autograd_of_cpp: None) -> None:
+    test_opcheck_and_compile()
+    parameter, alpha = torch.randn(2, 3, 4, requires_grad=True), torch.rand(2, 2, requires_grad=True)
+    torch.library.opcheck(torch.ops.tunable_ops.tunable_parameter_triton.default, (parameter, alpha))
 
 
 def test_opcheck_and_compile() -> None:

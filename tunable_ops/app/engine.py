@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from tunable_ops.app.settings import Refused, Settings
-from tunable_ops.grey import on_grey, stronger
-from tunable_ops.modules.spec import lambda_warnings_off
 from tunable_ops.restoration import MULTIPLE
 from tunable_ops.restorer import channels_of, make_restorer
-from tunable_ops.tiles import apply_tiled, tile_windows
 
 __all__ = ["MARGIN", "MOST_PARAMETERS", "Cancelled", "Engine", "Replaced"]
 
@@ -26,6 +23,8 @@ MARGIN = 8
 MOST_PARAMETERS = 8
 """Sliders that the page has."""
 _LEAST, _MOST = 64, 384  # pixels of a side of a window, margin included
+_LEAST_ENLARGED = 48  # where the network enlarges
+_NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
 _TRIAL = 96  # pixels of a side of what the speed is measured with
 _IN_A_ROW = 3  # previews that were late, or early, before the window changes
 
@@ -68,13 +67,11 @@ class Engine:
         if channels_of(net) not in (1, 3):
             raise Refused(f"the network must take images of 1 or 3 channels; got {channels_of(net)} channels")
         # Two folds of one network, or copies of a plain one: a preview never waits for a whole picture, nor changes its
-        # kernels, nor stops with it.
+        # kernels, nor stops with it. Restorers, for they are what `apply` has, and so its bytes; a deploy.Runner
+        # neither stops between two layers, nor tells how far it is, nor takes a lambda per pixel.
         whole = net if fixed is None else copy.deepcopy(net)
         self._full = make_restorer(whole, spec, fixed, device, settings.tile, settings.overlap)
         self._quick = make_restorer(net, spec, fixed, device, 0, 0)
-        self._net, self._device, self.channels = self._full.net, device, self._full.channels
-        if self._net is not None:
-            self._net.eval().to(memory_format=torch.channels_last)
         self.scale = int(self._full.scale)
         self._full_lock, self._quick_lock = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
@@ -83,6 +80,13 @@ class Engine:
                 module.register_forward_pre_hook(self._check)
         self._late = self.window = 0
         self.window = self._fitting_window()
+
+    @property
+    def noise_place(self) -> int | None:
+        """The place of the parameter that says how strong the noise is; None where there is not one."""
+        spec = self.spec
+        places = [] if spec is None else [i for i, unit in enumerate(spec.units) if unit == _NOISE]
+        return places[0] if spec is not None and spec.domain == "box" and len(places) == 1 else None
 
     def _check(self, *_: Any) -> None:
         """Leave a network between two of its layers where its picture is no longer waited for."""
@@ -101,9 +105,9 @@ class Engine:
         """Return the side of the window; a lambda per pixel takes three to five times as long."""
         return self._rounded(0.55 * self.window) if masked else self.window
 
-    @staticmethod
-    def _rounded(side: float) -> int:
-        return MULTIPLE * int(min(max(side, _LEAST), _MOST) // MULTIPLE)
+    def _rounded(self, side: float) -> int:
+        least = _LEAST if self.scale == 1 else _LEAST_ENLARGED
+        return MULTIPLE * int(min(max(side, least), _MOST) // MULTIPLE)
 
     def _timed(self, image: Tensor, lam: Lambda | None) -> float:
         start = time.perf_counter()
@@ -134,7 +138,7 @@ class Engine:
     def _observe(self, seconds: float) -> None:
         """Make windows smaller where the machine has become slower, and larger where there is time to spare."""
         share = 1000 * seconds / self.settings.preview_ms
-        self._late = max(0, self._late) + 1 if share > 1.4 else min(0, self._late) - 1 if share < 0.5 else 0
+        self._late = max(0, self._late) + 1 if share > 1.25 else min(0, self._late) - 1 if share < 0.5 else 0
         if abs(self._late) >= _IN_A_ROW and self.window:
             self.window = self._rounded(self.window * (0.8 if self._late > 0 else 1.2) + MULTIPLE / 2)
             self._late = 0
@@ -164,8 +168,13 @@ class Engine:
             Cancelled: The token was set.
             Refused: The network does not take this picture, or there is no memory for it.
         """
+
+        def tile_done(share: float) -> None:
+            self._check()
+            advance(share)
+
         with self._turn(token), _reasons(self.title, image):
-            return self._run(self._full, image, lam, other, mask, advance)
+            return self._run(self._full, image, lam, other, mask, tile_done)
 
     @contextmanager
     def _turn(self, token: threading.Event) -> Iterator[None]:
@@ -191,53 +200,11 @@ class Engine:
         mask: Tensor | None,
         advance: Callable[[float], Any],
     ) -> Tensor:
-        grey = image.shape[0] == 1
+        if mask is not None and lam is not None and other is not None:
+            return restorer.masked(image, lam, other, mask, advance)
         if lam is not None:
-            restorer.set(lam, grey)
-        if mask is None or other is None or other == lam or not bool(mask.any()):
-            return restorer(image, advance)
-        assert lam is not None
-        return self._run_map(restorer, image, lam, other, mask, advance)
-
-    def _run_map(
-        self, restorer: Any, image: Tensor, lam: Lambda, other: Lambda, mask: Tensor, advance: Callable[[float], Any]
-    ) -> Tensor:
-        """Run tiles that the mask leaves alone with the folded network, and the others with a lambda per pixel."""
-        grey = image.shape[0] == 1
-        ends = [torch.tensor(stronger(self._net, lam) if grey else lam) for lam in (lam, other)]
-        start, step = ends[0].view(1, -1, 1, 1), (ends[1] - ends[0]).view(1, -1, 1, 1)
-        tiles = 1
-        for size in image.shape[-2:]:
-            tiles *= len(tile_windows(size, restorer.tile, restorer.overlap, MULTIPLE)) if restorer.tile else 1
-
-        def part(x: Tensor) -> Tensor:  # [1, C + 1, h, w]
-            if restorer is self._full:
-                self._check()
-            colours, where = x[:, :-1], x[:, -1:]
-            if bool(where.any()):
-                field = (start + where * step).to(self._device)
-
-                def network(given: Tensor) -> Tensor:
-                    given = given.to(self._device, memory_format=torch.channels_last)
-                    with lambda_warnings_off():  # of a level for grey
-                        return self._net(given, field.expand(given.shape[0], -1, -1, -1))
-            else:
-
-                def network(given: Tensor) -> Tensor:
-                    return restorer.live(given.to(self._device))
-
-            if grey:
-                output = on_grey(network, self.channels)(colours)
-            elif self.channels == 1:
-                output = network(colours.transpose(0, 1)).transpose(0, 1)
-            else:
-                output = network(colours)
-            advance(1 / tiles)
-            return output
-
-        whole = torch.cat((image, mask))[None]
-        result = apply_tiled(part, whole, restorer.tile, restorer.overlap, MULTIPLE) if restorer.tile else part(whole)
-        return result[0].float().cpu()
+            restorer.set(lam, image.shape[0] == 1)
+        return restorer(image, advance)
 
 
 @contextmanager

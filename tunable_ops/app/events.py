@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,58 +10,18 @@ import gradio as gr
 
 from tunable_ops import pretrained
 from tunable_ops.app import masks, pictures, shown
+from tunable_ops.app.desk import Desk
 from tunable_ops.app.engine import Cancelled, Replaced
 from tunable_ops.app.layout import Page
-from tunable_ops.app.networks import Choice, Networks
-from tunable_ops.app.session import Session, Whole, moved
-from tunable_ops.app.settings import Refused, Settings
-from tunable_ops.images import write_image
+from tunable_ops.app.networks import Choice
+from tunable_ops.app.session import Session, Whole
+from tunable_ops.app.settings import Refused
 
-__all__ = ["Desk", "Events"]
+__all__ = ["Events"]
 
-_MOST_SESSIONS = 32
 _STROKES = "() => document.querySelector('#painter')?.toDataURL() ?? ''"
 _DOWNLOAD = "() => setTimeout(() => document.querySelector('#saved').click(), 150)"
 Updates = dict[Any, Any]
-
-
-class Desk:
-    """The sessions of all pages that are open; the oldest goes where there are too many.
-
-    Args:
-        networks: Where networks come from.
-        settings: Limits.
-        folder: Where files for the screen and for downloads are written.
-    """
-
-    def __init__(self, networks: Networks, settings: Settings, folder: Path) -> None:
-        self.networks, self.settings, self._folder = networks, settings, folder
-        self._sessions: OrderedDict[str, tuple[Session, Path]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def of(self, request: gr.Request) -> tuple[Session, Path]:
-        """Return the session of a page, and its folder."""
-        key = str(request.session_hash)
-        with self._lock:
-            if key not in self._sessions:
-                folder = Path(tempfile.mkdtemp(dir=self._folder))
-                self._sessions[key] = (Session(self.networks, self.settings), folder)
-            self._sessions.move_to_end(key)
-            while len(self._sessions) > _MOST_SESSIONS:
-                self._drop(*self._sessions.popitem(last=False)[1])
-            return self._sessions[key]
-
-    def close(self, request: gr.Request) -> None:
-        """Forget the session of a page that was closed, and remove its files."""
-        with self._lock:
-            kept = self._sessions.pop(str(request.session_hash), None)
-        if kept is not None:
-            self._drop(*kept)
-
-    @staticmethod
-    def _drop(session: Session, folder: Path) -> None:
-        session.cancel()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Events:
@@ -84,50 +39,47 @@ class Events:
         """Connect the parts, inside the Blocks that is open."""
         page = self.page
         results = [page.status, page.whole, page.window, page.command]
-        chosen = [page.about, page.moving, *page.knobs, *page.mask_knobs]
+        chosen = [page.about, page.moving, page.estimate, *page.knobs, *page.mask_knobs]
         opened = [page.painter, page.noise]
         slow: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
-        fast: dict[str, Any] = {
-            "concurrency_limit": 8,
-            "show_progress": "hidden",
-            "trigger_mode": "always_last",
-            "api_visibility": "private",
-        }
-        demo.load(self.start, None, [*results, *chosen], **slow)
-        demo.unload(self.desk.close)
+        demo.load(self.start, None, [page.key, *results, *chosen], **slow)
+        demo.unload(self.end)
         page.file.upload(self.open, page.file, [*results, *chosen, *opened], **slow)
         for number, button in enumerate(page.samples):
             button.click(self.sample(number), None, [*results, *chosen, *opened], **slow)
         page.network.input(self.choose, page.network, [*results, *chosen], **slow)
         page.load.click(self.load, [page.files, page.path, page.network], [*results, *chosen], **slow)
-        for place, knob in enumerate(page.knobs):
-            knob.input(self.move(place, False), knob, [page.window, *page.knobs], **fast)
-        for place, knob in enumerate(page.mask_knobs):
-            knob.input(self.move(place, True), knob, [page.window, *page.mask_knobs], **fast)
         page.settle.click(self.settle, [*page.knobs, *page.mask_knobs], results, **slow)
         page.defaults.click(self.reset, None, [*results, *page.knobs, *page.mask_knobs], **slow)
         page.estimate.click(self.estimate, None, [*results, *page.knobs], **slow)
-        for slider in (page.across, page.down):
-            slider.input(self.look, [page.across, page.down], page.window, **fast)
         page.noise.release(self.add_noise, page.noise, results, **slow)
         page.stop.click(self.stop, None, page.status, queue=False, api_visibility="private")
         page.kind.input(self.tell, page.kind, page.command, **slow)
-        page.save.click(self.save, page.kind, [page.status, page.saved], **slow).success(
-            None,
-            None,
-            None,
-            js=_DOWNLOAD,
-        )
+        for button, function, inputs in (
+            (page.save, self.save, page.kind),
+            (page.save_mask, self.save_mask, None),
+            (page.save_strip, self.save_strip, None),
+        ):
+            saving = button.click(function, inputs, [page.status, page.saved], **slow)
+            saving.success(None, None, None, js=_DOWNLOAD)
         page.painted.click(self.paint, page.strokes, results, js=_STROKES, **{**slow, "trigger_mode": "always_last"})
-        page.mask_file.upload(self.mask_from, page.mask_file, results, **slow)
+        page.mask_file.upload(self.mask_from, page.mask_file, [*results, page.painter], **slow)
         page.no_mask.click(self.no_mask, None, [*results, page.painter], **slow)
         page.sweep.click(self.sweep, [page.moving, page.count], [page.status, page.strip], **slow)
+
+    def _of(self, request: gr.Request) -> tuple[Session, Path]:
+        return self.desk.of(str(request.session_hash))
+
+    def end(self, request: gr.Request) -> None:
+        """Forget a page that was closed."""
+        self.desk.close(str(request.session_hash))
 
     # What a picture or a network brings
 
     def start(self, request: gr.Request) -> Iterator[Updates]:
-        """Show the first network."""
-        session, _ = self.desk.of(request)
+        """Show the first network, and tell the page by which key its script names the session."""
+        session, _ = self._of(request)
+        yield {self.page.key: shown.key(str(request.session_hash))}
         yield from self._refusing(lambda: self._chosen(session, session.choice, request))
 
     def open(self, path: str | None, request: gr.Request) -> Iterator[Updates]:
@@ -146,14 +98,14 @@ class Events:
 
     def choose(self, name: str, request: gr.Request) -> Iterator[Updates]:
         """Take a network of the list."""
-        session, _ = self.desk.of(request)
+        session, _ = self._of(request)
         yield from self._refusing(lambda: self._chosen(session, Choice(name, self.desk.networks.knobs), request))
 
     def load(self, files: list[str] | None, paths: str, name: str, request: gr.Request) -> Iterator[Updates]:
         """Take knob files, or a network from a file."""
 
         def take() -> Iterator[Updates]:
-            session, _ = self.desk.of(request)
+            session, _ = self._of(request)
             named = [line.strip() for line in (paths or "").splitlines() if line.strip()]
             if named and not self.desk.settings.paths:
                 raise Refused("files must be uploaded where the page is open to other machines; got a path")
@@ -173,13 +125,14 @@ class Events:
             page.status: shown.message(f"{engine.title}: ready. Drop in a picture, or take a sample."),
             page.about: shown.about(engine, purpose),
             page.moving: gr.update(choices=names, value=names[0] if names else None),
+            page.estimate: gr.update(visible=engine.noise_place is not None),
             **self._sliders(session),
         }
         if session.given is not None:
             yield from self._both(session, request)
 
     def _opened(self, path: str | Path, sample: pictures.Sample | None, request: gr.Request) -> Iterator[Updates]:
-        page, (session, _) = self.page, self.desk.of(request)
+        page, (session, _) = self.page, self._of(request)
         noise = 0.0 if sample is None else sample.noise
         given = session.open(path, noise, sample)
         yield {
@@ -203,40 +156,21 @@ class Events:
 
     # Sliders
 
-    def move(self, place: int, inside: bool) -> Callable[[float, gr.Request], Updates]:
-        """Return the function that follows a slider while it moves."""
-        knobs = self.page.mask_knobs if inside else self.page.knobs
-
-        def follow(value: float, request: gr.Request) -> Updates:
-            session, _ = self.desk.of(request)
-            engine = session.engine
-            if engine is None or engine.spec is None or place >= engine.spec.num_params:
-                return {self.page.window: gr.skip()}
-            old = session.inside if inside else session.values
-            new = moved(engine.spec, old, place, float(value))
-            if inside:
-                session.inside = new
-            else:
-                session.values = new
-            others = {knobs[i]: new[i] for i in range(len(new)) if i != place and new[i] != old[i]}
-            return {self.page.window: self._window(session), **others}
-
-        return follow
-
     def settle(self, request: gr.Request, *numbers: float) -> Iterator[Updates]:
         """Restore the whole picture where the sliders are now."""
-        session, _ = self.desk.of(request)
+        session, _ = self._of(request)
         if session.engine is None or session.engine.spec is None:
             return
         spec, half = session.engine.spec, len(numbers) // 2
         if spec.domain != "simplex":  # there the sliders may still be on their way
             session.values = tuple(map(float, numbers[: spec.num_params]))
             session.inside = tuple(map(float, numbers[half : half + spec.num_params]))
-        yield from self._refusing(lambda: self._both(session, request))
+        seen = session.previewed == session.here  # by the last move
+        yield from self._refusing(lambda: self._both(session, request, seen=seen))
 
     def reset(self, request: gr.Request) -> Iterator[Updates]:
         """Put the sliders at their defaults."""
-        session, _ = self.desk.of(request)
+        session, _ = self._of(request)
         session.reset()
         if session.engine is not None:
             yield self._sliders(session)
@@ -247,24 +181,18 @@ class Events:
         """Set the slider for noise to the estimate."""
 
         def take() -> Iterator[Updates]:
-            session, _ = self.desk.of(request)
+            session, _ = self._of(request)
             sigma = session.estimate()
             yield {**dict(zip(self.page.knobs, self._sliders(session).values(), strict=False))}
             yield from self._both(session, request, f"noise estimated at {sigma:.1f} of 255; ")
 
         yield from self._refusing(take)
 
-    def look(self, across: float, down: float, request: gr.Request) -> str:
-        """Move the window."""
-        session, _ = self.desk.of(request)
-        session.centre = (down / 100, across / 100)
-        return self._window(session)
-
     def add_noise(self, noise: float, request: gr.Request) -> Iterator[Updates]:
         """Add noise to the picture."""
 
         def take() -> Iterator[Updates]:
-            session, _ = self.desk.of(request)
+            session, _ = self._of(request)
             session.add_noise(noise)
             yield from self._both(session, request)
 
@@ -276,7 +204,7 @@ class Events:
         """Take what was painted."""
 
         def take() -> Iterator[Updates]:
-            session, _ = self.desk.of(request)
+            session, _ = self._of(request)
             if session.given is not None:
                 session.set_mask(masks.painted(url or "", session.given.size))
                 yield from self._both(session, request)
@@ -287,17 +215,18 @@ class Events:
         """Take a mask from a file."""
 
         def take() -> Iterator[Updates]:
-            session, _ = self.desk.of(request)
+            session, _ = self._of(request)
             if session.given is None:
                 raise Refused("there must be a picture first: drop one into the page, or take a sample")
             session.set_mask(pictures.open_mask(path, session.given.size, self.desk.settings))
+            yield {self.page.painter: shown.painter(session.given, session.mask)}
             yield from self._both(session, request)
 
         yield from self._refusing(take)
 
     def no_mask(self, request: gr.Request) -> Iterator[Updates]:
         """Take the mask away."""
-        session, _ = self.desk.of(request)
+        session, _ = self._of(request)
         session.set_mask(None)
         if session.given is None:
             return
@@ -306,10 +235,10 @@ class Events:
 
     # Whole pictures
 
-    def _both(self, session: Session, request: gr.Request, before: str = "") -> Iterator[Updates]:
-        """Show the window at once, then the whole picture."""
-        page, (_, folder) = self.page, self.desk.of(request)
-        yield {page.window: self._window(session), page.command: self._command(session)}
+    def _both(self, session: Session, request: gr.Request, before: str = "", seen: bool = False) -> Iterator[Updates]:
+        """Show the window at once, unless it was seen, then the whole picture."""
+        page, (_, folder) = self.page, self._of(request)
+        yield {page.window: gr.skip() if seen else self._window(session), page.command: self._command(session)}
         for step in session.restore():
             if isinstance(step, Whole):
                 height, width = step.output.shape[1:]
@@ -343,34 +272,45 @@ class Events:
 
     def stop(self, request: gr.Request) -> str:
         """Stop what runs."""
-        self.desk.of(request)[0].cancel()
+        self._of(request)[0].cancel()
         return shown.message("Stopped.")
 
     def sweep(self, name: str, count: float, request: gr.Request) -> Iterator[Updates]:
         """Make a strip."""
 
         def take() -> Iterator[Updates]:
-            session, folder = self.desk.of(request)
+            session, _ = self._of(request)
             for step in session.sweep(name, int(count)):
                 if isinstance(step, float):
                     yield {self.page.status: shown.progress(step, "Making the strip")}
                 else:
-                    path = write_image(step, folder / f"strip_{secrets.token_hex(4)}.png")
-                    yield {self.page.strip: str(path), self.page.status: shown.message("The strip is ready.")}
+                    done = shown.message("The strip is ready.")
+                    yield {self.page.strip: shown.strip(step), self.page.status: done}
 
         yield from self._refusing(take)
 
     def tell(self, kind: str, request: gr.Request) -> Any:
         """Say what repeats the picture, in this format."""
-        session, _ = self.desk.of(request)
+        session, _ = self._of(request)
         session.kind = kind
         return self._command(session) if session.given is not None and session.engine is not None else gr.skip()
 
     def save(self, kind: str, request: gr.Request) -> Updates:
         """Write the file that is downloaded."""
-        session, folder = self.desk.of(request)
+        return self._saved(request, lambda session, folder: session.download(folder, kind))
+
+    def save_mask(self, request: gr.Request) -> Updates:
+        """Write the mask that is downloaded."""
+        return self._saved(request, lambda session, folder: (session.save_mask(folder), []))
+
+    def save_strip(self, request: gr.Request) -> Updates:
+        """Write the strip that is downloaded."""
+        return self._saved(request, lambda session, folder: (session.save_strip(folder), []))
+
+    def _saved(self, request: gr.Request, write: Callable[[Session, Path], tuple[Path, list[str]]]) -> Updates:
+        """Write a file, and say what its format could not keep."""
         try:
-            path, lost = session.download(folder, kind)
+            path, lost = write(*self._of(request))
         except Refused as error:
             raise gr.Error(str(error), print_exception=False) from error
         text = f"{path.name}, {path.stat().st_size:,} bytes" + "".join(f"; {each}" for each in lost)

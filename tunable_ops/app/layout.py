@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -21,7 +21,8 @@ _SUFFIXES = [".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif",
 
 _FOLDER = Path(__file__).parent
 CSS = (_FOLDER / "page.css").read_text(encoding="utf-8")
-HEAD = "<script>\n" + (_FOLDER / "page.js").read_text(encoding="utf-8") + "</script>"
+_SCRIPTS = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("moves.js", "page.js"))
+HEAD = f"<script>\n{_SCRIPTS}</script>"
 
 
 def theme() -> Any:
@@ -29,47 +30,13 @@ def theme() -> Any:
     return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=_SANS, font_mono=_MONO)
 
 
-@dataclass
-class Page:
-    """The parts of the page that events read or write."""
-
-    file: Any = None
-    samples: list[Any] = field(default_factory=list)
-    noise: Any = None
-    network: Any = None
-    about: Any = None
-    files: Any = None
-    path: Any = None
-    load: Any = None
-    knobs: list[Any] = field(default_factory=list)
-    defaults: Any = None
-    estimate: Any = None
-    settle: Any = None
-    window: Any = None
-    across: Any = None
-    down: Any = None
-    whole: Any = None
-    status: Any = None
-    stop: Any = None
-    kind: Any = None
-    save: Any = None
-    saved: Any = None
-    painter: Any = None
-    strokes: Any = None
-    painted: Any = None
-    mask_file: Any = None
-    no_mask: Any = None
-    mask_knobs: list[Any] = field(default_factory=list)
-    moving: Any = None
-    count: Any = None
-    sweep: Any = None
-    strip: Any = None
-    command: Any = None
+class Page(SimpleNamespace):
+    """The parts of the page that events read or write; each function below puts in those that it makes."""
 
 
 def lay_out(networks: Networks, settings: Settings) -> Page:
     """Put the parts into the Blocks that is open."""
-    page = Page()
+    page = Page(samples=[])
     gr.Markdown(
         "# tunable_ops\n\nDrop in a picture, choose a network, move its sliders. All of it stays on this machine.",
         elem_id="title",
@@ -82,34 +49,29 @@ def lay_out(networks: Networks, settings: Settings) -> Page:
         with gr.Column(scale=3, min_width=320):
             _result(page)
             _mask(page)
-            _sweep(page)
+    _sweep(page)
+    page.key = gr.HTML("", elem_classes=["offscreen"])
     return page
 
 
 def _picture(page: Page) -> None:
-    page.file = gr.File(
-        label="Picture: PNG, JPEG, WebP or TIFF",
-        file_types=_SUFFIXES,
-        file_count="single",
-        height=140,
-        elem_id="picture",
-    )
+    page.file = _drop("Picture: PNG, JPEG, WebP or TIFF", _SUFFIXES, "single", "picture")
     with gr.Row():
         for number, sample in enumerate(pictures.SAMPLES):
             page.samples.append(gr.Button(sample.title, size="sm", min_width=90, elem_id=f"sample{number}"))
+
+
+def _drop(label: str, suffixes: list[str], count: Any, name: str) -> Any:
+    """Return a place to drop files on."""
+    return gr.File(label=label, file_types=suffixes, file_count=count, height=140, elem_id=name)
 
 
 def _network(page: Page, networks: Networks, settings: Settings) -> None:
     page.network = gr.Dropdown(networks.names, value=networks.names[0], label="Network", elem_id="network")
     page.about = gr.HTML("", elem_id="about")
     with gr.Accordion("Knob files and other networks", open=False):
-        page.files = gr.File(
-            label="Knobs, which go onto the network above, or one network with knobs (.safetensors)",
-            file_types=[".safetensors"],
-            file_count="multiple",
-            height=140,
-            elem_id="files",
-        )
+        said = "Knobs, which go onto the network above, or one network with knobs (.safetensors)"
+        page.files = _drop(said, [".safetensors"], "multiple", "files")
         page.path = gr.Textbox(
             label="Or paths on this machine, one a line", lines=2, visible=settings.paths, elem_id="path"
         )
@@ -179,6 +141,7 @@ def _mask(page: Page) -> None:
             page.mask_knobs = _pool("inside")
         with gr.Row():
             page.mask_file = gr.UploadButton("Mask from a file", file_types=_SUFFIXES, size="sm", elem_id="maskfile")
+            page.save_mask = gr.Button("Save the mask", size="sm", elem_id="savemask")
             page.no_mask = gr.Button("No mask", size="sm", elem_id="nomask")
 
 
@@ -187,5 +150,7 @@ def _sweep(page: Page) -> None:
         with gr.Row():
             page.moving = gr.Dropdown([], label="Parameter", elem_id="moving", min_width=120)
             page.count = gr.Slider(2, 9, 5, step=1, label="Positions", elem_id="count", min_width=120)
-        page.sweep = gr.Button("Make the strip", elem_id="sweep")
-        page.strip = gr.Image(label="Strip", type="filepath", interactive=False, elem_id="strip")
+        with gr.Row():
+            page.sweep = gr.Button("Make the strip", elem_id="sweep")
+            page.save_strip = gr.Button("Save the strip", elem_id="savestrip")
+        page.strip = gr.HTML("", elem_id="strip")

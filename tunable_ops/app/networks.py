@@ -85,7 +85,7 @@ class Networks:
         """
         knobs: list[str] = []
         networks: list[str] = []
-        for file in map(Path, files):
+        for file in map(_file_of, files):
             if file.suffix != ".safetensors":
                 raise Refused(f"a network or knob must be a .safetensors file; got {file.name!r}")
             if not file.is_file():
@@ -95,6 +95,14 @@ class Networks:
             names = ", ".join(Path(name).name for name in networks)
             raise Refused(f"files must hold one network, with any number of knobs; got {names}")
         return Choice(networks[0] if networks else model, tuple(knobs))
+
+
+def _file_of(path: str | os.PathLike[str]) -> Path:
+    """Return a file itself, or that of a folder of `save_pretrained`."""
+    try:
+        return pretrained.folder_file(path) if os.path.isdir(path) else Path(path)
+    except (ValueError, OSError) as error:
+        raise Refused(" ".join(str(error).split())) from error
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:

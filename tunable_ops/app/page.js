@@ -1,4 +1,4 @@
-// What Gradio's parts do not do: tell when a slider rests, and paint a mask.
+// What Gradio's parts do not do: tell when a slider rests, paint a mask, and enlarge the pictures of a strip.
 (() => {
   const timers = {};
   const soon = (button) => {
@@ -56,6 +56,14 @@
     canvas?.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   }, true);
 
+  // A mask that came from a file is drawn where strokes are, so that they go on from it.
+  const draw_mask = (canvas) => {
+    const mask = new Image();
+    mask.onload = () => canvas.getContext("2d").drawImage(mask, 0, 0, canvas.width, canvas.height);
+    mask.src = canvas.dataset.mask;
+    delete canvas.dataset.mask;
+  };
+
   // By the keyboard: arrows move a ring, the space bar paints where it is.
   let ring = null;
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -77,12 +85,47 @@
     }
   });
 
+  // Pictures of a strip, one at a time: a dialog that Escape closes and the arrow keys leaf through.
+  let figure = 0;
+  const enlarge = (at) => {
+    const figures = [...document.querySelectorAll("#strip figure")];
+    figure = (at + figures.length) % figures.length;
+    let dialog = document.querySelector("#enlarged");
+    if (!dialog) {
+      dialog = document.createElement("dialog");
+      dialog.id = "enlarged";
+      dialog.setAttribute("aria-labelledby", "enlarged-label");
+      dialog.innerHTML = '<img><div><button type="button">Back</button><span id="enlarged-label" aria-live="polite">'
+        + '</span><button type="button">Next</button><button type="button" autofocus>Close</button></div>';
+      const [back, next, close] = dialog.querySelectorAll("button");
+      back.onclick = () => enlarge(figure - 1);
+      next.onclick = () => enlarge(figure + 1);
+      close.onclick = () => dialog.close();
+      dialog.onclick = (event) => event.target === dialog && dialog.close();
+      dialog.onkeydown = (event) => {
+        if (event.key === "Escape") dialog.close(); // Gradio keeps the browser from it
+        if (event.key in steps) enlarge(figure + steps[event.key][0]);
+      };
+      dialog.onclose = () => document.querySelectorAll("#strip button")[figure]?.focus();
+      document.body.append(dialog);
+    }
+    const [image, label] = [dialog.querySelector("img"), dialog.querySelector("span")];
+    image.src = figures[figure].querySelector("img").src;
+    image.alt = label.textContent = figures[figure].querySelector("figcaption").textContent;
+    if (!dialog.open) dialog.showModal();
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("#strip figure button");
+    if (button) enlarge([...document.querySelectorAll("#strip figure button")].indexOf(button));
+  });
+
   // Names for screen readers where Gradio gives none.
   new MutationObserver(() => {
     document.querySelector("#status:not([aria-live])")?.setAttribute("aria-live", "polite");
     document.querySelectorAll("#whole img[alt='']").forEach((img, place) => {
       img.alt = place ? "Whole picture after" : "Whole picture before";
     });
+    document.querySelectorAll("#painter[data-mask]").forEach(draw_mask);
     const command = document.querySelector("#command textarea:not([aria-label])");
     command?.setAttribute("aria-label", "Repeat it from the command line");
   }).observe(document, { childList: true, subtree: true });

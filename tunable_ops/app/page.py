@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from tunable_ops.app.events import Desk, Events
+from tunable_ops.app.desk import Desk
+from tunable_ops.app.events import Events
 from tunable_ops.app.layout import CSS, HEAD, lay_out, theme
+from tunable_ops.app.moves import Moves
 from tunable_ops.app.networks import Networks
 from tunable_ops.app.settings import Settings
+from tunable_ops.ports import free_port
 
 __all__ = ["create_app", "launch"]
+
+
+class App(gr.Blocks):
+    """The page, and the requests that do not go through Gradio.
+
+    Attributes:
+        moves: Those of the sliders.
+    """
+
+    moves: Moves
 
 
 def create_app(
@@ -25,7 +36,7 @@ def create_app(
     models: Sequence[str] | None = None,
     knobs: Sequence[str] = (),
     device: Any = "cpu",
-) -> gr.Blocks:
+) -> App:
     """Return the page.
 
     Args:
@@ -42,15 +53,15 @@ def create_app(
     networks = Networks(device, settings, models, knobs)
     networks.engine(networks.names[0], networks.knobs)  # before the page is there, so that it is quick from the start
     # Gradio copies what it shows: copies go after a day at the latest
-    with gr.Blocks(title="tunable_ops", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+    with App(title="tunable_ops", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         page = lay_out(networks, settings)
-        Events(page, Desk(networks, settings, folder)).wire(demo)
+        desk = Desk(networks, settings, folder)
+        Events(page, desk).wire(demo)
+    demo.moves = Moves(desk)
     return demo
 
 
-def launch(
-    demo: gr.Blocks, host: str, port: int, settings: Settings, *, wait: bool = True, browser: bool = False
-) -> str:
+def launch(demo: App, host: str, port: int, settings: Settings, *, wait: bool = True, browser: bool = False) -> str:
     """Serve the page.
 
     Args:
@@ -65,9 +76,9 @@ def launch(
         The address of the page.
 
     Raises:
-        OSError: The port is in use, or nothing can listen at this address.
+        ValueError, OSError: As `ports.free_port`.
     """
-    port = _free(host, port)
+    port = free_port(host, port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     _, url, _ = demo.queue(default_concurrency_limit=8, api_open=False).launch(
         server_name=host,
@@ -87,19 +98,6 @@ def launch(
         theme=theme(),
         css=CSS,
         head=HEAD,
+        app_kwargs={"routes": demo.moves.routes()},
     )
     return str(url)
-
-
-def _free(host: str, port: int) -> int:
-    """Return the port, or a free one for 0, after a try to listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise OSError(f"--port must be free; got {port}, which is in use: name another, or 0") from error
-            raise OSError(f"--host must be an address of this machine; got {host!r} ({error.strerror})") from error
-        return int(trial.getsockname()[1])

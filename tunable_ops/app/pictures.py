@@ -15,7 +15,7 @@ from torch import Tensor
 from tunable_ops import images
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.images import Frame, Picture
-from tunable_ops.restoration import restored
+from tunable_ops.restoration import mask_of, restored
 
 __all__ = [
     "FORMATS",
@@ -25,6 +25,8 @@ __all__ = [
     "as_jpeg",
     "data_url",
     "encode",
+    "kind_of",
+    "on_checks",
     "open_given",
     "open_mask",
     "shrunk",
@@ -36,6 +38,8 @@ KINDS = ("as the input", "png", "jpg", "webp", "tiff")
 """What is written."""
 VIEW = 1024
 """Pixels of the longer side of what is shown of a whole picture."""
+CHECK = 8
+"""Pixels of a side of a square of the ground that transparent pictures are shown on."""
 _OWN = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "TIFF": "tiff"}
 _VALUES = 8  # numbers that decoding may make for each pixel of the limit
 
@@ -129,8 +133,7 @@ def open_mask(path: str | Path, size: tuple[int, int], settings: Settings) -> Te
     if frame.size != tuple(size):
         got = f"{frame.size[1]}x{frame.size[0]} in {file.name!r}"
         raise Refused(f"the mask must have the size of the picture, {size[1]}x{size[0]} pixels; got {got}")
-    mask = frame.colour.mean(0, keepdim=True)
-    return mask if frame.alpha is None else mask * frame.alpha
+    return mask_of(frame)
 
 
 def _open(file: Path, settings: Settings, what: str) -> tuple[Picture, Frame]:
@@ -166,6 +169,22 @@ def shrunk(image: Tensor, most: int = VIEW) -> Tensor:
     return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
 
 
+def on_checks(image: Tensor, alpha: Tensor | None) -> Tensor:
+    """Place a picture [1 or 3, H, W], clamped to [0, 1], on a chequered ground where alpha [1, h, w] lets it through.
+
+    Alpha is resized to the picture where it has another size.
+    """
+    image = image.clamp(0, 1)
+    if alpha is None:
+        return image
+    height, width = image.shape[1:]
+    if alpha.shape[1:] != image.shape[1:]:
+        alpha = F.interpolate(alpha[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    odd = (torch.arange(height)[:, None] // CHECK + torch.arange(width) // CHECK) % 2
+    ground = torch.where(odd == 1, 0.8, 1.0)
+    return ground + alpha * (image - ground)
+
+
 def as_jpeg(image: Tensor, quality: int = 95) -> bytes:
     """Encode [1 or 3, H, W] for the screen, clamped to [0, 1]."""
     pixels = image.clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -175,9 +194,9 @@ def as_jpeg(image: Tensor, quality: int = 95) -> bytes:
     return stream.getvalue()
 
 
-def data_url(image: Tensor, quality: int = 92) -> str:
-    """Return a picture as a URL that holds it."""
-    return "data:image/jpeg;base64," + base64.b64encode(as_jpeg(image, quality)).decode()
+def data_url(content: bytes, kind: str = "jpeg") -> str:
+    """Return the file of a picture as a URL that holds it."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def kind_of(given: Given, wanted: str, size: tuple[int, int]) -> str:

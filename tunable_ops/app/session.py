@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +20,16 @@ from tunable_ops.app.engine import MARGIN, Cancelled, Engine, Lambda, Replaced
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.pictures import Given
 from tunable_ops.app.settings import Refused, Settings
+from tunable_ops.app.sliders import far, positions
 from tunable_ops.grey import PARAMETER
 from tunable_ops.images import estimate_noise
-from tunable_ops.positions import can_move, describe, sweep
+from tunable_ops.positions import can_move, describe
 
-__all__ = ["Preview", "Session", "Whole", "moved"]
+__all__ = ["Preview", "Session", "Strip", "Whole"]
 
+_BACK = 5  # steps of priority
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
-_STRIP_HEIGHT = 512
-_NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
+_STRIP_SIDE = 768  # pixels of the longer side of a picture of a strip
 
 
 class Preview(NamedTuple):
@@ -35,12 +38,16 @@ class Preview(NamedTuple):
     Args:
         before: [3, h, w], or [1, h, w] in grey.
         after: The same, s times as large.
+        alpha: [1, h, w], or None where all is opaque.
         seconds: Time that it took.
+        tag: The same for windows whose `before` is the same.
     """
 
     before: Tensor
     after: Tensor
+    alpha: Tensor | None
     seconds: float
+    tag: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,18 @@ class Whole:
     output: Tensor
     seconds: float
     position: tuple[Any, ...]
+
+
+class Strip(NamedTuple):
+    """A picture at several positions.
+
+    Args:
+        pictures: [3, h, w] or [1, h, w] each, as they are shown; the first one is the input.
+        labels: One for each.
+    """
+
+    pictures: list[Tensor]
+    labels: list[str]
 
 
 class Session:
@@ -75,6 +94,8 @@ class Session:
         centre: Middle of the window, as shares of height and width.
         kind: Format of a download, one of `pictures.KINDS`.
         whole: The last whole picture.
+        previewed: What the last window was made of.
+        strip: The last strip.
     """
 
     def __init__(self, networks: Networks, settings: Settings) -> None:
@@ -89,6 +110,8 @@ class Session:
         self.centre = (0.5, 0.5)
         self.kind = pictures.KINDS[0]
         self.whole: Whole | None = None
+        self.previewed: tuple[Any, ...] | None = None
+        self.strip: Strip | None = None
         self._changes = 0  # of picture, network and mask
         self._run: tuple[threading.Event, Any] = (threading.Event(), None)  # the last one, and where it was made
 
@@ -130,7 +153,7 @@ class Session:
         """Put all sliders at their defaults."""
         spec = None if self.engine is None else self.engine.spec
         self.values = () if spec is None else tuple(spec.defaults)
-        self.inside = () if spec is None else _far(spec)
+        self.inside = () if spec is None else far(spec)
         self._settle_grey()
 
     def _settle_grey(self) -> None:
@@ -151,27 +174,32 @@ class Session:
         """
         given, engine = self._ready()
         spec = engine.spec
-        places = [] if spec is None else [i for i, unit in enumerate(spec.units) if unit == _NOISE]
-        if spec is None or len(places) != 1 or spec.domain != "box":
-            raise Refused(f"the network must have one parameter for noise ({_NOISE}); got {engine.title!r}")
+        place = engine.noise_place
+        if spec is None or place is None:
+            raise Refused(f"the network must have one parameter for noise (of 255); got {engine.title!r}")
         if min(given.size) < _SMALLEST:
             raise Refused(f"the picture must have {_SMALLEST}x{_SMALLEST} pixels at least; got {_size(given.size)}")
         sigma = estimate_noise(given.image, given.frame.subsampled)
-        low, high = spec.ranges[places[0]]
+        low, high = spec.ranges[place]
         value = round(min(max(sigma, low), high), 2)
-        self.values = tuple(value if i == places[0] else old for i, old in enumerate(self.values))
+        self.values = tuple(value if i == place else old for i, old in enumerate(self.values))
         return sigma
 
     def set_mask(self, mask: Tensor | None) -> None:
         """Take a mask [1, H, W], or none."""
         changed = mask is not None or self.mask is not None
-        self.mask = mask
+        self.mask = None if mask is None else mask.mul(65535).round().div(65535)  # as `save_mask` writes it
         self._changes += changed
 
     @property
     def position(self) -> tuple[Any, ...]:
         """What a whole picture is made of."""
         return self._changes, self.values, None if self.mask is None else self.inside
+
+    @property
+    def here(self) -> tuple[Any, ...]:
+        """What the window is made of."""
+        return *self.position, self.centre
 
     def _ready(self) -> tuple[Given, Engine]:
         if self.given is None:
@@ -210,9 +238,13 @@ class Session:
             (MARGIN if low > 0 else 0, high - low - (MARGIN if high < size else 0))
             for low, high, size in ((top, bottom, given.size[0]), (left, right, given.size[1]))
         ]
-        before = part[:, cut[0][0] : cut[0][1], cut[1][0] : cut[1][1]]
-        (y0, y1), (x0, x1) = ((engine.scale * low, engine.scale * high) for low, high in cut)
-        return Preview(before, after[:, y0:y1, x0:x1], time.perf_counter() - start)
+        inner = (slice(None), *(slice(low, high) for low, high in cut))
+        outer = (slice(None), *(slice(engine.scale * low, engine.scale * high) for low, high in cut))
+        alpha = given.frame.alpha
+        alpha = None if alpha is None else alpha[:, top:bottom, left:right][inner]
+        tag = f"{self._changes}-{top}-{bottom}-{left}-{right}"
+        self.previewed = self.here
+        return Preview(part[inner], after[outer], alpha, time.perf_counter() - start, tag)
 
     def _window(self, side: int) -> list[tuple[int, int]]:
         """Return where the window begins and ends, in height and width."""
@@ -259,6 +291,7 @@ class Session:
         done = 0.0
 
         def run() -> None:
+            _step_back()
             try:
                 steps.put(("end", work(token, steps.put)))
             except BaseException as error:
@@ -281,7 +314,7 @@ class Session:
                 yield step[1]
                 return
 
-    def sweep(self, name: str, count: int) -> Iterator[float | Tensor]:
+    def sweep(self, name: str, count: int) -> Iterator[float | Strip]:
         """Restore the picture at several positions of one parameter, the others where they are; end with the strip.
 
         Raises:
@@ -295,24 +328,20 @@ class Session:
             raise Refused("a sweep must have a parameter to move; got a network whose only parameter is always 1")
         if count < 2:
             raise Refused(f"a sweep must have at least 2 positions; got {count}")
-        place = spec.names.index(name)
-        lams = next((lams for moving, lams in sweep(spec, count) if moving == name), None)
-        if spec.domain == "box":
-            low, high = spec.ranges[place]
-            steps = [low + (high - low) * k / (count - 1) for k in range(count)]
-            lams = [tuple(step if i == place else old for i, old in enumerate(self.values)) for step in steps]
-        if lams is None:
-            lams = [spec.fill({name: k / (count - 1)}) for k in range(count)]
+        lams = positions(spec, self.values, name, count)
         only = name if spec.num_params > 1 and not (spec.domain == "simplex" and spec.num_params == 2) else None
 
-        def work(token: threading.Event, advance: Callable[[float], Any]) -> Tensor:
-            columns = [pictures.shrunk(given.image.clamp(0, 1), _STRIP_HEIGHT)]
+        def work(token: threading.Event, advance: Callable[[float], Any]) -> Strip:
+            columns = [pictures.on_checks(pictures.shrunk(given.image, _STRIP_SIDE), given.frame.alpha)]
             for lam in lams:
                 output = engine.restore(given.image, lam, token=token, advance=lambda part: advance(part / count))
-                columns.append(pictures.shrunk(output.clamp(0, 1), _STRIP_HEIGHT))
-            return images.strip(columns, ["input", *(describe(spec, lam, only) for lam in lams)])
+                columns.append(pictures.on_checks(pictures.shrunk(output, _STRIP_SIDE), given.frame.alpha))
+            return Strip(columns, ["input", *(describe(spec, lam, only) for lam in lams)])
 
-        yield from self._in_thread(work, self.position)
+        for step in self._in_thread(work, self.position):
+            if isinstance(step, Strip):
+                self.strip = step
+            yield step
 
     def download(self, folder: Path, wanted: str) -> tuple[Path, list[str]]:
         """Write the current whole picture into a folder; return the file, and what its format could not keep.
@@ -327,48 +356,47 @@ class Session:
         suffix = given.path.suffix.lower()
         own = images.SUFFIXES.get(suffix) == kind
         suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
-        file = folder / f"{name}_{commands.short_name(engine, self.values)}{suffix}"
+        file = folder / f"{name}_{commands.short_name(engine, self.values, self.mask is not None)}{suffix}"
         file.write_bytes(content)
         return file, lost
 
+    def save_mask(self, folder: Path) -> Path:
+        """Write the mask into a folder as a PNG of the picture's size, and return the file.
+
+        Raises:
+            Refused: There is none.
+        """
+        given, _ = self._ready()
+        if self.mask is None:
+            raise Refused("there must be a mask before it is saved: paint one, or take one from a file")
+        return images.write_image(self.mask, folder / commands.mask_name(given), bits=16)
+
+    def save_strip(self, folder: Path) -> Path:
+        """Write the strip into a folder as one labelled picture, and return the file.
+
+        Raises:
+            Refused: There is none.
+        """
+        given, _ = self._ready()
+        if self.strip is None:
+            raise Refused("there must be a strip before it is saved: make one")
+        return images.write_image(images.strip(*self.strip), folder / f"{given.path.stem}_sweep.png")
+
     def command(self, wanted: str) -> str:
-        """Return the command line, or for a mask the program, that makes the same picture."""
+        """Return the command line that makes the same picture; its mask is what `save_mask` writes."""
         given, engine = self._ready()
-        if self.mask is not None and engine.spec is not None:
-            return commands.program(given, engine, self.choice, self.values, self.inside)
-        return commands.line(given, engine, self.choice, self.values, wanted)
+        inside = () if self.mask is None else self.inside
+        return commands.line(given, engine, self.choice, self.values, wanted, inside)
 
 
-def moved(spec: Any, values: Sequence[float], place: int, value: float) -> Lambda:
-    """Return lambda after one slider has moved; on the simplex the others share the rest as they did before.
+def _step_back() -> None:
+    """Let the thread that calls, and those that it starts, leave the processor to windows first.
 
-    Args:
-        spec: Of the network.
-        values: Lambda before.
-        place: Which slider.
-        value: Where it is now.
-
-    Example:
-        >>> from tunable_ops.modules import LambdaSpec
-        >>> moved(LambdaSpec.create(3), (0.5, 0.25, 0.25), 0, 0.0)
-        (0.0, 0.5, 0.5)
+    A layer of a whole picture that is of no use any more runs to its end beside the window of the move that stopped it.
     """
-    if spec.domain != "simplex":
-        return tuple(value if i == place else old for i, old in enumerate(values))
-    rest = sum(old for i, old in enumerate(values) if i != place)
-    others = len(values) - 1
-    return tuple(
-        (value if others else 1.0)
-        if i == place
-        else round((1 - value) * (old / rest if rest > 1e-9 else 1 / others), 12)
-        for i, old in enumerate(values)
-    )
-
-
-def _far(spec: Any) -> Lambda:
-    """Return the lambda that a mask begins with: the defaults, with the first parameter at its other end."""
-    (low, high), default = spec.ranges[0], spec.defaults[0]
-    return moved(spec, spec.defaults, 0, high if default - low < high - default else low)
+    if sys.platform == "linux":  # where threads have priorities of their own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _BACK, 19))
 
 
 def _span(size: int, window: int, share: float) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class Settings:
     max_pixels: int = 40_000_000
     tile: int = 512
     overlap: int = 64
-    preview_ms: float = 70.0
+    preview_ms: float = 40.0
     paths: bool = True
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from typing import Any, NoReturn
 
+from tunable_ops.extras import install
+
 __all__ = ["main", "parser_of"]
 
 # the one-line help of every command, here so that the list imports none of them
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
         if debug or extra is None:
             raise
-        message = f"this command needs the package {error.name!r}: pip install 'tunable-ops[{extra}]'"
+        message = f"this command needs the package {error.name!r}: {install(extra)}"
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if debug:
             raise

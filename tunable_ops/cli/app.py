@@ -58,8 +58,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM; return 0."""
-    if not 0 <= args.port < 1 << 16:
-        raise ValueError(f"--port must lie in 0..65535; got {args.port}")
+    from tunable_ops.ports import free_port
+
+    free_port(args.host, args.port)  # before the networks are loaded
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="tunable-ops-app-") as folder:
         # read when Gradio is imported: no telemetry, and nothing of a picture stays behind
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -19,15 +19,17 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     from tunable_ops.cli.curve import CURVE_HELP
     from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB, Once
+    from tunable_ops.cli.mask import add_mask
     from tunable_ops.cli.video_options import add_video
 
     parser = subparsers.add_parser(
         "apply",
         help=COMMANDS["apply"],
-        description="Run a network on images. Writes NAME_lam0.30-0.70.png for each image and position and, for a "
-        "sweep, the labelled strip NAME_sweep.png; NAME is the name of the input without its extension or, if the "
-        "output has another one, with it. Bits, transparency, ICC profile, EXIF, resolution, frames and pages are "
-        "kept; what a format cannot hold is said. Files that are not readable images are reported and skipped. "
+        description="Run a network on images. Writes NAME_lam0.30-0.70.png (with --mask NAME_lam0.30-0.70_mask.png) "
+        "for each image and position and, for a sweep, the labelled strip NAME_sweep.png; NAME is the name of the "
+        "input without its extension or, if the output has another one, with it. Bits, "
+        "transparency, ICC profile, EXIF, resolution, frames and pages are kept; what a format cannot hold is said. "
+        "Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
         "of its channels and its output is averaged; its parameter 'grey', if it has one, is 1 unless --lam sets it; "
         "without one, a noise level that lambda sets is taken about sqrt(3) times as strong inside. "
@@ -47,7 +49,8 @@ def add_parser(subparsers: Any) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="tunable network: a file, or the name of a shipped one; or what `fold` wrote",
+        help="tunable network: a file, the name of a shipped one, or a folder of `save_pretrained`; or what `fold` "
+        "wrote",
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
@@ -65,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
         help="N positions. Two weights that sum to one: from (1,0) to (0,1). Otherwise one strip per parameter, over "
         "its range, with the others at their defaults (or sharing the rest)",
     )
+    add_mask(parser)
     _add_output(parser)
     parser.add_argument(
         "--as-colour", action="store_true", help="process grey pictures as colour, with output in colour (style)"
@@ -148,6 +152,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.cli.apply_checks import check_numbers, check_output, make_folder
     from tunable_ops.cli.batch import Batch
+    from tunable_ops.cli.mask import read_masked
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
     from tunable_ops.cli.shards import Shard
@@ -170,6 +175,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
         rows = [("", [tuple(lam)])]
     else:
         rows = lambdas.sweep(spec, args.sweep)
+    masked = read_masked(args, spec, restorer.fixed is not None)
     if single and (len(sources) > 1 or args.sweep is not None):
         many = f"{len(sources)} images" if len(sources) > 1 else "a sweep"
         raise ValueError(f"--out must be a folder for {many}; got {str(args.out)!r}")
@@ -178,7 +184,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
         print(f"tunable-ops apply: {printable(line)}", file=sys.stderr)
     knob = restorer.fixed is None and not sets_grey(args, spec)
     shard = Shard.here()
-    return Batch(args, spec, rows, restorer, knob, single, shard).run(shard.own(sources))
+    return Batch(args, spec, rows, restorer, knob, single, shard, masked).run(shard.own(sources))
 
 
 def _is_file(out: Path) -> bool:

@@ -17,6 +17,7 @@ from tunable_ops.cli.shards import Shard
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tunable_ops.cli.mask import Masked
     from tunable_ops.cli.progress import Progress
     from tunable_ops.cli.sources import Source
     from tunable_ops.images import Frame, Picture
@@ -40,6 +41,7 @@ class Batch:
         knob: True if grey pictures set its parameter "grey".
         single: True if --out names a file.
         shard: Which of several processes this one is.
+        masked: A part of the pictures with a lambda of its own.
 
     Attributes:
         failed: (picture, why) of those that were skipped.
@@ -53,6 +55,7 @@ class Batch:
     knob: bool
     single: bool
     shard: Shard = field(default_factory=Shard)
+    masked: Masked | None = None
     failed: list[tuple[str, str]] = field(default_factory=list)
     done_before: int = 0
     _owners: dict[Path, Path] = field(default_factory=dict)  # output, and the picture that it was made of
@@ -132,7 +135,8 @@ class Batch:
                     warn=False,
                 )
                 text = describe(self.spec, lam, name if len(rows) > 1 else None)
-                yield "  ".join(filter(None, (str(path), describe(self.spec, lam), frames.score)))
+                inside = "" if self.masked is None else f"inside: {describe(self.spec, self.masked.inside)}"
+                yield "  ".join(filter(None, (str(path), describe(self.spec, lam), inside, frames.score)))
                 if args.sweep is not None:
                     columns = columns or [frames.given]
                     columns.append((_small(written[0].rgb()), "\n".join(filter(None, (text, frames.score)))))
@@ -229,9 +233,9 @@ class Batch:
         out = self.args.out
         folder = out / source.folder
         base, strip_base = output_base(source.name, suffix), output_base(source.name, ".png")
-        rows = []
+        rows, end = [], suffix if self.masked is None else f"_mask{suffix}"
         for (name, _), texts in zip(self.rows, numbers, strict=True):
-            paths = [folder / f"{base}_{f'lam{text}' if text else 'plain'}{suffix}" for text in texts]
+            paths = [folder / f"{base}_{f'lam{text}' if text else 'plain'}{end}" for text in texts]
             mark = f"-{_safe(name)}" if len(self.rows) > 1 else ""
             rows.append((paths, folder / f"{strip_base}_sweep{mark}.png"))
         if self.single:
@@ -258,7 +262,7 @@ class _Frames:
     def __init__(
         self, batch: Batch, picture: Picture, grey: bool, lam: tuple[float, ...], advance: Callable[[float], Any]
     ) -> None:
-        self.batch, self.picture, self.grey = batch, picture, grey
+        self.batch, self.picture, self.grey, self.lam = batch, picture, grey, lam
         self.advance = lambda part: advance(part / picture.count)
         self.errors: list[float] = []
         self.noisy: list[float] = []
@@ -275,10 +279,19 @@ class _Frames:
                 self.noisy.append(_error(given, clean))
             if self._shown is None:
                 self._shown = _small(given).expand(3, -1, -1)
-            output = self.batch.restorer(given, self.advance)
+            output = self._restored(given)
             if noise is not None and output.shape == clean.shape:
                 self.errors.append(_error(output, clean))
             yield restored(frame, output, bits)
+
+    def _restored(self, given: Tensor) -> Tensor:
+        from tunable_ops.grey import set_knob
+
+        batch, masked = self.batch, self.batch.masked
+        if masked is None:
+            return batch.restorer(given, self.advance)
+        inside = set_knob(batch.spec, masked.inside, self.grey and masked.knob)
+        return batch.restorer.masked(given, self.lam, inside, masked.mask, self.advance)
 
     @property
     def score(self) -> str:

@@ -64,14 +64,15 @@ def describe_installation() -> dict[str, Any]:
 
     Returns:
         dict with version, python, torch; backends (name to None, or why `tunable_conv2d` cannot run on it); wgmma
-        (None, or why that kernel cannot run); operators (compiler, flags, torch, stable_abi and library of the C++
-        operators, or None).
+        (None, or why that kernel cannot run); launcher (None, or why plans of Triton's kernels are repeated in Python);
+        operators (compiler, flags, torch, stable_abi and library of the C++ operators, or None).
     """
     import torch
 
     import tunable_ops
     from tunable_ops import backends
     from tunable_ops.backends import cpp, wgmma
+    from tunable_ops.backends.triton import native
 
     return {
         "version": tunable_ops.__version__,
@@ -79,6 +80,7 @@ def describe_installation() -> dict[str, Any]:
         "torch": torch.__version__,
         "backends": {name: backends.unavailable_reason("tunable_conv2d", name) for name in backends.NAMES},
         "wgmma": wgmma.unavailable_reason(),
+        "launcher": native.missing(),
         "operators": cpp.build_information(),
     }
 
@@ -88,6 +90,7 @@ def _installation_table(facts: dict[str, Any], configuration: bool = False) -> s
     for index, (name, reason) in enumerate(facts["backends"].items()):
         rows.append(("" if index else "backends", name if reason is None else f"{name}: no; {reason}"))
     rows.append(("wgmma kernel", "yes" if facts["wgmma"] is None else f"no; {facts['wgmma']}"))
+    rows.append(("launcher", "yes" if facts["launcher"] is None else f"no; {facts['launcher']}"))
     for index, (name, value) in enumerate((facts["operators"] or {}).items()):
         rows.append(("" if index else "C++ operators", f"{name:<11} {value}"))
     return _lines(rows)

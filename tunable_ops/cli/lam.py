@@ -37,8 +37,8 @@ HELP = (
 )
 AUTO_HELP = "`auto`, or `sigma=auto`, estimates the noise of each picture, for networks with such a parameter"
 KNOB = (
-    "file of a knob that was trained on the network, which may then be a file of published weights; repeat it for "
-    "several knobs"
+    "file of a knob that was trained on the network, or its folder of `save_pretrained`; the network may then be a "
+    "file of published weights; repeat it for several knobs"
 )
 _SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 

@@ -58,10 +58,11 @@ def metadata_of(file: Path, knobs: Sequence[str | Path]) -> dict[str, Any]:
     """Return architecture and arguments of a network; of published weights, what the first knob on them says."""
     from tunable_ops.knob_files import read_knob_metadata
     from tunable_ops.models import zoo
+    from tunable_ops.pretrained import knob_file
     from tunable_ops.serialization import read_metadata, read_weights
 
     if knobs:
-        about = read_knob_metadata(knobs[0])
+        about = read_knob_metadata(knob_file(knobs[0]))
         if about["architecture"] == zoo.ARCHITECTURE or not read_weights(file)[1]:
             return about
     return read_metadata(file)

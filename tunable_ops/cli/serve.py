@@ -87,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from tunable_ops.cli.device import choose_device, set_threads
+    from tunable_ops.ports import free_port
     from tunable_ops.serve import create_app
 
-    if not 0 <= args.port < 1 << 16:
-        raise ValueError(f"--port must lie in 0..65535; got {args.port}")
+    free_port(args.host, args.port)  # before the networks are loaded
     set_threads(args.threads)
     device = choose_device(args.device)
     settings = _settings(args, device.type != "cpu")

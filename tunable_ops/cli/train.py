@@ -54,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when all steps are done."""
     from tunable_ops.cli.device import set_threads
+    from tunable_ops.cli.shards import Shard
     from tunable_ops.train import MODEL, load_config, train
 
     if args.stop_at is not None and args.stop_at < 1:
@@ -64,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     progress = not args.quiet
     outcome = train(config, out, resume=args.resume, overwrite=args.overwrite, stop_at=args.stop_at, progress=progress)
+    first = Shard.here().rank == 0  # of several processes one says it
     if outcome.finished:
-        print(f"{out / MODEL}: {outcome.step} steps done")
+        if first:
+            print(f"{out / MODEL}: {outcome.step} steps done")
         return 0
-    print(f"{out}: stopped at step {outcome.step} of {config.optim.steps}; --resume continues it", file=sys.stderr)
+    if first:
+        print(f"{out}: stopped at step {outcome.step} of {config.optim.steps}; --resume continues it", file=sys.stderr)
     return 0 if outcome.signal is None else 128 + outcome.signal

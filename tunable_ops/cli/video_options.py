@@ -82,6 +82,7 @@ def check_options(args: argparse.Namespace, kind: str) -> None:
         "--segment": args.segment,
     }
     pictures = {"--sweep": args.sweep, "--noise": args.noise, "--recursive": args.recursive or None}
+    pictures |= {"--mask": args.mask, "--inside": args.inside}
     refused = dict(pictures if kind != "pictures" else {}) | (videos if kind != "videos" else {})
     if kind != "tars":
         refused["--to"] = args.to

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.extras import install
+
 __all__ = [
     "ENGINES",
     "PRECISIONS",
@@ -113,7 +115,7 @@ def unavailable_reason(name: str, kind: str, options: Options) -> str | None:
         needed = (package, *_EXPORT) if kind == "network" else (package,)
         missing = [each for each in needed if importlib.util.find_spec(each) is None]
         if missing:
-            return f"not installed: {', '.join(missing)} (pip install 'tunable-ops[{extra}]')"
+            return f"not installed: {', '.join(missing)} ({install(extra)})"
         if options.device.type != "cpu":
             return f"runs on the CPU alone, not on {options.device}"
         if options.precision == "bfloat16":

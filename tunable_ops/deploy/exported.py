@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> Exported:
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: It is none of these.
-        ModuleNotFoundError: onnxruntime is not installed (``pip install 'tunable-ops[onnx]'``).
+        ModuleNotFoundError: onnxruntime is not installed (the extra ``[onnx]``).
     """
     path = Path(path)
     if not path.is_file():

@@ -71,7 +71,7 @@ def export_onnx(
         TypeError: `net` is no module.
         ValueError: Arguments do not fit, the network's code fixes a size, or ONNX has no operator for something in it;
             the message names the layer.
-        ModuleNotFoundError: onnx or onnxscript are not installed (``pip install 'tunable-ops[onnx]'``).
+        ModuleNotFoundError: onnx or onnxscript are not installed (the extra ``[onnx]``).
     """
     form = choose_form(_OP, net, per_sample, lambda_map)
     if type(opset) is not int or opset < OPSET:

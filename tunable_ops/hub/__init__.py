@@ -8,13 +8,15 @@ net = tunable_ops.load_knob(plain, knob)
 Only JSON and safetensors are read. Whatever else a repository holds is named in a warning and stays where it is.
 """
 
+from tunable_ops.extras import install
+
 try:
     import huggingface_hub as _needed  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "huggingface_hub":
         raise
     raise ModuleNotFoundError(
-        "tunable_ops.hub: sharing needs the package 'huggingface_hub': pip install 'tunable-ops[hub]'", name=error.name
+        f"tunable_ops.hub: sharing needs the package 'huggingface_hub': {install('hub')}", name=error.name
     ) from None
 
 from tunable_ops.hub.repository import KnobFile, NetworkFile, load

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tunable_ops import models
+from tunable_ops.extras import command
 from tunable_ops.knob_files import whole_fingerprint
 
 __all__ = ["About", "write"]
@@ -133,7 +134,7 @@ def _use(metadata: Mapping[str, Any], is_knob: bool, source: str) -> str:
             f"net = tunable_ops.TunableModel.from_pretrained({_literal(source)}, network=plain)",
         ]
     code = "\n".join([*lines, call])
-    return f"```bash\npip install 'tunable-ops[hub,train]'\n```\n\n```python\n{code}\n```"
+    return f"```bash\n{command('hub,train')}  # in a checkout of tunable_ops\n```\n\n```python\n{code}\n```"
 
 
 def _base(metadata: Mapping[str, Any], base_model: str | None) -> str:

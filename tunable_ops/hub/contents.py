@@ -13,13 +13,13 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from tunable_ops.serialization import FORMAT, KNOB_FORMAT
+from tunable_ops.pretrained import FOLDER_FILES
 
 __all__ = ["CONFIG", "FILES", "LIBRARY", "Found", "Place", "find"]
 
 LIBRARY = "tunable_ops"
 CONFIG = "config.json"
-FILES = {FORMAT: "model.safetensors", KNOB_FORMAT: "knob.safetensors"}
+FILES = FOLDER_FILES
 """The one file of tensors, by what it is."""
 
 _HARMLESS = {".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}

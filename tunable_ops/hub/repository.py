@@ -18,7 +18,7 @@ from torch import nn
 from tunable_ops import models, pretrained
 from tunable_ops.hub import card
 from tunable_ops.hub.contents import CONFIG, FILES, LIBRARY, Found, Place, find
-from tunable_ops.knob_files import fingerprint, load_base, load_knob, read_knob_metadata, whole_fingerprint
+from tunable_ops.knob_files import load_knob, read_knob_metadata, whole_fingerprint
 from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import FORMAT, KNOB_FORMAT, VERSION, read_metadata, save
 from tunable_ops.serialization import load as load_file
@@ -261,12 +261,10 @@ def _card_on_the_hub(repo_id: str, branch: str | None, token: str | bool | None)
 
 
 def _on_a_shipped_base(found: Found, source: str) -> TunableModel:
+    name = pretrained.shipped_base(found.file)
+    if name is not None:
+        return pretrained.load(name, [found.file])
     wanted = read_knob_metadata(found.file)
-    for name, base in pretrained.BASES.items():
-        if base.architecture == wanted["architecture"]:
-            plain = load_base(pretrained.weights_file(name), found.file)
-            if fingerprint(plain) == wanted["base"]:
-                return pretrained.load(name, [found.file])
     arguments = ", ".join(f"{key}={value!r}" for key, value in (wanted["arguments"] or {}).items())
     raise ValueError(
         f"hub: network must be given for a knob whose base does not ship; got the knob {source!r} for "

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunable_ops.extras import install
 from tunable_ops.models.checks import check_input
 
 __all__ = ["ARCHITECTURE", "ZooModel", "ZooNetwork", "load"]
@@ -143,6 +144,6 @@ def _spandrel() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision that was built for another torch
         raise RuntimeError(
             f"zoo: spandrel must be installed, and with it the torchvision of this torch; got {type(error).__name__}: "
-            f"{error}: pip install 'tunable-ops[zoo]'"
+            f"{error}: {install('zoo')}"
         ) from error
     return spandrel

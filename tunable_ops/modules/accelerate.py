@@ -1,5 +1,8 @@
 """Plain networks through the C++ operator: their 3x3 and 5x5 layers by Winograd's filtering."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from tunable_ops import functional
@@ -12,10 +15,21 @@ class FilteredConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
         if self.padding_mode != "zeros":
-            padded = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return functional.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)  # type: ignore[arg-type]
-        return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+            padding = 0
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        kept = vars(self).get("_kept") or vars(self).setdefault("_kept", functional.KeptKernel())
+        return functional.conv2d(input, weight, bias, padding=padding, kept=kept, **geometry)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        vars(self).pop("_kept", None)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is found again at the next call belongs to this object alone.
+        return {key: value for key, value in vars(self).items() if key != "_kept"}
 
 
 def accelerate(net: nn.Module) -> nn.Module:

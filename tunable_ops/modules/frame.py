@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from tunable_ops import functional
 from tunable_ops.checks import is_one
 from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights, split_weights
@@ -208,6 +209,12 @@ def blended(layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor,
     """Return the layer's kernels from the blend of its whole network, as `NetworkBlend.take`; None outside one."""
     frame = current()
     return None if frame is None or frame.blend is None else frame.blend.take(layer, dtype)
+
+
+def kept(layer: nn.Module) -> functional.KeptKernel | None:
+    """Return where the layer keeps its transformed kernel, in a model that remembers its kernels; else None."""
+    frame = current()
+    return None if frame is None or frame.blend is None else frame.blend.kept(layer)
 
 
 def is_unblended() -> bool:

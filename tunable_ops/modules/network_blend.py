@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunable_ops import checks
+from tunable_ops import checks, functional
 from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStacks, Recipe, blend_stacks, find_recipe
 from tunable_ops.modules.tuning import Tuning
 
@@ -148,6 +148,7 @@ class NetworkBlend:
         keep: bool = False,
     ) -> None:
         self.keep = keep or modes.gradients
+        self._transformed: dict[int, functional.KeptKernel] | None = {} if keep else None
         self._unblended: bool | None = None
         self.plan, self.tunings, self.alphas, self.starts, self.modes = plan, tunings, alphas, starts, modes
         self.blended: dict[int, BlendedKernels | None] = {}
@@ -214,6 +215,11 @@ class NetworkBlend:
             for kernel in kernels:
                 kernel.record_stream(now)  # its memory must not be given away while that stream reads it
         return kernels
+
+    def kept(self, layer: nn.Module) -> functional.KeptKernel | None:
+        """Return where a layer keeps its transformed kernel; None where blends are not kept for later calls."""
+        slot = None if self._transformed is None else self.plan.slots.get(layer)
+        return None if slot is None else self._transformed.setdefault(slot, functional.KeptKernel())  # type: ignore[union-attr]
 
     def _serves(self) -> bool:
         """Return True under the modes of the blend: `modes` without an object, since every layer asks."""

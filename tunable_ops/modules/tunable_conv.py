@@ -187,8 +187,10 @@ class _TunableConv(_TunableConvNd):
         elif self._extra is not None:
             input = F.pad(input, self._ends)
         # A kernel that is no blend is convolved by torch: a knob at 0 gives the plain network to the last bit.
-        plain = functional.conv2d if self.ndim == 2 and not frames.is_unblended() else convolve
-        return plain(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        if self.ndim != 2 or frames.is_unblended():
+            return convolve(input, weight, bias, padding=padding, **geometry)
+        return functional.conv2d(input, weight, bias, padding=padding, kept=frames.kept(self), **geometry)
 
 
 _OPERATORS: dict[int, Any] = {

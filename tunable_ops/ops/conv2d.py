@@ -10,6 +10,7 @@ from tunable_ops import backends, checks
 from tunable_ops.convolution import convolve
 from tunable_ops.ops import registration
 from tunable_ops.ops.algorithm import current_algorithm
+from tunable_ops.ops.kept_kernel import KeptKernel, remembers_transforms
 from tunable_ops.ops.tunable_conv2d import NAME, run_checked
 from tunable_ops.reference.activation import CODES
 
@@ -28,6 +29,7 @@ def conv2d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    kept: KeptKernel | None = None,
 ) -> Tensor:
     """Return torch.nn.functional.conv2d; 3x3 and 5x5 layers in channels_last take the C++ operator (`set_algorithm`).
 
@@ -42,6 +44,7 @@ def conv2d(
         padding: As torch.nn.functional.conv2d.
         dilation: As torch.nn.functional.conv2d.
         groups: As torch.nn.functional.conv2d.
+        kept: Where to keep the transformed kernel from call to call, of a kernel that seldom changes.
 
     Returns:
         [B, O, OH, OW] or [O, OH, OW]. Differentiable to any order in eager mode.
@@ -57,8 +60,12 @@ def conv2d(
     if isinstance(padding, str):
         padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
     pads: Any = padding if isinstance(padding, (list, tuple)) else (padding, padding)
-    call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     stacked = None if bias is None else bias[None]
+    if kept is not None:
+        if _may_be_kept(input, kernel, bias):
+            return kept.convolve(input, kernel[None], stacked, tuple(pads), groups)
+        kept.release()  # what trains changes at every call
+    call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
 
 
@@ -83,6 +90,13 @@ def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, groups: in
         return False
     traced = torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
     return not traced and not registration.wants_gradient(tensors)
+
+
+def _may_be_kept(input: Tensor, kernel: Tensor, bias: Tensor | None) -> bool:
+    """Return True for filtered calls in inference, past which no mode looks."""
+    if not remembers_transforms() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not registration.wants_gradient((input, kernel, bias))
 
 
 def _may_be_filtered(

@@ -8,6 +8,8 @@ Autocast        casts the tensors that the operator names to the active dtype, n
 Autograd        an autograd.Function if a gradient is needed, else the kernel
 Meta, fake      dtype, shape and strides of the real result
 CompositeExplicitAutograd   kernels of backends in Python; C++ kernels are at the CPU and CUDA keys
+
+At CUDA and AutogradCUDA, C++ serves the calls of the Triton backend that have a plan (`backends.triton.native`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunable_ops.backends.triton import native, plans
 from tunable_ops.checks import autocast_is_on, is_transformed
 
 NAMESPACE = "tunable_ops"
@@ -34,7 +37,7 @@ class Operator:
         graph_form: The same made of PyTorch's operators (`ops.graph_form`), for graphs of other runtimes.
     """
 
-    __slots__ = ("differentiable", "graph_form", "kernel", "name", "op")
+    __slots__ = ("differentiable", "graph_form", "kernel", "name", "op", "planned", "schema")
 
     def __init__(
         self, name: str, arguments: str, result: str, kernel: Callable[..., Any] | None, fake: Callable[..., Any]
@@ -44,7 +47,8 @@ class Operator:
         if kernel is not None:
             _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
-        self.name, self.kernel = name, kernel
+        self.name, self.kernel, self.planned = name, kernel, False
+        self.schema = f"({arguments}) -> {result}"
         self.op = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.differentiable: Callable[..., Any] | None = None
         self.graph_form: Callable[..., Any] | None = None
@@ -57,6 +61,32 @@ class Operator:
             return differentiable(*args) if wants_gradient(args[:tensors]) else self.run(*args)
 
         _LIBRARY.impl(self.name, autograd, "Autograd")
+
+    def register_unplanned(self, differentiable: Callable[..., Any] | None = None) -> None:
+        """Define what C++ calls in Python: ``<name>_unplanned`` for want of a plan, which it gets for the next time.
+
+        Args:
+            differentiable: If given, ``<name>_differentiable`` for calls that need a gradient.
+        """
+        kernel, self.planned = self.kernel, True
+        assert kernel is not None
+
+        def unplanned(*args: Any) -> Any:
+            plans.LATEST.plan = None
+            result = kernel(*args)
+            if plans.LATEST.plan is not None:
+                native.hand_over(self.name, args, plans.LATEST.plan)
+            return result
+
+        _LIBRARY.define(f"{self.name}_unplanned{self.schema}")
+        _LIBRARY.impl(f"{self.name}_unplanned", unplanned, "CompositeExplicitAutograd")
+        if differentiable is not None:
+            _LIBRARY.define(f"{self.name}_differentiable{self.schema}")
+            _LIBRARY.impl(f"{self.name}_differentiable", differentiable, "CompositeImplicitAutograd")
+
+    def is_served(self, tensor: Any) -> bool:
+        """Return True if C++ serves calls on the tensor's device."""
+        return self.planned and native.serves(tensor.device.type)
 
     def register_autocast(self, cast: Sequence[int] = ()) -> None:
         """Under autocast, cast the arguments at the positions `cast` to the dtype that is active in the call."""
@@ -78,6 +108,8 @@ class Operator:
             if self.graph_form is not None and torch.onnx.is_in_onnx_export():
                 return self.graph_form(*tensors, *options)
             return self.op(*tensors, *options)
+        if self.is_served(tensors[0]):  # its autograd is C++ too
+            return self.op(*tensors, *options)
         if self.differentiable is not None and wants_gradient(tensors):
             return self.differentiable(*tensors, *options)
         return self.run(*tensors, *options)
@@ -87,7 +119,7 @@ class Operator:
         # Below view tracking too: kernels reshape their results, and autograd refuses an in-place ReLU after a
         # Function whose output it takes for a view.
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            if self.kernel is None or not _are_plain(args):
+            if self.kernel is None or self.is_served(args[0]) or not _are_plain(args):
                 return self.op(*args)
             return self.kernel(*args)  # from Python to Python: through the dispatcher it takes 30 us more
 

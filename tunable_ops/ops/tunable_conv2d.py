@@ -74,6 +74,9 @@ def tunable_conv2d(
     if key is not None:
         served = shortcuts.find(key)
         if served is not None:
+            if served.in_cpp:
+                planned: Tensor = _OPERATORS["triton"].forward.op(*tensors, *served.options)
+                return planned
             if registration.wants_gradient(tensors):
                 return _differentiable(served, tensors)
             if served.plan is not None:
@@ -118,10 +121,17 @@ def run_checked(
 
 
 class _Served(NamedTuple):
-    """A valid call that the Triton kernels serve: the operator's options, and its plan if it has one."""
+    """A valid call that the Triton kernels serve: the operator's options, and who has its plan.
+
+    Attributes:
+        options: The operator's.
+        plan: Its plan if it has one.
+        in_cpp: True if C++ looks for the plan.
+    """
 
     options: tuple[int, ...]
     plan: Any
+    in_cpp: bool
 
 
 def _served(tensors: tuple[Any, ...], call: checks.Convolution, groups: int, backend: str | None) -> _Served | None:
@@ -132,7 +142,8 @@ def _served(tensors: tuple[Any, ...], call: checks.Convolution, groups: int, bac
     if backends.select(NAME, backend, input, weight, alpha) != "triton":
         return None
     options = (*call.stride, *call.padding, *call.dilation, groups, call.activation)
-    return _Served(options, backends.implementation("triton", NAME).find_plan(*tensors, *_unpack(options)))
+    plan = backends.implementation("triton", NAME).find_plan(*tensors, *_unpack(options))
+    return _Served(options, plan, _OPERATORS["triton"].forward.is_served(input))
 
 
 def _planned(served: _Served, tensors: tuple[Any, ...]) -> Tensor:
@@ -304,6 +315,10 @@ def _define(backend: str) -> _Operators:
     ops.forward.register_graph_form(graph_form.tunable_conv2d)
     ops.backward.register_autograd(_differentiable_backward, tensors=6)
     ops.backward.register_autocast()
+    if saving is not None:
+        ops.forward.register_unplanned()
+        saving.register_unplanned()
+        ops.backward.register_unplanned(_differentiable_backward)
     return ops
 
 

@@ -138,6 +138,9 @@ def _define(backend: str) -> _Operators:
     ops.forward.register_graph_form(graph_form.tunable_parameter)
     ops.backward.register_autograd(_differentiable_backward, tensors=3)
     ops.backward.register_autocast()
+    if backend == "triton":
+        ops.forward.register_unplanned()
+        ops.backward.register_unplanned(_differentiable_backward)
     return ops
 
 

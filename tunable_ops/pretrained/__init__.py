@@ -10,6 +10,7 @@ info NAME`); LICENSES.txt in this folder has the notices of the published networ
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,25 +19,29 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from tunable_ops import models
+from tunable_ops.knob_files import fingerprint, load_knob, read_knob_metadata
 from tunable_ops.knob_files import load_base as _load_base
-from tunable_ops.knob_files import load_knob, read_knob_metadata
 from tunable_ops.modules import TunableModel, convert
 from tunable_ops.pretrained.table import BASES, NETWORKS, Base, Network
-from tunable_ops.serialization import fill, read_weights
+from tunable_ops.serialization import FORMAT, KNOB_FORMAT, fill, read_weights
 from tunable_ops.serialization import load as _load
 
 __all__ = [
     "BASES",
+    "FOLDER_FILES",
     "NETWORKS",
     "PURPOSES",
     "Base",
     "Found",
     "Network",
     "find",
+    "folder_file",
+    "knob_file",
     "load",
     "load_base",
     "names",
     "replaced",
+    "shipped_base",
     "weights_file",
 ]
 
@@ -44,6 +49,10 @@ _FOLDER = Path(__file__).parent
 
 PURPOSES = {name: network.purpose for name, network in NETWORKS.items()}
 """What each network is for, unless its notes say it (`purpose`)."""
+
+
+FOLDER_FILES = {FORMAT: "model.safetensors", KNOB_FORMAT: "knob.safetensors"}
+"""The file of tensors in a folder that `save_pretrained` wrote, by what it is."""
 
 
 class Found(NamedTuple):
@@ -73,10 +82,13 @@ def names() -> list[str]:
 
 
 def find(model: str | os.PathLike[str]) -> Found:
-    """Find a network, given as an existing path, or as the name of a shipped network or of a base.
+    """Find a network, given as a file, the name of a shipped network or of a base, or a folder of `save_pretrained`.
+
+    A folder that holds a knob is that knob on its base, which must ship.
 
     Raises:
         FileNotFoundError: It is none of these; the message lists the names.
+        ValueError: A folder as for `folder_file`, or one of a knob whose base does not ship.
     """
     path, name = Path(model), str(model)
     if path.is_file():
@@ -87,12 +99,75 @@ def find(model: str | os.PathLike[str]) -> Found:
         return Found(name, _FOLDER / f"{base}.safetensors", knobs, base)
     if name in BASES:
         return Found(name, _FOLDER / f"{name}.safetensors", (), name)
-    if path.exists():
-        return Found(path.name, path)  # a folder: `load` reports it
+    if path.is_dir():
+        return _in_folder(path)
     raise FileNotFoundError(
         f"pretrained: model must be an existing file or one of {', '.join(names())}, or one of the bases "
         f"{', '.join(BASES)}; got {name!r}"
     )
+
+
+def folder_file(folder: str | os.PathLike[str]) -> Path:
+    """Return the file of tensors in a folder that `save_pretrained` wrote: of a network, or of a knob.
+
+    Of both, that which config.json names.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    files = [path for name in FOLDER_FILES.values() if (path := Path(folder, name)).is_file()]
+    if len(files) > 1:
+        try:
+            named = json.loads(Path(folder, "config.json").read_bytes())["format"]
+            files = [path for path in files if path.name == FOLDER_FILES[named]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass  # the network
+    if not files:
+        found = ", ".join(sorted(path.name for path in Path(folder).iterdir())[:5]) or "nothing"
+        wanted = " or ".join(FOLDER_FILES.values())
+        raise ValueError(
+            f"pretrained: a folder must be one that save_pretrained wrote, with {wanted}; got {str(folder)!r} with "
+            f"{found}"
+        )
+    return files[0]
+
+
+def knob_file(knob: str | os.PathLike[str]) -> Path:
+    """Return the file of a knob, given as that or as a folder that `KnobFile.save_pretrained` wrote.
+
+    Raises:
+        ValueError: The folder holds no knob.
+    """
+    if not os.path.isdir(knob):
+        return Path(knob)
+    file = folder_file(knob)
+    if file.name != FOLDER_FILES[KNOB_FORMAT]:
+        raise ValueError(f"pretrained: the folder of a knob must hold one; got the network {str(file)!r}: use --model")
+    return file
+
+
+def shipped_base(knob: str | os.PathLike[str]) -> str | None:
+    """Return the name in `BASES` of the network that a knob file was made for, None where it does not ship."""
+    wanted = read_knob_metadata(knob)
+    for name, base in BASES.items():
+        if base.architecture == wanted["architecture"]:
+            plain = _load_base(weights_file(name), knob)
+            if fingerprint(plain) == wanted["base"]:
+                return name
+    return None
+
+
+def _in_folder(folder: Path) -> Found:
+    file, name = folder_file(folder), folder.resolve().name
+    if file.name == FOLDER_FILES[FORMAT]:
+        return Found(name, file)
+    base = shipped_base(file)
+    if base is None:
+        raise ValueError(
+            f"pretrained: model must be a network, or the folder of a knob whose base ships; got {str(folder)!r}, "
+            f"whose base does not: name the base (--model BASE) and the folder as its knob (--knob {folder})"
+        )
+    return Found(name, _FOLDER / f"{base}.safetensors", (file,), base)
 
 
 def load(
@@ -101,9 +176,11 @@ def load(
     """Load a tunable network in float32, in evaluation mode, on the CPU.
 
     Args:
-        model: Name of a shipped network (see `names`), or a checkpoint file; with knobs also the name of a base
-            (`BASES`), or a file of published weights that the first knob says how to read.
-        knobs: Knob files to add, trained on that network (`tunable_ops.load_knob`), to those that it ships with.
+        model: Name of a shipped network (see `names`), a checkpoint file, or a folder that `save_pretrained` wrote;
+            with knobs also the name of a base (`BASES`), or a file of published weights that the first knob says how to
+            read.
+        knobs: Knob files, or folders of them, trained on that network (`tunable_ops.load_knob`): they are added to
+            those that it ships with.
         network: For files only: the plain network with any weights, where its architecture is not in
             `models.ARCHITECTURES`.
 
@@ -117,7 +194,7 @@ def load(
         ('sigma', 'texture')
     """
     found = find(model)
-    files = [*found.knobs, *knobs]
+    files = [*found.knobs, *map(knob_file, knobs)]
     if not files and found.base is not None and not BASES[found.base].spec:
         raise ValueError(
             f"pretrained: model must be a tunable network; got the base {found.name!r}, which has no knob: name the "

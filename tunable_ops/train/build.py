@@ -338,9 +338,8 @@ def build_optimizer(net: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """
     if isinstance(net, TunableModel):
         base = None if optim.base_lr is None else {"scale": optim.base_lr}
-        groups = optimizer_groups(
-            net, base=base, new={"scale": optim.kernel_lr}, phi={"scale": optim.phi_lr}, rest={"scale": 1.0}
-        )
+        new = {"scale": 1.0 if optim.kernel_lr is None else optim.kernel_lr}
+        groups = optimizer_groups(net, base=base, new=new, phi={"scale": optim.phi_lr}, rest={"scale": 1.0})
     else:
         groups = [{"params": list(net.parameters()), "scale": 1.0}]
     # fused: one pass over the parameters, on the CPU too

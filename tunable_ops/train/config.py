@@ -41,10 +41,13 @@ class Optim(Steps):
 
     Attributes:
         lr: Learning rate after the warm-up.
-        base_lr: Factor on the rate of the plain kernels (box domain only); left out: as the others. With ``base_lr =
-            0`` and ``phi_lr = 0`` the network stays at lambda = 0 what it was, but for what is not tunable (norms,
-            excluded layers), which goes on learning.
-        kernel_lr: Factor on the rate of the tunable kernels.
+        base_lr: Factor on the rate of the plain kernels (box domain only); left out: as the others, or 1 where
+            ``kernel_lr`` says so. With ``base_lr = 0`` and ``phi_lr = 0`` the network stays at lambda = 0 what it was,
+            but for what is not tunable (norms, excluded layers), which goes on learning.
+        kernel_lr: Factor on the rate of the tunable kernels. Left out, with ``base_lr`` too: 1 / P on the box where all
+            P kernels of a layer learn, at full rank; the plain ones then at 1. AdamW moves each of them by the rate,
+            and at a corner of the box the kernel that convolves is their sum: at 1 its steps are P times as long as a
+            plain network's, and it learns worse (docs/comparison.md). Elsewhere 1; on the simplex the blend is a mean.
         phi_lr: Factor on the rate of the maps phi.
         warmup: Steps over which the rate rises linearly.
         final: Fraction of the rate at which the cosine ends.
@@ -55,7 +58,7 @@ class Optim(Steps):
 
     lr: float = Field(default=1e-3, gt=0)
     base_lr: float | None = Field(default=None, ge=0)
-    kernel_lr: float = Field(default=1.0, ge=0)
+    kernel_lr: float | None = Field(default=None, ge=0)
     phi_lr: float = Field(default=1.0, ge=0)
     warmup: int = Field(default=50, ge=0)
     final: float = Field(default=0.01, ge=0, le=1)
@@ -139,6 +142,8 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         _check_consistency(self)
+        # the factors themselves are kept with the run, so a later default does not change what it was
+        object.__setattr__(self, "optim", self.optim.model_copy(update=_kernel_rates(self)))
         return self
 
     @property
@@ -186,6 +191,17 @@ class Config(RunConfig):
     def fixed_lam(self) -> list[float]:
         """Lambda where the plain network is trained, in its units."""
         return self.tuning.lam or [self.spec.scales[0]] + [0.0] * (self.num_params - 1)
+
+
+def _kernel_rates(config: Config) -> dict[str, float]:
+    """Return the factors on the rates of kernels that are left out, as `Optim` says."""
+    tuning, optim = config.tuning, config.optim
+    if optim.kernel_lr is not None:
+        return {}
+    adds_up = tuning.kind == "affine" and tuning.domain == "box" and not tuning.freeze
+    if not adds_up or optim.base_lr is not None or tuning.rank is not None or tuning.num_kernels is not None:
+        return {"kernel_lr": 1.0}
+    return {"base_lr": 1.0, "kernel_lr": 1 / (config.num_params + 1)}
 
 
 def _check_consistency(config: Config) -> None:

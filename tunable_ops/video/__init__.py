@@ -1,4 +1,4 @@
-"""Videos through a network: PyAV decodes and encodes (`pip install 'tunable-ops[video]'`), segment by segment.
+"""Videos through a network: PyAV decodes and encodes (the extra `[video]`), segment by segment.
 
 source = video.VideoFile("film.mp4")
 coding = video.choose_coding("mp4", source.shape, (source.shape.height, source.shape.width))

@@ -9,6 +9,7 @@ and one call of Triton's launcher.
 A plan holds no memory. A call that cannot be noted (its inputs overlap, or it reads a value back) runs as written.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -36,6 +37,13 @@ _MAX_PLANS = 4096
 _ATTEMPTS = 2
 
 
+class _Latest(threading.local):
+    plan: "Plan | None" = None  # of the last `run` of this thread
+
+
+LATEST = _Latest()
+
+
 def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> Results:
     """Return ``function(*tensors, *options)``, from its plan if there is one.
 
@@ -49,6 +57,7 @@ def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], opti
     key = _key(function, tensors, options)
     plan = _PLANS.get(key)
     if isinstance(plan, Plan):
+        LATEST.plan = plan
         return plan.run(tensors)
     if plan == _ATTEMPTS or first.device.type == "meta" or WATCHING.recorder is not None:
         return function(*tensors, *options)
@@ -59,6 +68,7 @@ def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], opti
     while len(_PLANS) >= _MAX_PLANS:
         _PLANS.pop(next(iter(_PLANS)), None)
     _PLANS[key] = (plan or 0) + 1 if made is None else made
+    LATEST.plan = made
     return results
 
 
@@ -80,6 +90,8 @@ def forget() -> None:
     """Forget all plans, and the shortcuts to them: for tests that change what a call decides by."""
     _PLANS.clear()
     shortcuts.forget()
+    for function in choose_algorithm.ON_FORGET:
+        function()
 
 
 def _described(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -90,7 +102,7 @@ def _precision(dtype: torch.dtype) -> str:
     return input_precision(dtype) if dtype == torch.float32 else ""
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A tensor of a plan: a whole slot (size None), or a view of it that starts `offset` elements later."""
 
     slot: int
@@ -99,23 +111,27 @@ class _Place(NamedTuple):
     offset: int = 0
 
     def find(self, slots: list[Any]) -> Tensor:
+        """Return the tensor."""
         base: Tensor = slots[self.slot]
         if self.size is None:
             return base
         return base.as_strided(self.size, self.stride, base.storage_offset() + self.offset)
 
 
-class _Allocation(NamedTuple):
+class Allocation(NamedTuple):
+    """A new tensor, which takes a slot."""
+
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
     def run(self, slots: list[Any]) -> None:
+        """Allocate."""
         slots.append(torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device))
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A call of an operator. Results that are tensors of before, as those of an operator in place, take no slot."""
 
     operator: Any
@@ -124,6 +140,7 @@ class _Call(NamedTuple):
     kept: tuple[tuple[int, tuple[int, ...]], ...]  # results that take slots: index, strides
 
     def run(self, slots: list[Any]) -> None:
+        """Call the operator."""
         result = self.operator(*_filled(self.arguments, slots), **_filled(self.named, slots))
         results = result if isinstance(result, (tuple, list)) else (result,)
         for index, stride in self.kept:
@@ -131,16 +148,17 @@ class _Call(NamedTuple):
             slots.append(results[index])
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """A launch: the index, the slot and the offset in bytes of every address among its values."""
 
     launch: Launch
     compiled: Any
     values: tuple[Any, ...]
     addresses: tuple[tuple[int, int, int], ...]
-    places: tuple[_Place, ...]  # the same tensors, for the interpreter
+    places: tuple[Place, ...]  # the same tensors, for the interpreter
 
     def run(self, slots: list[Any]) -> None:
+        """Launch."""
         values = list(self.values)
         if INTERPRETED:
             for (index, _, _), place in zip(self.addresses, self.places, strict=True):
@@ -157,7 +175,7 @@ class Plan(NamedTuple):
     """The steps of a call, and where its results are."""
 
     steps: tuple[Any, ...]
-    results: tuple[_Place | None, ...]
+    results: tuple[Place | None, ...]
 
     def run(self, tensors: Sequence[Tensor | None]) -> Results:
         """Repeat the call with these tensors, on the current stream of their device."""
@@ -204,11 +222,11 @@ class _Recorder(TorchDispatchMode):
             span = (tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size())
         self.ranges.append(span)
 
-    def _place(self, tensor: Tensor) -> tuple[_Place, int]:
+    def _place(self, tensor: Tensor) -> tuple[Place, int]:
         """Return where a tensor is, and its offset in its slot in bytes."""
         for slot, known in enumerate(self.slots):
             if known is tensor:
-                return _Place(slot), 0
+                return Place(slot), 0
         address = tensor.data_ptr()
         for slot, (first, last) in enumerate(self.ranges):
             if first <= address < last:
@@ -218,19 +236,19 @@ class _Recorder(TorchDispatchMode):
                 if rest or base.dtype != tensor.dtype:
                     raise _Unknown
                 if not offset and base.shape == tensor.shape and base.stride() == tensor.stride():
-                    return _Place(slot), 0
-                return _Place(slot, tuple(tensor.shape), tensor.stride(), offset), address - first
+                    return Place(slot), 0
+                return Place(slot, tuple(tensor.shape), tensor.stride(), offset), address - first
         raise _Unknown
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and note it."""
         named = kwargs or {}
         result = func(*args, **named)
-        if self.failed or func.is_view:
+        if self.failed or (func.is_view and self._are_known(result)):
             return result
         try:
             if func in _ALLOCATIONS:
-                self.steps.append(_Allocation(tuple(result.shape), result.stride(), result.dtype, result.device))
+                self.steps.append(Allocation(tuple(result.shape), result.stride(), result.dtype, result.device))
                 self._add(result)
             else:
                 self._note(func, args, named, result)
@@ -238,16 +256,26 @@ class _Recorder(TorchDispatchMode):
             self.failed = True
         return result
 
+    def _are_known(self, result: Any) -> bool:
+        """Return True for views of known tensors; `to` and `contiguous` count as views, but may copy."""
+        try:
+            self._marked(result)
+        except _Unknown:
+            return False
+        return True
+
     def _note(self, func: Any, args: Any, named: dict[str, Any], result: Any) -> None:
+        if func is torch.ops.aten.promote_types.default:
+            return  # what it returns follows from dtypes
         arguments, options = self._marked(tuple(args)), self._marked(named)
         kept = []
         for index, value in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
             if value is not None and not isinstance(value, Tensor):
                 raise _Unknown  # read back: what follows may depend on it
-            if value is not None and func._schema.returns[index].alias_info is None:
+            if value is not None and (func.is_view or func._schema.returns[index].alias_info is None):
                 kept.append((index, value.stride()))
                 self._add(value)
-        self.steps.append(_Call(func, arguments, options, tuple(kept)))
+        self.steps.append(Call(func, arguments, options, tuple(kept)))
 
     def _marked(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -271,7 +299,7 @@ class _Recorder(TorchDispatchMode):
         template = tuple(None if isinstance(value, Tensor) else value for value in values)
         compiled = None if INTERPRETED else launch.compiled()
         bare = launch._replace(arguments=template[: len(launch.arguments)])
-        self.steps.append(_Start(bare, compiled, template, addresses, tuple(place for _, place, _ in found)))
+        self.steps.append(Start(bare, compiled, template, addresses, tuple(place for _, place, _ in found)))
 
     def plan(self, results: Results) -> Plan | None:
         """Return the plan of the call that was watched; None if it could not be noted."""
@@ -281,14 +309,14 @@ class _Recorder(TorchDispatchMode):
             places = tuple(None if result is None else self._place(result)[0] for result in results)
         except _Unknown:
             return None
-        if all(isinstance(step, _Allocation) for step in self.steps) and not any(places):
+        if all(isinstance(step, Allocation) for step in self.steps) and not any(places):
             return Plan((), places)  # it only decided, against doing anything
         return Plan(tuple(self.steps), places)
 
 
 def _filled(value: Any, slots: list[Any]) -> Any:
     """Put tensors in the place of their notes."""
-    if isinstance(value, _Place):
+    if isinstance(value, Place):
         return value.find(slots)
     if isinstance(value, dict):
         return {name: _filled(v, slots) for name, v in value.items()}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tunable_ops.backends.torch import tunable_parameter as torch_backend
 from tunable_ops.backends.torch.layout import as_matrix, from_matrix
+from tunable_ops.backends.triton import plans
 from tunable_ops.triton_kernels.contraction import choose_tiles
 from tunable_ops.triton_kernels.launch import multiprocessors
 from tunable_ops.triton_kernels.tunable_parameter import (
@@ -22,15 +23,25 @@ MAX_KERNELS = 16
 
 def forward(parameter: Tensor, alpha: Tensor) -> Tensor:
     """Return sum_p alpha[..., p] parameter[p], [*shape] or [B, *shape], with the kernel layout of `parameter`."""
+    (result,) = plans.run(_forward, (parameter, alpha), ())
+    assert result is not None
+    return result
+
+
+def _forward(parameter: Tensor, alpha: Tensor) -> plans.Results:
     if parameter.shape[0] > MAX_KERNELS:
-        return torch_backend.forward(parameter, alpha)
-    return blend(parameter, None, alpha)[0]
+        return (torch_backend.forward(parameter, alpha),)
+    return (blend(parameter, None, alpha)[0],)
 
 
 def backward(
     grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of parameter and alpha; None where `mask` is False."""
+    return plans.run(_backward, (grad_output, parameter, alpha), (mask,))  # type: ignore[return-value]
+
+
+def _backward(grad_output: Tensor, parameter: Tensor, alpha: Tensor, mask: tuple[bool, bool]) -> plans.Results:
     if parameter.shape[0] > MAX_KERNELS or grad_output.numel() == 0 or not any(mask):
         return torch_backend.backward(grad_output, parameter, alpha, mask)
     rows = alpha if alpha.dim() == 2 else alpha[None]

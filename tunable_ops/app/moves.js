@@ -1,0 +1,86 @@
+// Moves of sliders: the newest positions go to the server as soon as the answer before is there (moves.py).
+(() => {
+  const SLIDERS = ".knob input, #across input, #down input";
+  let waiting = {}; // what has moved since the last request, by the slider's name
+  let since = 0; // when the oldest of it moved
+  let busy = false;
+  let urls = []; // of the window's two pictures
+  const path = new URL("moves", location.href.replace(/[?#].*/, "").replace(/\/?$/, "/"));
+
+  const follow = (values) => {
+    for (const [name, value] of Object.entries(values)) {
+      for (const input of document.querySelectorAll(`#${name} input`)) {
+        input.value = value;
+        input.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+    }
+  };
+
+  const draw = async (box, said, files) => {
+    const images = box.querySelectorAll("img");
+    const old = urls;
+    urls = files.map((file, place) => (file.size ? URL.createObjectURL(file) : old[place]));
+    await Promise.all(files.map(async (file, place) => {
+      if (!file.size) return;
+      const image = new Image();
+      image.src = urls[place];
+      await image.decode();
+      images[place].src = urls[place];
+      await images[place].decode();
+    }));
+    old.forEach((url, place) => url && url !== urls[place] && URL.revokeObjectURL(url));
+    box.dataset.tag = said.tag;
+    box.parentNode.querySelector(".note").textContent = said.note;
+  };
+
+  const send = async () => {
+    const key = document.querySelector("[data-key]")?.dataset.key;
+    if (busy || !key || !Object.keys(waiting).length) return;
+    const [moves, input, sent] = [waiting, since, performance.now()];
+    const box = document.querySelector("#window .window");
+    waiting = {};
+    busy = true;
+    try {
+      const body = JSON.stringify({ key, moves, tag: box?.dataset.tag ?? "" });
+      const response = await fetch(path, { method: "POST", body });
+      if (!response.ok) return;
+      const content = await response.arrayBuffer();
+      const received = performance.now();
+      const start = 4 + new DataView(content).getUint32(0);
+      const said = JSON.parse(new TextDecoder().decode(new Uint8Array(content, 4, start - 4)));
+      follow(said.values);
+      if (!said.sizes[1] || !box?.isConnected) return; // nothing to show, or Gradio has drawn another window
+      const middle = start + said.sizes[0];
+      await draw(box, said, [[start, middle], [middle]].map((ends) =>
+        new Blob([content.slice(...ends)], { type: "image/jpeg" })));
+      const detail = { input, sent, received, shown: performance.now(), ...said.ms };
+      document.dispatchEvent(new CustomEvent("window-shown", { detail })); // for those who measure
+    } catch (error) {
+      console.warn("the window did not follow:", error); // the whole picture does
+    } finally {
+      busy = false;
+      send();
+    }
+  };
+
+  const note = (input, at) => {
+    if (input.value === "") return;
+    if (!Object.keys(waiting).length) since = at;
+    waiting[input.closest(".knob, #across, #down").id] = Number(input.value);
+    send();
+  };
+
+  // Events that `follow` makes are not trusted: they are no moves.
+  document.addEventListener("input", (event) => {
+    if (event.isTrusted && event.target.matches?.(SLIDERS)) note(event.target, event.timeStamp);
+  }, true);
+
+  // Gradio's button that puts a slider back makes no event of the slider.
+  document.addEventListener("click", (event) => {
+    const input = event.target.closest?.("button")?.closest(".knob, #across, #down")?.querySelector("input[type=range]");
+    if (input) setTimeout(() => {
+      note(input, event.timeStamp);
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    });
+  });
+})();
