@@ -6,8 +6,10 @@ operators compute them.
 
 import ctypes
 import hashlib
+import math
 import subprocess
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,6 +256,36 @@ def test_blends_launch_what_python_does(driver: Driver, rows: tuple[int, ...]) -
     theirs = run()
     native.serve("cpu")
     assert ours == theirs and ours[0] == first[0] and len(ours[0]) == 2 and ours[1]
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_what_cpp_repeats_is_checked(driver: Driver, monkeypatch: pytest.MonkeyPatch, agrees: bool) -> None:
+    """Once for each compiled kernel; the stand-in computes nothing, so the comparison is one too."""
+    compared = []
+    monkeypatch.setattr(native, "_same", lambda *results: compared.append(results) or agrees)
+    native.serve_no_more("cpu")
+    native.serve("cpu", checked=True)
+    case, before = Case(), native.counts()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            OP(*case.tensors(), *case.options())
+        assert len(compared) == 1
+        assert compared[0][0].shape == compared[0][1].shape == (2, 16, 9, 8)
+        OP(*case._replace(size=(9, 16)).tensors(), *case.options())  # the same kernel with another plan
+    assert len(compared) == 1
+    assert native.serves("cpu") is agrees
+    assert served(before) == ((3, 2) if agrees else (1, 4))
+    texts = [str(w.message) for w in said if w.category is RuntimeWarning]
+    assert len(texts) == (0 if agrees else 1) and all("go through Python now" in text for text in texts)
+
+
+def test_the_same_bits() -> None:
+    one = torch.tensor([1.0, math.nan, -math.inf])
+    assert native._same(one, one.clone()) and native._same((one, None), [one.clone(), None])
+    for other in ([1.0, math.nan, math.inf], [math.nextafter(1.0, 2), math.nan, -math.inf], [1.0, 0.0, -math.inf]):
+        assert not native._same(one.double(), torch.tensor(other, dtype=torch.float64))
+    assert not native._same((one, None), (one, one))
 
 
 def test_the_public_function_reaches_cpp(driver: Driver) -> None:

@@ -74,8 +74,9 @@ class Operator:
         def unplanned(*args: Any) -> Any:
             plans.LATEST.plan = None
             result = kernel(*args)
-            if plans.LATEST.plan is not None:
-                native.hand_over(self.name, args, plans.LATEST.plan)
+            plan = plans.LATEST.plan
+            if plan is not None and native.hand_over(self.name, args, plan):
+                native.check(args[0].device, plan, result, lambda: self.op(*args))
             return result
 
         _LIBRARY.define(f"{self.name}_unplanned{self.schema}")

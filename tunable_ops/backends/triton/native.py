@@ -7,6 +7,8 @@ written, and hands over what was recorded (`plans`). Where the library is missin
 
 import importlib
 import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ _library: Any = None
 _missing: str | None = "this build has none"
 # What the library serves, by type of device.
 _served: dict[str, Any] = {}
+# Types of device whose plans are checked, with the compiled kernels that have been; and what was found wanting.
+_checked: dict[str, set[int]] = {}
+_retired: list[Any] = []
 
 
 def load() -> None:
@@ -34,7 +39,7 @@ def load() -> None:
     try:
         use(importlib.import_module("tunable_ops._launcher"))
         if torch.version.cuda is not None and unavailable_reason() is None and not INTERPRETED:
-            serve("cuda")
+            serve("cuda", checked=True)
     except (ImportError, RuntimeError) as error:  # built for another torch, or damaged
         _missing = f"it does not load here ({type(error).__name__}: {' '.join(str(error).split())})"
 
@@ -55,18 +60,21 @@ def missing() -> str | None:
     return _missing
 
 
-def serve(device: str) -> None:
-    """Let C++ serve the operators for tensors of a type of device."""
+def serve(device: str, *, checked: bool = False) -> None:
+    """Let C++ serve the operators for tensors of a type of device; with `checked`, as `check` says."""
     operators = _library.Operators({"cuda": "CUDA", "cpu": "CPU"}[device])
     name = "tunable_conv2d_triton"
     operators.add_convolution(name, f"{name}_saving", f"{name}_backward")
     operators.add_blend("tunable_parameter_triton", "tunable_parameter_triton_backward")
     _served[device] = operators
+    if checked:
+        _checked[device] = set()
 
 
 def serve_no_more(device: str) -> None:
     """Undo `serve`."""
     _served.pop(device, None)
+    _checked.pop(device, None)
 
 
 def serves(device: str) -> bool:
@@ -80,18 +88,60 @@ def counts() -> tuple[int, int]:
     return served
 
 
-def hand_over(op: str, arguments: tuple[Any, ...], plan: plans.Plan) -> None:
-    """Let C++ serve calls of `tunable_ops::<op>` like this one, if it can repeat the plan."""
+def hand_over(op: str, arguments: tuple[Any, ...], plan: plans.Plan) -> bool:
+    """Let C++ serve calls of `tunable_ops::<op>` like this one, if it can repeat the plan; return True if it can."""
     device = arguments[0].device.type
     if device not in _served or INTERPRETED or not _watches_hooks():
-        return
+        return False
     recording = _library.Recording(op, arguments)
     try:
         for step in plan.steps:
             _add(recording, step)
     except _Unfit:
-        return
+        return False
     recording.keep(tuple(map(_place, plan.results)))
+    return True
+
+
+def check(device: torch.device, plan: plans.Plan, results: Any, again: Callable[[], Any]) -> None:
+    """Serve the type of device no more, with a warning, unless C++ repeats a plan to the same bits.
+
+    Every compiled kernel is compared once, in the first plan that has it; not while a CUDA graph is captured.
+
+    Args:
+        device: Where the call ran.
+        plan: What was handed over.
+        results: What the call returned in Python: a tensor, or a sequence of tensors and None.
+        again: Makes the same call, which C++ now serves.
+    """
+    checked = _checked.get(device.type)
+    starts = [step for step in plan.steps if isinstance(step, plans.Start)]
+    new = {id(start.compiled) for start in starts} - (checked or set())
+    if checked is None or not new or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return
+    checked |= new
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        repeated = again()
+    if not _same(results, repeated):
+        # The kernel in C++ that made this call must live on; without plans it sends every call to Python.
+        _retired.append(_served.pop(device.type))
+        _checked.pop(device.type)
+        _library.forget()
+        names = ", ".join(sorted({start.launch.kernel.__name__ for start in starts}))
+        warnings.warn(
+            f"tunable_ops: C++ repeats {names} to other values than Python; all calls go through Python now",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _same(results: Any, others: Any) -> bool:
+    if not isinstance(results, Sequence):
+        results, others = [results], [others]
+    pairs = list(zip(results, others, strict=True))
+    if any((a is None) != (b is None) for a, b in pairs):
+        return False
+    return all(a is None or bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs)
 
 
 def _watches_hooks() -> bool:
