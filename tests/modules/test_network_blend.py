@@ -59,13 +59,16 @@ def alone(net: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, lam: Tenso
 def calls(function: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the number of stacks that are blended for the whole network while `function` runs."""
     found: list[int] = []
-    real = kernel_stacks.functional.tunable_parameters
+    functional = kernel_stacks.functional
+    real, in_place = functional.tunable_parameters, functional.blend_in_place()
+
+    def counted(blend: Callable[..., object]) -> Callable[..., object]:
+        return lambda stacks, *a, **k: found.append(len(stacks)) or blend(stacks, *a, **k)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            kernel_stacks.functional,
-            "tunable_parameters",
-            lambda stacks, *a, **k: found.append(len(stacks)) or real(stacks, *a, **k),
-        )
+        patch.setattr(functional, "tunable_parameters", counted(real))
+        if in_place is not None:
+            patch.setattr(functional, "blend_in_place", lambda: counted(in_place))
         function()
     return sum(found)
 
@@ -192,6 +195,9 @@ def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch)
     kept: list[int] = []
     net.network.line.register_forward_hook(lambda *a: kept.append(len(frames.current().blend.blended)))
     with torch.no_grad():
+        net(x, [0.3, 0.7])
+        assert kept[-1] == 0  # layers blended when they ran
+        monkeypatch.setattr(kernel_stacks.functional, "blend_in_place", lambda: None)
         net(x, [0.3, 0.7])
     assert kept[-1] == 1  # of the layer that is not used
     net(x, [0.3, 0.7])
