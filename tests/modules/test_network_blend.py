@@ -256,7 +256,7 @@ def test_the_graph_keeps_one_operator_per_layer() -> None:
     assert not any("tunable_parameters" in target for target in targets)
 
 
-class _TwoConvolutions(nn.Module):
+class TwoConvolutions(nn.Module):
     """Call `between` after the first layer, which on a CPU blends the whole network."""
 
     def __init__(self, between=lambda net: None) -> None:
@@ -271,7 +271,7 @@ class _TwoConvolutions(nn.Module):
 
 
 def test_checkpointing_without_gradients_leaves_the_others_theirs() -> None:
-    class Net(_TwoConvolutions):
+    class Net(TwoConvolutions):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
                 x = tunable_ops.checkpoint(self.a, x)
@@ -284,7 +284,7 @@ def test_checkpointing_without_gradients_leaves_the_others_theirs() -> None:
 
 
 def test_gradients_that_the_network_turns_on_reach_phi() -> None:
-    class Net(_TwoConvolutions):
+    class Net(TwoConvolutions):
         def forward(self, x: Tensor) -> Tensor:
             with torch.enable_grad():
                 return super().forward(x)
@@ -302,7 +302,7 @@ def test_a_stack_replaced_by_data_during_the_call() -> None:
             stack = network.b.stack(name)
             stack.data = torch.zeros_like(stack)
 
-    net = tunable_ops.convert(_TwoConvolutions(replace), num_params=2)
+    net = tunable_ops.convert(TwoConvolutions(replace), num_params=2)
     assert net(torch.rand(1, 2, 3, 3), [0.3, 0.7]).abs().max() == 0
 
 
@@ -320,7 +320,7 @@ def test_what_the_caller_does_to_a_tunable_parameter_is_its_own() -> None:
 
 
 def test_batched_gradients() -> None:
-    net = tunable_ops.convert(_TwoConvolutions(), num_params=2)
+    net = tunable_ops.convert(TwoConvolutions(), num_params=2)
     x = torch.rand(1, 2, 2, 2)
 
     def outputs(weight: Tensor) -> Tensor:
