@@ -136,8 +136,10 @@ def candidates(problem: Problem) -> list[Config]:
         tries = [first._replace(num_stages=stages) for stages in (2, 4)]
         # Larger tiles only if they are filled, and only ones that do not spill (checked in the machine code).
         if problem.dtype in ("float16", "bfloat16") and problem.layout == "nhwc" and problem.alpha != "map":
-            # With three stages of 64 rows, ptxas spills a few registers on sm_100.
-            tries += [first._replace(block_m=64, num_stages=2), first._replace(block_k=32)]
+            # With three stages of 64 rows, ptxas spills a few registers on sm_100, in the input gradient with two.
+            deep = 32 if problem.direction == "input" else first.block_k
+            tries += [first._replace(block_m=64, block_k=min(first.block_k, deep), num_stages=2)]
+            tries += [first._replace(block_k=32)]
             if problem.direction != "weight":
                 tries += [Config(256, first.block_n, first.block_k, 8, 3)]
                 tries += [Config(128, 128, 32, 8, 3)] if problem.outputs >= 128 and kernels <= 2 else []

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tunable_ops.bench.comparison.configure import config_of
 from tunable_ops.bench.comparison.plan import (
     FINE,
     GRID,
@@ -47,7 +48,6 @@ from tunable_ops.bench.comparison.plan import (
     Data,
     Setting,
     Unit,
-    config_of,
     lam_for,
     lam_of,
 )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from tunable_ops.bench import machine
+from tunable_ops.bench.comparison.configure import config_of
 from tunable_ops.bench.comparison.evaluation import Mix, Pictures, evaluate, test_pictures
 from tunable_ops.bench.comparison.plan import (
     MIX,
@@ -26,7 +27,6 @@ from tunable_ops.bench.comparison.plan import (
     Setting,
     Unit,
     check,
-    config_of,
     mixes,
     units,
 )
@@ -110,8 +110,12 @@ def load_network(out: Path, unit: Unit) -> nn.Module:
     """Return a unit's trained network on the CPU, or the mix of the two separate ones at the corners."""
     if unit.method == MIX:
         return Mix([load_network(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)])
-    path = out / "runs" / unit.id / MODEL
+    path = _network_file(out, unit)
     return serialization.load_folded(path) if unit.method == SEPARATE else serialization.load(path)
+
+
+def _network_file(out: Path, unit: Unit) -> Path:
+    return out / "runs" / unit.id / MODEL
 
 
 def network_to_time(unit: Unit, setting: Setting, data: Data) -> nn.Module:
@@ -248,8 +252,10 @@ def _evaluate_mixes(setting: Setting, data: Data, out: Path, threads: int) -> No
         pictures = test_pictures(data, setting)
         for unit in mixes(setting):
             path = result_file(out, unit)
-            corners = [result_file(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)]
-            if path.exists() and path.stat().st_mtime >= max(corner.stat().st_mtime for corner in corners):
+            ends = [_network_file(out, Unit(unit.task, SEPARATE, unit.seed, t)) for t in (0.0, 1.0)]
+            # Results without networks, as they are handed on, have nothing newer; copies have times of their own.
+            newest = max(end.stat().st_mtime if end.exists() else 0.0 for end in ends)
+            if path.exists() and path.stat().st_mtime >= newest:
                 continue
             result = {
                 "id": unit.id,

@@ -6,12 +6,12 @@ import argparse
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tunable_ops.cli import COMMANDS
+from tunable_ops.cli.eval_pictures import clean_pictures, pairs_of, skip
 from tunable_ops.cli.network import add_network, build_network
 from tunable_ops.cli.progress import printable
 
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from tunable_ops.train.measure import Measure
 
 __all__ = ["add_parser", "run"]
-
-
-class _Clean(NamedTuple):
-    """A clean picture, [3, H, W], and what it is called."""
-
-    name: str
-    path: Path
-    picture: Tensor
 
 
 _METRICS = ("psnr", "ssim", "lpips")
@@ -117,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     measure = Measure(y=args.y, border=border, rounded=True, lpips=lpips)
     found, skipped = {}, 0
     for folder in args.pictures:
-        pictures, unreadable = _pictures(folder)
-        triples, bad, subsampled = _triples(args, pictures, scale)
+        pictures, unreadable = clean_pictures(folder)
+        triples, bad, subsampled = pairs_of(args, pictures, scale)
         scores, estimates, failed = _scores(
             net, triples, subsampled, lams, measure, args.quiet, _as_given(args, net.spec)
         )
@@ -130,41 +122,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(_record(args, border, found), indent=2) + "\n")
     return 1 if skipped else 0
-
-
-def _skip(path: str, error: Exception) -> None:
-    from tunable_ops.cli import one_line
-
-    print(f"tunable-ops eval: skipped {printable(path)}: {one_line(error)}", file=sys.stderr)
-
-
-def _pictures(folder: Path) -> tuple[list[_Clean], int]:
-    """Read the clean pictures of a set; return them and the number of those that could not be read.
-
-    Raises:
-        ValueError: The folder is missing, or holds no readable picture.
-    """
-    from tunable_ops.images import read_image, search
-    from tunable_ops.train.data import held_out
-
-    if str(folder) == "skimage":
-        return [_Clean(name, Path(name), picture) for name, picture in held_out("skimage")], 0
-    found = search(folder)
-    if found.ignored:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.ignored.items()))
-        print(f"tunable-ops eval: {printable(folder)}: ignored {printable(kinds)}", file=sys.stderr)
-    stems = Counter(path.stem for path in found.paths)
-    pictures = []
-    for path in found.paths:
-        try:
-            picture = read_image(path)
-        except ValueError as error:
-            _skip(str(path), error)
-            continue
-        pictures.append(_Clean(path.stem if stems[path.stem] == 1 else path.name, path, picture))
-    if not pictures:
-        raise ValueError(f"eval: pictures must hold a readable one; got {str(folder)!r}, all of it unreadable")
-    return pictures, len(found.paths) - len(pictures)
 
 
 def _scores(
@@ -208,7 +165,7 @@ def _scores(
     if errors and not scores:
         raise errors[0][1]
     for name, why in errors:
-        _skip(name, why)
+        skip(name, why)
     return scores, estimates, len(errors)
 
 
@@ -307,107 +264,6 @@ def _lpips(weights: Path | None) -> nn.Module:
     folder = weights if weights.is_dir() else weights.parent
     beside = weights.is_dir() or any((folder / file.name).is_file() for file in FILES["lpips"])
     return losses.LPIPS("alex", weights=weights, heads=folder if beside else None)
-
-
-def _triples(
-    args: argparse.Namespace, pictures: Sequence[_Clean], scale: int
-) -> tuple[list[tuple[str, Tensor, Tensor]], int, set[str]]:
-    """List (name, clean, degraded) of all pictures; clean ones are cropped to a multiple of the enlargement.
-
-    The second value is the number of pictures that were skipped; the third has the names of those that were read from
-    files with fewer pixels of colour than of luma.
-    """
-    from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise
-    from tunable_ops.train.evaluate import degraded_pictures, grey_as_grey
-
-    multiple = max(scale, args.downsample or 1)
-    cropped = []
-    for clean in pictures:
-        height, width = (size - size % multiple for size in clean.picture.shape[1:])
-        if height == 0 or width == 0:
-            _skip(clean.name, ValueError(f"pictures must be at least {multiple} x {multiple} pixels"))
-            continue
-        cropped.append(clean._replace(picture=clean.picture[:, :height, :width]))
-    skipped = len(pictures) - len(cropped)
-    if args.input is not None:
-        triples, bad, subsampled = _given(args.input, cropped, scale)
-        return triples, skipped + bad, subsampled
-    degradation = Degradation(
-        blur=None if args.blur is None else Blur(sigma=(args.blur, args.blur)),
-        downsample=None if args.downsample is None else Downsample(factors=[args.downsample], enlarge=scale == 1),
-        noise=None if args.noise is None else Noise(sigma=(args.noise, args.noise)),
-    )
-    if scale > 1 and args.downsample != scale:
-        raise ValueError(f"--downsample must be {scale}, the enlargement of the network; got {args.downsample}")
-    named = grey_as_grey([(clean.name, clean.picture) for clean in cropped])
-    return degraded_pictures(named, degradation, args.seed), skipped, set()
-
-
-def _given(
-    folder: Path, cleans: Sequence[_Clean], scale: int
-) -> tuple[list[tuple[str, Tensor, Tensor]], int, set[str]]:
-    """Pair the clean pictures with the degraded ones in a folder by name; count those that cannot be read.
-
-    The third value is as of `_triples`.
-    """
-    from tunable_ops.grey import as_grey, is_grey
-    from tunable_ops.images import find_images, open_picture
-
-    pairs = _pairs(folder, find_images(folder), [clean.path for clean in cleans], scale)
-    triples, subsampled = [], set()
-    for clean, file in zip(cleans, pairs, strict=True):
-        try:
-            frame = next(open_picture(file).frames())
-        except ValueError as error:
-            _skip(str(file), error)
-            continue
-        picture, degraded = clean.picture, frame.rgb()
-        if is_grey(picture) and is_grey(degraded):
-            picture, degraded = as_grey(picture), as_grey(degraded)
-        if tuple(scale * size for size in degraded.shape[1:]) != tuple(clean.picture.shape[1:]):
-            raise ValueError(
-                f"--input must have pictures of 1/{scale} the clean ones' size; got {list(degraded.shape[1:])} for "
-                f"{list(clean.picture.shape[1:])} in {str(file)!r}"
-            )
-        triples.append((clean.name, picture, degraded))
-        if frame.subsampled:
-            subsampled.add(clean.name)
-    if not triples:
-        raise ValueError(f"--input must have readable pictures; got none in {str(folder)!r}")
-    return triples, len(cleans) - len(triples), subsampled
-
-
-def _pairs(folder: Path, files: Sequence[Path], cleans: Sequence[Path], scale: int) -> list[Path]:
-    """Return the degraded picture of each clean one: the one of the same name, or of the same name but its extension.
-
-    Raises:
-        ValueError: There is none, several could be meant, or one is meant twice.
-    """
-    by_name = {file.name: file for file in files}
-    by_stem: dict[str, list[Path]] = {}
-    for file in files:
-        by_stem.setdefault(file.stem, []).append(file)
-    pairs: dict[Path, Path] = {}
-    for clean in cleans:
-        candidates = by_stem.get(clean.stem, []) + by_stem.get(f"{clean.stem}x{scale}", [])
-        if clean.name in by_name:
-            candidates = [by_name[clean.name]]
-        if not candidates:
-            raise ValueError(
-                f"--input must have a picture for each clean one; got none for {clean.stem!r} in {str(folder)!r}"
-            )
-        if len(candidates) > 1:
-            listed = ", ".join(repr(file.name) for file in candidates)
-            raise ValueError(f"--input must have one picture for each clean one; got {listed} for {clean.name!r}")
-        (file,) = candidates
-        other = next((first for first, taken in pairs.items() if taken == file), None)
-        if other is not None:
-            raise ValueError(
-                "--input must have a picture of its own for each clean one; "
-                f"got {file.name!r} for {other.name!r} and {clean.name!r}"
-            )
-        pairs[clean] = file
-    return list(pairs.values())
 
 
 def _mean(scores: Sequence[Score], lam: tuple[float, ...] | None, metric: str) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tunable_ops.grey import PARAMETER, as_grey, has_knob, is_grey, on_grey, set_knob, stronger
-from tunable_ops.modules import LambdaSpec, LambdaWarning, TunableModel
+from tunable_ops.modules import LambdaSpec, TunableModel
+from tunable_ops.modules.spec import lambda_warnings_off
 from tunable_ops.train.degradations import Degradation, degrade
 from tunable_ops.train.measure import Measure
 from tunable_ops.train.seeding import generator
@@ -119,8 +119,7 @@ def restore(net: nn.Module, picture: Tensor, lam: Sequence[float] | None, *, gre
         return output
 
     if grey:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LambdaWarning)  # `stronger` may leave the range
+        with lambda_warnings_off():  # `stronger` may leave the range
             y = on_grey(call, channels)(picture.unsqueeze(0))[0]
     else:
         y = call(picture.unsqueeze(1))[:, 0] if channels == 1 else call(picture.unsqueeze(0))[0]
