@@ -175,7 +175,8 @@ ARROWS: dict[str, set[str]] = {
 # Within tunable_ops.modules: each imports only what stands before it.
 MODULES = [
     "accelerate",
-    *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "network_blend", "frame", "lambda_planes"),
+    *("read_lambda", "spec", "tuning", "low_rank", "kernel_stacks", "kernels_in_place", "network_blend"),
+    *("frame", "lambda_planes"),
     *(
         "read_only",
         "layer",

@@ -59,13 +59,16 @@ def alone(net: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor, lam: Tenso
 def calls(function: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return the number of stacks that are blended for the whole network while `function` runs."""
     found: list[int] = []
-    real = kernel_stacks.functional.tunable_parameters
+    functional = kernel_stacks.functional
+    real, in_place = functional.tunable_parameters, functional.blend_in_place()
+
+    def counted(blend: Callable[..., object]) -> Callable[..., object]:
+        return lambda stacks, *a, **k: found.append(len(stacks)) or blend(stacks, *a, **k)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            kernel_stacks.functional,
-            "tunable_parameters",
-            lambda stacks, *a, **k: found.append(len(stacks)) or real(stacks, *a, **k),
-        )
+        patch.setattr(functional, "tunable_parameters", counted(real))
+        if in_place is not None:
+            patch.setattr(functional, "blend_in_place", lambda: counted(in_place))
         function()
     return sum(found)
 
@@ -193,6 +196,9 @@ def test_a_blend_is_forgotten_without_gradients(monkeypatch: pytest.MonkeyPatch)
     net.network.line.register_forward_hook(lambda *a: kept.append(len(frames.current().blend.blended)))
     with torch.no_grad():
         net(x, [0.3, 0.7])
+        assert kept[-1] == 0  # layers blended when they ran
+        monkeypatch.setattr(kernel_stacks.functional, "blend_in_place", lambda: None)
+        net(x, [0.3, 0.7])
     assert kept[-1] == 1  # of the layer that is not used
     net(x, [0.3, 0.7])
     assert kept[-1] == len(net.layers)
@@ -250,7 +256,7 @@ def test_the_graph_keeps_one_operator_per_layer() -> None:
     assert not any("tunable_parameters" in target for target in targets)
 
 
-class _TwoConvolutions(nn.Module):
+class TwoConvolutions(nn.Module):
     """Call `between` after the first layer, which on a CPU blends the whole network."""
 
     def __init__(self, between=lambda net: None) -> None:
@@ -265,7 +271,7 @@ class _TwoConvolutions(nn.Module):
 
 
 def test_checkpointing_without_gradients_leaves_the_others_theirs() -> None:
-    class Net(_TwoConvolutions):
+    class Net(TwoConvolutions):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
                 x = tunable_ops.checkpoint(self.a, x)
@@ -278,7 +284,7 @@ def test_checkpointing_without_gradients_leaves_the_others_theirs() -> None:
 
 
 def test_gradients_that_the_network_turns_on_reach_phi() -> None:
-    class Net(_TwoConvolutions):
+    class Net(TwoConvolutions):
         def forward(self, x: Tensor) -> Tensor:
             with torch.enable_grad():
                 return super().forward(x)
@@ -296,7 +302,7 @@ def test_a_stack_replaced_by_data_during_the_call() -> None:
             stack = network.b.stack(name)
             stack.data = torch.zeros_like(stack)
 
-    net = tunable_ops.convert(_TwoConvolutions(replace), num_params=2)
+    net = tunable_ops.convert(TwoConvolutions(replace), num_params=2)
     assert net(torch.rand(1, 2, 3, 3), [0.3, 0.7]).abs().max() == 0
 
 
@@ -314,7 +320,7 @@ def test_what_the_caller_does_to_a_tunable_parameter_is_its_own() -> None:
 
 
 def test_batched_gradients() -> None:
-    net = tunable_ops.convert(_TwoConvolutions(), num_params=2)
+    net = tunable_ops.convert(TwoConvolutions(), num_params=2)
     x = torch.rand(1, 2, 2, 2)
 
     def outputs(weight: Tensor) -> Tensor:

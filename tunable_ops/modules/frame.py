@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from tunable_ops import functional
 from tunable_ops.checks import is_one
+from tunable_ops.modules.kernels_in_place import Ready
 from tunable_ops.modules.network_blend import BlendPlan, NetworkBlend
 from tunable_ops.modules.tuning import Tuning, blend_weights, split_weights
 
@@ -83,7 +84,8 @@ class Frame:
         self.parts: list[Tensor] | None = None
         if lam.dim() > 2 or not tunings:
             return
-        self.alphas, starts = blend_weights(self._ready(), lam)
+        ready = self._ready()
+        self.alphas, starts = blend_weights(ready, lam) if plan is None else plan.phis.blend_weights(ready, lam)
         self.starts = self._by_slot(starts, -1)
         if plan is not None and lam.dim() == 1:
             self.blend = NetworkBlend.start(plan, tunings, self.alphas, self.starts)
@@ -91,6 +93,11 @@ class Frame:
     def push(self) -> None:
         """Make this the frame that layers see."""
         _STACK.frames.append(self)
+
+    def end(self) -> None:
+        """Give back what the call borrowed: its forward is over."""
+        if self.blend is not None:
+            self.blend.release()
 
     def holds(self, tuning: Tuning) -> bool:
         """Return True for the phi of a layer of the frame's model."""
@@ -215,6 +222,30 @@ def kept(layer: nn.Module) -> functional.KeptKernel | None:
     """Return where the layer keeps its transformed kernel, in a model that remembers its kernels; else None."""
     frame = current()
     return None if frame is None or frame.blend is None else frame.blend.kept(layer)
+
+
+def ready(layer: nn.Module, dtype: torch.dtype) -> Ready | None:
+    """Return the layer's kernel and bias as `NetworkBlend.ready`; None outside a blend."""
+    if torch.compiler.is_compiling():
+        return None
+    frames = _STACK.frames
+    blend = frames[-1].blend if frames else None
+    return None if blend is None else blend.ready(layer, dtype)
+
+
+def shown(home: nn.Module) -> Tensor | None:
+    """Return the blend that an attribute reads as, as `NetworkBlend.shown`; None outside a blend."""
+    if torch.compiler.is_compiling():
+        return None
+    frames = _STACK.frames
+    blend = frames[-1].blend if frames else None
+    return None if blend is None else blend.shown(home)
+
+
+def keeps_blends() -> bool:
+    """Return True inside a model whose layers find their blend again when they run again."""
+    frame = current()
+    return frame is not None and frame.blend is not None and frame.blend.keep
 
 
 def is_unblended() -> bool:

@@ -66,7 +66,8 @@ class KernelStacks:
         layer: The layer.
         names: The attributes that hold its stacks, the kernels first.
         num_kernels: P.
-        autocasts: True if autocast casts the kernels, as it does those of convolutions.
+        autocasts: True if autocast casts the kernels, as it does those of convolutions and linear layers. No one else
+            sees these.
         fused: Stride and groups of a convolution for which a fused kernel may be faster than blending first.
     """
 
@@ -107,6 +108,10 @@ class KernelStacks:
         homes: Any = self.layer._modules["parametrizations"]
         stack: Tensor = homes[self.names[0]][0](*parts)  # only kernels are of low rank
         return stack
+
+    def shows(self) -> tuple[Any, tuple[int, ...]]:
+        """Return the module that computes an attribute of the network from the stack, and its shape; None and ()."""
+        return None, ()
 
     def blends_first(self, kernels: Tensor, dtype: torch.dtype) -> bool:
         """Return True if blending first beats the fused kernel; decided once per dtype, layout and device.
@@ -216,7 +221,7 @@ def find_recipe(members: Sequence[Group], alphas: Tensor, autocast: torch.dtype 
         # On a CPU every layer of a model is blended beforehand.
         if (
             parts is None
-            or not all(_is_plain(part, alphas) for part in flat)
+            or not all(is_plain(part, alphas) for part in flat)
             or not (alphas.is_cpu or stacks.blends_first(parts[0][0], dtype or flat[0].dtype))
         ):
             found.append(None)
@@ -262,6 +267,6 @@ def blend_stacks(recipe: Recipe, alphas: Tensor) -> list[BlendedKernels | None]:
     ]
 
 
-def _is_plain(part: Tensor, alphas: Tensor) -> bool:
+def is_plain(part: Tensor, alphas: Tensor) -> bool:
     """Return True for a tensor beside alpha whose changes show: no subclass, no inference tensor."""
     return type(part) in (Tensor, nn.Parameter) and part.device == alphas.device and not part.is_inference()

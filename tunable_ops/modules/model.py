@@ -146,11 +146,13 @@ class TunableModel(SharedNetwork, nn.Module):
         # Past `__getattr__`, which takes ten times as long: there may be hundreds.
         tunings: Any = [layer._modules["tuning"] for layer in self._layers]
         late = self._late()
-        frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late, natural).push()
+        frame = frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late, natural)
+        frame.push()
         try:
             return self.network(input, *args, **kwargs)
         finally:
             frames.pop()
+            frame.end()
 
     def _late(self) -> Collection[int]:
         """Return the slots of layers whose parameters a forward pre-hook may yet put in place."""

@@ -4,9 +4,9 @@ With one lambda for all samples a layer needs nothing but its blended kernel to 
 makes these kernels in groups of layers; the first layer that asks has its whole group blended:
 
 - On a CPU a group is what fits into the caches: the kernels are still there when the layers read them. Without
-  gradients a blend is handed out once and then forgotten, so that its memory serves the next group. Where the model
-  is to remember, a lambda that comes a second time is different: from then on all kernels are kept until another one
-  comes (`BlendPlan.remembered`).
+  gradients most layers are a group of their own: each blends when it runs, into memory that the next one overwrites
+  (`Workspace`); other blends are handed out once and then forgotten. Where the model is to remember, a lambda that
+  comes a second time is different: from then on all kernels are kept until another one comes (`BlendPlan.remembered`).
 - On a GPU everything is blended at once, ahead of the network, on the caller's stream.
 - In the backward pass each group returns its gradients as soon as it has them: they are not kept until the end, and
   DistributedDataParallel can send them meanwhile.
@@ -14,7 +14,7 @@ makes these kernels in groups of layers; the first layer that asks has its whole
 A layer that finds no blend, or a stale one, blends by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from tunable_ops import checks, functional
 from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStacks, Recipe, blend_stacks, find_recipe
-from tunable_ops.modules.tuning import Tuning
+from tunable_ops.modules.kernels_in_place import KeptBlends, Ready, Shown, ShownBlends, Workspace, keep
+from tunable_ops.modules.tuning import PhiLayout, Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
 GROUP_BYTES = {"cpu": 2 << 20}
@@ -62,6 +63,7 @@ class BlendPlan:
         slots: The slot of each layer.
         groups: Slots in groups of at most GROUP_BYTES of blended kernels, in the order of the layers; layers that
             share a stack share a group.
+        phis: The weights and biases behind the alphas.
         remember: True: the kernels of a repeated lambda are kept.
     """
 
@@ -72,7 +74,9 @@ class BlendPlan:
         # In one attribute: another thread may set it between any two lines.
         self._last: tuple[Tensor, Modes, NetworkBlend | None] | None = None
         self._recipes: dict[int, Recipe] = {}
+        self._idle: list[Workspace] = []  # as many as there were calls at one time
         self.stacks = {slot: each for slot, each in enumerate(stacks) if each is not None}
+        self.phis = PhiLayout()
         self.slots = {each.layer: slot for slot, each in self.stacks.items()}
         self.groups: list[list[int]] = []
         limit = GROUP_BYTES.get(device_type, GPU_GROUP_BYTES)
@@ -99,6 +103,27 @@ class BlendPlan:
             recipe = self._recipes[first] = find_recipe(members, alphas, autocast)
         return recipe
 
+    def workspace(self, starts: Sequence[int], alphas: Tensor, now: Modes) -> Workspace | None:
+        """Return a workspace for a call, which gives it back with `put_back`; None if its layers cannot use one."""
+        blend = functional.blend_in_place()
+        if blend is None or now.gradients or now.autocast is not None or not checks.can_read(alphas):
+            return None
+        if torch._C._len_torch_dispatch_stack():  # a mode may keep what it sees
+            return None
+        while self._idle:
+            try:
+                found = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                break
+            if found.serves(starts, alphas):
+                found.blend = blend
+                return found
+        return Workspace(self.stacks, starts, alphas, blend)
+
+    def put_back(self, workspace: Workspace) -> None:
+        """Keep a workspace for the next call."""
+        self._idle.append(workspace)
+
     def remembered(
         self, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], now: Modes
     ) -> "NetworkBlend | None":
@@ -118,6 +143,7 @@ class BlendPlan:
         if kept is None:
             kept = NetworkBlend(self, tunings, alphas, starts, now, keep=True)
             kept.finish()
+            kept.make_ready()
             self._last = alphas, now, kept
         return kept
 
@@ -136,6 +162,7 @@ class NetworkBlend:
         starts: Where each layer's alphas begin, by slot.
         modes: Those of the moment.
         keep: Keep blends that have been handed out, although there are no gradients.
+        workspace: Where layers blend when they run.
     """
 
     def __init__(
@@ -146,13 +173,20 @@ class NetworkBlend:
         starts: Sequence[int],
         modes: Modes,
         keep: bool = False,
+        workspace: Workspace | None = None,
     ) -> None:
         self.keep = keep or modes.gradients
         self._transformed: dict[int, functional.KeptKernel] | None = {} if keep else None
         self._unblended: bool | None = None
         self.plan, self.tunings, self.alphas, self.starts, self.modes = plan, tunings, alphas, starts, modes
         self.blended: dict[int, BlendedKernels | None] = {}
-        self.pending = {slot: group for group in plan.groups for slot in group}
+        self.workspace = workspace
+        self._ready: Mapping[nn.Module, Ready] = {} if workspace is None else workspace.ready
+        self._shown: Mapping[nn.Module, Shown] = {} if workspace is None else workspace.shown
+        self._blends: ShownBlends | KeptBlends | None = None
+        own: Collection[int] = () if workspace is None else workspace.slots
+        groups = [[slot for slot in group if slot not in own] for group in plan.groups] if own else plan.groups
+        self.pending = {slot: group for group in groups for slot in group}
         self.device_type = alphas.device.type
         self.stream = None
         if self.device_type == "cuda":  # a layer may run on a stream of its own
@@ -168,7 +202,10 @@ class NetworkBlend:
         now = modes(alphas.device.type)
         if now is None:
             return None
-        return plan.remembered(tunings, alphas, starts, now) or cls(plan, tunings, alphas, starts, now)
+        kept = plan.remembered(tunings, alphas, starts, now)
+        if kept is not None:
+            return kept
+        return cls(plan, tunings, alphas, starts, now, workspace=plan.workspace(starts, alphas, now))
 
     @property
     def is_unblended(self) -> bool:
@@ -188,6 +225,76 @@ class NetworkBlend:
         while self.pending and self._serves():
             self._blend(next(iter(self.pending.values())))
 
+    def make_ready(self) -> None:
+        """Let layers take the kernels that are kept through `ready`."""
+        if self.modes.autocast is None:
+            found = {slot: blended for slot, blended in self.blended.items() if blended is not None}
+            stacks = self.plan.stacks
+            ready = {stacks[slot].layer: keep(stacks[slot].layer, stacks[slot], each) for slot, each in found.items()}
+            self._ready = {layer: each for layer, each in ready.items() if each is not None}
+            self._blends = KeptBlends()
+            self._shown = self._blends.keep(stacks, found)
+
+    def release(self) -> None:
+        """End the call: no layer may blend into the workspace any more."""
+        if self.workspace is not None:
+            workspace, self.workspace = self.workspace, None
+            self._ready, self._shown = {}, {}
+            self.plan.put_back(workspace)
+
+    def ready(self, layer: nn.Module, dtype: torch.dtype | None) -> Ready | None:
+        """Return the layer's kernel and bias in the fewest steps; None: ask `take`.
+
+        They are right until another layer runs.
+
+        Args:
+            layer: One of the model's layers, or any other.
+            dtype: The dtype of the layer's input.
+        """
+        ready = self._ready.get(layer)
+        if (
+            ready is None
+            or torch.is_grad_enabled()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._are_functorch_transforms_active()
+            or dtype is not ready.kernel.dtype
+        ):
+            return None
+        workspace = self.workspace
+        if ready.is_current(self.alphas, None if workspace is None else workspace.blend):
+            return ready
+        if workspace is None:
+            self.plan.forget()
+        else:
+            workspace.is_stale = True
+        return None
+
+    def shown(self, home: nn.Module) -> Tensor | None:
+        """Return the blend that an attribute reads as in the fewest steps; None: ask `take`.
+
+        Args:
+            home: The module that computes it.
+        """
+        shown = self._shown.get(home)
+        if (
+            shown is None
+            or torch.is_grad_enabled()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return None
+        if self._blends is None:
+            assert self.workspace is not None
+            self._blends = ShownBlends(list(self._shown.values()), self.alphas, self.workspace.blend)
+        value = self._blends.take(shown)
+        if value is None:
+            if self.workspace is None:
+                self.blended.pop(self.plan.slots[shown.layer], None)  # it may be what was written to
+                self.plan.forget()
+            elif not shown.is_current():
+                self.workspace.is_stale = True
+        return value
+
     def take(self, layer: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, ...] | None:
         """Return the blends of a layer's stacks, or None if the layer has to blend by itself.
 
@@ -195,6 +302,8 @@ class NetworkBlend:
             layer: One of the model's layers, or any other.
             dtype: The dtype of the layer's input, if it has to have that of the kernels.
         """
+        if dtype is not None and not torch.compiler.is_compiling() and (ready := self.ready(layer, dtype)) is not None:
+            return tuple(ready.kernels)
         slot = self.plan.slots.get(layer)
         if slot is None or not self._serves():
             return None

@@ -32,11 +32,11 @@ def blend_parameter(stack: Tensor, alpha: Tensor, layer: TunableLayer) -> Tensor
 
 
 def own_blend(blend: Tensor) -> Tensor:
-    """Return a tensor that the caller may write to: with gradients the next call is given the same blend.
+    """Return a tensor that the caller may write to, also where the next call is given the same blend.
 
     A trace of torch.jit is checked without gradients, and has to be the same.
     """
-    return blend.clone() if torch.is_grad_enabled() or torch.jit.is_tracing() else blend
+    return blend.clone() if frames.keeps_blends() or torch.jit.is_tracing() else blend
 
 
 class TunableParameter(StackedLayer):
@@ -155,6 +155,11 @@ class _StackBehindAttribute(KernelStacks):
         home: Any = self.layer.home
         return (tuple(home[0]._parameters.values()),) if home else None
 
+    def shows(self) -> tuple[Any, tuple[int, ...]]:
+        """Return torch's list of parametrisations, and the shape of the attribute."""
+        layer: Any = self.layer
+        return (layer.home[0], layer.shape) if layer.home else (None, ())
+
 
 def register_blend(owner: nn.Module, attribute: str, stack: nn.Parameter, blend: ParameterBlend) -> None:
     """Put `blend` behind `owner.attribute`, over the stack [P, numel]."""
@@ -183,7 +188,9 @@ def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) ->
     def read(module: nn.Module) -> Any:
         if is_read_by_a_manager(1):  # a blend would ask for lambda
             return whole_stack(module, attribute)
-        home: Any = module._modules["parametrizations"][attribute]  # type: ignore[index]
+        home: Any = module._modules["parametrizations"]._modules[attribute]  # type: ignore[union-attr]
+        if (value := frames.shown(home)) is not None:
+            return value
         blend = home[0]
         # What torch would call, in a tenth of the time.
         if len(home) == 1 and type(blend) is ParameterBlend and not _is_watched(home) and not _is_watched(blend):

@@ -69,6 +69,14 @@ def conv2d(
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
 
 
+def leaves_to_torch(shape: Sequence[int]) -> bool:
+    """Return True for kernels [O, C/groups, kh, kw] that `conv2d` leaves to PyTorch on a CPU where the stride is 1.
+
+    These are kernels of one tap and of few channels, depthwise ones for instance.
+    """
+    return len(shape) != 4 or shape[2] == shape[3] == 1 or shape[1] < LEAST_CHANNELS
+
+
 def _may_be_fused(input: Tensor, kernel: Tensor, bias: Tensor | None, groups: int, *options: Any) -> bool:
     """Return True for calls of a GPU without gradients that a kernel of ours may serve, bias included."""
     tensors = (input, kernel) if bias is None else (input, kernel, bias)

@@ -1,6 +1,6 @@
 """tunable_parameters: blend many stacks, such as all kernels of a network, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -91,6 +91,18 @@ def blend_into(parameters: Sequence[Tensor], alpha: Tensor, starts: Sequence[int
             exact = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
             _OPERATORS[backend].into.run(stacks, exact, [starts[i] for i in members], targets)
             torch.autograd.graph.increment_version([t for t in targets if not t.is_inference()])
+
+
+def blend_in_place() -> Callable[[list[Tensor], Tensor, list[int], list[Tensor]], None] | None:
+    """Return the C++ operator behind `blend_into`, or None where it is not there.
+
+    It takes the arguments of `blend_into`, on the CPU, without gradients; alpha is float32 or float64, and outputs lie
+    as the kernels of their stacks do. It raises RuntimeError for shapes and layouts that do not fit, before it writes.
+    """
+    operator: Callable[..., None] | None = None
+    if backends.unavailable_reason(NAME, "cpp") is None:
+        operator = _OPERATORS["cpp"].into.op
+    return operator
 
 
 def _all_alike(parameters: Sequence[Tensor], alpha: Tensor) -> bool:
