@@ -21,10 +21,8 @@ from tunable_ops.modules import TunableModel
 from tunable_ops.serialization import load, load_folded
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, learning_rate
-from tunable_ops.train.config import Config
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.log import LOG
-from tunable_ops.train.sections import validate
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -287,26 +285,6 @@ def test_box_domain_with_separate_groups(make_config, tmp_path: Path) -> None:
     train(config, tmp_path / "parts", resume=True, progress=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     load(tmp_path / "whole" / MODEL)
-
-
-@pytest.mark.parametrize(
-    "tuning, optim, rates",
-    [
-        ({"domain": "box"}, {}, {"base": 1.0, "new": 1 / 3, "phi": 1.0}),
-        ({"domain": "box"}, {"phi_lr": 0.5}, {"base": 1.0, "new": 1 / 3, "phi": 0.5}),
-        ({"domain": "box"}, {"kernel_lr": 1.0}, {"new": 1.0, "phi": 1.0}),
-        ({"domain": "box"}, {"base_lr": 0.5}, {"base": 0.5, "new": 1.0, "phi": 1.0}),
-        ({"domain": "box", "rank": 2}, {}, {"base": 1.0, "new": 1.0, "phi": 1.0}),
-        ({"domain": "box", "freeze": True}, {}, {"new": 1.0}),
-        ({"domain": "simplex"}, {}, {"new": 1.0, "phi": 1.0}),
-        ({"domain": "simplex"}, {"kernel_lr": 0.5}, {"new": 0.5, "phi": 1.0}),
-    ],
-)
-def test_kernels_that_add_up_learn_at_a_share_of_the_rate(make_config, tuning, optim, rates) -> None:
-    config = make_config(tuning=tuning, optim=optim)
-    groups = build_optimizer(build_network(config), config.optim).param_groups
-    assert {group["name"]: group.get("scale", 1.0) for group in groups} == rates
-    assert validate(Config, json.loads(config.model_dump_json())) == config
 
 
 def test_a_base_rate_of_zero_freezes_the_base(make_config, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ __all__ = ["MODEL", "STATE", "Outcome", "train"]
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"
+_LEFT_OUT = "optim/left_out"  # share of the steps, in the log where there are any
+_PATIENCE = 10  # steps left out in a row that end the run
+
 _log = logging.getLogger(__name__)
 
 
@@ -133,6 +136,20 @@ def _remove_run(out: Path) -> None:
         events.unlink()
 
 
+def _step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Do an optimiser step, unless the norm of the gradients is not finite; return whether it was left out.
+
+    A flat crop is enough for that: instance normalisations without variance enlarge a gradient 300 times each.
+    """
+    left_out = ~norm.isfinite()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]  # as GradScaler says it, without waiting
+        optimizer.step()
+    elif not left_out:
+        optimizer.step()
+    return left_out
+
+
 def _task(config: Config | PGNConfig, here: Process, fresh: bool) -> Task:
     if isinstance(config, PGNConfig):
         return PerceptualGradient(config, here, fresh)
@@ -144,7 +161,7 @@ class _Run:
 
     def __init__(self, config: Config | PGNConfig, out: Path, here: Process, progress: bool, fresh: bool) -> None:
         self.config, self.out, self.here, self.progress = config, out, here, progress
-        self.step = 0
+        self.step = self.last_useful = 0  # the second: the last step whose gradient was finite
         self.task = _task(config, here, fresh)
         if here.world_size > 1 and not self.task.parallel:
             raise ValueError(f"train: task {config.task!r} must run in one process; got {here.world_size}")
@@ -190,6 +207,7 @@ class _Run:
         config, steps = self.config, self.config.optim.steps
         end = steps if stop_at is None else min(stop_at, steps)
         started, stopped = time.perf_counter(), False
+        self.last_useful = self.step
         log = RunLog(self.out, config.log, self.step, self.here.main)
         if self.step < end:
             loader = batch_loader(
@@ -231,19 +249,31 @@ class _Run:
         task.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = task.clip()
-        task.optimizer.step()
+        left_out = _step_if_finite(task.optimizer, norm)
         self.ema.update(task.net, step - task.first_step(step))
         values = {"loss/total": total.detach(), **{f"loss/{name}": value for name, value in terms.items()}}
-        values |= {"optim/gradient_norm": norm, **task.after_step(step)}
+        values |= {
+            "optim/gradient_norm": torch.where(left_out, torch.zeros_like(norm), norm),
+            _LEFT_OUT: left_out.float(),
+        }
+        values |= task.after_step(step)
         self.step += 1
         return values
 
     def write_log(self, log: RunLog, bar: Any) -> None:
         values, speed = log.means()
-        if not math.isfinite(values["loss/total"]):
+        share = values.pop(_LEFT_OUT)
+        self.last_useful = self.last_useful if share == 1 else self.step
+        if share:
+            _log.warning("step %d: %.0f %% of the last steps left out: no finite gradient", self.step, 100 * share)
+            values[_LEFT_OUT] = share
+        if not math.isfinite(values["loss/total"]) or self.step - self.last_useful >= _PATIENCE:
+            loss = values["loss/total"]
+            what = f"the loss must stay finite; got {loss}"
+            if math.isfinite(loss):
+                what = f"gradients must be finite; got none in {self.step - self.last_useful} steps"
             raise RuntimeError(
-                f"train: the loss must stay finite; got {values['loss/total']} at step {self.step}: lower optim.lr, or "
-                "look at the scales of the objectives"
+                f"train: {what} at step {self.step}: lower optim.lr, or look at the scales of the objectives"
             )
         samples = speed * self.config.data.batch * self.here.world_size
         shown = {name.rpartition("/")[2]: f"{values[name]:.5g}" for name in self.task.shown}
