@@ -748,4 +748,7 @@ def test_a_torch_that_does_not_tell_its_stream_is_not_served(monkeypatch: pytest
     monkeypatch.setattr(native, "unavailable_reason", lambda: None)
     native.load()
     assert "does not tell the current stream" in str(native.missing()) and not native.serves("cuda")
+    del library.finds_stream  # built before there was such a function
+    native.load()
+    assert "AttributeError" in str(native.missing()) and not native.serves("cuda")
     assert stand_in_driver.launcher().finds_stream()

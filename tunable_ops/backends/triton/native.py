@@ -49,7 +49,7 @@ def load() -> None:
         use(library)
         if has_cuda:
             serve("cuda", checked=True)
-    except (ImportError, RuntimeError) as error:  # built for another torch, or damaged
+    except (AttributeError, ImportError, RuntimeError) as error:  # of another torch or other sources, or damaged
         _missing = f"it does not load here ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
