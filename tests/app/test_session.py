@@ -3,7 +3,6 @@
 import base64
 import shlex
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from tests.app.conftest import ARGUMENTS, small_network, whole
 from tunable_ops import convert, images
 from tunable_ops.app import pictures
 from tunable_ops.app import session as sessions
-from tunable_ops.app.engine import Cancelled, Engine
+from tunable_ops.app.engine import Cancelled, Engine, Replaced
 from tunable_ops.app.masks import FEATHER, feathered, painted
 from tunable_ops.app.networks import Choice
 from tunable_ops.app.settings import Refused, Settings
@@ -197,8 +196,8 @@ def test_a_whole_picture_stops_between_layers(session, picture):
     def run():
         try:
             whole(session.restore())
-        except Cancelled:
-            failed.append(time.perf_counter())
+        except Replaced as error:  # not "Stopped.": the next picture comes when the slider rests
+            failed.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -209,6 +208,31 @@ def test_a_whole_picture_stops_between_layers(session, picture):
     thread.join(10)
     handle.remove()
     assert failed and session.whole is None
+
+
+def test_a_picture_that_is_stopped_says_so(session, picture):
+    session.open(picture)
+    restoring = session.restore()
+    first = next(each for each in session.engine._full.live.network.modules() if isinstance(each, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda *_: session.cancel())
+    with pytest.raises(Cancelled) as caught:
+        whole(restoring)
+    assert not isinstance(caught.value, Replaced)
+
+
+def test_a_thread_that_may_not_step_back_works_all_the_same(session, picture, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(sessions.os, "setpriority", refuse, raising=False)
+    session.open(picture)
+    assert whole(session.restore()).output.shape == (3, 70, 90)
+
+
+def test_a_mask_of_the_picture_before_is_left_out(session, picture):
+    session.open(picture)
+    session.set_mask(torch.ones(1, 8, 8))
+    assert session.mask is None and session.preview()
 
 
 def test_estimated_noise(session, picture):
