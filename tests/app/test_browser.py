@@ -113,12 +113,11 @@ def test_the_whole_picture_waits_for_a_move_on_its_way(visit, smooth):
     page = visit.page
     visit.open(smooth)
     held, asked = [], len(visit.asked)
-    page.route("**/moves", held.append)
+    page.route("**/moves", lambda route: held.append(route))
     old = visit.sources
     visit.press("knob0", "End")
     page.wait_for_timeout(900)  # a slider rests after 250 ms
     assert len(held) == 1 and [url.rsplit("/", 1)[1] for url in visit.asked[asked:]] == ["moves"]
-    page.unroute("**/moves")
     held[0].continue_()
     visit.wait_for_other(old)
     page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=50,')")
@@ -216,7 +215,7 @@ def test_a_mask_is_saved_and_taken_again(visit, smooth, tmp_path):
     assert mask.shape == (160, 200) and mask[80, 100] == 65535 and mask[5, 5] == 0
     with page.expect_download() as waiting:
         page.click("#save")
-    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask.png"
+    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask50.00-0.00.png"
     old = visit.sources
     page.click("#nomask")
     visit.wait_for_other(old)

@@ -379,7 +379,8 @@ class Session:
         suffix = given.path.suffix.lower()
         own = images.SUFFIXES.get(suffix) == kind
         suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
-        file = folder / f"{name}_{commands.short_name(engine, self.values, self.mask is not None)}{suffix}"
+        inside = () if self.mask is None else self.inside
+        file = folder / f"{name}_{commands.short_name(engine, self.values, inside)}{suffix}"
         file.write_bytes(content)
         return file, lost
 
