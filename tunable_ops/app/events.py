@@ -211,7 +211,8 @@ class Events:
         def take() -> Iterator[Updates]:
             session, _ = self._of(request)
             if session.given is not None:
-                session.set_mask(masks.painted(url or "", session.given.size))
+                under = session.under
+                session.set_mask(masks.painted(url or "", session.given.size, under), under)
                 yield from self._both(session, request)
 
         yield from self._refusing(take)
@@ -223,7 +224,8 @@ class Events:
             session, _ = self._of(request)
             if session.given is None:
                 raise Refused("there must be a picture first: drop one into the page, or take a sample")
-            session.set_mask(pictures.open_mask(path, session.given.size, self.desk.settings))
+            mask = pictures.open_mask(path, session.given.size, self.desk.settings)
+            session.set_mask(mask, mask)
             yield {self.page.painter: shown.painter(session.given, session.mask)}
             yield from self._both(session, request)
 

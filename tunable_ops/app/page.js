@@ -55,7 +55,7 @@
       soon("#painted");
     });
 
-  // The server's picture without strokes is the one that the page has already, so nothing is drawn anew.
+  // At once, not when the server's picture comes: a stroke of a moment ago is not taken after all.
   document.addEventListener("click", (event) => {
     const canvas = event.target.closest?.("#nomask") && document.querySelector("#painter");
     canvas?.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);

@@ -94,6 +94,7 @@ class Session:
         turn: How many networks were chosen: moves name it, so that none reaches the sliders of another network.
         lock: Held while the picture, the network, the sliders or the mask change, and while they are read together.
         mask: [1, H, W] in [0, 1], or None.
+        under: The mask from a file that strokes lie on, or None.
         centre: Middle of the window, as shares of height and width.
         kind: Format of a download, one of `pictures.KINDS`.
         whole: The last whole picture.
@@ -110,6 +111,7 @@ class Session:
         self.values: Lambda = ()
         self.inside: Lambda = ()
         self.mask: Tensor | None = None
+        self.under: Tensor | None = None
         self.centre = (0.5, 0.5)
         self.kind = pictures.KINDS[0]
         self.whole: Whole | None = None
@@ -145,7 +147,7 @@ class Session:
         given = pictures.open_given(path, self.settings, noise)
         with self.lock:
             self.cancel()
-            self.given, self.sample, self.whole, self.mask = given, sample, None, None
+            self.given, self.sample, self.whole, self.mask, self.under = given, sample, None, None, None
             self.centre = (0.5, 0.5)
             self._changes += 1
             self._settle_grey()
@@ -201,14 +203,14 @@ class Session:
                 self.values = tuple(value if i == place else old for i, old in enumerate(self.values))
         return sigma
 
-    def set_mask(self, mask: Tensor | None) -> None:
-        """Take a mask [1, H, W], or none."""
+    def set_mask(self, mask: Tensor | None, under: Tensor | None = None) -> None:
+        """Take a mask [1, H, W], or none; `under` is the one from a file that its strokes lie on."""
         kept = None if mask is None else mask.mul(65535).round().div(65535)  # as `save_mask` writes it
         with self.lock:
             if kept is not None and self.given is not None and tuple(kept.shape[1:]) != self.given.size:
                 return  # of a picture that was there before
             self._changes += kept is not None or self.mask is not None
-            self.mask = kept
+            self.mask, self.under = kept, under
 
     @property
     def position(self) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tunable_ops.app import pictures
 from tunable_ops.app.engine import MOST_PARAMETERS, Engine
+from tunable_ops.app.masks import ink
 from tunable_ops.app.pictures import Given
 from tunable_ops.app.session import Preview, Session, Strip
 from tunable_ops.images import Frame, encode_picture
@@ -151,9 +152,9 @@ def painter(given: Given, mask: Tensor | None = None) -> str:
 
 def _ink(mask: Tensor) -> bytes:
     """Return a mask as a PNG in the colour of the brush, as opaque as it is white."""
-    alpha = pictures.shrunk(mask)
+    alpha = ink(mask)
     colours = _BRUSH.view(3, 1, 1).expand(-1, *alpha.shape[1:])
-    pixels = torch.cat([colours, alpha.clamp(0, 1).mul(255).round().to(torch.uint8)])
+    pixels = torch.cat([colours, alpha.mul(255).round().to(torch.uint8)])
     return encode_picture([Frame(pixels.permute(1, 2, 0).contiguous().numpy())], "png")
 
 
