@@ -215,7 +215,7 @@ def test_a_mask_is_saved_and_taken_again(visit, smooth, tmp_path):
     assert mask.shape == (160, 200) and mask[80, 100] == 65535 and mask[5, 5] == 0
     with page.expect_download() as waiting:
         page.click("#save")
-    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask50.00-0.00.png"
+    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask0.00-0.00.png"
     old = visit.sources
     page.click("#nomask")
     visit.wait_for_other(old)

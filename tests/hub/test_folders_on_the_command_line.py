@@ -122,7 +122,7 @@ def test_a_folder_with_the_name_of_a_network_that_ships(run, tmp_path):
     small().save_pretrained(tmp_path / "denoise", arguments=DNCNN)
     code, written, err = run("--model", "denoise", "--lam", "sigma=10")
     assert code == 0 and written == shipped
-    assert "warning: pretrained: 'denoise' is the network that ships, and not the folder of that name" in err
+    assert "warning: pretrained: 'denoise' is the network that ships, not the folder of that name" in err
     code, written, err = run("--model", "./denoise", "--lam", "sigma=10")
     assert code == 0 and written != shipped and "ships" not in err
 

@@ -14,7 +14,8 @@ from tunable_ops.app.desk import Desk
 from tunable_ops.app.engine import Cancelled, Replaced
 from tunable_ops.app.layout import Page
 from tunable_ops.app.networks import Choice
-from tunable_ops.app.session import Session, Whole
+from tunable_ops.app.results import Whole
+from tunable_ops.app.session import Session
 from tunable_ops.app.settings import Refused
 
 __all__ = ["Events"]

@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -20,62 +19,18 @@ from tunable_ops.app import commands, pictures
 from tunable_ops.app.engine import MARGIN, Cancelled, Engine, Lambda, Replaced
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.pictures import Given
+from tunable_ops.app.results import Preview, Strip, Whole
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.app.sliders import far, positions
 from tunable_ops.grey import PARAMETER
 from tunable_ops.images import estimate_noise
 from tunable_ops.positions import can_move, describe
 
-__all__ = ["Preview", "Session", "Strip", "Whole"]
+__all__ = ["Session"]
 
 _BACK = 5  # steps of priority
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
 _STRIP_SIDE = 768  # pixels of the longer side of a picture of a strip
-
-
-class Preview(NamedTuple):
-    """A window before and after.
-
-    Args:
-        before: [3, h, w], or [1, h, w] in grey.
-        after: The same, s times as large.
-        alpha: [1, h, w], or None where all is opaque.
-        seconds: Time that it took.
-        tag: The same for windows whose `before` is the same.
-    """
-
-    before: Tensor
-    after: Tensor
-    alpha: Tensor | None
-    seconds: float
-    tag: str
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole picture, restored.
-
-    Args:
-        output: [3, s H, s W], or [1, s H, s W] in grey.
-        seconds: Time that it took.
-        position: What it was made of, to know whether it is still current.
-    """
-
-    output: Tensor
-    seconds: float
-    position: tuple[Any, ...]
-
-
-class Strip(NamedTuple):
-    """A picture at several positions.
-
-    Args:
-        pictures: [3, h, w] or [1, h, w] each, as they are shown; the first one is the input.
-        labels: One for each.
-    """
-
-    pictures: list[Tensor]
-    labels: list[str]
 
 
 class Session:

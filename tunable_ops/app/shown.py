@@ -18,7 +18,8 @@ from tunable_ops.app import pictures
 from tunable_ops.app.engine import MOST_PARAMETERS, Engine
 from tunable_ops.app.masks import ink
 from tunable_ops.app.pictures import Given
-from tunable_ops.app.session import Preview, Session, Strip
+from tunable_ops.app.results import Preview, Strip
+from tunable_ops.app.session import Session
 from tunable_ops.images import Frame, encode_picture
 
 __all__ = [

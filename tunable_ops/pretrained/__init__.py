@@ -98,7 +98,7 @@ def find(model: str | os.PathLike[str]) -> Found:
         return Found(path.stem, path)
     if path.is_dir() and (name in NETWORKS or name in BASES) and any((path / file).is_file() for file in _TENSORS):
         warnings.warn(
-            f"pretrained: {name!r} is the network that ships, and not the folder of that name: write './{name}' for that",
+            f"pretrained: {name!r} is the network that ships, not the folder of that name: write './{name}' for that",
             stacklevel=2,
         )
     if name in NETWORKS:
