@@ -4,6 +4,7 @@ Rows of the same form as a case's; ratios are to the plain network's step of the
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -76,7 +77,8 @@ def network_suite(device: str) -> list[NetworkCase]:
 def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any]:
     """Return the results of a network, in the form of `bench.measure.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
-    names = ("plain", "tunable", "tunable-per-sample", "folded", "live-fold", "memory-floor", "cast-kernels")
+    names = ("plain", "tunable", "tunable-per-sample", "tunable-remembered", "folded", "live-fold", "memory-floor")
+    names += ("cast-kernels",)
     if case.mode == "graph" and device != "cuda":
         reason = {"status": "unsupported", "reason": "graph replay needs a GPU"}
         return {**row, "providers": dict.fromkeys(names, reason)}
@@ -132,6 +134,10 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         folded = tunable_ops.fold(net, shared)
         live = tunable_ops.LiveFold(net)
         live.set(shared)
+        if device == "cpu":
+            remembered = copy.deepcopy(net)
+            remembered.remember = True
+            calls["tunable-remembered"] = (remembered, lambda: remembered(x, shared))
         calls["folded"] = (folded, lambda: folded(x))
         calls["live-fold"] = (net, lambda: live(x))
     variants = {name: _step(case, device, module, call) for name, (module, call) in calls.items()}

@@ -79,11 +79,11 @@ def revision() -> int:
 def forget_tables() -> None:
     """Read the tables again at the next choice."""
     global _revision
-    _revision += 1
     load_table.cache_clear()
     choose_algorithm.cache_clear()
     blends_first.cache_clear()
     choose_blended.cache_clear()
+    _revision += 1  # last: what chooses meanwhile, by an old table perhaps, is of the old revision
     for function in ON_FORGET:
         function()
 

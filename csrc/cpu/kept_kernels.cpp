@@ -51,6 +51,7 @@ std::tuple<Tensor, Tensor> convolve_keeping(const Tensor& input, const Tensor& w
     float* to = points.mutable_data_ptr<float>();
     std::memcpy(to, description.data(), sizeof(description));
     std::memcpy(to + kDescription, c.weight.data, taps * sizeof(float));
+    c.weight.data = to + kDescription;  // of the copy: another thread may write to the weight meanwhile
     transform_kernels(c, tile, to + before);
   }
   c.transformed = (fits ? *kept : points).const_data_ptr<float>() + before;

@@ -32,13 +32,16 @@ std::vector<c10::IValue> values_of(const c10::FunctionSchema& schema, const py::
   return values;
 }
 
-// Takes the steps of a plan one by one.
+// Takes the steps of a plan one by one. Made before its call runs: the plan is that of the settings and the generation
+// of that moment.
 class Recording {
  public:
-  Recording(const std::string& op, const py::tuple& arguments) {
-    const auto values = values_of(find("tunable_ops::" + op, "").schema(), arguments);
-    key_ = key_of(number_of(op), values);
-    plan_.device = values[0].toTensor().device();
+  Recording(const std::string& op, const py::tuple& arguments)
+      : generation_(generation()),
+        number_(number_of(op)),
+        values_(values_of(find("tunable_ops::" + op, "").schema(), arguments)),
+        key_(key_of(number_, values_)) {
+    plan_.device = values_[0].toTensor().device();
   }
 
   void allocate(Ints size, Ints stride, at::ScalarType type, at::Device device) {
@@ -78,18 +81,26 @@ class Recording {
     plan_.steps.push_back(std::move(step));
   }
 
-  void keep(const py::tuple& results) {
+  void release(std::vector<size_t> slots) { plan_.steps.push_back(Release{std::move(slots)}); }
+
+  // Returns false for a call that no plan may serve: a setting changed while it ran, or the plans were forgotten.
+  bool keep(const py::tuple& results) {
     for (const auto& result : results) plan_.results.push_back(place_of(result));
-    if (key_) keep_plan(*key_, std::move(plan_));
+    if (!key_ || key_of(number_, values_) != key_) return false;
+    return keep_plan(*key_, std::move(plan_), generation_);
   }
 
  private:
+  uint64_t generation_;
+  int64_t number_;
+  std::vector<c10::IValue> values_;
   std::optional<Ints> key_;
   Plan plan_{at::kCPU, {}, {}};
 };
 
-// The lists of the hooks that Triton calls around a launch. Their lengths are read without the interpreter's lock: a
-// hook that another thread is adding at this moment may miss a launch, as it may anyway.
+// The lists of the hooks that Triton calls around a launch, as a call in Python last found them. Their lengths are read
+// without the interpreter's lock: a hook that another thread is adding at this moment may miss a launch, as it may
+// anyway.
 std::atomic<PyObject*> hooks[2];
 
 bool has_hooks() {
@@ -116,6 +127,7 @@ PYBIND11_MODULE(_launcher, m) {
   m.doc() = "Launches of recorded plans.";
   m.attr("torch") = TO_TEXT(TO_TORCH_VERSION);
   m.def("forget", &forget_plans);
+  m.def("finds_stream", &finds_stream);
   m.def("watch_hooks", &watch_hooks);
   m.def("counts", [] { return std::pair(counts().planned, counts().unplanned); });
   py::class_<Recording>(m, "Recording")
@@ -123,6 +135,7 @@ PYBIND11_MODULE(_launcher, m) {
       .def("allocate", &Recording::allocate)
       .def("call", &Recording::call)
       .def("launch", &Recording::launch)
+      .def("release", &Recording::release)
       .def("keep", &Recording::keep);
   py::class_<Operators>(m, "Operators")
       .def(py::init<const std::string&>())

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "../activation.h"
 #include "plan.h"
 
 namespace tunable_ops::launcher {
@@ -33,22 +34,28 @@ class Planned : public c10::OperatorKernel {
     const bool is_listening = listening.load() != nullptr && listening.load()();
     const auto key = is_listening ? std::nullopt : key_of(number_, *stack);
     const auto plan = key ? find_plan(*key) : nullptr;
-    if (plan == nullptr) {
-      ++unplanned;
-      unplanned_.callBoxed(*stack);
-      return;
+    if (plan != nullptr) {
+      if (auto results = repeat(*plan, *stack)) {
+        ++planned;
+        stack->clear();
+        for (at::Tensor& result : *results) stack->emplace_back(std::move(result));
+        return;
+      }
+      forget_plan(*key, plan);
     }
-    ++planned;
-    Slots slots;
-    for (size_t i = 0; i < stack->size() && ((*stack)[i].isTensor() || (*stack)[i].isNone()); ++i)
-      slots.push_back((*stack)[i].isNone() ? at::Tensor() : (*stack)[i].toTensor());
-    const c10::impl::ExcludeDispatchKeyGuard guard(c10::autograd_dispatch_keyset_with_ADInplaceOrView);
-    Slots results = plan->run(std::move(slots));
-    stack->clear();
-    for (at::Tensor& result : results) stack->emplace_back(std::move(result));
+    ++unplanned;
+    unplanned_.callBoxed(*stack);
   }
 
  private:
+  static std::optional<Slots> repeat(const Plan& plan, const Stack& stack) {
+    Slots slots;
+    for (size_t i = 0; i < stack.size() && (stack[i].isTensor() || stack[i].isNone()); ++i)
+      slots.push_back(stack[i].isNone() ? at::Tensor() : stack[i].toTensor());
+    const c10::impl::ExcludeDispatchKeyGuard guard(c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+    return plan.run(std::move(slots));
+  }
+
   int64_t number_;
   OperatorHandle unplanned_;
 };
@@ -88,13 +95,13 @@ class Gradients : public torch::autograd::Function<Gradients> {
                             const std::optional<at::Tensor>& bias, const at::Tensor& alpha, const Convolution& ops,
                             const Stack& options) {
     const int64_t activation = options.back().toInt();
-    const bool saves_value = activation == kGelu || activation == kSilu;
+    const bool saves_value = is(activation, Activation::kGelu) || is(activation, Activation::kSilu);
     Stack stack{input, weight, bias, alpha};
     stack.insert(stack.end(), options.begin(), options.end());
     call_below_autograd(saves_value ? ops.saving : ops.forward, stack);
     const at::Tensor output = stack[0].toTensor();
     ctx->save_for_backward({input, weight, bias.value_or(at::Tensor()), alpha,
-                            activation == 0 ? at::Tensor() : stack[saves_value ? 1 : 0].toTensor()});
+                            is(activation, Activation::kNone) ? at::Tensor() : stack[saves_value ? 1 : 0].toTensor()});
     ctx->saved_data["backward"] = ops.backward.operator_name().name;
     for (size_t i = 0; i < options.size(); ++i) ctx->saved_data[std::to_string(i)] = options[i];
     return output;
@@ -120,7 +127,7 @@ class Gradients : public torch::autograd::Function<Gradients> {
   }
 
  private:
-  static constexpr int64_t kGelu = 2, kSilu = 3;  // csrc/activation.h
+  static bool is(int64_t code, Activation activation) { return code == static_cast<int64_t>(activation); }
 
   static IValue optional(const at::Tensor& t) { return t.defined() ? IValue(t) : IValue(); }
 };

@@ -32,7 +32,8 @@ class Operators {
   std::vector<torch::Library> libraries_;  // at the device's key, at its autograd key
 };
 
-// Whether something in Python wants to hear of every launch, so that no plan may serve it.
+// Sets what every call asks first: whether a hook in Python is known to wait for launches, so that no plan may serve
+// the call. A hook that is not in the lists that were looked at last is not known.
 void set_listening(bool (*is_listening)());
 
 }  // namespace tunable_ops::launcher

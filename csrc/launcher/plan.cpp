@@ -5,6 +5,8 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
@@ -46,11 +48,12 @@ void enter(const at::Device& device) {
   check("cuCtxSetCurrent", driver().cuCtxSetCurrent(context));
 }
 
-void run(const Allocation& step, Slots& slots, const at::Device&) {
+bool run(const Allocation& step, Slots& slots, const at::Device&) {
   slots.push_back(at::empty_strided(step.size, step.stride, at::TensorOptions(step.type).device(step.device)));
+  return true;
 }
 
-void run(const Call& step, Slots& slots, const at::Device&) {
+bool run(const Call& step, Slots& slots, const at::Device&) {
   torch::jit::Stack stack;
   stack.reserve(step.arguments.size());
   for (const auto& [value, places, is_list] : step.arguments) {
@@ -67,17 +70,17 @@ void run(const Call& step, Slots& slots, const at::Device&) {
   step.op.callBoxed(stack);
   for (const auto& [index, stride] : step.kept) {
     at::Tensor result = stack[index].toTensor();
-    TORCH_CHECK(!result.defined() || result.strides() == at::IntArrayRef(stride),
-                "tunable_ops: ", step.op.operator_name(), " gave a tensor of other strides than in the first call");
+    if (result.defined() && result.strides() != at::IntArrayRef(stride)) return false;
     slots.push_back(std::move(result));
   }
+  return true;
 }
 
-void run(const Launch& step, Slots& slots, const at::Device& device) {
+bool run(const Launch& step, Slots& slots, const at::Device& device) {
   enter(device);
   void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream != nullptr)
-    TORCH_CHECK(aoti_torch_get_current_cuda_stream(device.index(), &stream) == 0, "tunable_ops: no current stream");
+  TORCH_CHECK(finds_stream() && aoti_torch_get_current_cuda_stream(device.index(), &stream) == 0,
+              "tunable_ops: no current stream");
   std::vector<uint64_t> values = step.parameters;
   for (const auto& [parameter, slot, offset] : step.addresses)
     values[parameter] = reinterpret_cast<uint64_t>(slots[slot].const_data_ptr()) + static_cast<uint64_t>(offset);
@@ -86,6 +89,12 @@ void run(const Launch& step, Slots& slots, const at::Device& device) {
   const auto [x, y, z] = step.grid;
   check("cuLaunchKernel", driver().cuLaunchKernel(step.function, x, y, z, step.threads, 1, 1, step.shared, stream,
                                                   pointers.data(), nullptr));
+  return true;
+}
+
+bool run(const Release& step, Slots& slots, const at::Device&) {
+  for (const size_t slot : step.slots) slots[slot].reset();
+  return true;
 }
 
 struct HashOfInts {
@@ -103,6 +112,7 @@ constexpr size_t kMost = 4096;  // plans; more are those of a program that meets
 
 struct Plans {
   std::shared_mutex mutex;
+  std::atomic<uint64_t> generation{0};  // changes under the mutex
   std::unordered_map<Ints, std::shared_ptr<const Plan>, HashOfInts> known;
 };
 
@@ -119,10 +129,13 @@ at::Tensor Place::find(const Slots& slots) const {
   return base.as_strided(view->size, view->stride, base.storage_offset() + view->offset);
 }
 
-Slots Plan::run(Slots slots) const {
+std::optional<Slots> Plan::run(Slots slots) const {
   const c10::DeviceGuard guard(device);
   const at::Tensor first = slots[0];
-  for (const Step& step : steps) std::visit([&](const auto& s) { launcher::run(s, slots, device); }, step);
+  const auto runs = [&](const Step& step) {
+    return std::visit([&](const auto& s) { return launcher::run(s, slots, device); }, step);
+  };
+  if (!std::all_of(steps.begin(), steps.end(), runs)) return std::nullopt;
   Slots found;
   for (const auto& place : results) found.push_back(place ? place->find(slots) : at::empty({0}, first.options()));
   return found;
@@ -130,7 +143,7 @@ Slots Plan::run(Slots slots) const {
 
 std::optional<Ints> key_of(int64_t op, c10::ArrayRef<c10::IValue> arguments) {
   constexpr int64_t kNone = -1;
-  Ints key{op};
+  Ints key{op, at::globalContext().userEnabledCuDNN()};  // strides of PyTorch's results depend on cuDNN
   key.reserve(96);
   bool has_float = false;
   for (const c10::IValue& value : arguments) {
@@ -175,15 +188,28 @@ std::shared_ptr<const Plan> find_plan(const Ints& key) {
   return found == plans().known.end() ? nullptr : found->second;
 }
 
-void keep_plan(Ints key, Plan plan) {
+uint64_t generation() { return plans().generation; }
+
+bool keep_plan(Ints key, Plan plan, uint64_t generation) {
   const std::unique_lock<std::shared_mutex> lock(plans().mutex);
+  if (generation != plans().generation) return false;
   if (plans().known.size() >= kMost) plans().known.erase(plans().known.begin());
   plans().known.insert_or_assign(std::move(key), std::make_shared<const Plan>(std::move(plan)));
+  return true;
+}
+
+void forget_plan(const Ints& key, const std::shared_ptr<const Plan>& plan) {
+  const std::unique_lock<std::shared_mutex> lock(plans().mutex);
+  const auto found = plans().known.find(key);
+  if (found != plans().known.end() && found->second == plan) plans().known.erase(found);
 }
 
 void forget_plans() {
   const std::unique_lock<std::shared_mutex> lock(plans().mutex);
+  ++plans().generation;
   plans().known.clear();
 }
+
+bool finds_stream() { return aoti_torch_get_current_cuda_stream != nullptr; }
 
 }  // namespace tunable_ops::launcher

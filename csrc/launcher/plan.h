@@ -62,7 +62,12 @@ struct Launch {
   std::vector<Address> addresses;
 };
 
-using Step = std::variant<Allocation, Call, Launch>;
+// Slots that no later step and no result needs: their memory serves later steps, which run on the same stream.
+struct Release {
+  std::vector<size_t> slots;
+};
+
+using Step = std::variant<Allocation, Call, Launch, Release>;
 
 struct Plan {
   at::Device device;
@@ -70,16 +75,25 @@ struct Plan {
   std::vector<std::optional<Place>> results;
 
   // Repeats the call on the current stream of the device, below autograd. Results that it does not have are empty.
-  Slots run(Slots slots) const;
+  // Null if an operator of PyTorch's gave a tensor of other strides than in the recorded call.
+  std::optional<Slots> run(Slots slots) const;
 };
 
-// Returns the key of a call's plan: everything that a plan depends on but the tables of measurements. Null for
-// arguments that no plan serves.
+// Returns the key of a call's plan: everything that a plan depends on but what forget_plans is for (the tables of
+// measurements, and constants that only tests change). Null for arguments that no plan serves.
 std::optional<Ints> key_of(int64_t op, c10::ArrayRef<c10::IValue> arguments);
 
 // The plans of all operators, for any number of threads.
 std::shared_ptr<const Plan> find_plan(const Ints& key);
-void keep_plan(Ints key, Plan plan);
+// The number of times that forget_plans was called.
+uint64_t generation();
+// Keeps a plan whose call began in a generation; drops it, and returns false, if that is over.
+bool keep_plan(Ints key, Plan plan, uint64_t generation);
+// Forgets one plan, unless another one has its key by now.
+void forget_plan(const Ints& key, const std::shared_ptr<const Plan>& plan);
 void forget_plans();
+
+// Whether this torch tells the current stream, without which nothing can be launched.
+bool finds_stream();
 
 }  // namespace tunable_ops::launcher

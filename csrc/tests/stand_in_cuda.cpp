@@ -1,5 +1,5 @@
 // A CUDA driver without a GPU, as libcuda.so.1: it takes modules and launches, runs nothing, and notes every launch
-// with the values of its parameters, whose sizes it reads from the machine code. tests/csrc/stand_in_cuda.py loads it.
+// with the values of its parameters, whose sizes it reads from the machine code. bench/stand_in_driver.py loads it.
 #include <cstdint>
 #include <cstring>
 #include <map>

@@ -15,11 +15,13 @@ python examples/perceptual/latents.py fit --held-out KODAK OTHERS --out runs/lat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,6 +196,21 @@ def scores(x: Tensor, y: Tensor, judge: nn.Module) -> dict[str, float]:
     return {"lpips": round(float(judge(x, y).mean()), 4), "psnr": round(float(psnr.mean()), 3)}
 
 
+def start_fits(file: Path, rows: dict[str, Any]) -> None:
+    """Note what the fits of a folder start from, or check that those that are there started from the same.
+
+    Raises:
+        ValueError: They are of another autoencoder, other pictures or other steps.
+    """
+    before = json.loads(file.read_text()) if file.exists() else rows
+    if any(before.get(key) != rows[key] for key in ("autoencoder", "pictures", "at")):
+        raise ValueError(
+            f"latents: --out must hold fits of the same autoencoder, --count and --at; got {file} of others: delete "
+            f"{file.stem}*.json to fit again"
+        )
+    file.write_text(json.dumps(rows))
+
+
 def fit(args: argparse.Namespace) -> None:
     """Fit the pictures of every folder with every objective, and write what came out after some steps."""
     net, pictures = frozen(args), held_out(args)
@@ -201,8 +218,9 @@ def fit(args: argparse.Namespace) -> None:
     for folder, y in pictures.items():
         with torch.no_grad():
             once = net.decode(net.encode(y))
-        rows = {"encoder": scores(once, y, judge), "pictures": len(y)}
-        (args.out / f"{folder}.json").write_text(json.dumps(rows))
+        rows = {"encoder": scores(once, y, judge), "pictures": len(y), "at": list(args.at)}
+        rows["autoencoder"] = hashlib.sha256((args.out / "autoencoder.safetensors").read_bytes()).hexdigest()
+        start_fits(args.out / f"{folder}.json", rows)
         for k, picture in enumerate(y):
             write_image(picture, args.out / f"{folder}-{k}-original.png")
             write_image(once[k], args.out / f"{folder}-{k}-encoder.png")

@@ -109,6 +109,8 @@ def test_latents_of_a_frozen_decoder(data: Path, tmp_path: Path, monkeypatch, ca
     kept = (tmp_path / "pictures-true.json").stat().st_mtime_ns
     call("latents.py", "fit", *words, "--objectives", "true")
     assert (tmp_path / "pictures-true.json").stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="fits of the same autoencoder"):
+        call("latents.py", "fit", *words, "--objectives", "mse", "--at", "0", "2")
     call("latents.py", "table", *words, "--objectives", "mse", "true", "pgn")
     printed = capsys.readouterr().out
     assert "| LPIPS, PSNR after | 2 steps | 12 steps |" in printed and (tmp_path / "pictures-strip.png").exists()

@@ -192,6 +192,31 @@ def test_large_pictures_and_the_setting_keep_nothing() -> None:
         tunable_ops.remember_transforms(1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("input", [picture().contiguous(), picture(256)], ids=["contiguous", "large"])
+def test_every_call_with_gradients_or_the_setting_off_releases_it(input: Tensor) -> None:
+    net = layer()
+    for leave in (lambda: net(input), lambda: without(net, input)):
+        keeping(net, picture())
+        keeping(net, input)  # takes no filtering, but changes nothing
+        assert nbytes(net)
+        leave()
+        assert not nbytes(net)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_defaults_of_new_tensors_are_not_those_of_calls(default: torch.dtype) -> None:
+    net, before = layer(), torch.get_default_dtype()
+    wanted = without(net, picture())
+    x = picture()
+    try:
+        torch.set_default_dtype(default)
+        assert torch.equal(keeping(net, x), wanted)
+        with torch.device("meta"):
+            assert torch.equal(keeping(net, x), wanted)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_copies_pickles_and_state_dicts_are_without_it() -> None:
     net, x = layer(), picture()
     file = io.BytesIO()

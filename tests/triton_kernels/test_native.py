@@ -4,148 +4,22 @@ Triton's own launcher and the C++ one reach a driver that runs nothing, so value
 operators compute them.
 """
 
-import ctypes
-import hashlib
 import math
-import subprocess
-import threading
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from tunable_ops.triton_kernels import INTERPRETED, unavailable_reason
-
-if unavailable_reason() is not None or INTERPRETED:
-    pytest.skip(unavailable_reason() or "launches are interpreted here", allow_module_level=True)
-
-from tunable_ops.bench import stand_in_driver
-from tunable_ops.bench.launches import taking_cpu_tensors
 from tunable_ops.bench.stand_in_driver import Driver, Launched
-from tunable_ops.triton_kernels.choose_algorithm import forget_tables
 
+from tests.triton_kernels.native_cases import OP, Case, each, forward, in_python, named, served
 from tunable_ops import tunable_conv2d
-from tunable_ops.backends import implementation
-from tunable_ops.backends.triton import native, plans
-from tunable_ops.reference.activation import CODES
-
-if stand_in_driver.unavailable_reason() is not None:
-    pytest.skip(str(stand_in_driver.unavailable_reason()), allow_module_level=True)
-
-ROOT = Path(__file__).parents[2]
-OP = torch.ops.tunable_ops.tunable_conv2d_triton
-
-
-@pytest.fixture
-def driver() -> Iterator[Driver]:
-    with taking_cpu_tensors(), stand_in_driver.driven() as active:
-        yield active
-
-
-class Case(NamedTuple):
-    """A layer, and a picture."""
-
-    channels: int = 16
-    outputs: int = 16
-    taps: tuple[int, int] = (3, 3)
-    size: tuple[int, int] = (9, 8)
-    groups: int = 1
-    layout: str = "nhwc"
-    alpha: str = "sample"
-    dtype: torch.dtype = torch.float16
-    stride: tuple[int, int] = (1, 1)
-    activation: str | None = None
-    bias: bool = True
-    batch: int = 2
-    kernels: int = 2
-
-    @property
-    def id(self) -> str:
-        changed = {k: v for k, v in self._asdict().items() if v != self._field_defaults[k]}
-        return "-".join(f"{k}={v}" for k, v in changed.items()).replace(" ", "") or "default"
-
-    def options(self) -> tuple[int, ...]:
-        return (*self.stride, *(k // 2 for k in self.taps), 1, 1, self.groups, CODES[self.activation])
-
-    def tensors(self) -> list[Any]:
-        """New tensors: input, weight, bias or None, alpha."""
-        layout = torch.channels_last if self.layout == "nhwc" else torch.contiguous_format
-        shape = (self.kernels * self.outputs, self.channels // self.groups, *self.taps)
-        weight = torch.randn(shape).to(self.dtype).contiguous(memory_format=layout)
-        x = torch.randn(self.batch, self.channels, *self.size).to(self.dtype).contiguous(memory_format=layout)
-        bias = torch.randn(self.kernels, self.outputs).to(self.dtype) if self.bias else None
-        grid = [(n - 1) // s + 1 for n, s in zip(self.size, self.stride, strict=True)]
-        each = (self.batch, self.kernels)
-        shape = {"shared": (self.kernels,), "sample": each, "map": (*each, *grid)}[self.alpha]
-        return [x, weight.unflatten(0, (self.kernels, -1)), bias, torch.rand(shape)]
-
-
-def varied(**changes: list[Any]) -> list[Case]:
-    """Cases that differ from the default in one thing each."""
-    return [Case(**{name: value}) for name, values in changes.items() for value in values]
-
-
-CASES = [
-    Case(),
-    *varied(
-        alpha=["shared", "map"], layout=["nchw"], dtype=[torch.bfloat16, torch.float32], bias=[False], stride=[(2, 2)]
-    ),
-    *varied(activation=["relu", "gelu"], taps=[(1, 1)], kernels=[6, 17], size=[(17, 20)], batch=[1]),
-    Case(layout="nchw", alpha="shared", activation="silu"),
-    Case(alpha="shared", dtype=torch.float32),
-    Case(groups=16, activation="leaky_relu"),
-    Case(groups=16, alpha="shared", layout="nchw"),
-    Case(channels=16, outputs=24, groups=2),
-    Case(channels=3, outputs=5, size=(7, 11)),
-]
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-
-
-def named(launches: list[Launched], tensors: dict[str, Tensor | None]) -> list[Launched]:
-    """Replace addresses by the tensor and the offset in it; those of workspaces by the order of their first use."""
-    spans = {}
-    for name, t in tensors.items():
-        if t is not None and t.numel() > 0:
-            reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
-            spans[name] = (t.data_ptr(), reach * t.element_size())
-    others: dict[int, str] = {}
-
-    def rename(value: int) -> Any:
-        for name, (first, size) in spans.items():
-            if first <= value < first + size:
-                return name, value - first
-        is_address = 1 << 32 < value < 1 << 48
-        return others.setdefault(value, f"workspace {len(others)}") if is_address else value
-
-    return [one._replace(parameters=tuple(map(rename, one.parameters))) for one in launches]
-
-
-def served(counts: tuple[int, int]) -> tuple[int, int]:
-    """The calls that C++ served and did not serve, since `counts`."""
-    now = native.counts()
-    return now[0] - counts[0], now[1] - counts[1]
-
-
-def forward(case: Case, driver: Driver, run: Any) -> tuple[list[Launched], Tensor]:
-    tensors = case.tensors()
-    driver.take()
-    output = run(*tensors)
-    names = dict(zip(("x", "weight", "bias", "alpha", "output"), (*tensors, output), strict=True))
-    return named(driver.take(), names), output
-
-
-def in_python(case: Case) -> Any:
-    """The forward pass of the Triton backend, called in Python: from its plan at every call but the first."""
-    stride, padding, dilation = (case.options()[i : i + 2] for i in (0, 2, 4))
-    options = (stride, padding, dilation, case.groups, case.activation or "none")
-    return lambda *tensors: implementation("triton", "tunable_conv2d").forward(*tensors, *options)
+from tunable_ops.backends.triton import native
 
 
 @each
-def test_a_forward_pass_launches_what_python_does(driver: Driver, case: Case) -> None:
+def test_a_forward_pass_launches_what_python_does(driver: Driver, unused_memory: None, case: Case) -> None:
     def run(*tensors: Any) -> Tensor:
         return OP(*tensors, *case.options())
 
@@ -175,7 +49,7 @@ def step(case: Case, driver: Driver) -> tuple[list[Launched], list[Any]]:
 
 
 @each
-def test_a_backward_pass_launches_what_python_does(driver: Driver, case: Case) -> None:
+def test_a_backward_pass_launches_what_python_does(driver: Driver, unused_memory: None, case: Case) -> None:
     before = native.counts()
     first, _ = step(case, driver)
     assert served(before) == (0, 2)
@@ -230,7 +104,7 @@ def test_an_empty_batch_stays_in_python(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("rows", [(3,), (2, 3)], ids=str)
-def test_blends_launch_what_python_does(driver: Driver, rows: tuple[int, ...]) -> None:
+def test_blends_launch_what_python_does(driver: Driver, unused_memory: None, rows: tuple[int, ...]) -> None:
     op = torch.ops.tunable_ops.tunable_parameter_triton
 
     def run() -> tuple[list[Launched], list[Launched]]:
@@ -301,219 +175,3 @@ def test_the_public_function_reaches_cpp(driver: Driver) -> None:
     assert launch.parameters[:5] == tuple(t.data_ptr() for t in (*tensors, output))
     with pytest.raises(ValueError, match=r"^tunable_conv2d: padding"):
         tunable_conv2d(*tensors, padding=-1, backend="triton")
-
-
-def test_what_differs_misses(driver: Driver) -> None:
-    case = Case(dtype=torch.float32)
-    x, weight, bias, alpha = case.tensors()
-    shifted = torch.empty(x.numel() + 1)[1:].as_strided(x.shape, x.stride()).copy_(x)
-    calls = [
-        ((x, weight, bias, alpha), case.options()),
-        ((x.contiguous(), weight, bias, alpha), case.options()),
-        ((shifted, weight, bias, alpha), case.options()),  # not aligned to 16 bytes
-        ((x, weight, None, alpha), case.options()),
-        ((x, weight, bias, alpha[0]), case.options()),
-        ((x[:, :, 1:], weight, bias, alpha), case.options()),
-        ((x, weight, bias, alpha), (2, *case.options()[1:])),
-        ((x, weight, bias, alpha), (*case.options()[:-1], 1)),
-    ]
-    for tensors, options in calls:
-        before = native.counts()
-        OP(*tensors, *options)
-        assert served(before) == (0, 1)
-        OP(*tensors, *options)
-        assert served(before) == (1, 1)
-    before = native.counts()
-    allowed = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = "ieee" if allowed == "tf32" else "tf32"  # type: ignore[attr-defined]
-    try:
-        OP(*calls[0][0], *case.options())
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = allowed  # type: ignore[attr-defined]
-    assert served(before) == (0, 1)
-
-
-def test_new_tables_make_new_plans(driver: Driver) -> None:
-    case = Case()
-    for _ in range(2):
-        OP(*case.tensors(), *case.options())
-    before = native.counts()
-    forget_tables()
-    OP(*case.tensors(), *case.options())
-    assert served(before) == (0, 1)
-    plans.forget()
-    OP(*case.tensors(), *case.options())
-    assert served(before) == (0, 2)
-
-
-def test_inputs_that_overlap_make_no_plan(driver: Driver) -> None:
-    case = Case(bias=False)
-    x, weight, _, _ = case.tensors()
-    alpha = x.view(-1)[:4].view(2, 2) if x.is_contiguous() else x.as_strided((2, 2), (2, 1))
-    before = native.counts()
-    for _ in range(4):
-        OP(x, weight, None, alpha, *case.options())
-    assert served(before) == (0, 4)
-
-
-def test_a_profilers_hook_hears_of_every_launch(driver: Driver) -> None:
-    from triton import knobs
-
-    case, heard = Case(), []
-    for _ in range(2):
-        OP(*case.tensors(), *case.options())
-    before = native.counts()
-    knobs.runtime.launch_enter_hook.add(heard.append)
-    try:
-        OP(*case.tensors(), *case.options())
-    finally:
-        knobs.runtime.launch_enter_hook.remove(heard.append)
-    assert served(before) == (0, 1) and len(heard) == 1
-    OP(*case.tensors(), *case.options())
-    assert served(before) == (1, 1) and len(heard) == 1
-
-
-def test_the_current_stream_gets_the_launch(driver: Driver) -> None:
-    """A stream that is captured too: nothing but launches is asked of the driver."""
-    case = Case()
-    for stream in (0, 0x70, 0x80):
-        driver.use_stream(stream)
-        OP(*case.tensors(), *case.options())
-        assert [one.stream for one in driver.take()] == [stream]
-
-
-def test_threads_launch_on_their_own_tensors(driver: Driver) -> None:
-    cases = [Case(), Case(size=(10, 12)), Case(alpha="shared")]
-    operands = [case.tensors() for case in cases]
-    for case, tensors in zip(cases, operands, strict=True):
-        OP(*tensors, *case.options())
-    driver.take()
-    before, made = native.counts(), [[] for _ in cases]
-
-    def work(i: int) -> None:
-        for _ in range(300):
-            made[i].append(OP(*operands[i], *cases[i].options()))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert served(before) == (900, 0)
-    expected = {
-        tuple(t.data_ptr() for t in (*tensors, output))
-        for tensors, outputs in zip(operands, made, strict=True)
-        for output in outputs
-    }
-    found = {one.parameters[:5] for one in driver.take()}
-    assert len(found) == 900 and found == expected
-
-
-def without_python() -> Any:
-    """Load the operators that call others while a thread holds the interpreter's lock."""
-    source = ROOT / "csrc" / "tests" / "without_python.cpp"
-    content = source.read_bytes() + torch.__version__.encode()
-    library = ROOT / "build" / f"without-python-{hashlib.sha256(content).hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(exist_ok=True)
-        folder = Path(torch.__file__).parent
-        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DTORCH_STABLE_ONLY"]
-        flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(folder / "include")]
-        link = [f"-L{folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        partial = library.with_suffix(".partial")
-        subprocess.run(["g++", *flags, str(source), *link, "-o", str(partial)], check=True)
-        partial.rename(library)
-    torch.ops.load_library(library)
-    return ctypes.PyDLL(str(library))  # its functions are called with the lock
-
-
-def finishes_without_python(library: Any, call: Any, milliseconds: int) -> bool:
-    """Return True if `call` finishes while this thread holds the lock all the time."""
-    thread = threading.Thread(target=call)
-    thread.start()
-    finished = bool(library.hold(milliseconds))
-    thread.join()
-    return finished
-
-
-def test_no_call_takes_the_interpreters_lock(driver: Driver) -> None:
-    library, case, count = without_python(), Case(), 20
-    ops = torch.ops.tunable_ops_without_python
-    tensors = case.tensors()
-    leaves = [t.requires_grad_() for t in case.tensors()]
-    output = OP(*leaves, *case.options())
-    grad = torch.randn_like(output)
-    for _ in range(2):
-        OP(*tensors, *case.options())
-        torch.autograd.grad(output, leaves, grad, retain_graph=True)
-    before = native.counts()
-    assert finishes_without_python(library, lambda: ops.forward(*tensors, count), 60_000)
-    assert served(before) == (count, 0)
-    assert finishes_without_python(library, lambda: ops.forward(*leaves, count), 60_000)  # noted for its gradient
-    assert served(before) == (2 * count, 0)
-    assert finishes_without_python(library, lambda: ops.backward(output, grad, leaves, count), 60_000)
-    assert served(before) == (3 * count, 0)
-    plans.forget()  # and one that must go to Python waits for the lock
-    assert not finishes_without_python(library, lambda: ops.forward(*tensors, 1), 300)
-
-
-def test_second_order_is_that_of_the_definition(driver: Driver) -> None:
-    case = Case(dtype=torch.float32, activation="silu")
-    leaves = [t.requires_grad_() for t in case.tensors()]
-    output = OP(*leaves, *case.options())
-    definition = tunable_conv2d(*leaves, padding=1, activation="silu", backend="reference")
-    grad = torch.randn_like(output)
-    ours, theirs = (torch.autograd.grad(y, leaves, grad, create_graph=True) for y in (output, definition))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    second = [torch.autograd.grad(sum((g * g).sum() for g in grads), leaves) for grads in (ours, theirs)]
-    torch.testing.assert_close(*second, rtol=1e-3, atol=1e-3)
-
-
-def test_traced_calls_reach_the_operators(driver: Driver) -> None:
-    case = Case()
-    found: list[str] = []
-
-    def look(graph: Any, inputs: Any) -> Any:
-        found.extend(str(node.target) for node in graph.graph.nodes if "tunable_ops" in str(node.target))
-        return graph.forward
-
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
-    backend = aot_autograd(fw_compiler=lambda g, i: make_boxed_func(look(g, i)))
-    compiled = torch.compile(lambda *t: OP(*t, *case.options()[:-1], 2), backend=backend, fullgraph=True)
-    leaves = [t.requires_grad_() for t in case.tensors()]
-    output = compiled(*leaves)
-    output.sum().backward()
-    assert found == [f"tunable_ops.tunable_conv2d_triton_{name}.default" for name in ("saving", "backward")]
-    assert all(t.grad is not None and t.grad.shape == t.shape for t in leaves)
-    torch.library.opcheck(OP.default, (*case.tensors(), *case.options()), test_utils=("test_schema", "test_faketensor"))
-    with pytest.raises(RuntimeError, match=r"functorch|functional"):
-        torch.func.grad(lambda x: OP(x, *leaves[1:], *case.options()).sum())(leaves[0].detach())
-
-
-def test_a_library_for_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other:
-        torch = "1.0"
-
-    with pytest.raises(RuntimeError, match=r"built for torch 1\.0, and this is"):
-        native.use(Other())
-
-
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "_missing", None)
-    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
-    native.load()
-    assert native.missing() == "this build has none"
-    (tmp_path / "_launcher_left_out.txt").write_text("there is no compiler\n")
-    native.load()
-    assert native.missing() == "there is no compiler"
-
-    def damaged(name: str) -> Any:
-        raise ImportError("undefined symbol")
-
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(native.importlib, "import_module", damaged)
-    native.load()
-    assert native.missing() == "it does not load here (ImportError: undefined symbol)"

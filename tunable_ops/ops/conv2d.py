@@ -55,16 +55,17 @@ def conv2d(
         options = (stride, padding, dilation, groups)
         fused: Tensor = backends.implementation("triton", "conv2d").forward(input, kernel, bias, *options)
         return fused
+    keeps = kept is not None and _may_be_kept(input, kernel, bias)
+    if kept is not None and not keeps:
+        kept.release()  # what trains changes at every call
     if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
         padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
     pads: Any = padding if isinstance(padding, (list, tuple)) else (padding, padding)
     stacked = None if bias is None else bias[None]
-    if kept is not None:
-        if _may_be_kept(input, kernel, bias):
-            return kept.convolve(input, kernel[None], stacked, tuple(pads), groups)
-        kept.release()  # what trains changes at every call
+    if kept is not None and keeps:
+        return kept.convolve(input, kernel[None], stacked, tuple(pads), groups)
     call = checks.Convolution((1, 1), tuple(pads), (), (1, 1), CODES[None], True)
     return run_checked(NAME, input, kernel[None], stacked, input.new_ones(1), call, groups, "cpp")
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tunable_ops.ops import registration
@@ -52,7 +51,7 @@ class KeptKernel:
             padding: Pixels.
             groups: As in `tunable_conv2d`.
         """
-        output, kept = _OPERATOR.run(input, kernel, bias, torch.ones(1), self._kept, *padding, groups)
+        output, kept = _OPERATOR.run(input, kernel, bias, input.new_ones(1), self._kept, *padding, groups)
         if kept.numel():
             self._kept = kept
         return output  # type: ignore[no-any-return]

@@ -72,10 +72,11 @@ class Operator:
         assert kernel is not None
 
         def unplanned(*args: Any) -> Any:
+            recording = native.begin(self.name, args)
             plans.LATEST.plan = None
             result = kernel(*args)
             plan = plans.LATEST.plan
-            if plan is not None and native.hand_over(self.name, args, plan):
+            if recording is not None and plan is not None and native.hand_over(self.name, recording, plan):
                 native.check(args[0].device, plan, result, lambda: self.op(*args))
             return result
 

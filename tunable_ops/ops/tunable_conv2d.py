@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunable_ops import backends, checks, reference
 from tunable_ops.backends.torch import layout
-from tunable_ops.backends.triton import shortcuts
+from tunable_ops.backends.triton import plans, shortcuts
 from tunable_ops.geometry import output_size
 from tunable_ops.ops import graph_form, registration
 from tunable_ops.reference.activation import TABLE
@@ -147,8 +147,12 @@ def _served(tensors: tuple[Any, ...], call: checks.Convolution, groups: int, bac
 
 
 def _planned(served: _Served, tensors: tuple[Any, ...]) -> Tensor:
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # as in `Operator.run`
-        output: Tensor = served.plan.run(tensors)[0]
+    try:
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # as in `Operator.run`
+            output: Tensor = served.plan.run(tensors)[0]
+    except plans.OtherStrides:
+        shortcuts.forget()
+        output = _OPERATORS["triton"].forward(tensors, *served.options)
     return output
 
 

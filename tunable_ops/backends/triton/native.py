@@ -7,6 +7,7 @@ written, and hands over what was recorded (`plans`). Where the library is missin
 
 import importlib
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ _served: dict[str, Any] = {}
 # Types of device whose plans are checked, with the compiled kernels that have been; and what was found wanting.
 _checked: dict[str, set[int]] = {}
 _retired: list[Any] = []
+# Operators of PyTorch's that may give other bits in the next call, as cuDNN's gradient of a convolution's kernels.
+_VARYING = re.compile(r"conv|einsum|mm|mv|dot|matmul|linear|scatter|index_(add|put)")
+# Operators whose plans C++ refused with an error, which was told.
+_told: set[str] = set()
 
 
 def load() -> None:
@@ -37,10 +42,14 @@ def load() -> None:
         _missing = note.read_text().strip() if note.exists() else "this build has none"
         return
     try:
-        use(importlib.import_module("tunable_ops._launcher"))
-        if torch.version.cuda is not None and unavailable_reason() is None and not INTERPRETED:
+        library = importlib.import_module("tunable_ops._launcher")
+        has_cuda = torch.version.cuda is not None and unavailable_reason() is None and not INTERPRETED
+        if has_cuda and not library.finds_stream():
+            raise RuntimeError("this torch does not tell the current stream")
+        use(library)
+        if has_cuda:
             serve("cuda", checked=True)
-    except (ImportError, RuntimeError) as error:  # built for another torch, or damaged
+    except (AttributeError, ImportError, RuntimeError) as error:  # of another torch or other sources, or damaged
         _missing = f"it does not load here ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
@@ -88,25 +97,55 @@ def counts() -> tuple[int, int]:
     return served
 
 
-def hand_over(op: str, arguments: tuple[Any, ...], plan: plans.Plan) -> bool:
-    """Let C++ serve calls of `tunable_ops::<op>` like this one, if it can repeat the plan; return True if it can."""
+def begin(op: str, arguments: tuple[Any, ...]) -> Any:
+    """Return what `hand_over` takes after a call of `tunable_ops::<op>` that is about to run; None if C++ serves none.
+
+    The settings that a plan depends on are read here: another thread may change them while the call runs.
+    """
     device = arguments[0].device.type
-    if device not in _served or INTERPRETED or not _watches_hooks():
-        return False
-    recording = _library.Recording(op, arguments)
+    if device not in _served or INTERPRETED:
+        return None
+    if not _watches_hooks():
+        _library.forget()
+        return None
+    try:
+        recording = _library.Recording(op, arguments)
+    except _ERRORS as error:
+        _tell(op, error)
+        return None
+    # Another thread may have found C++ wanting: before, or it makes C++ forget what began before.
+    return recording if device in _served else None
+
+
+def hand_over(op: str, recording: Any, plan: plans.Plan) -> bool:
+    """Let C++ serve calls like the one of a recording, if it can repeat the plan; return True if it does from now on.
+
+    It does not if a setting changed while the call ran, or if plans were forgotten.
+    """
     try:
         for step in plan.steps:
             _add(recording, step)
+        return bool(recording.keep(tuple(map(_place, plan.results))))
     except _Unfit:
         return False
-    recording.keep(tuple(map(_place, plan.results)))
-    return True
+    except _ERRORS as error:
+        _tell(op, error)
+        return False
+
+
+def _tell(op: str, error: Exception) -> None:
+    """Warn, once for each operator, that calls go through Python which C++ should have served."""
+    if op not in _told:
+        _told.add(op)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(f"tunable_ops: C++ refuses a plan of {op}, which Python runs ({reason})", RuntimeWarning, 2)
 
 
 def check(device: torch.device, plan: plans.Plan, results: Any, again: Callable[[], Any]) -> None:
     """Serve the type of device no more, with a warning, unless C++ repeats a plan to the same bits.
 
-    Every compiled kernel is compared once, in the first plan that has it; not while a CUDA graph is captured.
+    Every compiled kernel is compared once, in the first plan that has it and promises the same bits twice: one without
+    convolutions and matrix products of PyTorch's. Nothing is compared while a CUDA graph is captured.
 
     Args:
         device: Where the call ran.
@@ -117,15 +156,17 @@ def check(device: torch.device, plan: plans.Plan, results: Any, again: Callable[
     checked = _checked.get(device.type)
     starts = [step for step in plan.steps if isinstance(step, plans.Start)]
     new = {id(start.compiled) for start in starts} - (checked or set())
-    if checked is None or not new or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    if checked is None or not new or any(map(_varies, plan.steps)):
+        return
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return
     checked |= new
     with torch._C._AutoDispatchBelowADInplaceOrView():
         repeated = again()
     if not _same(results, repeated):
         # The kernel in C++ that made this call must live on; without plans it sends every call to Python.
-        _retired.append(_served.pop(device.type))
-        _checked.pop(device.type)
+        _retired.append(_served.pop(device.type, None))  # None: another thread was first
+        _checked.pop(device.type, None)
         _library.forget()
         names = ", ".join(sorted({start.launch.kernel.__name__ for start in starts}))
         warnings.warn(
@@ -133,6 +174,10 @@ def check(device: torch.device, plan: plans.Plan, results: Any, again: Callable[
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _varies(step: Any) -> bool:
+    return isinstance(step, plans.Call) and _VARYING.search(step.operator._schema.name) is not None
 
 
 def _same(results: Any, others: Any) -> bool:
@@ -160,6 +205,9 @@ class _Unfit(Exception):
     """A step that C++ cannot repeat."""
 
 
+_ERRORS = (TypeError, ValueError, RuntimeError)  # what the library raises
+
+
 def _place(place: plans.Place | None) -> tuple[Any, ...] | None:
     return None if place is None else (place.slot, place.size, place.stride, place.offset)
 
@@ -179,10 +227,14 @@ def _add(recording: Any, step: Any) -> None:
     if isinstance(step, plans.Allocation):
         recording.allocate(step.size, step.stride, step.dtype, step.device)
     elif isinstance(step, plans.Call):
-        name, overload = step.operator._schema.name, step.operator._schema.overload_name
+        schema = step.operator._schema
+        if any("Optional[Tensor]]" in str(argument.type) for argument in schema.arguments):
+            raise _Unfit  # lists of tensors or None
         arguments = tuple(map(_argument, step.arguments))
         named = {key: _argument(value) for key, value in step.named.items()}
-        recording.call(name, overload, arguments, named, step.kept)
+        recording.call(schema.name, schema.overload_name, arguments, named, step.kept)
+    elif isinstance(step, plans.Release):
+        recording.release(step.slots)
     elif all(step.launch.grid):
         recording.launch(*_launch(step))
 

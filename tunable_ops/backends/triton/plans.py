@@ -6,11 +6,12 @@ launches and calls of PyTorch's operators are noted in order, each tensor as one
 next call with that key repeats the notes with its own tensors. A launch then takes the addresses, the current stream
 and one call of Triton's launcher.
 
-A plan holds no memory. A call that cannot be noted (its inputs overlap, or it reads a value back) runs as written.
+A plan holds no memory, and a repeated call no tensor beyond its last use. A call that cannot be noted (its inputs
+overlap, or it reads a value back) runs as written.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -58,13 +59,18 @@ def run(function: Callable[..., Results], tensors: Sequence[Tensor | None], opti
     plan = _PLANS.get(key)
     if isinstance(plan, Plan):
         LATEST.plan = plan
-        return plan.run(tensors)
+        try:
+            return plan.run(tensors)
+        except OtherStrides:
+            LATEST.plan = plan = None  # the next one takes its place
     if plan == _ATTEMPTS or first.device.type == "meta" or WATCHING.recorder is not None:
         return function(*tensors, *options)
     recorder = _Recorder(tensors)
     with recorder:
         results = function(*tensors, *options)
     made = recorder.plan(results)
+    if _key(function, tensors, options) != key:
+        return results  # a setting or a table changed while it ran, so it is not known which of the two it followed
     while len(_PLANS) >= _MAX_PLANS:
         _PLANS.pop(next(iter(_PLANS)), None)
     _PLANS[key] = (plan or 0) + 1 if made is None else made
@@ -83,7 +89,8 @@ def _key(
 ) -> tuple[Any, ...]:
     first = tensors[0]
     assert first is not None
-    return function, options, first.device, choose_algorithm.revision(), _precision(first.dtype), _described(tensors)
+    settings = _precision(first.dtype), torch._C._get_cudnn_enabled()  # strides of PyTorch's results depend on cuDNN
+    return function, options, first.device, choose_algorithm.revision(), settings, _described(tensors)
 
 
 def forget() -> None:
@@ -144,7 +151,8 @@ class Call(NamedTuple):
         result = self.operator(*_filled(self.arguments, slots), **_filled(self.named, slots))
         results = result if isinstance(result, (tuple, list)) else (result,)
         for index, stride in self.kept:
-            assert results[index].stride() == stride, f"{self.operator} gave {results[index].stride()}, not {stride}"
+            if results[index].stride() != stride:
+                raise OtherStrides(f"{self.operator} gave {results[index].stride()}, not {stride}")
             slots.append(results[index])
 
 
@@ -171,6 +179,17 @@ class Start(NamedTuple):
         start(self.compiled, self.launch.grid, values)
 
 
+class Release(NamedTuple):
+    """Slots that no later step and no result needs: their memory serves later steps, which run on the same stream."""
+
+    slots: tuple[int, ...]
+
+    def run(self, slots: list[Any]) -> None:
+        """Let go of the tensors."""
+        for slot in self.slots:
+            slots[slot] = None
+
+
 class Plan(NamedTuple):
     """The steps of a call, and where its results are."""
 
@@ -178,12 +197,16 @@ class Plan(NamedTuple):
     results: tuple[Place | None, ...]
 
     def run(self, tensors: Sequence[Tensor | None]) -> Results:
-        """Repeat the call with these tensors, on the current stream of their device."""
+        """Repeat the call with these tensors, on the current stream of their device; may raise `OtherStrides`."""
         slots = list(tensors)
         with on_device(tensors[0]):  # type: ignore[arg-type]
             for step in self.steps:
                 step.run(slots)
         return tuple([None if place is None else place.find(slots) for place in self.results])
+
+
+class OtherStrides(Exception):
+    """An operator of PyTorch's gave a tensor of other strides than in the recorded call: the plan is of no use."""
 
 
 class _Unknown(Exception):
@@ -195,6 +218,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
         super().__init__()
+        self.inputs = len(tensors)
         self.steps: list[Any] = []
         self.slots: list[Tensor | None] = []
         self.ranges: list[tuple[int, int]] = []
@@ -311,7 +335,41 @@ class _Recorder(TorchDispatchMode):
             return None
         if all(isinstance(step, Allocation) for step in self.steps) and not any(places):
             return Plan((), places)  # it only decided, against doing anything
-        return Plan(tuple(self.steps), places)
+        return Plan(_with_releases(self.steps, self.inputs, places), places)
+
+
+def _with_releases(steps: Sequence[Any], inputs: int, results: tuple[Place | None, ...]) -> tuple[Any, ...]:
+    """Return the steps, each followed by a `Release` of the slots that it uses last; inputs and results stay."""
+    last: dict[int, int] = {}
+    made = inputs
+    for index, step in enumerate(steps):
+        count = len(step.kept) if isinstance(step, Call) else int(isinstance(step, Allocation))
+        last |= dict.fromkeys((*_used(step), *range(made, made + count)), index)
+        made += count
+    stay = {*range(inputs), *(place.slot for place in results if place is not None)}
+    found: list[Any] = []
+    for index, step in enumerate(steps):
+        found.append(step)
+        if over := tuple(slot for slot, end in last.items() if end == index and slot not in stay):
+            found.append(Release(over))
+    return tuple(found)
+
+
+def _used(value: Any) -> Iterator[int]:
+    """Yield the slots that a step, or an argument of one, takes tensors from."""
+    if isinstance(value, Place):
+        yield value.slot
+    elif isinstance(value, Call):
+        yield from _used((value.arguments, value.named))
+    elif isinstance(value, Start):
+        yield from (slot for _, slot, _ in value.addresses)
+    elif isinstance(value, Allocation):
+        return
+    elif isinstance(value, dict):
+        yield from _used(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _used(v)
 
 
 def _filled(value: Any, slots: list[Any]) -> Any:

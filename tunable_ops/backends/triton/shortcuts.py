@@ -1,8 +1,8 @@
 """Shortcuts: a call like one of before goes from the public function to its plan, without checks and choices.
 
 Everything that these depend on is the shortcut's key: shapes, strides, dtypes, devices and alignment of the tensors,
-the options as they were given, the tables of measurements and the precision of fp32. A call that something watches or
-transforms (a graph that is traced, autocast, a mode, a subclass of Tensor) has no key.
+the options as they were given, the tables of measurements, the precision of fp32 and whether cuDNN is in use. A call
+that something watches or transforms (a graph that is traced, autocast, a mode, a subclass of Tensor) has no key.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def key_of(op: str, tensors: Sequence[Tensor | None], options: Key) -> Key | Non
         or torch.autograd.forward_ad._current_level >= 0
     ):
         return None
-    described: list[Any] = [op, options, choose_algorithm.revision()]
+    described: list[Any] = [op, options, choose_algorithm.revision(), torch._C._get_cudnn_enabled()]
     for option in options:
         kind = type(option)
         if kind not in _HASHED:
