@@ -147,7 +147,9 @@ def test_a_page_whose_session_is_gone_says_so(visit, smooth):
 def test_a_slider_that_is_put_back(visit, smooth):
     page = visit.page
     visit.open(smooth)
+    old = visit.sources
     visit.press("knob0", "Home")
+    visit.wait_for_other(old)  # or it would be taken for that of the slider's old place
     page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=0,')")
     window, old = visit.window, visit.sources
     page.click("#knob0 button")
