@@ -97,6 +97,10 @@ class Visit:
             arg=sources,
         )
 
+    def wait_for_rest(self):
+        """Wait until all moves are answered."""
+        self.page.wait_for_function("() => window.movesRest()")
+
     @property
     def after(self):
         """The pixels of the whole picture, after: uint8 [H, W, 3]."""

@@ -104,14 +104,52 @@ def test_the_last_of_many_moves_is_shown(visit, smooth):
     visit.press("knob0", times=30)
     visit.wait_for_other(old)
     page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=15,')")
-    sent = [request for request in visit.asked if request.endswith("/moves")]
-    assert 0 < len(sent) <= 31
+    visit.wait_for_rest()
+    assert page.input_value("#knob0 input[type=range]") == "15"
+
+
+def test_the_whole_picture_waits_for_a_move_on_its_way(visit, smooth):
+    """Otherwise the move, once it arrives, stops the picture, or brings an old position back."""
+    page = visit.page
+    visit.open(smooth)
+    held, asked = [], len(visit.asked)
+    page.route("**/moves", lambda route: held.append(route))
+    old = visit.sources
+    visit.press("knob0", "End")
+    page.wait_for_timeout(900)  # a slider rests after 250 ms
+    assert len(held) == 1 and [url.rsplit("/", 1)[1] for url in visit.asked[asked:]] == ["moves"]
+    held[0].continue_()
+    visit.wait_for_other(old)
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=50,')")
+
+
+def test_a_move_that_was_lost_is_sent_again(visit, smooth, simplex_file):
+    """On the simplex, where the whole picture is of the moves alone."""
+    page = visit.page
+    page.click("#network input")
+    page.click(f"ul[role=listbox] li:has-text('{simplex_file.name}')")
+    page.wait_for_selector("#knob2 input[type=range]")
+    visit.open(smooth)
+    page.route("**/moves", lambda route: route.abort(), times=1)
+    visit.press("knob0", "End")
+    page.wait_for_function("() => document.querySelector('#command textarea').value.includes('a=1,b=0,c=0')")
+
+
+def test_a_page_whose_session_is_gone_says_so(visit, smooth):
+    visit.open(smooth)
+    lost = '{"problem": "the page must be open; got the key of none"}'
+    visit.page.route("**/moves", lambda route: route.fulfill(status=404, body=lost))
+    visit.page.route("**/queue/**", lambda route: route.abort())
+    visit.press("knob0", "End")
+    visit.status("The page is not open here any more: reload it.")
 
 
 def test_a_slider_that_is_put_back(visit, smooth):
     page = visit.page
     visit.open(smooth)
+    old = visit.sources
     visit.press("knob0", "Home")
+    visit.wait_for_other(old)  # or it would be taken for that of the slider's old place
     page.wait_for_function("() => document.querySelector('#command textarea').value.includes('sigma=0,')")
     window, old = visit.window, visit.sources
     page.click("#knob0 button")
@@ -179,7 +217,7 @@ def test_a_mask_is_saved_and_taken_again(visit, smooth, tmp_path):
     assert mask.shape == (160, 200) and mask[80, 100] == 65535 and mask[5, 5] == 0
     with page.expect_download() as waiting:
         page.click("#save")
-    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask.png"
+    assert waiting.value.suggested_filename == "smooth_lam25.00-0.00_mask0.00-0.00.png"
     old = visit.sources
     page.click("#nomask")
     visit.wait_for_other(old)

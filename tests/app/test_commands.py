@@ -28,7 +28,8 @@ def command_makes_it(session, folder, monkeypatch):
     downloads = folder / "downloads"
     downloads.mkdir()
     file, _ = session.download(downloads, "png")
-    assert file.name.endswith("_mask.png")
+    inside = "-".join(f"{value:.2f}" for value in session.inside)
+    assert file.name.endswith(f"_mask{inside}.png")
     session.save_mask(folder)
     monkeypatch.chdir(folder)
     command = shlex.split(session.command("png"))

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.app.conftest import small_network
+from tests.app.conftest import ARGUMENTS, small_network
 from tunable_ops.app.engine import Cancelled, Engine
 from tunable_ops.app.networks import Choice
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.cli import main
 from tunable_ops.restorer import Restorer, make_restorer
+from tunable_ops.serialization import save
 
 
 def test_a_cancelled_picture_of_a_plain_network_leaves_windows_alone(session, network_file, tmp_path):
@@ -86,3 +87,17 @@ def test_a_file_that_was_written_anew_is_loaded_anew(session, network_file, tmp_
     assert session.choose(Choice(str(file))) is first
     assert main(["fold", str(network_file), "--lam", "sigma=10,keep=0", "--out", str(file)]) == 0
     assert session.choose(Choice(str(file))).spec is None
+
+
+def test_a_folder_whose_file_was_written_in_place_is_loaded_anew(session, network_file, tmp_path):
+    """Which leaves the folder's own time as it was."""
+    (tmp_path / "shared").mkdir()
+    file = tmp_path / "shared" / "model.safetensors"
+    file.write_bytes(network_file.read_bytes())
+    first = session.choose(Choice(str(file.parent)))
+    before = file.parent.stat().st_mtime_ns
+    other = tmp_path / "other.safetensors"
+    save(small_network(3), other, architecture="dncnn", arguments=ARGUMENTS)
+    file.write_bytes(other.read_bytes())
+    assert file.parent.stat().st_mtime_ns == before
+    assert session.choose(Choice(str(file.parent))) is not first

@@ -131,3 +131,17 @@ def test_a_strip_of_what_cannot_move(events, picture, tmp_path):
     session.choose(Choice(str(tmp_path / "one.safetensors")))
     said = list(events.sweep("all", 3, request()))[-1][events.page.status]
     assert "A sweep must have a parameter to move; got a network whose only parameter is always 1." in said
+
+
+def test_a_session_that_is_gone_says_so(events, picture):
+    started(events, picture)
+    events.end(request())
+    said = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))[-1][events.page.status]
+    assert "The page is not open here any more: reload it." in said
+
+
+def test_the_painter_is_drawn_anew_for_the_same_picture(events, picture):
+    """Gradio leaves what has the same text as it is, with the strokes on it."""
+    started(events, picture)
+    first, again = (next(events.open(str(picture), request()))[events.page.painter] for _ in range(2))
+    assert first != again

@@ -3,7 +3,6 @@
 import base64
 import shlex
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from tests.app.conftest import ARGUMENTS, small_network, whole
 from tunable_ops import convert, images
 from tunable_ops.app import pictures
 from tunable_ops.app import session as sessions
-from tunable_ops.app.engine import Cancelled, Engine
-from tunable_ops.app.masks import FEATHER, feathered, painted
+from tunable_ops.app.engine import Cancelled, Engine, Replaced
+from tunable_ops.app.masks import FEATHER, feathered, ink, painted
 from tunable_ops.app.networks import Choice
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.app.sliders import moved
@@ -162,6 +161,35 @@ def test_painted_layers():
     assert edge[20 - FEATHER - 1] == 0 and edge[20 + FEATHER] == 1 and 0 < edge[20] < 1
 
 
+def test_strokes_on_a_mask_from_a_file_leave_the_rest_of_it_as_it_is():
+    """16 bits, hard edges, more pixels than the canvas has."""
+    height, width, scale = 600, 2048, 2  # the canvas has 1024 pixels a side
+    under = torch.zeros(1, height, width)
+    under[:, :, :1024] = torch.rand(1, height, 1024, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.31
+    alpha = ink(under)
+    assert alpha.shape == (1, height // scale, width // scale)
+    rows, columns = np.ogrid[: height // scale, : width // scale]
+
+    def strokes(*more):
+        layer = np.full((height // scale, width // scale, 4), 255, np.uint8)
+        layer[..., 3] = alpha[0].mul(255).round().numpy()
+        for column, value in more:
+            layer[(rows - 150) ** 2 + (columns - column) ** 2 <= 20**2, 3] = value
+        content = images.encode_picture([images.Frame(layer)], "png")
+        return "data:image/png;base64," + base64.b64encode(content).decode()
+
+    assert torch.equal(painted(strokes(), (height, width), under), under)
+    mask = painted(strokes((200, 255), (400, 0), (800, 255)), (height, width), under)
+    assert [float(mask[0, 300, column]) for column in (400, 800, 1600)] == [1, 0, 1]
+    far = torch.ones(height, width, dtype=torch.bool)
+    for column in (400, 800, 1600):
+        far[250:350, column - 50 : column + 50] = False
+    assert torch.equal(mask[0][far], under[0][far])
+    layer = np.zeros((height // scale, width // scale, 4), np.uint8)
+    content = images.encode_picture([images.Frame(layer)], "png")
+    assert painted("data:image/png;base64," + base64.b64encode(content).decode(), (height, width), under) is None
+
+
 def test_a_sweep(session, picture):
     session.open(picture)
     steps = list(session.sweep("keep", 3))
@@ -197,8 +225,8 @@ def test_a_whole_picture_stops_between_layers(session, picture):
     def run():
         try:
             whole(session.restore())
-        except Cancelled:
-            failed.append(time.perf_counter())
+        except Replaced as error:  # not "Stopped.": the next picture comes when the slider rests
+            failed.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -209,6 +237,31 @@ def test_a_whole_picture_stops_between_layers(session, picture):
     thread.join(10)
     handle.remove()
     assert failed and session.whole is None
+
+
+def test_a_picture_that_is_stopped_says_so(session, picture):
+    session.open(picture)
+    restoring = session.restore()
+    first = next(each for each in session.engine._full.live.network.modules() if isinstance(each, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda *_: session.cancel())
+    with pytest.raises(Cancelled) as caught:
+        whole(restoring)
+    assert not isinstance(caught.value, Replaced)
+
+
+def test_a_thread_that_may_not_step_back_works_all_the_same(session, picture, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(sessions.os, "setpriority", refuse, raising=False)
+    session.open(picture)
+    assert whole(session.restore()).output.shape == (3, 70, 90)
+
+
+def test_a_mask_of_the_picture_before_is_left_out(session, picture):
+    session.open(picture)
+    session.set_mask(torch.ones(1, 8, 8))
+    assert session.mask is None and session.preview()
 
 
 def test_estimated_noise(session, picture):

@@ -114,3 +114,23 @@ def test_folders_that_are_refused(run, tmp_path, files, option, message):
     words = ["--model", "folder"] if option == "--model" else ["--model", "denoise", "--knob", "folder"]
     code, _, err = run(*words)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_folder_with_the_name_of_a_network_that_ships(run, tmp_path):
+    shipped = run("--model", "denoise", "--lam", "sigma=10")[1]
+    small().save_pretrained(tmp_path / "denoise", arguments=DNCNN)
+    code, written, err = run("--model", "denoise", "--lam", "sigma=10")
+    assert code == 0 and written == shipped
+    assert "warning: pretrained: 'denoise' is the network that ships, not the folder of that name" in err
+    code, written, err = run("--model", "./denoise", "--lam", "sigma=10")
+    assert code == 0 and written != shipped and "ships" not in err
+
+
+def test_a_file_with_the_name_of_a_base_leaves_the_base_as_it_is(run, tmp_path):
+    base, about = next((name, each) for name, each in pretrained.BASES.items() if not each.spec)
+    words = {"architecture": about.architecture, "arguments": dict(about.arguments)}
+    gloss(pretrained.load_base(base), tmp_path / "gloss.safetensors", **words)
+    (tmp_path / base).write_text("something else")
+    assert pretrained.shipped_base(tmp_path / "gloss.safetensors") == base
+    assert run("--model", "gloss", "--lam", "1")[0] == 0

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["line", "mask_name", "short_name"]
 
 
-def short_name(engine: Engine, values: Sequence[float], masked: bool = False) -> str:
-    """Return the part of a file's name that says how it was made, as `tunable-ops apply` writes it."""
+def short_name(engine: Engine, values: Sequence[float], inside: Sequence[float] = ()) -> str:
+    """Return the part of a file's name that says how it was made, as `tunable-ops apply` writes it.
+
+    `inside` where there is a mask.
+    """
     if engine.spec is None:
         return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in engine.title)
-    return f"lam{numbers([tuple(values)])[0]}" + "_mask" * masked
+    return f"lam{numbers([tuple(values)])[0]}" + (f"_mask{numbers([tuple(inside)])[0]}" if inside else "")
 
 
 def mask_name(given: Given) -> str:

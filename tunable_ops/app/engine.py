@@ -128,9 +128,12 @@ class Engine:
 
         Returns:
             [3, s h, s w], or [1, s h, s w] in grey.
+
+        Raises:
+            Refused: As for `restore`.
         """
         start = time.perf_counter()
-        with self._quick_lock:
+        with self._quick_lock, _reasons(self.title, image):
             output = self._run(self._quick, image, lam, other, mask, lambda _: None)
         self._observe(time.perf_counter() - start)
         return output

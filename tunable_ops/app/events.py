@@ -14,7 +14,8 @@ from tunable_ops.app.desk import Desk
 from tunable_ops.app.engine import Cancelled, Replaced
 from tunable_ops.app.layout import Page
 from tunable_ops.app.networks import Choice
-from tunable_ops.app.session import Session, Whole
+from tunable_ops.app.results import Whole
+from tunable_ops.app.session import Session
 from tunable_ops.app.settings import Refused
 
 __all__ = ["Events"]
@@ -49,7 +50,8 @@ class Events:
             button.click(self.sample(number), None, [*results, *chosen, *opened], **slow)
         page.network.input(self.choose, page.network, [*results, *chosen], **slow)
         page.load.click(self.load, [page.files, page.path, page.network], [*results, *chosen], **slow)
-        page.settle.click(self.settle, [*page.knobs, *page.mask_knobs], results, **slow)
+        # also while the picture before has not stopped yet
+        page.settle.click(self.settle, [*page.knobs, *page.mask_knobs], results, **{**slow, "trigger_mode": "multiple"})
         page.defaults.click(self.reset, None, [*results, *page.knobs, *page.mask_knobs], **slow)
         page.estimate.click(self.estimate, None, [*results, *page.knobs], **slow)
         page.noise.release(self.add_noise, page.noise, results, **slow)
@@ -123,7 +125,7 @@ class Events:
         purpose = pretrained.PURPOSES.get(choice.model) if not choice.knobs else None
         yield {
             page.status: shown.message(f"{engine.title}: ready. Drop in a picture, or take a sample."),
-            page.about: shown.about(engine, purpose),
+            page.about: shown.about(engine, purpose, session.turn),
             page.moving: gr.update(choices=names, value=names[0] if names else None),
             page.estimate: gr.update(visible=engine.noise_place is not None),
             **self._sliders(session),
@@ -159,12 +161,16 @@ class Events:
     def settle(self, request: gr.Request, *numbers: float) -> Iterator[Updates]:
         """Restore the whole picture where the sliders are now."""
         session, _ = self._of(request)
-        if session.engine is None or session.engine.spec is None:
+        if session.engine is None:  # one that `Desk` has just made
+            yield {self.page.status: shown.problem(Refused("the page is not open here any more: reload it"))}
             return
-        spec, half = session.engine.spec, len(numbers) // 2
-        if spec.domain != "simplex":  # there the sliders may still be on their way
-            session.values = tuple(map(float, numbers[: spec.num_params]))
-            session.inside = tuple(map(float, numbers[half : half + spec.num_params]))
+        with session.lock:
+            spec, half = session.engine.spec, len(numbers) // 2
+            if spec is None:
+                return
+            if spec.domain != "simplex":  # there moves alone count: numbers of the page are rounded
+                session.values = tuple(map(float, numbers[: spec.num_params]))
+                session.inside = tuple(map(float, numbers[half : half + spec.num_params]))
         seen = session.previewed == session.here  # by the last move
         yield from self._refusing(lambda: self._both(session, request, seen=seen))
 
@@ -206,7 +212,8 @@ class Events:
         def take() -> Iterator[Updates]:
             session, _ = self._of(request)
             if session.given is not None:
-                session.set_mask(masks.painted(url or "", session.given.size))
+                under = session.under
+                session.set_mask(masks.painted(url or "", session.given.size, under), under)
                 yield from self._both(session, request)
 
         yield from self._refusing(take)
@@ -218,7 +225,8 @@ class Events:
             session, _ = self._of(request)
             if session.given is None:
                 raise Refused("there must be a picture first: drop one into the page, or take a sample")
-            session.set_mask(pictures.open_mask(path, session.given.size, self.desk.settings))
+            mask = pictures.open_mask(path, session.given.size, self.desk.settings)
+            session.set_mask(mask, mask)
             yield {self.page.painter: shown.painter(session.given, session.mask)}
             yield from self._both(session, request)
 

@@ -1,9 +1,14 @@
-// Moves of sliders: the newest positions go to the server as soon as the answer before is there (moves.py).
+// Moves of sliders: the newest positions go to the server as soon as the answer before is there (moves.py). One that was
+// lost is sent again; until all are answered, page.js does not ask for the whole picture.
 (() => {
   const SLIDERS = ".knob input, #across input, #down input";
   let waiting = {}; // what has moved since the last request, by the slider's name
   let since = 0; // when the oldest of it moved
+  let turn = null; // of the network whose sliders have moved
   let busy = false;
+  let lost = 0; // requests in a row without an answer
+  const MOST_LOST = 3;
+  const PATIENCE = 10000; // milliseconds
   let urls = []; // of the window's two pictures
   const path = new URL("moves", location.href.replace(/[?#].*/, "").replace(/\/?$/, "/"));
 
@@ -33,22 +38,45 @@
     box.parentNode.querySelector(".note").textContent = said.note;
   };
 
+  window.movesRest = () => !busy && !Object.keys(waiting).length;
+
+  const turn_now = () => Number(document.querySelector("#about [data-turn]")?.dataset.turn ?? 0);
+
+  const tell = (problem) => {
+    const place = document.querySelector("#status p");
+    if (!place) return;
+    place.className = "problem";
+    place.setAttribute("role", "alert");
+    place.textContent = `${problem[0].toUpperCase()}${problem.slice(1)}.`;
+  };
+
   const send = async () => {
     const key = document.querySelector("[data-key]")?.dataset.key;
     if (busy || !key || !Object.keys(waiting).length) return;
-    const [moves, input, sent] = [waiting, since, performance.now()];
+    const [moves, of, input, sent] = [waiting, turn, since, performance.now()];
     const box = document.querySelector("#window .window");
     waiting = {};
     busy = true;
+    let answered = false;
     try {
-      const body = JSON.stringify({ key, moves, tag: box?.dataset.tag ?? "" });
-      const response = await fetch(path, { method: "POST", body });
-      if (!response.ok) return;
+      const body = JSON.stringify({ key, moves, tag: box?.dataset.tag ?? "", turn: of });
+      const headers = { "Content-Type": "application/json" };
+      const response = await fetch(path, { method: "POST", headers, body, signal: AbortSignal.timeout(PATIENCE) });
+      if (!response.ok) {
+        answered = true;
+        const { problem } = await response.json().catch(() => ({}));
+        if (response.status === 404) tell("the page is not open here any more: reload it");
+        else if (response.status !== 409) tell(problem ?? `the window did not follow (${response.status}): reload the page`);
+        return;
+      }
       const content = await response.arrayBuffer();
+      answered = true;
       const received = performance.now();
       const start = 4 + new DataView(content).getUint32(0);
       const said = JSON.parse(new TextDecoder().decode(new Uint8Array(content, 4, start - 4)));
-      follow(said.values);
+      lost = 0;
+      if (of === turn_now()) follow(said.values);
+      if (said.problem) tell(said.problem);
       if (!said.sizes[1] || !box?.isConnected) return; // nothing to show, or Gradio has drawn another window
       const middle = start + said.sizes[0];
       await draw(box, said, [[start, middle], [middle]].map((ends) =>
@@ -56,7 +84,14 @@
       const detail = { input, sent, received, shown: performance.now(), ...said.ms };
       document.dispatchEvent(new CustomEvent("window-shown", { detail })); // for those who measure
     } catch (error) {
-      console.warn("the window did not follow:", error); // the whole picture does
+      console.warn("the window did not follow:", error);
+      if (answered) return;
+      lost += 1;
+      if (lost >= MOST_LOST) tell("the app does not answer: start it again, and reload the page");
+      else if (of === turn_now()) {
+        if (turn === of || !Object.keys(waiting).length) [waiting, turn] = [{ ...moves, ...waiting }, of];
+        await new Promise((done) => setTimeout(done, 300));
+      }
     } finally {
       busy = false;
       send();
@@ -65,6 +100,8 @@
 
   const note = (input, at) => {
     if (input.value === "") return;
+    if (turn !== turn_now()) waiting = {}; // of the network before
+    turn = turn_now();
     if (!Object.keys(waiting).length) since = at;
     waiting[input.closest(".knob, #across, #down").id] = Number(input.value);
     send();

@@ -106,10 +106,10 @@ def _file_of(path: str | os.PathLike[str]) -> Path:
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:
-    """Return what changes with a file; None for a name that is none."""
+    """Return what changes with a file, or with that of a folder; None for a name that is none."""
     try:
-        found = os.stat(file)
-    except OSError:
+        found = os.stat(pretrained.folder_file(file) if os.path.isdir(file) else file)
+    except (OSError, ValueError):
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 

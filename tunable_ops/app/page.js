@@ -3,7 +3,12 @@
   const timers = {};
   const soon = (button) => {
     clearTimeout(timers[button]);
-    timers[button] = setTimeout(() => document.querySelector(button)?.click(), 250);
+    timers[button] = setTimeout(() => press(button), 250);
+  };
+  // A move that is on its way comes first (moves.js): after it the sliders would be where they were before.
+  const press = (button) => {
+    if (button === "#settle" && !window.movesRest()) timers[button] = setTimeout(() => press(button), 20);
+    else document.querySelector(button)?.click();
   };
 
   // A slider that is let go, or moved by a key, ends with the event `change`: the whole picture follows.
@@ -50,7 +55,7 @@
       soon("#painted");
     });
 
-  // The server's picture without strokes is the one that the page has already, so nothing is drawn anew.
+  // At once, not when the server's picture comes: a stroke of a moment ago is not taken after all.
   document.addEventListener("click", (event) => {
     const canvas = event.target.closest?.("#nomask") && document.querySelector("#painter");
     canvas?.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);

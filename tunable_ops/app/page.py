@@ -17,7 +17,9 @@ from tunable_ops.app.networks import Networks
 from tunable_ops.app.settings import Settings
 from tunable_ops.ports import free_port
 
-__all__ = ["create_app", "launch"]
+__all__ = ["create_app", "launch", "mount"]
+
+_QUEUE: dict[str, Any] = {"default_concurrency_limit": 8, "api_open": False}
 
 
 class App(gr.Blocks):
@@ -80,24 +82,46 @@ def launch(demo: App, host: str, port: int, settings: Settings, *, wait: bool = 
     """
     port = free_port(host, port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    _, url, _ = demo.queue(default_concurrency_limit=8, api_open=False).launch(
+    _, url, _ = demo.queue(**_QUEUE).launch(
         server_name=host,
         server_port=port,
         share=False,
         inbrowser=browser,
         quiet=True,
-        show_error=True,
-        max_file_size=settings.max_bytes,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        run_history=False,
         prevent_thread_lock=not wait,
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-        app_kwargs={"routes": demo.moves.routes()},
+        **_options(demo, settings),
     )
     return str(url)
+
+
+def mount(app: Any, demo: App, path: str, settings: Settings | None = None) -> Any:
+    """Make the page a part of another application, with its style, its scripts and the requests of its sliders.
+
+    Args:
+        app: A FastAPI application.
+        demo: What `create_app` returns.
+        path: Where the page is, such as "/tune".
+        settings: Limits of uploads; None: those of `Settings`.
+
+    Returns:
+        The application.
+    """
+    return gr.mount_gradio_app(app, demo.queue(**_QUEUE), path, **_options(demo, settings or Settings()))
+
+
+def _options(demo: App, settings: Settings) -> dict[str, Any]:
+    """Return what Gradio is told wherever it serves the page."""
+    return {
+        "show_error": True,
+        "max_file_size": settings.max_bytes,
+        "footer_links": [],
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "pwa": False,
+        "mcp_server": False,
+        "run_history": False,
+        "theme": theme(),
+        "css": CSS,
+        "head": HEAD,
+        "app_kwargs": {"routes": demo.moves.routes()},
+    }

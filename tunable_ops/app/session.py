@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,62 +19,18 @@ from tunable_ops.app import commands, pictures
 from tunable_ops.app.engine import MARGIN, Cancelled, Engine, Lambda, Replaced
 from tunable_ops.app.networks import Choice, Networks
 from tunable_ops.app.pictures import Given
+from tunable_ops.app.results import Preview, Strip, Whole
 from tunable_ops.app.settings import Refused, Settings
 from tunable_ops.app.sliders import far, positions
 from tunable_ops.grey import PARAMETER
 from tunable_ops.images import estimate_noise
 from tunable_ops.positions import can_move, describe
 
-__all__ = ["Preview", "Session", "Strip", "Whole"]
+__all__ = ["Session"]
 
 _BACK = 5  # steps of priority
 _SMALLEST = 8  # pixels of a side, as of `images.estimate_noise`
 _STRIP_SIDE = 768  # pixels of the longer side of a picture of a strip
-
-
-class Preview(NamedTuple):
-    """A window before and after.
-
-    Args:
-        before: [3, h, w], or [1, h, w] in grey.
-        after: The same, s times as large.
-        alpha: [1, h, w], or None where all is opaque.
-        seconds: Time that it took.
-        tag: The same for windows whose `before` is the same.
-    """
-
-    before: Tensor
-    after: Tensor
-    alpha: Tensor | None
-    seconds: float
-    tag: str
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole picture, restored.
-
-    Args:
-        output: [3, s H, s W], or [1, s H, s W] in grey.
-        seconds: Time that it took.
-        position: What it was made of, to know whether it is still current.
-    """
-
-    output: Tensor
-    seconds: float
-    position: tuple[Any, ...]
-
-
-class Strip(NamedTuple):
-    """A picture at several positions.
-
-    Args:
-        pictures: [3, h, w] or [1, h, w] each, as they are shown; the first one is the input.
-        labels: One for each.
-    """
-
-    pictures: list[Tensor]
-    labels: list[str]
 
 
 class Session:
@@ -90,7 +46,10 @@ class Session:
         choice: How a command names it.
         values: Lambda; empty for a plain network.
         inside: Lambda where the mask is 1.
+        turn: How many networks were chosen: moves name it, so that none reaches the sliders of another network.
+        lock: Held while the picture, the network, the sliders or the mask change, and while they are read together.
         mask: [1, H, W] in [0, 1], or None.
+        under: The mask from a file that strokes lie on, or None.
         centre: Middle of the window, as shares of height and width.
         kind: Format of a download, one of `pictures.KINDS`.
         whole: The last whole picture.
@@ -107,13 +66,17 @@ class Session:
         self.values: Lambda = ()
         self.inside: Lambda = ()
         self.mask: Tensor | None = None
+        self.under: Tensor | None = None
         self.centre = (0.5, 0.5)
         self.kind = pictures.KINDS[0]
         self.whole: Whole | None = None
         self.previewed: tuple[Any, ...] | None = None
         self.strip: Strip | None = None
+        self.turn = 0
+        self.lock = threading.RLock()
         self._changes = 0  # of picture, network and mask
         self._run: tuple[threading.Event, Any] = (threading.Event(), None)  # the last one, and where it was made
+        self._left: threading.Event | None = None  # of a run that a move has made useless
 
     def choose(self, choice: Choice) -> Engine:
         """Take a network; sliders go to its defaults.
@@ -122,10 +85,12 @@ class Session:
             Refused: As for `Networks.engine`.
         """
         engine = self.networks.engine(*choice)
-        self.cancel()
-        self.choice, self.engine, self.whole = choice, engine, None
-        self._changes += 1
-        self.reset()
+        with self.lock:
+            self.cancel()
+            self.choice, self.engine, self.whole = choice, engine, None
+            self._changes += 1
+            self.turn += 1
+            self.reset()
         return engine
 
     def open(self, path: str | Path, noise: float = 0.0, sample: pictures.Sample | None = None) -> Given:
@@ -135,26 +100,32 @@ class Session:
             Refused: As for `pictures.open_given`.
         """
         given = pictures.open_given(path, self.settings, noise)
-        self.cancel()
-        self.given, self.sample, self.whole, self.mask = given, sample, None, None
-        self.centre = (0.5, 0.5)
-        self._changes += 1
-        self._settle_grey()
+        with self.lock:
+            self.cancel()
+            self.given, self.sample, self.whole, self.mask, self.under = given, sample, None, None, None
+            self.centre = (0.5, 0.5)
+            self._changes += 1
+            self._settle_grey()
         return given
 
     def add_noise(self, noise: float) -> None:
         """Add other noise to the picture, of 255."""
         given, _ = self._ready()
-        self.cancel()
-        self.given, self.whole = given.with_noise(noise), None
-        self._changes += 1
+        noisy = given.with_noise(noise)
+        with self.lock:
+            if self.given is not given:
+                return  # of a picture that was there before
+            self.cancel()
+            self.given, self.whole = noisy, None
+            self._changes += 1
 
     def reset(self) -> None:
         """Put all sliders at their defaults."""
-        spec = None if self.engine is None else self.engine.spec
-        self.values = () if spec is None else tuple(spec.defaults)
-        self.inside = () if spec is None else far(spec)
-        self._settle_grey()
+        with self.lock:
+            spec = None if self.engine is None else self.engine.spec
+            self.values = () if spec is None else tuple(spec.defaults)
+            self.inside = () if spec is None else far(spec)
+            self._settle_grey()
 
     def _settle_grey(self) -> None:
         """A grey picture sets the parameter for grey pictures, where there is one."""
@@ -182,14 +153,19 @@ class Session:
         sigma = estimate_noise(given.image, given.frame.subsampled)
         low, high = spec.ranges[place]
         value = round(min(max(sigma, low), high), 2)
-        self.values = tuple(value if i == place else old for i, old in enumerate(self.values))
+        with self.lock:
+            if self.engine is engine:
+                self.values = tuple(value if i == place else old for i, old in enumerate(self.values))
         return sigma
 
-    def set_mask(self, mask: Tensor | None) -> None:
-        """Take a mask [1, H, W], or none."""
-        changed = mask is not None or self.mask is not None
-        self.mask = None if mask is None else mask.mul(65535).round().div(65535)  # as `save_mask` writes it
-        self._changes += changed
+    def set_mask(self, mask: Tensor | None, under: Tensor | None = None) -> None:
+        """Take a mask [1, H, W], or none; `under` is the one from a file that its strokes lie on."""
+        kept = None if mask is None else mask.mul(65535).round().div(65535)  # as `save_mask` writes it
+        with self.lock:
+            if kept is not None and self.given is not None and tuple(kept.shape[1:]) != self.given.size:
+                return  # of a picture that was there before
+            self._changes += kept is not None or self.mask is not None
+            self.mask, self.under = kept, under
 
     @property
     def position(self) -> tuple[Any, ...]:
@@ -223,16 +199,19 @@ class Session:
             Refused: There is no picture or no network, or they do not go together.
         """
         start = time.perf_counter()
-        given, engine = self._ready()
-        if self._run[1] != self.position:
-            self.cancel()  # a whole picture or a strip at another position is of no use
-        (top, bottom), (left, right) = self._window(engine.side(False))
-        mask = None if self.mask is None else self.mask[:, top:bottom, left:right]
-        if mask is not None and bool(mask.any()):
-            (top, bottom), (left, right) = self._window(engine.side(True))
-            mask = self.mask[:, top:bottom, left:right] if self.mask is not None else None
+        with self.lock:
+            given, engine = self._ready()
+            if self._run[1] != self.position:
+                self._left = self._run[0]
+                self.cancel()  # a whole picture or a strip at another position is of no use
+            whole, here, centre, changes = self.mask, self.here, self.centre, self._changes
+            lam, other = self._lambdas(engine)
+        (top, bottom), (left, right) = _window(given, centre, engine.side(False))
+        mask = None if whole is None else whole[:, top:bottom, left:right]
+        if whole is not None and bool(whole[:, top:bottom, left:right].any()):
+            (top, bottom), (left, right) = _window(given, centre, engine.side(True))
+            mask = whole[:, top:bottom, left:right]
         part = given.image[:, top:bottom, left:right]
-        lam, other = self._lambdas(engine)
         after = engine.preview(part, lam, other, mask)
         cut = [
             (MARGIN if low > 0 else 0, high - low - (MARGIN if high < size else 0))
@@ -242,14 +221,9 @@ class Session:
         outer = (slice(None), *(slice(engine.scale * low, engine.scale * high) for low, high in cut))
         alpha = given.frame.alpha
         alpha = None if alpha is None else alpha[:, top:bottom, left:right][inner]
-        tag = f"{self._changes}-{top}-{bottom}-{left}-{right}"
-        self.previewed = self.here
+        tag = f"{changes}-{top}-{bottom}-{left}-{right}"
+        self.previewed = here
         return Preview(part[inner], after[outer], alpha, time.perf_counter() - start, tag)
-
-    def _window(self, side: int) -> list[tuple[int, int]]:
-        """Return where the window begins and ends, in height and width."""
-        given, _ = self._ready()
-        return [_span(size, side, share) for size, share in zip(given.size, self.centre, strict=True)]
 
     def cancel(self) -> None:
         """Stop what runs, at the next layer."""
@@ -262,24 +236,30 @@ class Session:
 
         Raises:
             Refused: As for `preview`, or there is no memory for it.
-            Cancelled: It was cancelled; `Replaced` where something else was begun.
+            Cancelled: It was cancelled; `Replaced` where something else was begun, or a slider has moved.
         """
-        position = self.position  # first: what changes while the rest is read makes the picture out of date
-        given, engine = self._ready()
-        if self.whole is not None and self.whole.position == position:
-            yield self.whole
+        with self.lock:
+            position, made, mask = self.position, self.whole, self.mask
+            given, engine = self._ready()
+            lam, other = self._lambdas(engine)
+        if made is not None and made.position == position:
+            yield made
             return
-        lam, other = self._lambdas(engine)
-        mask, start = self.mask, time.perf_counter()
+        start = time.perf_counter()
 
         def work(token: threading.Event, advance: Callable[[float], Any]) -> Whole:
             output = engine.restore(given.image, lam, other, mask, token=token, advance=advance)
             return Whole(output, time.perf_counter() - start, position)
 
-        for step in self._in_thread(work, position):
-            if isinstance(step, Whole):
-                self.whole = step
-            yield step
+        try:
+            for step in self._in_thread(work, position):
+                if isinstance(step, Whole):
+                    self.whole = step
+                yield step
+        except Cancelled as error:
+            if self._left is self._run[0]:  # the next picture comes when the slider rests
+                raise Replaced from error
+            raise
 
     def _in_thread(
         self, work: Callable[[threading.Event, Callable[[float], Any]], Any], position: tuple[Any, ...]
@@ -291,8 +271,8 @@ class Session:
         done = 0.0
 
         def run() -> None:
-            _step_back()
             try:
+                _step_back()
                 steps.put(("end", work(token, steps.put)))
             except BaseException as error:
                 steps.put(("error", error))
@@ -356,7 +336,8 @@ class Session:
         suffix = given.path.suffix.lower()
         own = images.SUFFIXES.get(suffix) == kind
         suffix, name = (suffix, given.path.stem) if own else (f".{kind}", given.path.name)
-        file = folder / f"{name}_{commands.short_name(engine, self.values, self.mask is not None)}{suffix}"
+        inside = () if self.mask is None else self.inside
+        file = folder / f"{name}_{commands.short_name(engine, self.values, inside)}{suffix}"
         file.write_bytes(content)
         return file, lost
 
@@ -396,7 +377,13 @@ def _step_back() -> None:
     """
     if sys.platform == "linux":  # where threads have priorities of their own
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _BACK, 19))
+        with contextlib.suppress(OSError):  # where the system does not let it, windows take longer
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + _BACK, 19))
+
+
+def _window(given: Given, centre: tuple[float, float], side: int) -> list[tuple[int, int]]:
+    """Return where the window begins and ends, in height and width."""
+    return [_span(size, side, share) for size, share in zip(given.size, centre, strict=True)]
 
 
 def _span(size: int, window: int, share: float) -> tuple[int, int]:

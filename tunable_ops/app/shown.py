@@ -16,8 +16,10 @@ from torch import Tensor
 
 from tunable_ops.app import pictures
 from tunable_ops.app.engine import MOST_PARAMETERS, Engine
+from tunable_ops.app.masks import ink
 from tunable_ops.app.pictures import Given
-from tunable_ops.app.session import Preview, Session, Strip
+from tunable_ops.app.results import Preview, Strip
+from tunable_ops.app.session import Session
 from tunable_ops.images import Frame, encode_picture
 
 __all__ = [
@@ -99,14 +101,14 @@ def strip(made: Strip) -> str:
     return f'<div class="strip">{figures}</div>'
 
 
-def about(engine: Engine, purpose: str | None) -> str:
-    """Return a line about a network."""
+def about(engine: Engine, purpose: str | None, turn: int = 0) -> str:
+    """Return a line about a network; its `turn` (`Session.turn`) is for the page's script."""
     parts = [purpose or engine.title]
     if engine.spec is None:
         parts.append("a plain network: it has no sliders")
     elif engine.spec.domain == "simplex":
         parts.append("its parameters sum to 1: where one moves, the others follow")
-    return f'<p class="note">{html.escape("; ".join(parts))}</p>'
+    return f'<p class="note" data-turn="{turn}">{html.escape("; ".join(parts))}</p>'
 
 
 def knob_updates(engine: Engine, values: Sequence[float]) -> list[Any]:
@@ -134,12 +136,16 @@ def knob_updates(engine: Engine, values: Sequence[float]) -> list[Any]:
 
 
 def painter(given: Given, mask: Tensor | None = None) -> str:
-    """Return the picture with a canvas on it, to paint a mask on (page.js), and the mask that is there already."""
+    """Return the picture with a canvas on it, to paint a mask on (page.js), and the mask that is there already.
+
+    Another text each time, for Gradio does not know what was painted.
+    """
     view = pictures.on_checks(pictures.shrunk(given.image), given.frame.alpha)
     height, width = view.shape[1:]
     ready = "" if mask is None else f'data-mask="{pictures.data_url(_ink(mask), "png")}" '
     return (
-        f'<div class="painter"><img src="{pictures.data_url(pictures.as_jpeg(view, 92))}" alt="The picture">'
+        f'<div class="painter" data-turn="{next(_TURNS)}">'
+        f'<img src="{pictures.data_url(pictures.as_jpeg(view, 92))}" alt="The picture">'
         f'<canvas id="painter" width="{width}" height="{height}" tabindex="0" role="application" {ready}'
         'aria-label="Paint the mask: arrow keys move, the space bar paints"></canvas></div>'
     )
@@ -147,9 +153,9 @@ def painter(given: Given, mask: Tensor | None = None) -> str:
 
 def _ink(mask: Tensor) -> bytes:
     """Return a mask as a PNG in the colour of the brush, as opaque as it is white."""
-    alpha = pictures.shrunk(mask)
+    alpha = ink(mask)
     colours = _BRUSH.view(3, 1, 1).expand(-1, *alpha.shape[1:])
-    pixels = torch.cat([colours, alpha.clamp(0, 1).mul(255).round().to(torch.uint8)])
+    pixels = torch.cat([colours, alpha.mul(255).round().to(torch.uint8)])
     return encode_picture([Frame(pixels.permute(1, 2, 0).contiguous().numpy())], "png")
 
 

@@ -25,9 +25,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "apply",
         help=COMMANDS["apply"],
-        description="Run a network on images. Writes NAME_lam0.30-0.70.png (with --mask NAME_lam0.30-0.70_mask.png) "
-        "for each image and position and, for a sweep, the labelled strip NAME_sweep.png; NAME is the name of the "
-        "input without its extension or, if the output has another one, with it. Bits, "
+        description="Run a network on images. Writes NAME_lam0.30-0.70.png (with --mask and --inside "
+        "NAME_lam0.30-0.70_mask1.00-0.00.png) for each image and position and, for a sweep, the labelled strip "
+        "NAME_sweep.png; NAME is the name of the input without its extension or, if the output has another one, with "
+        "it. Bits, "
         "transparency, ICC profile, EXIF, resolution, frames and pages are kept; what a format cannot hold is said. "
         "Files that are not readable images are reported and skipped. "
         "Grey pictures, also those stored as three equal channels, stay grey: a network for colour gets them on each "
@@ -152,7 +153,7 @@ def _run_pictures(args: argparse.Namespace) -> int:
     from tunable_ops.cli import lam as lambdas
     from tunable_ops.cli.apply_checks import check_numbers, check_output, make_folder
     from tunable_ops.cli.batch import Batch
-    from tunable_ops.cli.mask import read_masked
+    from tunable_ops.cli.mask import read_masked, without_mask
     from tunable_ops.cli.progress import printable
     from tunable_ops.cli.restorer import load_restorer, sets_grey
     from tunable_ops.cli.shards import Shard
@@ -176,6 +177,9 @@ def _run_pictures(args: argparse.Namespace) -> int:
     else:
         rows = lambdas.sweep(spec, args.sweep)
     masked = read_masked(args, spec, restorer.fixed is not None)
+    if masked is not None:
+        sources, ignored = without_mask(sources, args.mask, args.input)
+        said += ignored
     if single and (len(sources) > 1 or args.sweep is not None):
         many = f"{len(sources)} images" if len(sources) > 1 else "a sweep"
         raise ValueError(f"--out must be a folder for {many}; got {str(args.out)!r}")

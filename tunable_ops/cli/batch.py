@@ -67,6 +67,8 @@ class Batch:
         from tunable_ops.cli.progress import Progress, printable
 
         self._owners = {source.path.resolve(): source.path for source in sources}
+        if self.masked is not None:
+            self._owners.setdefault(self.args.mask.resolve(), self.args.mask)
         done = unreadable = 0
         full = False
         with Progress("tunable-ops apply", len(sources), self.args.quiet or self.shard.rank > 0) as progress:
@@ -114,7 +116,7 @@ class Batch:
 
         args = self.args
         grey, rows, kind, suffix = self._prepared(picture, source, progress)
-        names = self._names(source, suffix, [numbers(lams) for _, lams in rows])
+        names = self._names(source, suffix, [numbers(lams) for _, lams in rows], self._inside(grey))
         if args.resume and all(
             path.exists() for paths, strip in names for path in [*paths, *([strip] if args.sweep else [])]
         ):
@@ -221,7 +223,18 @@ class Batch:
         suffix = args.out.suffix if self.single else source.path.suffix
         return kind, suffix if images.SUFFIXES.get(suffix.lower()) == kind else f".{kind}"
 
-    def _names(self, source: Source, suffix: str, numbers: Sequence[Sequence[str]]) -> list[tuple[list[Path], Path]]:
+    def _inside(self, grey: bool) -> str:
+        """Return the part of a name that says what holds inside the mask; "" without one."""
+        from tunable_ops.cli.lam import numbers
+        from tunable_ops.grey import set_knob
+
+        if self.masked is None:
+            return ""
+        return f"_mask{numbers([set_knob(self.spec, self.masked.inside, grey and self.masked.knob)])[0]}"
+
+    def _names(
+        self, source: Source, suffix: str, numbers: Sequence[Sequence[str]], inside: str
+    ) -> list[tuple[list[Path], Path]]:
         """Return the files of each row and its strip, and make their folder.
 
         Raises:
@@ -233,7 +246,7 @@ class Batch:
         out = self.args.out
         folder = out / source.folder
         base, strip_base = output_base(source.name, suffix), output_base(source.name, ".png")
-        rows, end = [], suffix if self.masked is None else f"_mask{suffix}"
+        rows, end = [], f"{inside}{suffix}"
         for (name, _), texts in zip(self.rows, numbers, strict=True):
             paths = [folder / f"{base}_{f'lam{text}' if text else 'plain'}{end}" for text in texts]
             mark = f"-{_safe(name)}" if len(self.rows) > 1 else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Masked", "add_mask", "read_masked"]
+    from tunable_ops.cli.sources import Source
+
+__all__ = ["Masked", "add_mask", "read_masked", "without_mask"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,43 @@ def read_masked(args: argparse.Namespace, spec: Any, plain: bool) -> Masked | No
         if wrong:
             raise ValueError(f"--mask must be left out {what}; got {str(args.mask)!r}")
     try:
-        inside = lambdas.parse(args.inside, spec)
+        inside = lambdas.parse(args.inside, spec, warn=lambda text: warnings.warn(_of_inside(text), stacklevel=2))
     except ValueError as error:
-        raise ValueError(str(error).replace("--lam", "--inside")) from error
-    mask = mask_of(next(images.open_picture(args.mask, args.max_pixels).frames()))
+        raise ValueError(_of_inside(str(error))) from error
+    if not args.mask.is_file():
+        raise ValueError(f"--mask must be an existing file; got {str(args.mask)!r}")
+    try:
+        picture = images.open_picture(args.mask, args.max_pixels)
+        if picture.count > 1:
+            raise ValueError(f"--mask must be one picture; got {picture.count} frames or pages in {str(args.mask)!r}")
+        mask = mask_of(next(picture.frames()))
+    except images.PictureError as error:
+        raise ValueError(f"--mask must be a picture that can be read; got {str(args.mask)!r} ({error.why})") from error
     return Masked(mask, tuple(inside), not lambdas.sets(args.inside, PARAMETER, spec))
+
+
+def _of_inside(text: str) -> str:
+    return text.replace("--lam", "--inside")
+
+
+def without_mask(sources: Iterable[Source], mask: Path, inputs: Iterable[Path]) -> tuple[list[Source], list[str]]:
+    """Leave out the mask where it lies in a folder of pictures; where it is named among the inputs it stays.
+
+    Args:
+        sources: The pictures.
+        mask: The file of --mask.
+        inputs: What the command names.
+
+    Returns:
+        The others, and a line that says so.
+
+    Raises:
+        ValueError: Nothing is left.
+    """
+    sources, real = list(sources), mask.resolve()
+    kept = [source for source in sources if source.path.resolve() != real]
+    if len(kept) == len(sources) or real in {item.resolve() for item in inputs}:
+        return sources, []
+    if not kept:
+        raise ValueError(f"images: path must be a folder with pictures; got one that holds the mask {str(mask)!r} only")
+    return kept, [f"{mask}: ignored, for it is the mask"]

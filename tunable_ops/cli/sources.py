@@ -12,7 +12,8 @@ from pathlib import Path
 __all__ = ["TARS", "Source", "find_sources", "kind_of_inputs", "output_base"]
 
 TARS = (".tar", ".tar.gz", ".tgz")
-_OUTPUT = re.compile(r"(?P<base>.+)_(?:lam-?\d+\.\d{2,6}(?:--?\d+\.\d{2,6})*|plain|(?P<strip>sweep(?:-[\w.-]+)?))\.\w+")
+_NUMBERS = r"-?\d+\.\d{2,6}(?:--?\d+\.\d{2,6})*"
+_OUTPUT = re.compile(rf"(?P<base>.+)_(?:lam{_NUMBERS}(?:_mask{_NUMBERS})?|plain|(?P<strip>sweep(?:-[\w.-]+)?))\.\w+")
 
 
 @dataclass(frozen=True)

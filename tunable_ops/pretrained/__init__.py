@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ PURPOSES = {name: network.purpose for name, network in NETWORKS.items()}
 
 FOLDER_FILES = {FORMAT: "model.safetensors", KNOB_FORMAT: "knob.safetensors"}
 """The file of tensors in a folder that `save_pretrained` wrote, by what it is."""
+_TENSORS = tuple(FOLDER_FILES.values())
 
 
 class Found(NamedTuple):
@@ -84,7 +86,8 @@ def names() -> list[str]:
 def find(model: str | os.PathLike[str]) -> Found:
     """Find a network, given as a file, the name of a shipped network or of a base, or a folder of `save_pretrained`.
 
-    A folder that holds a knob is that knob on its base, which must ship.
+    A folder that holds a knob is that knob on its base, which must ship. The name of a shipped network or of a base
+    comes before a folder of that name, with a warning.
 
     Raises:
         FileNotFoundError: It is none of these; the message lists the names.
@@ -93,6 +96,11 @@ def find(model: str | os.PathLike[str]) -> Found:
     path, name = Path(model), str(model)
     if path.is_file():
         return Found(path.stem, path)
+    if path.is_dir() and (name in NETWORKS or name in BASES) and any((path / file).is_file() for file in _TENSORS):
+        warnings.warn(
+            f"pretrained: {name!r} is the network that ships, not the folder of that name: write './{name}' for that",
+            stacklevel=2,
+        )
     if name in NETWORKS:
         base = NETWORKS[name].base
         knobs = tuple(_FOLDER / f"{name}.{knob}.safetensors" for knob in NETWORKS[name].knobs)
@@ -151,7 +159,7 @@ def shipped_base(knob: str | os.PathLike[str]) -> str | None:
     wanted = read_knob_metadata(knob)
     for name, base in BASES.items():
         if base.architecture == wanted["architecture"]:
-            plain = _load_base(weights_file(name), knob)
+            plain = _load_base(_FOLDER / f"{name}.safetensors", knob)
             if fingerprint(plain) == wanted["base"]:
                 return name
     return None
