@@ -26,7 +26,7 @@ def test_the_page_has_every_code_and_option(capsys):
     assert named == {(status, code) for code, (status, _) in CODES.items()}
     assert cli.main(["serve", "--help"]) == 0
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--data-binary"}
-    assert options - set(re.findall(r"--[a-z-]+", PAGE)) == {"--port", "--device", "--threads", "--quiet"}
+    assert options - set(re.findall(r"--[a-z-]+", PAGE)) == {"--device", "--threads", "--quiet"}
 
 
 @pytest.mark.slow

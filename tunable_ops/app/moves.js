@@ -21,6 +21,9 @@
     }
   };
 
+  // Where nothing is painted, as in a tab behind others, decoding may never end.
+  const decoded = (image) => Promise.race([image.decode(), new Promise((done) => setTimeout(done, 1000))]);
+
   const draw = async (box, said, files) => {
     const images = box.querySelectorAll("img");
     const old = urls;
@@ -29,9 +32,9 @@
       if (!file.size) return;
       const image = new Image();
       image.src = urls[place];
-      await image.decode();
+      await decoded(image);
       images[place].src = urls[place];
-      await images[place].decode();
+      await decoded(images[place]);
     }));
     old.forEach((url, place) => url && url !== urls[place] && URL.revokeObjectURL(url));
     box.dataset.tag = said.tag;

@@ -87,9 +87,10 @@ class Session:
         engine = self.networks.engine(*choice)
         with self.lock:
             self.cancel()
+            # events that choose the same network twice have the same sliders: whichever page comes last is right
+            self.turn += choice != self.choice or engine is not self.engine
             self.choice, self.engine, self.whole = choice, engine, None
             self._changes += 1
-            self.turn += 1
             self.reset()
         return engine
 
