@@ -78,6 +78,12 @@ class Visit:
         """The hosts that were asked for anything."""
         return {url.split("/")[2] for url in self.asked if url.startswith(("http", "ws"))}
 
+    def choose_three(self, network):
+        """Choose a network of three sliders and wait for them."""
+        self.page.click("#network input")
+        self.page.click(f"ul[role=listbox] li:has-text('{network.name}')")
+        self.page.wait_for_selector("#knob2 input[type=range]")
+
     def open(self, path):
         """Drop in a picture and wait for the result."""
         before = self.sources

@@ -126,9 +126,7 @@ def test_the_whole_picture_waits_for_a_move_on_its_way(visit, smooth):
 def test_a_move_that_was_lost_is_sent_again(visit, smooth, simplex_file):
     """On the simplex, where the whole picture is of the moves alone."""
     page = visit.page
-    page.click("#network input")
-    page.click(f"ul[role=listbox] li:has-text('{simplex_file.name}')")
-    page.wait_for_selector("#knob2 input[type=range]")
+    visit.choose_three(simplex_file)
     visit.open(smooth)
     page.route("**/moves", lambda route: route.abort(), times=1)
     visit.press("knob0", "End")
@@ -236,9 +234,7 @@ def test_a_mask_is_saved_and_taken_again(visit, smooth, tmp_path):
 def test_noise_is_estimated_only_where_a_slider_takes_it(visit, smooth, simplex_file):
     page = visit.page
     assert page.is_visible("#estimate")
-    page.click("#network input")
-    page.click(f"ul[role=listbox] li:has-text('{simplex_file.name}')")
-    page.wait_for_selector("#knob2 input[type=range]")
+    visit.choose_three(simplex_file)
     page.wait_for_selector("#estimate", state="hidden")
 
 
@@ -296,9 +292,7 @@ def test_a_mask_of_another_size_is_refused(visit, smooth, tmp_path):
 @pytest.mark.slow
 def test_sliders_that_sum_to_one(visit, smooth, simplex_file):
     page = visit.page
-    page.click("#network input")
-    page.click(f"ul[role=listbox] li:has-text('{simplex_file.name}')")
-    page.wait_for_selector("#knob2 input[type=range]")
+    visit.choose_three(simplex_file)
     visit.open(smooth)
     visit.press("knob0", "End")
     page.wait_for_function("() => Number(document.querySelector('#knob1 input[type=range]').value) == 0")
