@@ -26,6 +26,16 @@ const Kernels& best_kernels() {
   return kernels;
 }
 
+bool foresees_rows() {
+#if defined(__x86_64__)
+  // One thread of a Xeon of the fifth generation: prefetching takes 1.07 of the time. It was tuned on Zen 4.
+  static const bool foresees = __builtin_cpu_is("intel") && &best_kernels() == &avx512_kernels();
+  return foresees;
+#else
+  return false;
+#endif
+}
+
 bool multiplies_natively(NumberType type) {
   if (type == NumberType::kFloat) return true;
 #if defined(__x86_64__)

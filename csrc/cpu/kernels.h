@@ -67,6 +67,7 @@ struct ConvRun {
   int64_t bias_sample;
   int64_t rows;
   int64_t phases = 0, phase_row = 0, phase_pixel = 0;
+  bool prefetch_rows = true;  // depthwise: the input row that the next output row needs first
   int64_t input_offset(int64_t group) const { return phases ? 0 : group * conv.channels; }
   int64_t output_offset(int64_t group) const {
     return phases ? group / phases * phase_row + group % phases * phase_pixel : group * conv.outputs;
@@ -201,6 +202,8 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 const Kernels& best_kernels();
+// True if this machine's own prefetchers load the rows of a depthwise convolution in time.
+bool foresees_rows();
 // True if this machine has instructions that multiply values of the type. Otherwise libraries emulate them.
 bool multiplies_natively(NumberType type);
 

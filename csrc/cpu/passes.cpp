@@ -90,7 +90,8 @@ void blend_and_convolve(const Call& call, Conv conv, const Stack& stack, const s
               1,
               phases.columns,
               phases.row,
-              phases.pixel};
+              phases.pixel,
+              !foresees_rows()};
   const int64_t row_bytes = 4 * conv.in_w * conv.in_pixel * conv.stride_h;
   run.rows = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(1, row_bytes), 1, conv.out_h);
   while (run.rows > 1 && conv.batch * ceil_div(conv.out_h, run.rows) < 4 * call.threads.count)
