@@ -93,7 +93,7 @@ def _is_plain(
 ) -> bool:
     """Return True for the usual call of a layer, found valid in a third of the time that all checks take.
 
-    That is a batched input, tensors of one dtype, no map, and options given as tuples.
+    That is a batched input, tensors of one dtype (but alpha of float32), no map, and options given as tuples.
     """
     if not _all_alike(input, weight, bias, alpha):
         return False
@@ -258,11 +258,13 @@ def check_tensors(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, a
 
 
 def _all_alike(input: Any, weight: Any, bias: Any, alpha: Any) -> bool:
-    """Return True for tensors of one allowed dtype on one device: a quick test that most calls pass."""
+    """Return True for tensors of one allowed dtype on one device (alpha may be float32): most calls pass this."""
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and isinstance(alpha, Tensor)):
         return False
     dtype, device = input.dtype, input.device
-    if weight.dtype is not dtype or alpha.dtype is not dtype or dtype not in FLOATS:
+    if weight.dtype is not dtype or dtype not in FLOATS:
+        return False
+    if alpha.dtype is not dtype and alpha.dtype is not torch.float32:
         return False
     if bias is not None and not (isinstance(bias, Tensor) and bias.dtype is dtype and bias.device == device):
         return False

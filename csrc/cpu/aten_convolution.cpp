@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "number_types.h"
 
@@ -91,7 +92,9 @@ void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blende
 bool prefers_aten(const Call& call, const Tensor& weight) {
   if (call.rows != 1 || !(weight.is_contiguous() || kernels_are_channels_last(weight))) return false;
   const Conv& v = call.conv;
-  const bool patches = v.stride_h > 1 && v.stride_w > 1 && v.stride_h >= v.taps_h && v.stride_w >= v.taps_w;
+  const bool native =
+      weight.scalar_type() != ScalarType::Float && multiplies_natively(number_type(weight.scalar_type()));
+  const bool patches = !native && v.stride_h > 1 && v.stride_w > 1 && v.stride_h >= v.taps_h && v.stride_w >= v.taps_w;
   const bool skips = v.taps_h == 1 && v.taps_w == 1 && (v.stride_h > 1 || v.stride_w > 1);
   const bool windows = call.depthwise && weight.scalar_type() == ScalarType::Float && v.stride_h == 1 &&
                        v.stride_w == 1 && v.dilation_h == 1 && v.dilation_w == 1 &&
@@ -117,6 +120,27 @@ Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& w
                                                            &result));
   const Tensor output = in_channels_last(Tensor(result));
   activate(output, v.activation);
+  return output;
+}
+
+Tensor convolve_samples_with_aten(const Call& call, const Tensor& input, const Tensor& weight,
+                                  const std::vector<float>& bias) {
+  const Conv& v = call.conv;
+  const int64_t kernels = weight.size(0), outputs = weight.size(1);
+  const Ints sizes{1, input.size(1), v.in_h, v.in_w}, strides = strides_of(sizes, MemoryFormat::ChannelsLast);
+  const Tensor output =
+      empty(input, {v.batch, outputs, v.out_h, v.out_w}, weight.scalar_type(), MemoryFormat::ChannelsLast);
+  const size_t bytes = v.out_sample * input.element_size();
+  char* to = static_cast<char*>(output.mutable_data_ptr());
+  Call single = call;
+  single.rows = single.conv.batch = 1;
+  for (int64_t b = 0; b < v.batch; ++b) {
+    single.alpha.assign(call.alpha.begin() + b * kernels, call.alpha.begin() + (b + 1) * kernels);
+    std::vector<float> shift;
+    if (!bias.empty()) shift.assign(bias.begin() + b * outputs, bias.begin() + (b + 1) * outputs);
+    const Tensor result = convolve_with_aten(single, view(input, sizes, strides, b * v.in_sample), weight, shift);
+    std::memcpy(to + b * bytes, result.const_data_ptr(), bytes);
+  }
   return output;
 }
 

@@ -12,12 +12,17 @@ namespace tunable_ops {
 void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended);
 
 // True for calls with one alpha and kernels that are dense in memory, except layers that cut the image into patches
-// (2x2 with stride 2) and depthwise ones of 3, 5 or 7 taps, which our kernels compute faster, and 1x1 kernels with a
-// stride, whose backward in aten writes outside its memory (docs/known_faults.md).
+// (2x2 with stride 2), unless the machine multiplies their 16-bit type, and depthwise ones of 3, 5 or 7 taps in
+// float32, which our kernels compute faster, and 1x1 kernels with a stride, whose backward in aten writes outside its
+// memory (docs/known_faults.md).
 bool prefers_aten(const Call& call, const Tensor& weight);
 
 // `bias` is [O], already blended, or empty; the activation is relu, leaky_relu or none.
 Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias);
+
+// The same with one alpha and bias [B, O] per sample: a convolution for each. `input` is in channels_last.
+Tensor convolve_samples_with_aten(const Call& call, const Tensor& input, const Tensor& weight,
+                                  const std::vector<float>& bias);
 
 // Input and kernels share a type; bias, alpha and their gradients are float32. Gradients of the blended kernel and bias
 // are contracted into those of the stacks and alpha.

@@ -1,5 +1,6 @@
-// If the machine multiplies the type natively, calls with one alpha for the batch use aten's convolution in that type.
-// Everything else runs in float32 workspaces and rounds once: emulating the type takes several times as long.
+// If the machine multiplies the type natively, calls use aten's convolution in that type: one for the batch with one
+// alpha, and in inference one per sample otherwise. Everything else runs in float32 workspaces and rounds once:
+// emulating the type takes several times as long.
 #include "low_precision.h"
 
 #include "aten_convolution.h"
@@ -30,6 +31,14 @@ bool aten_is_fastest(const Call& call, const Tensor& weight, MemoryFormat format
   return multiplies_natively(number_type(type)) || (call.depthwise && type == ScalarType::BFloat16);
 }
 
+// The same for one alpha per sample, forward: in float32 the samples take longer where the type is native.
+bool aten_is_fastest_per_sample(const Call& call, const Tensor& weight, MemoryFormat format) {
+  if (call.rows == 1 || !multiplies_natively(number_type(weight.scalar_type()))) return false;
+  Call single = call;
+  single.rows = 1;
+  return aten_is_fastest(single, weight, format);
+}
+
 }  // namespace
 
 Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -39,9 +48,13 @@ Tensor forward_low_precision(const Tensor& input, const Tensor& weight, const st
   const Tensor row = to_type(alpha, ScalarType::Float);
   const std::optional<Tensor> shift = to_float(bias);
   Call c = call_of(input, weight, row, o);
-  if (aten_is_fastest(c, weight, format)) {
+  const bool samples = aten_is_fastest_per_sample(c, weight, format);
+  if (samples || aten_is_fastest(c, weight, format)) {
     c.conv.activation = fused_activation(o.activation);
-    const Tensor output = convolve_with_aten(c, in_channels_last(input), weight, blended_bias(c, shift));
+    const Tensor x = in_channels_last(input);
+    const std::vector<float> blended = blended_bias(c, shift);
+    const Tensor output =
+        samples ? convolve_samples_with_aten(c, x, weight, blended) : convolve_with_aten(c, x, weight, blended);
     return in_format(apply_unfused_activation(output, o.activation), format);
   }
   const Tensor output = forward(to_type(input, ScalarType::Float, format), stack_to_float(weight), shift, row, o);

@@ -83,6 +83,29 @@ def test_the_default_takes_cpp_for_channels_last_fp32() -> None:
     assert backends.select("tunable_conv2d", None, input, weight, alpha) == "torch"
 
 
+def test_the_default_takes_cpp_for_bfloat16_inference_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("needs the compiled operators")
+
+    def chosen(case: Case, alpha: str, dtype: torch.dtype = torch.bfloat16, channels_last: bool = True) -> str:
+        input, weight, _, rows = case.tensors(alpha, dtype, channels_last)
+        weight.requires_grad_()
+        return backends.select("tunable_conv2d", None, input, weight, rows)
+
+    monkeypatch.setattr(cpp, "_multiplies_bfloat16", True)
+    monkeypatch.setattr(cpp, "_emulates_half", False)
+    assert [chosen(Case(), alpha) for alpha in ("shared", "sample")] == ["torch", "torch"]
+    with torch.no_grad():
+        assert [chosen(Case(), alpha) for alpha in ("shared", "sample")] == ["cpp", "cpp"]
+        assert chosen(Case(), "sample", channels_last=False) == "torch"
+        assert chosen(Case(), "sample", torch.float16) == "torch"
+        assert chosen(Case(taps=(1, 1), padding=(0, 0)), "sample") == "torch"
+        monkeypatch.setattr(cpp, "_multiplies_bfloat16", False)
+        assert chosen(Case(), "sample") == "torch"
+
+
 def test_the_default_takes_cpp_for_contiguous_pictures_that_winograd_filters() -> None:
     class Net(torch.nn.Module):
         def forward(self, input: torch.Tensor, weight: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

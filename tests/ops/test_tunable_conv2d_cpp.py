@@ -75,7 +75,8 @@ def test_tails_of_tiles(case: Case, alpha: str) -> None:
 
 
 HALF = [torch.bfloat16, torch.float16]
-# A shared alpha and depthwise bfloat16 use PyTorch's convolution in that dtype, the rest uses float32 workspaces.
+# Processors that multiply the dtype use PyTorch's convolution in it (and for depthwise bfloat16 all do, with a shared
+# alpha); the rest uses float32 workspaces.
 HALF_CASES = [CASES[1], CASES[5], CASES[6], CASES[8], CASES[9], TAILS[1], TAILS[3], TAILS[9]]
 
 

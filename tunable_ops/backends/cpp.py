@@ -24,11 +24,12 @@ def _left_out(reason: str) -> str:
 _missing: str | None = _left_out("this build has none")
 _build: dict[str, str] | None = None
 _emulates_half = False
+_multiplies_bfloat16 = False
 
 
 def load() -> None:
     """Load the compiled library if this build has it. The schemas must be defined first."""
-    global _missing, _build, _emulates_half
+    global _missing, _build, _emulates_half, _multiplies_bfloat16
     note = _PACKAGE / "_left_out.txt"  # written by setup.py
     if importlib.util.find_spec("tunable_ops._C") is None:
         if note.exists():
@@ -52,7 +53,8 @@ def load() -> None:
         return
     # Every x86 processor with float16 arithmetic has bfloat16 arithmetic too.
     is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    _emulates_half = is_x86 and not torch.cpu._is_avx512_bf16_supported()
+    _multiplies_bfloat16 = is_x86 and torch.cpu._is_avx512_bf16_supported()
+    _emulates_half = is_x86 and not _multiplies_bfloat16
     _missing, _build = None, facts | {"library": str(libraries[0])}
 
 
@@ -84,8 +86,9 @@ def unfit(op: str, input: Tensor, *others: Tensor) -> str | None:
 def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
     """Return True if the default takes the C++ operators: for many blends, and for convolutions in channels_last.
 
-    A map needs 16 outputs to fill a vector. bfloat16 and float16 are served only where PyTorch emulates them, float16
-    in any layout because its emulation is so slow.
+    A map needs 16 outputs to fill a vector. bfloat16 and float16 are served where PyTorch emulates them, float16 in any
+    layout because its emulation is so slow. Where the processor multiplies bfloat16, PyTorch's convolution is called
+    from C++ in eager inference of kernels larger than 1x1: the calls in Python take 0.1 of a layer's time.
     """
     if _missing is not None:
         return False
@@ -93,13 +96,21 @@ def is_fastest(op: str, input: Tensor, *others: Tensor) -> bool:
         weight, alpha = others
         dtype = input.dtype
         if dtype is not torch.float32 and not (_emulates_half and dtype in _DTYPES):
-            return False
+            if not (dtype is torch.bfloat16 and _multiplies_bfloat16 and _is_inference(input, *others)):
+                return False
+            if weight.shape[-1] * weight.shape[-2] == 1:
+                return False
         if dtype is not torch.float16 and not input.is_contiguous(memory_format=torch.channels_last):
             return False
         if alpha.dim() > 2 and (dtype is not torch.float32 or weight.shape[1] < 16):
             return False
         return not torch.is_autocast_enabled("cpu")
     return op == "tunable_parameters"
+
+
+def _is_inference(*tensors: Tensor) -> bool:
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return checks.is_plain_eager() and not needs_gradient
 
 
 def is_fastest_contiguous(input: Tensor, weight: Tensor, alpha: Tensor, call: checks.Convolution) -> bool:
