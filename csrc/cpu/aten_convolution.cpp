@@ -103,42 +103,52 @@ bool prefers_aten(const Call& call, const Tensor& weight) {
   return !patches && !skips && !windows && !points;
 }
 
-Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {
-  const Conv& v = call.conv;
-  std::optional<Tensor> shift;
-  if (!bias.empty()) {
-    shift = empty({static_cast<int64_t>(bias.size())});
-    std::copy(bias.begin(), bias.end(), shift->mutable_data_ptr<float>());
-    shift = to_type(*shift, weight.scalar_type());
-  }
-  const Tensor kernel = blended_kernel(call, weight);
-  AtenTensorHandle shift_handle = shift ? shift->get() : nullptr, result;
+namespace {
+
+// `bias` as a tensor of the type, undefined if it is empty.
+Tensor shift_of(const std::vector<float>& bias, ScalarType type) {
+  if (bias.empty()) return undefined();
+  const Tensor shift = empty({static_cast<int64_t>(bias.size())});
+  std::copy(bias.begin(), bias.end(), shift.mutable_data_ptr<float>());
+  return to_type(shift, type);
+}
+
+// In channels_last.
+Tensor convolve_and_activate(const Conv& v, const Tensor& input, const Tensor& kernel, const Tensor& shift) {
+  AtenTensorHandle shift_handle = shift.get(), result;
   const int64_t stride[] = {v.stride_h, v.stride_w}, padding[] = {v.pad_h, v.pad_w},
                 dilation[] = {v.dilation_h, v.dilation_w}, none[] = {0, 0};
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(input.get(), kernel.get(), shift ? &shift_handle : nullptr,
-                                                           stride, 2, padding, 2, dilation, 2, 0, none, 2, v.groups,
-                                                           &result));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(input.get(), kernel.get(),
+                                                           shift.defined() ? &shift_handle : nullptr, stride, 2,
+                                                           padding, 2, dilation, 2, 0, none, 2, v.groups, &result));
   const Tensor output = in_channels_last(Tensor(result));
   activate(output, v.activation);
   return output;
 }
 
+}  // namespace
+
+Tensor convolve_with_aten(const Call& call, const Tensor& input, const Tensor& weight, const std::vector<float>& bias) {
+  return convolve_and_activate(call.conv, input, blended_kernel(call, weight), shift_of(bias, weight.scalar_type()));
+}
+
 Tensor convolve_samples_with_aten(const Call& call, const Tensor& input, const Tensor& weight,
                                   const std::vector<float>& bias) {
   const Conv& v = call.conv;
-  const int64_t kernels = weight.size(0), outputs = weight.size(1);
-  const Ints sizes{1, input.size(1), v.in_h, v.in_w}, strides = strides_of(sizes, MemoryFormat::ChannelsLast);
-  const Tensor output =
-      empty(input, {v.batch, outputs, v.out_h, v.out_w}, weight.scalar_type(), MemoryFormat::ChannelsLast);
+  const ScalarType type = weight.scalar_type();
+  const int64_t outputs = weight.size(1), size = elements(weight);
+  const Ints image{1, input.size(1), v.in_h, v.in_w}, pixels = strides_of(image, MemoryFormat::ChannelsLast);
+  const Ints shape{outputs, weight.size(2), weight.size(3), weight.size(4)},
+      taps = strides_of(shape, kernel_format(weight));
+  const Tensor kernels = empty_strided(weight, type, {v.batch * size}, {1}), shifts = shift_of(bias, type),
+               output = empty(input, {v.batch, outputs, v.out_h, v.out_w}, type, MemoryFormat::ChannelsLast);
   const size_t bytes = v.out_sample * input.element_size();
   char* to = static_cast<char*>(output.mutable_data_ptr());
-  Call single = call;
-  single.rows = single.conv.batch = 1;
   for (int64_t b = 0; b < v.batch; ++b) {
-    single.alpha.assign(call.alpha.begin() + b * kernels, call.alpha.begin() + (b + 1) * kernels);
-    std::vector<float> shift;
-    if (!bias.empty()) shift.assign(bias.begin() + b * outputs, bias.begin() + (b + 1) * outputs);
-    const Tensor result = convolve_with_aten(single, view(input, sizes, strides, b * v.in_sample), weight, shift);
+    const Tensor kernel = view(kernels, shape, taps, b * size);
+    blend_kernels(weight, call.alpha.data() + b * weight.size(0), kernel);
+    const Tensor shift = shifts.defined() ? view(shifts, {outputs}, {1}, b * outputs) : undefined();
+    const Tensor result = convolve_and_activate(v, view(input, image, pixels, b * v.in_sample), kernel, shift);
     std::memcpy(to + b * bytes, result.const_data_ptr(), bytes);
   }
   return output;
