@@ -88,7 +88,7 @@ class Ready:
             alphas: [A].
             operator: The operator that blends into memory.
         """
-        if [stack.data_ptr() for stack in self.stacks] != self.addresses:
+        if list(map(Tensor.data_ptr, self.stacks)) != self.addresses:
             return False
         try:
             operator(self.stacks, alphas, self.starts, self.kernels)
