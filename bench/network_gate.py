@@ -6,10 +6,12 @@ kernel or a wrong blend would change nothing. Both are made random first.
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tunable_ops.bench.cases import Case
 from tunable_ops.bench.problem import precision as ieee
@@ -91,6 +93,11 @@ def results(call: Callable[[], Tensor], parameters: Mapping[str, Tensor], traini
     return {"output": output.detach(), **named}
 
 
+def smooth() -> AbstractContextManager[Any]:
+    """Put SiLU in ReLU's place, whose gradient within rounding of 0 is that of either side, and right."""
+    return mock.patch.object(F, "relu", lambda input, inplace=False: F.silu(input))
+
+
 def check(
     plain: nn.Module,
     net: nn.Module,
@@ -107,7 +114,7 @@ def check(
         net: The converted network.
         calls: Name: the call, and its lambda.
         x: Input of the calls.
-        training: Compare the gradients of all parameters too; else only the outputs.
+        training: Compare the gradients of all parameters too, with a smooth function in ReLU's place; else the outputs.
         precision: "fp32", "fp16" or "bf16": that of the computation.
         context: Autocast, or nothing.
 
@@ -120,19 +127,27 @@ def check(
     for name, (call, lam) in calls.items():
         # Folded networks have parameters of their own, and no lambda to train.
         trained = training and name.startswith("tunable")
-        with ieee(Case("1x1", 1, 1, 1)):
-            want = results(lambda lam=lam: defined(wide_plain, wide, x.float(), lam), wide, trained)
-        with context():
-            base = results(lambda lam=lam: defined(plain, parameters, x, lam), parameters, trained)
-            got = results(call, parameters, trained)
-        few = [value for value in want.values() if value.numel() < FEW]
-        common = _rms(torch.cat([value.flatten() for value in few])) if few else 0.0
-        for what, value in want.items():
-            scale = max(_rms(value), common if value.numel() < FEW else 1e-30, 1e-30)
-            error, ordinary = (_rms(found[what].float() - value) / scale for found in (got, base))
-            bound = max(BOUNDS[precision], TIMES * ordinary)
-            if not error <= bound:
-                raise ArithmeticError(f"{name}: rms error of {what} must be at most {bound:.2g}; got {error:.2g}")
+        for gradients in (False, True) if trained else (False,):
+            with smooth() if gradients else nullcontext():
+                with ieee(Case("1x1", 1, 1, 1)):
+                    want = results(lambda lam=lam: defined(wide_plain, wide, x.float(), lam), wide, gradients)
+                with context():
+                    base = results(lambda lam=lam: defined(plain, parameters, x, lam), parameters, gradients)
+                    got = results(call, parameters, gradients)
+            _compare(name, want, base, got, BOUNDS[precision])
+
+
+def _compare(
+    name: str, want: Mapping[str, Tensor], base: Mapping[str, Tensor], got: Mapping[str, Tensor], bound: float
+) -> None:
+    few = [value for value in want.values() if value.numel() < FEW]
+    common = _rms(torch.cat([value.flatten() for value in few])) if few else 0.0
+    for what, value in want.items():
+        scale = max(_rms(value), common if value.numel() < FEW else 1e-30, 1e-30)
+        error, ordinary = (_rms(found[what].float() - value) / scale for found in (got, base))
+        most = max(bound, TIMES * ordinary)
+        if not error <= most:
+            raise ArithmeticError(f"{name}: rms error of {what} must be at most {most:.2g}; got {error:.2g}")
 
 
 def _rms(values: Tensor) -> float:

@@ -67,7 +67,7 @@ def config_of(unit: Unit, setting: Setting, data: Data) -> Config:
         "log": {"tensorboard": False},
         "checkpoints": {"every": max(1, steps // 4)},
         "validation": {"every": 0},
-        "compute": {"device": setting.device, "channels_last": setting.device != "cpu"},
+        "compute": {"device": setting.device},
     }
     more = {"strength": _strength, "level": _level, "perception": _perception, "box": _box}[unit.task]
     for section, keys in more(setting, data, method.phased).items():

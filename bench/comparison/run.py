@@ -168,8 +168,10 @@ def _without_choice(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """Return the configuration without the places of files on this machine."""
+    """Return what a configuration trains, without where: the places of files, the device and the memory format."""
     tree = dict(config.model_dump(mode="json"))
+    for key in ("device", "channels_last"):
+        del tree["compute"][key]
     tree["data"]["source"] = Path(tree["data"]["source"]).name
     for objective in tree["objectives"]:
         if "weights" in objective["arguments"]:

@@ -61,10 +61,15 @@ def test_files_of_the_oldest_page_go_where_there_are_too_many(desk, monkeypatch)
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
+def settled(events, turn=None):
+    turn = events.desk.of("page")[0].turn if turn is None else turn
+    return list(events.settle(request(), str(turn), *([10.0] * 8), *([0.0] * 8)))
+
+
 def test_the_command_names_the_format_of_the_list(events, picture):
     started(events, picture)
     assert "--format webp" in events.tell("webp", request())
-    updates = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))
+    updates = settled(events)
     assert "--format webp" in updates[0][events.page.command]
 
 
@@ -72,7 +77,7 @@ def test_a_format_that_cannot_hold_the_picture(events, tmp_path):
     wide = write_png(tmp_path / "wide.png", 8, 16400)
     started(events, wide)
     assert events.tell("webp", request()).startswith("# the format must hold the picture; got webp")
-    updates = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))
+    updates = settled(events)
     assert updates[-1][events.page.whole]  # which is shown all the same
 
 
@@ -136,8 +141,24 @@ def test_a_strip_of_what_cannot_move(events, picture, tmp_path):
 def test_a_session_that_is_gone_says_so(events, picture):
     started(events, picture)
     events.end(request())
-    said = list(events.settle(request(), *([10.0] * 8), *([0.0] * 8)))[-1][events.page.status]
+    said = settled(events)[-1][events.page.status]
     assert "The page is not open here any more: reload it." in said
+
+
+def test_numbers_of_former_sliders_do_not_count(events, picture):
+    """They may be on their way when the defaults, or those of another network, are taken."""
+    session, _ = started(events, picture)
+    settled(events)
+    assert session.values == (10.0, 10.0)
+    former, defaults = session.turn, session.engine.spec.defaults
+    updates = list(events.reset(request()))
+    assert session.values == defaults and updates[0][events.page.turn] == str(session.turn) != str(former)
+    shown = settled(events, former)
+    assert session.values == defaults and events.page.whole in shown[-1]
+    answer(session, {"knob0": 5.0}, "", former)
+    assert session.values == defaults
+    answer(session, {"knob0": 5.0}, "", session.turn)
+    assert session.values == (5.0, defaults[1])
 
 
 def test_the_painter_is_drawn_anew_for_the_same_picture(events, picture):

@@ -199,6 +199,37 @@ def test_a_sweep(session, picture):
     assert all(0 <= step <= 1 for step in steps[:-1]) and steps[-2] == pytest.approx(1)
 
 
+def test_a_sweep_leaves_the_masks_values_where_they_are(session, picture):
+    session.open(picture)
+    plain = whole(session.sweep("keep", 2)).pictures
+    session.set_mask(torch.cat([torch.ones(1, 70, 45), torch.zeros(1, 70, 45)], 2))
+    session.inside = (0.0, 1.0)
+    first, last = whole(session.sweep("keep", 2)).pictures[1:]
+    assert torch.equal(first[:, :, :30], last[:, :, :30]) and not torch.equal(first[:, :, 60:], last[:, :, 60:])
+    torch.testing.assert_close(first[:, :, 60:], plain[1][:, :, 60:], atol=1e-5, rtol=0)
+    assert (first[:, :, :30] - plain[1][:, :, :30]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_mask_lies_as_it_is_shown(session, tmp_path, turned):
+    """A camera stores the picture on its side and says so; a mask may be a file of the same kind, or upright."""
+    photo = Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6  # shown turned by 90 degrees clockwise
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    given = session.open(tmp_path / "photo.jpg")
+    assert given.size == (60, 40)
+    top = np.zeros((60, 40), np.uint8)
+    top[:20] = 255  # as shown
+    mask = Image.fromarray(top)
+    if turned:  # as the camera would store it
+        mask.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "mask.png", exif=exif)
+    else:
+        mask.save(tmp_path / "mask.png")
+    found = pictures.open_mask(tmp_path / "mask.png", given.size, session.settings)
+    assert torch.equal(found[0], torch.from_numpy(top).float() / 255)
+
+
 def test_sliders_of_a_simplex_follow_each_other(session, simplex_file, picture):
     spec = LambdaSpec.create(3, names=("a", "b", "c"))
     assert moved(spec, (0.2, 0.2, 0.6), 0, 0.6) == pytest.approx((0.6, 0.1, 0.3))

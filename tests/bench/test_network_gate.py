@@ -87,6 +87,20 @@ def test_a_wrong_kernel_inside_a_block_is_not_timed(
     assert all("rms error" in result["reason"] for result in found.values())
 
 
+def test_gradients_are_compared_where_they_are_smooth() -> None:
+    """An error of rounding decides on which side of ReLU's kink a value lies; a gradient then differs as a whole."""
+    x = torch.tensor([1e-7, -1e-7])
+    kinked = [torch.func.grad(lambda v: torch.nn.functional.relu(v).sum())(sign * x) for sign in (1, -1)]
+    assert not torch.allclose(*kinked, atol=0.5)
+    with network_gate.smooth():
+        layers = (torch.nn.functional.relu, torch.nn.ReLU(inplace=True))
+        for layer in layers:
+            found = [torch.func.grad(lambda v, layer=layer: layer(1 * v).sum())(sign * x) for sign in (1, -1)]
+            torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+            assert found[0].sum() > 0.5
+    assert torch.equal(torch.nn.functional.relu(torch.tensor([-1.0])), torch.zeros(1))
+
+
 def test_a_fresh_network_would_hide_it() -> None:
     """Scales of zero leave nothing of the blocks: what the gate has to move first."""
     net = models.NAFNet(width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])

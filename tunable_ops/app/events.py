@@ -40,7 +40,8 @@ class Events:
         """Connect the parts, inside the Blocks that is open."""
         page = self.page
         results = [page.status, page.whole, page.window, page.command]
-        chosen = [page.about, page.moving, page.estimate, *page.knobs, *page.mask_knobs]
+        sliders = [page.turn, *page.knobs, *page.mask_knobs]
+        chosen = [page.about, page.moving, page.estimate, *sliders]
         opened = [page.painter, page.noise]
         slow: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden", "api_visibility": "private"}
         demo.load(self.start, None, [page.key, *results, *chosen], **slow)
@@ -51,9 +52,9 @@ class Events:
         page.network.input(self.choose, page.network, [*results, *chosen], **slow)
         page.load.click(self.load, [page.files, page.path, page.network], [*results, *chosen], **slow)
         # also while the picture before has not stopped yet
-        page.settle.click(self.settle, [*page.knobs, *page.mask_knobs], results, **{**slow, "trigger_mode": "multiple"})
-        page.defaults.click(self.reset, None, [*results, *page.knobs, *page.mask_knobs], **slow)
-        page.estimate.click(self.estimate, None, [*results, *page.knobs], **slow)
+        page.settle.click(self.settle, sliders, results, **{**slow, "trigger_mode": "multiple"})
+        page.defaults.click(self.reset, None, [*results, *sliders], **slow)
+        page.estimate.click(self.estimate, None, [*results, *sliders], **slow)
         page.noise.release(self.add_noise, page.noise, results, **slow)
         page.stop.click(self.stop, None, page.status, queue=False, api_visibility="private")
         page.kind.input(self.tell, page.kind, page.command, **slow)
@@ -125,7 +126,7 @@ class Events:
         purpose = pretrained.PURPOSES.get(choice.model) if not choice.knobs else None
         yield {
             page.status: shown.message(f"{engine.title}: ready. Drop in a picture, or take a sample."),
-            page.about: shown.about(engine, purpose, session.turn),
+            page.about: shown.about(engine, purpose),
             page.moving: gr.update(choices=names, value=names[0] if names else None),
             page.estimate: gr.update(visible=engine.noise_place is not None),
             **self._sliders(session),
@@ -154,12 +155,12 @@ class Events:
         page = self.page
         updates = dict(zip(page.knobs, shown.knob_updates(session.engine, session.values), strict=True))
         inside = shown.knob_updates(session.engine, session.inside)
-        return {**updates, **dict(zip(page.mask_knobs, inside, strict=True))}
+        return {page.turn: str(session.turn), **updates, **dict(zip(page.mask_knobs, inside, strict=True))}
 
     # Sliders
 
-    def settle(self, request: gr.Request, *numbers: float) -> Iterator[Updates]:
-        """Restore the whole picture where the sliders are now."""
+    def settle(self, request: gr.Request, turn: str, *numbers: float) -> Iterator[Updates]:
+        """Restore the whole picture where the sliders are now; numbers of another turn are of sliders that are gone."""
         session, _ = self._of(request)
         if session.engine is None:  # one that `Desk` has just made
             yield {self.page.status: shown.problem(Refused("the page is not open here any more: reload it"))}
@@ -168,7 +169,8 @@ class Events:
             spec, half = session.engine.spec, len(numbers) // 2
             if spec is None:
                 return
-            if spec.domain != "simplex":  # there moves alone count: numbers of the page are rounded
+            # on the simplex moves alone count: numbers of the page are rounded
+            if spec.domain != "simplex" and turn == str(session.turn):
                 session.values = tuple(map(float, numbers[: spec.num_params]))
                 session.inside = tuple(map(float, numbers[half : half + spec.num_params]))
         seen = session.previewed == session.here  # by the last move
@@ -189,7 +191,7 @@ class Events:
         def take() -> Iterator[Updates]:
             session, _ = self._of(request)
             sigma = session.estimate()
-            yield {**dict(zip(self.page.knobs, self._sliders(session).values(), strict=False))}
+            yield self._sliders(session)
             yield from self._both(session, request, f"noise estimated at {sigma:.1f} of 255; ")
 
         yield from self._refusing(take)

@@ -51,6 +51,8 @@ def lay_out(networks: Networks, settings: Settings) -> Page:
             _mask(page)
     _sweep(page)
     page.key = gr.HTML("", elem_classes=["offscreen"])
+    # of the sliders (`Session.turn`), which what the page sends names
+    page.turn = gr.Textbox("0", label="Turn", elem_id="turn", elem_classes=["offscreen"])
     return page
 
 

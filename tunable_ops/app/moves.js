@@ -4,7 +4,7 @@
   const SLIDERS = ".knob input, #across input, #down input";
   let waiting = {}; // what has moved since the last request, by the slider's name
   let since = 0; // when the oldest of it moved
-  let turn = null; // of the network whose sliders have moved
+  let turn = null; // of the sliders that have moved
   let busy = false;
   let lost = 0; // requests in a row without an answer
   const MOST_LOST = 3;
@@ -43,7 +43,7 @@
 
   window.movesRest = () => !busy && !Object.keys(waiting).length;
 
-  const turn_now = () => Number(document.querySelector("#about [data-turn]")?.dataset.turn ?? 0);
+  const turn_now = () => Number(document.querySelector("#turn :is(textarea, input)")?.value ?? 0);
 
   const tell = (problem) => {
     const place = document.querySelector("#status p");
@@ -103,7 +103,7 @@
 
   const note = (input, at) => {
     if (input.value === "") return;
-    if (turn !== turn_now()) waiting = {}; // of the network before
+    if (turn !== turn_now()) waiting = {}; // of sliders that are gone
     turn = turn_now();
     if (!Object.keys(waiting).length) since = at;
     waiting[input.closest(".knob, #across, #down").id] = Number(input.value);

@@ -2,7 +2,7 @@
 
 The page's script (moves.js) sends the newest positions as soon as the answer before is there, so that no move waits
 behind others. The request is JSON: ``{"key": session, "moves": {"knob0": 12.5}, "tag": of the window that is shown,
-"turn": of the network (`Session.turn`)}``.
+"turn": of the sliders (`Session.turn`)}``.
 The answer is the length of its JSON in four bytes, big-endian, that JSON, and as many bytes of JPEG as its `sizes` say:
 the window before, unless the page has it (0 bytes), and after.
 """
@@ -137,8 +137,7 @@ def answer(session: Session, moves: Mapping[str, float], tag: str, turn: int | N
         session: Of the page.
         moves: Sliders, and where they are.
         tag: Of the window before that the page shows.
-        turn: Of the network that the sliders are of; None for the one that is there. Those of another stay where they
-            are.
+        turn: Of the sliders (`Session.turn`); None for those that are there. Moves of others do not count.
     """
     start = time.perf_counter()
     said: dict[str, Any] = {"values": {}}

@@ -46,7 +46,8 @@ class Session:
         choice: How a command names it.
         values: Lambda; empty for a plain network.
         inside: Lambda where the mask is 1.
-        turn: How many networks were chosen: moves name it, so that none reaches the sliders of another network.
+        turn: How often sliders were made anew, for another network or at their defaults: what the page sends names it,
+            so that no number of former sliders reaches others.
         lock: Held while the picture, the network, the sliders or the mask change, and while they are read together.
         mask: [1, H, W] in [0, 1], or None.
         under: The mask from a file that strokes lie on, or None.
@@ -91,7 +92,7 @@ class Session:
             self.turn += choice != self.choice or engine is not self.engine
             self.choice, self.engine, self.whole = choice, engine, None
             self._changes += 1
-            self.reset()
+            self._to_defaults()
         return engine
 
     def open(self, path: str | Path, noise: float = 0.0, sample: pictures.Sample | None = None) -> Given:
@@ -123,10 +124,14 @@ class Session:
     def reset(self) -> None:
         """Put all sliders at their defaults."""
         with self.lock:
-            spec = None if self.engine is None else self.engine.spec
-            self.values = () if spec is None else tuple(spec.defaults)
-            self.inside = () if spec is None else far(spec)
-            self._settle_grey()
+            self.turn += 1
+            self._to_defaults()
+
+    def _to_defaults(self) -> None:
+        spec = None if self.engine is None else self.engine.spec
+        self.values = () if spec is None else tuple(spec.defaults)
+        self.inside = () if spec is None else far(spec)
+        self._settle_grey()
 
     def _settle_grey(self) -> None:
         """A grey picture sets the parameter for grey pictures, where there is one."""
@@ -298,28 +303,34 @@ class Session:
     def sweep(self, name: str, count: int) -> Iterator[float | Strip]:
         """Restore the picture at several positions of one parameter, the others where they are; end with the strip.
 
+        A mask's own values stay where they are.
+
         Raises:
             Refused, Cancelled: As for `restore`.
         """
-        given, engine = self._ready()
+        with self.lock:
+            given, engine = self._ready()
+            (values, inside), mask, position = self._lambdas(engine), self.mask, self.position
         spec = engine.spec
-        if spec is None or name not in spec.names:
+        if spec is None or values is None or name not in spec.names:
             raise Refused(f"a sweep must have a parameter of the network to move; got {name!r}")
         if not can_move(spec):
             raise Refused("a sweep must have a parameter to move; got a network whose only parameter is always 1")
         if count < 2:
             raise Refused(f"a sweep must have at least 2 positions; got {count}")
-        lams = positions(spec, self.values, name, count)
+        lams = positions(spec, values, name, count)
         only = name if spec.num_params > 1 and not (spec.domain == "simplex" and spec.num_params == 2) else None
 
         def work(token: threading.Event, advance: Callable[[float], Any]) -> Strip:
             columns = [pictures.on_checks(pictures.shrunk(given.image, _STRIP_SIDE), given.frame.alpha)]
             for lam in lams:
-                output = engine.restore(given.image, lam, token=token, advance=lambda part: advance(part / count))
+                output = engine.restore(
+                    given.image, lam, inside, mask, token=token, advance=lambda part: advance(part / count)
+                )
                 columns.append(pictures.on_checks(pictures.shrunk(output, _STRIP_SIDE), given.frame.alpha))
             return Strip(columns, ["input", *(describe(spec, lam, only) for lam in lams)])
 
-        for step in self._in_thread(work, self.position):
+        for step in self._in_thread(work, position):
             if isinstance(step, Strip):
                 self.strip = step
             yield step

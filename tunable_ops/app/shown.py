@@ -101,14 +101,14 @@ def strip(made: Strip) -> str:
     return f'<div class="strip">{figures}</div>'
 
 
-def about(engine: Engine, purpose: str | None, turn: int = 0) -> str:
-    """Return a line about a network; its `turn` (`Session.turn`) is for the page's script."""
+def about(engine: Engine, purpose: str | None) -> str:
+    """Return a line about a network."""
     parts = [purpose or engine.title]
     if engine.spec is None:
         parts.append("a plain network: it has no sliders")
     elif engine.spec.domain == "simplex":
         parts.append("its parameters sum to 1: where one moves, the others follow")
-    return f'<p class="note" data-turn="{turn}">{html.escape("; ".join(parts))}</p>'
+    return f'<p class="note">{html.escape("; ".join(parts))}</p>'
 
 
 def knob_updates(engine: Engine, values: Sequence[float]) -> list[Any]:
