@@ -21,20 +21,6 @@ _LINE = 64  # bytes: kernel and bias begin on a cache line each
 _version: Callable[[Tensor], int] = attrgetter("_version")
 
 
-class Geometry:
-    """Shows that a layer's stride, padding and the like were set: `now` is then another object."""
-
-    def __init__(self) -> None:
-        self.now = object()
-
-    def change(self) -> None:
-        """Show it."""
-        self.now = object()
-
-
-geometry = Geometry()
-
-
 class Ready:
     """Kernel and bias of one layer, and how to see that they are still those of its stacks.
 
@@ -43,18 +29,19 @@ class Ready:
         kernel: The kernel.
         bias: The bias or None.
         dtype: That of the kernel.
-        options: Channels, padding, dilation and groups, if torch's conv2d with these and stride 1 is all that the layer
-            calls for usual inputs; else None.
+        by_torch: True if `functional.conv2d` leaves the kernel to PyTorch where the stride is 1.
+        attributes: Those of the layer, past its `__getattr__`.
     """
 
     __slots__ = (
         "addresses",
+        "attributes",
         "bias",
+        "by_torch",
         "dtype",
         "hooks",
         "kernel",
         "kernels",
-        "options",
         "own",
         "shift",
         "stacks",
@@ -73,8 +60,8 @@ class Ready:
         self.kernels = list(kernels)
         self.kernel, self.bias = kernels[0], kernels[1] if len(kernels) > 1 else None
         self.dtype = self.kernel.dtype
-        of_layer: Any = getattr(layer, "torch_options", None)
-        self.options = of_layer() if of_layer and functional.leaves_to_torch(self.kernel.shape) else None
+        self.by_torch = functional.leaves_to_torch(self.kernel.shape)
+        self.attributes = vars(layer)
 
     def is_used(self) -> bool:
         """Return False if the layer has other stacks by now, or a hook that may change them."""
@@ -181,7 +168,6 @@ class Kept:
     def __init__(self, stacks: Mapping[int, KernelStacks], found: Mapping[int, BlendedKernels]) -> None:
         self.ready: dict[nn.Module, Ready] = {}
         self.shown: dict[nn.Module, Shown] = {}
-        self._geometry = geometry.now
         self._blends: list[tuple[Tensor, int]] = []  # with their versions
         self._parts: list[Tensor] = []
         self._versions: list[int] = []
@@ -212,7 +198,7 @@ class Kept:
 
     def are_current(self) -> bool:
         """Return False if a stack was written to or moved since it was blended, or an attribute is watched."""
-        if self._geometry is not geometry.now or any(map(Shown.is_watched, self.shown.values())):
+        if any(map(Shown.is_watched, self.shown.values())):
             return False
         parts = self._parts
         return list(map(Tensor.data_ptr, parts)) == self._addresses and list(map(_version, parts)) == self._versions
@@ -243,7 +229,7 @@ class Workspace:
         self, stacks: Mapping[int, KernelStacks], starts: Sequence[int], alphas: Tensor, blend: Callable[..., Any]
     ) -> None:
         self.starts, self.dtype, self.blend = list(starts), alphas.dtype, blend
-        self.is_stale, self._geometry = False, geometry.now
+        self.is_stale = False
         found: dict[int, list[Tensor]] = {}
         found_shown: list[int] = []
         for slot, each in stacks.items():
@@ -270,8 +256,7 @@ class Workspace:
 
     def serves(self, starts: Sequence[int], alphas: Tensor) -> bool:
         """Return True for alphas that lie as those did for which the workspace was made."""
-        is_stale = self.is_stale or self._geometry is not geometry.now
-        return not is_stale and self.dtype is alphas.dtype and self.starts == starts
+        return not self.is_stale and self.dtype is alphas.dtype and self.starts == starts
 
 
 def _may_blend(stack: Tensor, alphas: Tensor, dtype: torch.dtype) -> bool:

@@ -11,10 +11,8 @@ from tunable_ops import checks, functional, geometry
 from tunable_ops.convolution import convolve, convolve_transposed
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import KernelStacks
-from tunable_ops.modules.kernels_in_place import geometry as geometries
 from tunable_ops.modules.layer import StackedLayer
 
-_GEOMETRY = frozenset({"in_channels", "groups", "stride", "padding_mode", "start", "dilation", "_extra"})
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -107,12 +105,6 @@ class _TunableConvNd(StackedLayer):
             dtype=weight.dtype,
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, as nn.Module does; models that have read the geometry read it again."""
-        super().__setattr__(name, value)
-        if name in _GEOMETRY:
-            geometries.change()
-
     def _batch(self, input: Tensor) -> int | None:
         """Return the batch size, None for an unbatched input."""
         return input.shape[0] if input.dim() == self.ndim + 2 else None
@@ -174,13 +166,17 @@ class _TunableConv(_TunableConvNd):
         if lam is None:
             ready = frames.ready(self, input.dtype)
             if ready is not None and type(input) is Tensor and len(shape := input.shape) == len(ready.kernel.shape):
-                # In as few steps as torch's own layer takes.
+                own = ready.attributes  # in as few steps as torch's own layer takes
                 if (
-                    (options := ready.options) is not None
-                    and shape[1] == options[0]
+                    ready.by_torch
+                    and own["stride"] == (1, 1)
+                    and own["padding_mode"] == "zeros"
+                    and own["_extra"] is None
+                    and shape[1] == own["in_channels"]
                     and _are_usual(shape, input.stride())
                 ):
-                    return F.conv2d(input, ready.kernel, ready.bias, 1, *options[1:])
+                    options = own["start"], own["dilation"], own["groups"]
+                    return F.conv2d(input, ready.kernel, ready.bias, 1, *options)
                 if shape[1] == self.in_channels:
                     return self._convolve(input, *ready.kernels)
             elif (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
@@ -257,12 +253,6 @@ class TunableConv2d(_TunableConv):
         """Return the stacks `weight` and `bias`, and which fused kernels may serve them."""
         stride: Any = self.stride
         return KernelStacks(self, self.stack_names, self.tuning.num_kernels, True, fused=(stride, self.groups))
-
-    def torch_options(self) -> tuple[int, tuple[int, ...], tuple[int, ...], int] | None:
-        """Return channels, padding, dilation and groups, if torch's conv2d with stride 1 needs no more; else None."""
-        if self.stride != (1, 1) or self.padding_mode != "zeros" or self._extra is not None:
-            return None
-        return self.in_channels, self.start, self.dilation, self.groups
 
 
 class TunableConv1d(_TunableConv):
