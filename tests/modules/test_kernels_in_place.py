@@ -1,6 +1,8 @@
 """Kernels that layers blend when they run: the same values, and nothing of one call shows in another."""
 
+import copy
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -109,3 +111,71 @@ def test_replaced_stacks_are_blended_together_again(monkeypatch: pytest.MonkeyPa
             got = net(x, [0.3, 0.7])
         assert calls(lambda: net(x, [0.3, 0.7]), monkeypatch) == number
     assert_equal(got, alone(net, monkeypatch, x, torch.tensor([0.3, 0.7], dtype=DTYPE))[0].detach())
+
+
+class _Borrows(nn.Module):
+    """Run its own layer with other kernels, as hypernetworks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 2, 1)
+        self.borrowed: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(torch.func.functional_call(self.a, self.borrowed, x))
+
+
+def test_kept_kernels_are_not_those_of_borrowed_stacks() -> None:
+    net, x, lam = tunable_ops.convert(_Borrows(), 2), torch.rand(1, 2, 3, 3), [0.3, 0.7]
+    perturb(net)
+    net.network.borrowed = {"weight": torch.rand_like(net.network.a.stack("weight"))}
+    with torch.no_grad():
+        expected = net(x, lam)
+        net.remember = True
+        for _ in range(4):
+            torch.testing.assert_close(net(x, lam), expected)
+
+
+def _set_padding(net: nn.Module) -> None:
+    net.network[0].padding_mode = "circular"
+
+
+def _write_to_bias(net: nn.Module) -> None:
+    net.network[0].stack("bias").add_(1)
+
+
+def _move_data(net: nn.Module) -> None:
+    stack = net.network[0].stack("weight")
+    stack.data = 2 * stack.data
+
+
+@pytest.mark.parametrize("remember", [False, True])
+@pytest.mark.parametrize("change", [replace, _set_padding, _write_to_bias, _move_data])
+def test_what_changes_between_calls_shows_in_the_next(change: Callable[..., None], remember: bool) -> None:
+    net = tunable_ops.convert(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1)), 2)
+    x, lam = torch.rand(1, 2, 4, 5), [0.3, 0.7]
+    perturb(net)
+    net.remember = remember
+    with torch.no_grad():
+        for _ in range(3):
+            before = net(x, lam)
+        change(net.network[0] if change is replace else net)
+        after = net(x, lam)
+        expected = copy.deepcopy(net)(x, lam)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, expected)
+
+
+def test_a_hook_on_what_computes_an_attribute_shows_in_the_next_call() -> None:
+    net, x = tunable_ops.convert(_Keeps(), 2, parameters=("gamma",)), torch.rand(1, 2, 3, 3)
+    perturb(net)
+    net.remember = True
+    with torch.no_grad():
+        for _ in range(3):
+            before = net(x, [0.3, 0.7])
+        hook = net.network.parametrizations.gamma.register_forward_hook(lambda module, inputs, value: 2 * value)
+        doubled = net(x, [0.3, 0.7])
+        hook.remove()
+        after = net(x, [0.3, 0.7])
+    assert not torch.allclose(doubled, before)
+    torch.testing.assert_close(after, before)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from tunable_ops import functional
@@ -226,7 +227,7 @@ def kept(layer: nn.Module) -> functional.KeptKernel | None:
 
 def ready(layer: nn.Module, dtype: torch.dtype) -> Ready | None:
     """Return the layer's kernel and bias as `NetworkBlend.ready`; None outside a blend."""
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         return None
     frames = _STACK.frames
     blend = frames[-1].blend if frames else None
@@ -234,9 +235,10 @@ def ready(layer: nn.Module, dtype: torch.dtype) -> Ready | None:
 
 
 def shown(home: nn.Module) -> Tensor | None:
-    """Return the blend that an attribute reads as, as `NetworkBlend.shown`; None outside a blend."""
-    if torch.compiler.is_compiling():
-        return None
+    """Return the blend that an attribute reads as, as `NetworkBlend.shown`; None outside a blend.
+
+    Not for compiled code.
+    """
     frames = _STACK.frames
     blend = frames[-1].blend if frames else None
     return None if blend is None else blend.shown(home)

@@ -6,6 +6,7 @@ memory sees of the blend, and the kernel is in the caches when it is used. What 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tunable_ops.modules.kernel_stacks import BlendedKernels, KernelStacks, is_p
 
 _FORMATS = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 _LINE = 64  # bytes: kernel and bias begin on a cache line each
+_version: Callable[[Tensor], int] = attrgetter("_version")
 
 
 class Ready:
@@ -26,13 +28,17 @@ class Ready:
         kernels: The kernel and, if the layer has one, the bias.
         kernel: The kernel.
         bias: The bias or None.
+        dtype: That of the kernel.
         by_torch: True if `functional.conv2d` leaves the kernel to PyTorch where the stride is 1.
+        attributes: Those of the layer, past its `__getattr__`.
     """
 
     __slots__ = (
         "addresses",
+        "attributes",
         "bias",
         "by_torch",
+        "dtype",
         "hooks",
         "kernel",
         "kernels",
@@ -40,45 +46,39 @@ class Ready:
         "shift",
         "stacks",
         "starts",
-        "versions",
         "weight",
     )
 
     def __init__(
-        self,
-        layer: nn.Module,
-        stacks: list[Tensor],
-        addresses: tuple[int, int],
-        kernels: Sequence[Tensor],
-        starts: list[int] | None,
-        versions: tuple[int, int] | None,
+        self, layer: nn.Module, stacks: list[Tensor], kernels: Sequence[Tensor], starts: list[int] | None = None
     ) -> None:
         self.own: Mapping[str, Any] = layer._parameters
         self.hooks: Mapping[int, Any] = layer._forward_pre_hooks
         self.stacks, self.weight, self.shift = stacks, stacks[0], stacks[1] if len(stacks) > 1 else None
-        self.addresses, self.starts, self.versions = addresses, starts, versions
+        self.addresses = [stack.data_ptr() for stack in stacks]
+        self.starts = starts  # None: the kernels are kept
         self.kernels = list(kernels)
         self.kernel, self.bias = kernels[0], kernels[1] if len(kernels) > 1 else None
-        self.by_torch = functional.leaves_to_torch(kernels[0].shape)
+        self.dtype = self.kernel.dtype
+        self.by_torch = functional.leaves_to_torch(self.kernel.shape)
+        self.attributes = vars(layer)
 
-    def is_current(self, alphas: Tensor, blend: Callable[..., Any] | None) -> bool:
-        """Blend the kernels, unless they are kept; return False if that is no longer right for the layer.
+    def is_used(self) -> bool:
+        """Return False if the layer has other stacks by now, or a hook that may change them."""
+        own = self.own
+        return own.get("weight") is self.weight and own.get("bias") is self.shift and not self.hooks
+
+    def blend(self, alphas: Tensor, operator: Callable[..., Any]) -> bool:
+        """Blend the kernels; return False if the stacks are no longer those that they were.
 
         Args:
             alphas: [A].
-            blend: The operator that blends into memory; not needed for kernels that are kept.
+            operator: The operator that blends into memory.
         """
-        own, weight, shift = self.own, self.weight, self.shift
-        if own.get("weight") is not weight or own.get("bias") is not shift or self.hooks:
+        if list(map(Tensor.data_ptr, self.stacks)) != self.addresses:
             return False
-        first, second = self.addresses
-        if weight.data_ptr() != first or (shift is not None and shift.data_ptr() != second):
-            return False
-        if self.versions is not None:
-            first, second = self.versions
-            return weight._version == first and (shift is None or shift._version == second)
         try:
-            blend(self.stacks, alphas, self.starts, self.kernels)  # type: ignore[misc]
+            operator(self.stacks, alphas, self.starts, self.kernels)
         except RuntimeError:  # other shapes at the same address
             return False
         return True
@@ -110,13 +110,14 @@ class Shown:
         self.stack: Tensor = home._parameters["original"]
         self.address = self.stack.data_ptr()
 
+    def is_watched(self) -> bool:
+        """Return True if somebody watches or adds to what computes the blend."""
+        return any(self.watchers) or len(self.modules) != 1
+
     def is_current(self) -> bool:
-        """Return False if the stack is another one, or if somebody watches or adds to what computes the blend."""
-        hooks, before, inner, inner_before = self.watchers
+        """Return False if somebody watches it, or the stack is another one or elsewhere."""
         stack = self.stack
-        if hooks or before or inner or inner_before or len(self.modules) != 1:
-            return False
-        return self.own.get("original") is stack and stack.data_ptr() == self.address
+        return not self.is_watched() and self.own.get("original") is stack and stack.data_ptr() == self.address
 
 
 class ShownBlends:
@@ -148,31 +149,64 @@ class ShownBlends:
         return blend.view(shown.shape)
 
 
-class KeptBlends:
-    """The same for blends that are kept for several calls."""
+class Kept:
+    """Kernels and blends that are kept for several calls.
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, int, int]] = []  # the blend, its version and that of the stack
+    Whether the stacks were written to is looked at once for all, when a call starts: one by one, between two layers, it
+    would cost several times as much, since the convolutions empty the caches. That the layers hold these stacks is
+    looked at when they run.
 
-    def keep(self, stacks: Mapping[int, KernelStacks], found: Mapping[int, BlendedKernels]) -> dict[nn.Module, Shown]:
-        """Return what is kept of the blends of layers, by slot: by the module that computes an attribute."""
-        kept: dict[nn.Module, Shown] = {}
-        for slot, (kernels, _, versions, addresses) in found.items():
-            home, shape = stacks[slot].shows()
-            if home is None or list(home._parameters) != ["original"] or kernels[0].is_inference():
-                continue
-            kept[home] = Shown(stacks[slot], home, shape, len(kept), 0)
-            kept[home].address = addresses[0]
-            blend = kernels[0].view(shape)
-            self._kept.append((blend, blend._version, versions[0]))
-        return kept
+    Args:
+        stacks: Those of the model's layers, by slot.
+        found: What was blended of them, by slot.
+
+    Attributes:
+        ready: What the layers take, by layer. Not for kernels that others see, and for stacks in parts.
+        shown: The same for attributes of the network, by the module that computes them.
+    """
+
+    def __init__(self, stacks: Mapping[int, KernelStacks], found: Mapping[int, BlendedKernels]) -> None:
+        self.ready: dict[nn.Module, Ready] = {}
+        self.shown: dict[nn.Module, Shown] = {}
+        self._blends: list[tuple[Tensor, int]] = []  # with their versions
+        self._parts: list[Tensor] = []
+        self._versions: list[int] = []
+        self._addresses: list[int] = []
+        for slot, blended in found.items():
+            if self._make_ready(stacks[slot], blended) or self._show(stacks[slot], blended):
+                self._parts += blended.parts
+                self._versions += blended.versions
+                self._addresses += blended.addresses
+
+    def _make_ready(self, stacks: KernelStacks, blended: BlendedKernels) -> bool:
+        parts = stacks.parts() if stacks.autocasts else None
+        if not parts or any(len(stack) > 1 for stack in parts):
+            return False
+        kernels = [with_new_strides(kernel) for kernel in blended.kernels]
+        self.ready[stacks.layer] = Ready(stacks.layer, blended.parts, kernels)
+        return True
+
+    def _show(self, stacks: KernelStacks, blended: BlendedKernels) -> bool:
+        home, shape = stacks.shows()
+        kernel = blended.kernels[0]
+        if home is None or list(home._parameters) != ["original"] or kernel.is_inference():
+            return False
+        self.shown[home] = Shown(stacks, home, shape, len(self._blends), 0)
+        blend = kernel.view(shape)
+        self._blends.append((blend, blend._version))
+        return True
+
+    def are_current(self) -> bool:
+        """Return False if a stack was written to or moved since it was blended, or an attribute is watched."""
+        if any(map(Shown.is_watched, self.shown.values())):
+            return False
+        parts = self._parts
+        return list(map(Tensor.data_ptr, parts)) == self._addresses and list(map(_version, parts)) == self._versions
 
     def take(self, shown: Shown) -> Tensor | None:
-        """Return a blend, or None if its stack or itself was written to."""
-        blend, version, stack_version = self._kept[shown.place]
-        if blend._version != version or shown.stack._version != stack_version or not shown.is_current():
-            return None
-        return blend
+        """Return a blend, or None if its stack was replaced or itself written to."""
+        blend, version = self._blends[shown.place]
+        return blend if blend._version == version and shown.own.get("original") is shown.stack else None
 
 
 class Workspace:
@@ -225,20 +259,6 @@ class Workspace:
         return not self.is_stale and self.dtype is alphas.dtype and self.starts == starts
 
 
-def keep(layer: nn.Module, stacks: KernelStacks, blended: BlendedKernels) -> Ready | None:
-    """Return kernels that were blended before; None if others see them, or if a stack is in parts."""
-    kernels, parts, versions, addresses = blended
-    now = stacks.parts() if stacks.autocasts else None
-    if not now or any(len(stack) > 1 for stack in now):
-        return None
-    kept = [with_new_strides(kernel) for kernel in kernels]
-    return Ready(layer, parts, _pair(addresses), kept, None, _pair(versions))
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1] if len(values) > 1 else 0
-
-
 def _may_blend(stack: Tensor, alphas: Tensor, dtype: torch.dtype) -> bool:
     return is_plain(stack, alphas) and stack.dtype == dtype and alphas.dtype in (torch.float32, dtype)
 
@@ -263,4 +283,4 @@ def _in_memory(layer: nn.Module, stacks: list[Tensor], memory: Tensor, start: in
         typed = memory[offset : offset + kernel.nbytes].view(kernel.dtype)
         kernels.append(typed.as_strided(kernel.shape, like.stride()))
         offset += _bytes(stack)
-    return Ready(layer, stacks, _pair([stack.data_ptr() for stack in stacks]), kernels, [start] * len(stacks), None)
+    return Ready(layer, stacks, kernels, [start] * len(stacks))

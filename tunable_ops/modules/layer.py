@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,7 +28,12 @@ def is_read_by_a_manager(calls: int) -> bool:
     """
     if torch.compiler.is_compiling():  # graphs are of the network's code alone
         return False
-    name: str = sys._getframe(calls + 1).f_globals.get("__name__", "")
+    return manages(sys._getframe(calls + 1))
+
+
+def manages(code: FrameType) -> bool:
+    """Return True for code that looks after parameters."""
+    name: str = code.f_globals.get("__name__", "")
     return name.startswith(_MANAGERS)
 
 

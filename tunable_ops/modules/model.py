@@ -43,8 +43,8 @@ class TunableModel(SharedNetwork, nn.Module):
         left_alone: Names of the convertible layers and parameters that `convert` left plain, each with the reason.
         remember: Set it to True, and without gradients, on a CPU, the blended kernels are kept from the second call
             with the same lambda on, until lambda, phi or kernels change (memory: those of the plain network). Writes
-            through ``.data``, as some averages of weights make them, are not seen. False, the default, blends at every
-            call.
+            through ``.data``, as some averages of weights make them, are not seen; those that the network makes to its
+            own kernels while it runs may be seen by the next call only. False, the default, blends at every call.
         notes: Free remarks, of types that JSON knows, which travel with a checkpoint.
         built_as: architecture and arguments of the plain network, where it comes from a file that names them; else
             None.
@@ -96,10 +96,11 @@ class TunableModel(SharedNetwork, nn.Module):
     def _forget_plans(self) -> None:
         self._plans: dict[tuple[str, Collection[int]], BlendPlan] = {}
         self._pre_hooks: PreHooks | None = None
+        self._children: list[Mapping[str, Any]] = []  # those of each layer, by name
 
     def __getstate__(self) -> dict[str, Any]:
         # What is found again at the next call belongs to this object alone.
-        return {key: value for key, value in vars(self).items() if key not in ("_plans", "_pre_hooks")}
+        return {key: value for key, value in vars(self).items() if key not in ("_plans", "_pre_hooks", "_children")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -143,8 +144,7 @@ class TunableModel(SharedNetwork, nn.Module):
         elif lam.dim() == 1 and torch.jit.is_tracing():
             lam = lam.reshape(self.spec.num_params)
         natural, lam = lam, self.spec.normalise(lam)
-        # Past `__getattr__`, which takes ten times as long: there may be hundreds.
-        tunings: Any = [layer._modules["tuning"] for layer in self._layers]
+        tunings = self._tunings()
         late = self._late()
         frame = frames.Frame(lam, tunings, self._plan(lam.device.type, late), self.on_map, late, natural)
         frame.push()
@@ -153,6 +153,14 @@ class TunableModel(SharedNetwork, nn.Module):
         finally:
             frames.pop()
             frame.end()
+
+    def _tunings(self) -> list[Any]:
+        """Return the phi of each layer, past `__getattr__`, which takes ten times as long: there may be hundreds."""
+        if torch.compiler.is_compiling():
+            return [layer._modules["tuning"] for layer in self._layers]
+        if not self._children:
+            self._children = [layer._modules for layer in self._layers]
+        return [children["tuning"] for children in self._children]
 
     def _late(self) -> Collection[int]:
         """Return the slots of layers whose parameters a forward pre-hook may yet put in place."""

@@ -18,11 +18,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled
 
 from tunable_ops import checks, functional
 from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStacks, Recipe, blend_stacks, find_recipe
-from tunable_ops.modules.kernels_in_place import KeptBlends, Ready, Shown, ShownBlends, Workspace, keep
+from tunable_ops.modules.kernels_in_place import Kept, Ready, Shown, ShownBlends, Workspace
 from tunable_ops.modules.tuning import PhiLayout, Tuning
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
@@ -127,7 +128,7 @@ class BlendPlan:
     def remembered(
         self, tunings: Sequence[Tuning], alphas: Tensor, starts: Sequence[int], now: Modes
     ) -> "NetworkBlend | None":
-        """Return the blend of the last calls if these alphas are theirs; None if there is none.
+        """Return the blend of the last calls if alphas and stacks are theirs; None if there is none.
 
         The second call with the same alphas makes it, so that a lambda that moves at every call costs nothing. It is
         complete before other threads can see it, and does not change.
@@ -140,6 +141,9 @@ class BlendPlan:
             self._last = alphas, now, None
             return None
         kept = last[2]
+        if kept is not None and not kept.is_current():
+            self._last = alphas, now, None
+            return None
         if kept is None:
             kept = NetworkBlend(self, tunings, alphas, starts, now, keep=True)
             kept.finish()
@@ -183,7 +187,7 @@ class NetworkBlend:
         self.workspace = workspace
         self._ready: Mapping[nn.Module, Ready] = {} if workspace is None else workspace.ready
         self._shown: Mapping[nn.Module, Shown] = {} if workspace is None else workspace.shown
-        self._blends: ShownBlends | KeptBlends | None = None
+        self._blends: ShownBlends | Kept | None = None
         own: Collection[int] = () if workspace is None else workspace.slots
         groups = [[slot for slot in group if slot not in own] for group in plan.groups] if own else plan.groups
         self.pending = {slot: group for group in groups for slot in group}
@@ -229,11 +233,12 @@ class NetworkBlend:
         """Let layers take the kernels that are kept through `ready`."""
         if self.modes.autocast is None:
             found = {slot: blended for slot, blended in self.blended.items() if blended is not None}
-            stacks = self.plan.stacks
-            ready = {stacks[slot].layer: keep(stacks[slot].layer, stacks[slot], each) for slot, each in found.items()}
-            self._ready = {layer: each for layer, each in ready.items() if each is not None}
-            self._blends = KeptBlends()
-            self._shown = self._blends.keep(stacks, found)
+            self._blends = kept = Kept(self.plan.stacks, found)
+            self._ready, self._shown = kept.ready, kept.shown
+
+    def is_current(self) -> bool:
+        """Return False if a stack of kernels that are kept was written to."""
+        return not isinstance(self._blends, Kept) or self._blends.are_current()
 
     def release(self) -> None:
         """End the call: no layer may blend into the workspace any more."""
@@ -254,14 +259,14 @@ class NetworkBlend:
         ready = self._ready.get(layer)
         if (
             ready is None
-            or torch.is_grad_enabled()
-            or torch._C._is_any_autocast_enabled()
-            or torch._C._are_functorch_transforms_active()
-            or dtype is not ready.kernel.dtype
+            or is_grad_enabled()
+            or _is_any_autocast_enabled()
+            or _are_functorch_transforms_active()
+            or dtype is not ready.dtype
         ):
             return None
         workspace = self.workspace
-        if ready.is_current(self.alphas, None if workspace is None else workspace.blend):
+        if ready.is_used() and (workspace is None or ready.blend(self.alphas, workspace.blend)):
             return ready
         if workspace is None:
             self.plan.forget()
@@ -276,12 +281,7 @@ class NetworkBlend:
             home: The module that computes it.
         """
         shown = self._shown.get(home)
-        if (
-            shown is None
-            or torch.is_grad_enabled()
-            or torch._C._is_any_autocast_enabled()
-            or torch._C._are_functorch_transforms_active()
-        ):
+        if shown is None or is_grad_enabled() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
             return None
         if self._blends is None:
             assert self.workspace is not None

@@ -11,7 +11,6 @@ from tunable_ops import checks, functional, geometry
 from tunable_ops.convolution import convolve, convolve_transposed
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import KernelStacks
-from tunable_ops.modules.kernels_in_place import Ready
 from tunable_ops.modules.layer import StackedLayer
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -166,9 +165,20 @@ class _TunableConv(_TunableConvNd):
         """
         if lam is None:
             ready = frames.ready(self, input.dtype)
-            if ready is not None and type(input) is Tensor and len(shape := input.shape) == self.ndim + 2:
+            if ready is not None and type(input) is Tensor and len(shape := input.shape) == len(ready.kernel.shape):
+                own = ready.attributes  # in as few steps as torch's own layer takes
+                if (
+                    ready.by_torch
+                    and own["stride"] == (1, 1)
+                    and own["padding_mode"] == "zeros"
+                    and own["_extra"] is None
+                    and shape[1] == own["in_channels"]
+                    and _are_usual(shape, input.stride())
+                ):
+                    options = own["start"], own["dilation"], own["groups"]
+                    return F.conv2d(input, ready.kernel, ready.bias, 1, *options)
                 if shape[1] == self.in_channels:
-                    return self._convolve_ready(input, ready)
+                    return self._convolve(input, *ready.kernels)
             elif (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
                 return self._convolve(input, *blended)
         alpha = self.alpha(lam, self._batch(input), lambda: self._grid(input))
@@ -184,18 +194,6 @@ class _TunableConv(_TunableConvNd):
         if self._extra is not None:
             size = [n + e for n, e in zip(size, self._extra, strict=True)]
         return geometry.output_size(size, self.kernel_size, self.stride, self.start, self.dilation)
-
-    def _convolve_ready(self, input: Tensor, ready: Ready) -> Tensor:
-        """Convolve a batch [B, C, *size] of the right C, in as few steps as torch's own layer takes."""
-        if (
-            ready.by_torch
-            and self.stride == (1, 1)
-            and self.padding_mode == "zeros"
-            and self._extra is None
-            and _are_usual(input.shape, input.stride())
-        ):
-            return F.conv2d(input, ready.kernel, ready.bias, 1, self.start, self.dilation, self.groups)
-        return self._convolve(input, ready.kernel, ready.bias)
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolve with a blended kernel, as torch's own layer does."""
@@ -213,12 +211,15 @@ class _TunableConv(_TunableConvNd):
 
 def _are_usual(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Return True for sizes [B, C, H, W] and strides that `with_new_strides` need not look at; False if unknown."""
-    if 1 not in shape:
-        return True
     batch, channels, height, width = shape
-    if height == width == 1:
+    if height == 1 == width:
         return stride in ((channels, 1, 1, 1), (channels, 1, channels, channels))
-    return batch == 1 != channels and shape.count(1) == 1 and stride[0] == max(channels * stride[1], height * stride[2])
+    if channels == 1 or height == 1 or width == 1:
+        return False
+    if batch != 1:
+        return True
+    across, down = channels * stride[1], height * stride[2]
+    return stride[0] == (across if across > down else down)
 
 
 _OPERATORS: dict[int, Any] = {

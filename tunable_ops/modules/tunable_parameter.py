@@ -1,16 +1,18 @@
 """TunableParameter: any tensor with P copies; and the same behind an attribute of a network, whose code stays."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils import parametrize
 
 from tunable_ops import functional
 from tunable_ops.modules import frame as frames
 from tunable_ops.modules.kernel_stacks import BaseAndNew, KernelStacks, Parts, whole_stack
-from tunable_ops.modules.layer import StackedLayer, TunableLayer, is_read_by_a_manager
+from tunable_ops.modules.layer import StackedLayer, TunableLayer, manages
 
 
 def blend_parameter(stack: Tensor, alpha: Tensor, layer: TunableLayer) -> Tensor:
@@ -186,10 +188,11 @@ def parametrise(owner: nn.Module, attribute: str, parametrisation: nn.Module) ->
         return
 
     def read(module: nn.Module) -> Any:
-        if is_read_by_a_manager(1):  # a blend would ask for lambda
+        compiling = is_dynamo_compiling()  # graphs are of the network's code alone
+        if not compiling and manages(sys._getframe(1)):  # a blend would ask for lambda
             return whole_stack(module, attribute)
         home: Any = module._modules["parametrizations"]._modules[attribute]  # type: ignore[union-attr]
-        if (value := frames.shown(home)) is not None:
+        if not compiling and (value := frames.shown(home)) is not None:
             return value
         blend = home[0]
         # What torch would call, in a tenth of the time.
