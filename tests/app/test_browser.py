@@ -301,9 +301,18 @@ def test_sliders_that_sum_to_one(visit, smooth, simplex_file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone(chromium, url, smooth, scheme):
+def test_a_phone(chromium, url, smooth, scheme, tmp_path):
     options = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": scheme}
     visit = browsers.Visit(chromium, url, **options)
+    (tmp_path / "text.png").write_text("no picture")
+    visit.page.set_input_files("#picture input[type=file]", str(tmp_path / "text.png"))
+    visit.status("The picture must be PNG, JPEG, WebP or TIFF; got 'text.png', which is none of these.")
+    visit.page.wait_for_function(
+        "(({ top, bottom }) => top >= 0 && bottom <= innerHeight)"
+        "(document.querySelector('#status .problem').getBoundingClientRect())"
+    )
+    visit.page.click("#picture button[aria-label='Clear']")
+    visit.page.wait_for_selector("#picture input[type=file]", state="attached")
     visit.open(smooth)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     dark = visit.page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"

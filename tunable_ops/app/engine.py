@@ -22,8 +22,9 @@ MARGIN = 8
 """Pixels around a window that the network is given and that are not shown."""
 MOST_PARAMETERS = 8
 """Sliders that the page has."""
-_LEAST, _MOST = 64, 384  # pixels of a side of a window, margin included
-_LEAST_ENLARGED = 48  # where the network enlarges
+_LEAST, _MOST = 96, 384  # pixels of a side of a window, margin included
+_LEAST_ENLARGED = 64  # where the network enlarges
+_MASKED = 2 / 3  # of the least, for a lambda per pixel
 _NOISE = "of 255"  # the unit of a parameter that says how strong the noise is
 _TRIAL = 96  # pixels of a side of what the speed is measured with
 _IN_A_ROW = 3  # previews that were late, or early, before the window changes
@@ -103,10 +104,10 @@ class Engine:
 
     def side(self, masked: bool) -> int:
         """Return the side of the window; a lambda per pixel takes three to five times as long."""
-        return self._rounded(0.55 * self.window) if masked else self.window
+        return self._rounded(0.55 * self.window, _MASKED) if masked else self.window
 
-    def _rounded(self, side: float) -> int:
-        least = _LEAST if self.scale == 1 else _LEAST_ENLARGED
+    def _rounded(self, side: float, share: float = 1.0) -> int:
+        least = share * (_LEAST if self.scale == 1 else _LEAST_ENLARGED)
         return MULTIPLE * int(min(max(side, least), _MOST) // MULTIPLE)
 
     def _timed(self, image: Tensor, lam: Lambda | None) -> float:

@@ -124,6 +124,14 @@
     if (button) enlarge([...document.querySelectorAll("#strip figure button")].indexOf(button));
   });
 
+  // What is wrong comes into view: on a phone the status is far below what caused it.
+  let said = null;
+  const show_problem = () => {
+    const problem = document.querySelector("#status .problem");
+    if (problem?.textContent !== said) problem?.scrollIntoView({ block: "nearest" });
+    said = problem?.textContent ?? null;
+  };
+
   // Names for screen readers where Gradio gives none.
   new MutationObserver(() => {
     document.querySelector("#status:not([aria-live])")?.setAttribute("aria-live", "polite");
@@ -131,6 +139,7 @@
       img.alt = place ? "Whole picture after" : "Whole picture before";
     });
     document.querySelectorAll("#painter[data-mask]").forEach(draw_mask);
+    show_problem();
     const command = document.querySelector("#command textarea:not([aria-label])");
     command?.setAttribute("aria-label", "Repeat it from the command line");
   }).observe(document, { childList: true, subtree: true });
