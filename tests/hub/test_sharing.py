@@ -9,7 +9,12 @@ import warnings
 import pytest
 import torch
 from huggingface_hub import ModelHubMixin
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import nn
 
 import tunable_ops
@@ -209,6 +214,18 @@ def test_bare_weights_are_refused(tmp_path):
 def test_neither_a_folder_nor_a_repository(source):
     with pytest.raises(FileNotFoundError, match="must be an existing folder or a repository 'owner/name'"):
         TunableModel.from_pretrained(source)
+
+
+@pytest.mark.parametrize("load", [TunableModel.from_pretrained, NetworkFile.from_pretrained, KnobFile.from_pretrained])
+def test_a_mistyped_folder_is_called_missing_before_the_hub_answers(hub, monkeypatch, load):
+    missing = "^hub: no folder 'shared/nope' exists here, and as a repository: "
+    with pytest.raises(RepositoryNotFoundError, match=missing + ".*404"):
+        load("shared/nope")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LocalEntryNotFoundError, match=missing + ".*check your connection"):
+        load("shared/nope")
 
 
 def test_what_the_hub_does_not_have(hub, tmp_path):

@@ -50,7 +50,7 @@ def test_no_models_and_channels_that_are_no_picture():
 
 @pytest.mark.parametrize("words, text", [
     (["--port", "70000"], "--port must lie in 0..65535; got 70000"),
-    (["--model", "nothing"], "model must be an existing file or one of"),
+    (["--model", "nothing"], "model must be an existing file or folder, or one of"),
     (["--model", "a b=denoise"], "--model must have a name of letters"),
     (["--model", "denoise", "--model", "denoise"], "--model must have a different name for each network"),
     (["--knob", "a.safetensors"], "--knob must come with one --model, which it belongs to; got"),
