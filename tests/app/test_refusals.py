@@ -160,4 +160,4 @@ def test_without_gradio():
     code = "import sys; sys.modules['gradio'] = None\nfrom tunable_ops.cli import main\nsys.exit(main(['app']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
-    assert "pip install --no-build-isolation '.[app]'" in result.stderr
+    assert "pip install --no-build-isolation --editable '.[app]'" in result.stderr

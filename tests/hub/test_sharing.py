@@ -294,7 +294,7 @@ for call in (lambda: net.save_pretrained("x"), lambda: net.push_to_hub("a/b"),
     try:
         call()
     except ModuleNotFoundError as error:
-        assert "pip install --no-build-isolation '.[hub]'" in str(error), error
+        assert "pip install --no-build-isolation --editable '.[hub]'" in str(error), error
     else:
         raise AssertionError("no error")
 print("done")

@@ -78,7 +78,7 @@ def test_a_port_in_use_is_named_before_any_network_is_loaded(capsys, monkeypatch
 def test_a_missing_package_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert cli.main(["serve"]) == 2
-    assert "pip install --no-build-isolation '.[serve]'" in capsys.readouterr().err
+    assert "pip install --no-build-isolation --editable '.[serve]'" in capsys.readouterr().err
 
 
 def models_of(*words):
