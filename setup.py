@@ -16,12 +16,15 @@ if a library does not compile, or is missing although its variable is set to 1. 
 the operators in the environment: `pip install --no-build-isolation .`
 """
 
+import hashlib
 import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +136,24 @@ def cpp_sources() -> list[str]:
     return sorted(str(f) for f in found if f.name not in own_libraries and (is_x86 or "avx" not in f.name))
 
 
+def built_with_digest(*versions: str) -> str:
+    """Return a digest of the versions and of what the compiler says of itself.
+
+    As a macro that no source reads it makes ninja compile again when one of them changes: ninja compares command lines
+    and times, and neither changes with the compiler, nor surely with another torch in the same place.
+    """
+    said = ""
+    if os.name == "posix":
+        command = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
+        said = subprocess.run(command, capture_output=True, text=True).stdout
+    return hashlib.sha256("\n".join([*versions, said]).encode()).hexdigest()[:16]
+
+
+def objects_folder() -> str:
+    """Return where an editable installation keeps its objects: where `build_ext` does, not in a temporary folder."""
+    return str(Path("build", f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"))
+
+
 def cpp_extensions() -> list[Any]:
     """Return the operators, their schemas for programs without Python, and the module that says how they were built."""
     import pybind11
@@ -144,8 +165,10 @@ def cpp_extensions() -> list[Any]:
 
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
 
+    built_with = ("TO_BUILT_WITH", built_with_digest(torch.__version__, pybind11.__version__))
+
     def stable(name: str, sources: list[str]) -> Any:
-        macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
+        macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None), built_with]
         return CppExtension(
             name, sources, define_macros=macros, extra_compile_args=FLAGS, py_limited_api=True, extra_link_args=LINK
         )
@@ -158,6 +181,7 @@ def cpp_extensions() -> list[Any]:
             ("TO_FLAGS", " ".join(FLAGS)),
             ("TO_TORCH_VERSION", torch.__version__.replace("+", ".")),
             ("TO_STABLE_ABI", STABLE_ABI),
+            built_with,
         ],
         extra_compile_args=FLAGS,
         extra_link_args=LINK,
@@ -212,6 +236,8 @@ def build_command() -> type[build_ext]:
             build_cuda.build_launcher(path, Path(torch.__file__).parent, torch.__version__)
 
         def run(self) -> None:
+            if self.editable_mode:
+                self.build_temp = objects_folder()
             if self.inplace:
                 Path("tunable_ops/lib").mkdir(exist_ok=True)
             super().run()

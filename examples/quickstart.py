@@ -1,4 +1,4 @@
-"""Convert a network, train it for some seconds, move the slider, fold it: runs anywhere.
+"""Convert a network, train it for a few seconds, move the slider, fold it: runs anywhere.
 
 python examples/quickstart.py
 """
@@ -11,14 +11,16 @@ import tunable_ops
 def main() -> None:
     """Print what the slider does to a small network."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # with pictures so small, threads would mostly wait for one another
+    print("training for 100 steps, a few seconds", flush=True)
     plain = tunable_ops.models.DnCNN(features=16, depth=4, mean=0.5)  # any network: this one starts near its input
     net = tunable_ops.convert(plain, num_params=2, names=("denoise", "keep"))
     loss = tunable_ops.losses.MultiLoss({"clean": tunable_ops.losses.mse, "noisy": tunable_ops.losses.mse})
     draw = tunable_ops.losses.sampler("simplex", num_params=2, corners=0.3)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 
-    for _ in range(200):
-        clean = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 6), size=24, mode="bilinear")
+    for _ in range(100):
+        clean = torch.nn.functional.interpolate(torch.rand(4, 3, 4, 4), size=16, mode="bilinear")
         noisy = clean + 0.1 * torch.randn_like(clean)
         lam = draw(4)  # one for each picture; they sum to 1
         total, _ = loss(net(noisy, lam), {"clean": clean, "noisy": noisy}, lam)

@@ -173,7 +173,7 @@ def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     assert read_image(tmp_path / "photo_lam0.50.png").shape == (3, 128, 160)
     capsys.readouterr()
     assert main([*words, "denoiser"]) == 2
-    assert "model must be an existing file or one of denoise, denoise_deblur," in capsys.readouterr().err
+    assert "model must be an existing file or folder, or one of denoise, denoise_deblur," in capsys.readouterr().err
 
 
 def test_a_base_is_taken_by_name_with_a_knob_and_not_without(photo, tmp_path: Path, capsys) -> None:
@@ -268,7 +268,9 @@ def test_a_file_is_taken_too(tmp_path: Path) -> None:
     file = pretrained.find("denoise_deblur").file
     assert pretrained.find(file).file == file and pretrained.find(file).base is None
     assert pretrained.replaced(file) == {}
-    with pytest.raises(FileNotFoundError, match=r"pretrained: model must be an existing file or one of denoise, "):
+    with pytest.raises(
+        FileNotFoundError, match=r"pretrained: model must be an existing file or folder, or one of denoise, "
+    ):
         pretrained.load(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match=r"pretrained: name must be one of carn_m, .*; got 'denoise_blur'"):
         pretrained.load_base("denoise_blur")

@@ -8,9 +8,9 @@ def command(extra: str) -> str:
 
     Example:
         >>> command("hub,train")
-        "pip install --no-build-isolation '.[hub,train]'"
+        "pip install --no-build-isolation --editable '.[hub,train]'"
     """
-    return f"pip install --no-build-isolation '.[{extra}]'"
+    return f"pip install --no-build-isolation --editable '.[{extra}]'"
 
 
 def install(extra: str) -> str:

@@ -80,7 +80,7 @@ def test_strokes_that_are_no_canvas(url):
 
 
 def test_no_network_of_that_name(session):
-    with pytest.raises(Refused, match=r"must be an existing file or one of denoise, .*; got 'denoize'$"):
+    with pytest.raises(Refused, match=r"must be an existing file or folder, or one of denoise, .*; got 'denoize'$"):
         session.choose(Choice("denoize"))
 
 
@@ -147,7 +147,7 @@ def test_an_address_of_another_machine():
     "words, message",
     [
         (["--port", "70000"], "--port must lie in 0..65535; got 70000"),
-        (["--model", "nothing"], "pretrained: model must be an existing file or one of denoise"),
+        (["--model", "nothing"], "pretrained: model must be an existing file or folder, or one of denoise"),
         (["--tile", "100"], "app: tile must be 0 or a multiple of 16; got 100"),
     ],
 )
@@ -160,4 +160,4 @@ def test_without_gradio():
     code = "import sys; sys.modules['gradio'] = None\nfrom tunable_ops.cli import main\nsys.exit(main(['app']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
-    assert "pip install --no-build-isolation '.[app]'" in result.stderr
+    assert "pip install --no-build-isolation --editable '.[app]'" in result.stderr

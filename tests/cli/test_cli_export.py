@@ -104,7 +104,7 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
         ([model, *out, "--opset", "11"], "export_onnx: opset must be an int of at least 18; got 11"),
         ([plain, *out, "--fold", "1,0"], "--fold must be left out for a plain network; got '1,0' for 'plain'"),
         ([plain, *out, "--per-sample"], "export_onnx: net must be a TunableModel to take a lambda; got DnCNN"),
-        ([tmp_path / "none.safetensors", *out], "pretrained: model must be an existing file or one of"),
+        ([tmp_path / "none.safetensors", *out], "pretrained: model must be an existing file or folder, or one of"),
     ]
     for words, text in cases:
         code, stdout, err = run("export", *words)

@@ -61,7 +61,10 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
             "--out must lie in an existing folder; got",
         ),
         ([model, "--lam", "1,0", "--out", model], "--out must not be the checkpoint itself or one of its knobs; got"),
-        ([tmp_path / "none.safetensors", "--lam", "1,0"], "pretrained: model must be an existing file or one of"),
+        (
+            [tmp_path / "none.safetensors", "--lam", "1,0"],
+            "pretrained: model must be an existing file or folder, or one of",
+        ),
         ([tmp_path / "text.safetensors", "--lam", "1,0"], "checkpoint: path must be a safetensors file; got"),
         ([plain, "--lam", "1,0"], "checkpoint: path must hold a tunable network; got"),
     ]

@@ -64,7 +64,7 @@ def test_bad_input_gives_one_line_and_2(run, model, tmp_path):
     pickled = tmp_path / "net.pt"
     torch.save({"weight": torch.zeros(1)}, pickled)
     for path, text in (
-        (tmp_path / "none.safetensors", "pretrained: model must be an existing file or one of"),
+        (tmp_path / "none.safetensors", "pretrained: model must be an existing file or folder, or one of"),
         (tmp_path, "pretrained: a folder must be one that save_pretrained wrote"),
         (cut, "cut short"),
         (pickled, "a pickle"),

@@ -86,7 +86,7 @@ def raiser(error):
         (
             ModuleNotFoundError("No module named 'PIL'", name="PIL"),
             "this command needs the package 'PIL': "
-            "pip install --no-build-isolation '.[train]', in a checkout of tunable_ops",
+            "pip install --no-build-isolation --editable '.[train]', in a checkout of tunable_ops",
         ),
     ],
 )
@@ -143,7 +143,7 @@ def test_without_pillow():
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
         "tunable-ops apply: error: this command needs the package 'PIL': pip install "
-        "--no-build-isolation '.[train]', in a checkout of tunable_ops\n"
+        "--no-build-isolation --editable '.[train]', in a checkout of tunable_ops\n"
     )
 
 

@@ -327,7 +327,7 @@ def test_bad_calls(small, tmp_path):
         Runner(large, "eager")(picture(6, 40))
     for path, kind, text in (
         ("none.onnx", FileNotFoundError, "path must be an existing file"),
-        ("none", FileNotFoundError, "model must be an existing file or one of denoise"),
+        ("none", FileNotFoundError, "model must be an existing file or folder, or one of denoise"),
         ("text.onnx", ValueError, "path must be a whole ONNX file"),
         ("text.pt2", ValueError, "path must be an .onnx or a whole .pt2 file"),
         ("text.json", ValueError, "cache must be a file of choices, or not exist"),

@@ -61,7 +61,8 @@ def test_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main()
-    said = capsys.readouterr().out.splitlines()
+    started, *said = capsys.readouterr().out.splitlines()
+    assert started.startswith("training")
     clean, noisy = ([float(line.split()[place]) for line in said[:3]] for place in (2, 7))
     assert clean[0] > clean[1] > clean[2] and noisy[0] < noisy[1] < noisy[2]
     assert said[3].startswith("folded: DnCNN")

@@ -109,6 +109,11 @@ def test_links_lead_to_files(page: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", [p for p in [*pages(), "CONTRIBUTING.md"] if p != "README.md" and (ROOT / p).exists()])
+def test_links_are_words(page: str) -> None:
+    assert re.findall(r"\[`?[\w/.]+\.md`?\]\(", (ROOT / page).read_text(encoding="utf-8")) == []
+
+
 def test_the_rule_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.md").write_text(
         '<!-- small: "5" -> "2" -->\n<!-- before:\nx = 1\n-->\n```python\ny = x + 5\n```\n\n'

@@ -26,6 +26,7 @@ def test_every_page_is_in_the_navigation() -> None:
     named = set(re.findall(r"[\w/]+\.md", nav))
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages - named == set(), "name the page in mkdocs.yml"
+    assert nav.lstrip().startswith("- Home: index.md")  # else the first tab has the name of the package
     assert {name for name in named - pages if not name.startswith("project/")} == {"reference/commands.md"}
 
 

@@ -153,3 +153,13 @@ def test_the_five_lines_of_a_card_run(tmp_path, monkeypatch):
     scope = {"x": X}
     exec(code.replace("path/to/net", "net"), scope)
     assert scope["y"].shape == X.shape
+
+
+@pytest.mark.parametrize(
+    "source, shown", [("shared/photos", "photos"), ("shared/photos/", "photos"), ("photos//", "photos"), (".", ".")]
+)
+def test_a_folder_is_named_with_or_without_a_slash_at_its_end(tmp_path, source, shown):
+    net = small()
+    net.notes = {"config": {"data": {"source": source}}}
+    net.save_pretrained(tmp_path, arguments=DNCNN)
+    assert f"Trained on the pictures `{shown}`." in (tmp_path / "README.md").read_text()

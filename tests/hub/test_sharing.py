@@ -9,7 +9,12 @@ import warnings
 import pytest
 import torch
 from huggingface_hub import ModelHubMixin
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import nn
 
 import tunable_ops
@@ -54,7 +59,8 @@ def test_networks_that_ship(tmp_path, name):
 
 def test_a_network_of_another_class(tmp_path):
     net = tunable_ops.convert(own(), 1, names=["texture"], domain="box")
-    net.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"'Sequential' is no architecture .*from_pretrained\(source, network=plain\)"):
+        net.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pass network="):
         TunableModel.from_pretrained(tmp_path)
     back = TunableModel.from_pretrained(tmp_path, network=own())
@@ -210,6 +216,18 @@ def test_neither_a_folder_nor_a_repository(source):
         TunableModel.from_pretrained(source)
 
 
+@pytest.mark.parametrize("load", [TunableModel.from_pretrained, NetworkFile.from_pretrained, KnobFile.from_pretrained])
+def test_a_mistyped_folder_is_called_missing_before_the_hub_answers(hub, monkeypatch, load):
+    missing = "^hub: no folder 'shared/nope' exists here, and as a repository: "
+    with pytest.raises(RepositoryNotFoundError, match=missing + ".*404"):
+        load("shared/nope")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LocalEntryNotFoundError, match=missing + ".*check your connection"):
+        load("shared/nope")
+
+
 def test_what_the_hub_does_not_have(hub, tmp_path):
     with pytest.raises(RepositoryNotFoundError):
         TunableModel.from_pretrained("me/nothing")
@@ -276,7 +294,7 @@ for call in (lambda: net.save_pretrained("x"), lambda: net.push_to_hub("a/b"),
     try:
         call()
     except ModuleNotFoundError as error:
-        assert "pip install --no-build-isolation '.[hub]'" in str(error), error
+        assert "pip install --no-build-isolation --editable '.[hub]'" in str(error), error
     else:
         raise AssertionError("no error")
 print("done")

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs 
 
 def copy_sources(folder: Path) -> Path:
     """What a build reads, without what earlier builds left."""
+    folder.mkdir(exist_ok=True)
     skip = shutil.ignore_patterns("*.so", "*_left_out.txt", "__pycache__", "*.egg-info")
     for name in ("tunable_ops", "bench", "triton_kernels", "csrc"):
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
@@ -171,6 +172,40 @@ def test_build_ext_fails_without_a_library_that_was_asked_for(tmp_path: Path) ->
     )
     assert result.returncode == 1
     assert result.stderr.endswith("build_ext: the CUDA operators were not built\n")
+
+
+@pytest.mark.slow
+def test_a_second_editable_installation_compiles_only_what_has_changed(tmp_path: Path) -> None:
+    """Adding an extra installs the package again."""
+    pytest.importorskip("ninja", reason="without ninja everything is compiled each time")
+    compiler, log = tmp_path / "c++", tmp_path / "log"
+    folder = copy_sources(tmp_path / "sources")
+
+    def compiled(release: str = "13.0") -> set[str]:
+        text = COMPILER.format(fails="nothing", cuda=release)
+        logged = text.replace('case "$*"', f'echo "$*" >>{log}\ncase "$*"', 1)
+        compiler.write_text(logged.replace("exec c++ --version", "exit"))
+        compiler.chmod(0o755)
+        log.write_text("")
+        result = subprocess.run(
+            [sys.executable, "setup.py", "--quiet", "editable_wheel", "--dist-dir", str(tmp_path / "dist")],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=os.environ | {"CXX": str(compiler), "CC": str(compiler), "TUNABLE_OPS_CUDA": "0"},
+        )
+        assert result.returncode == 0, result.stderr
+        assert list((folder / "tunable_ops").glob("_ops_cpu.*"))
+        return {Path(name).name for name in re.findall(r" -c (\S+\.cpp)", log.read_text())}
+
+    everything = compiled()
+    assert {"module.cpp", "schema.cpp", "tunable_conv2d.cpp"} <= everything
+    assert compiled() == set()
+    with open(folder / "csrc/schema.cpp", "a") as file:
+        file.write("// changed\n")
+    assert compiled() == {"schema.cpp"}
+    assert compiled(release="14.0") == everything
 
 
 @pytest.mark.slow

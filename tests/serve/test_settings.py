@@ -50,7 +50,7 @@ def test_no_models_and_channels_that_are_no_picture():
 
 @pytest.mark.parametrize("words, text", [
     (["--port", "70000"], "--port must lie in 0..65535; got 70000"),
-    (["--model", "nothing"], "model must be an existing file or one of"),
+    (["--model", "nothing"], "model must be an existing file or folder, or one of"),
     (["--model", "a b=denoise"], "--model must have a name of letters"),
     (["--model", "denoise", "--model", "denoise"], "--model must have a different name for each network"),
     (["--knob", "a.safetensors"], "--knob must come with one --model, which it belongs to; got"),
@@ -78,7 +78,7 @@ def test_a_port_in_use_is_named_before_any_network_is_loaded(capsys, monkeypatch
 def test_a_missing_package_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert cli.main(["serve"]) == 2
-    assert "pip install --no-build-isolation '.[serve]'" in capsys.readouterr().err
+    assert "pip install --no-build-isolation --editable '.[serve]'" in capsys.readouterr().err
 
 
 def models_of(*words):

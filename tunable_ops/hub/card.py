@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -175,7 +176,7 @@ def _trained(notes: Mapping[str, Any]) -> Iterator[str]:
     if notes.get("trained_on"):
         yield f"Trained on {_text(notes['trained_on'])}."
     elif source := _string(_mapping(config.get("data")).get("source")):
-        yield f"Trained on the pictures {_code(source.rpartition('/')[2])}."
+        yield f"Trained on the pictures {_code(PurePosixPath(source).name or source)}."
     if licences := _mapping(pictures.get("licences")):
         yield "Licences of the pictures: " + _text(", ".join(f"{key} ({n})" for key, n in licences.items())) + "."
     if authors := _list(pictures.get("authors")):

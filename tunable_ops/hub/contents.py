@@ -10,7 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from tunable_ops.pretrained import FOLDER_FILES
@@ -98,7 +104,18 @@ def find(place: Place) -> Found:
     Raises:
         ValueError: It holds neither a network nor a knob of this package; the message names what it holds instead.
         EntryNotFoundError: As `Place.fetch`, without a list of what is there.
+        HfHubHTTPError: The hub refuses, or has no such repository or revision. This message and the one before begin
+            by saying that there is no folder of that name: it may be mistyped.
     """
+    try:
+        return _find(place)
+    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        if place.folder is None:
+            error.args = (f"hub: no folder {place.name!r} exists here, and as a repository: {error}", *error.args[1:])
+        raise
+
+
+def _find(place: Place) -> Found:
     names = place.names()
     config = _read_config(place, names)
     if names is not None:

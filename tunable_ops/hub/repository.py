@@ -121,6 +121,9 @@ class NetworkFile(_Repository):
         arguments: Arguments of the architecture; JSON values.
         about: purpose, licence, measured and base_model (`card.About`).
 
+    Warns:
+        UserWarning: What is written can only be read with ``network=``; when it is written.
+
     Raises:
         TypeError: `net` is not a TunableModel.
         ValueError: It was constructed directly, or is a network of `models` that was not loaded, without its
@@ -149,6 +152,13 @@ class NetworkFile(_Repository):
         self.architecture, self.arguments = _built_as(net, architecture, arguments)
 
     def _write(self, file: Path) -> None:
+        if self.architecture not in models.ARCHITECTURES:
+            warnings.warn(
+                f"hub: {self.architecture!r} is no architecture of tunable_ops.models, so that what is written can "
+                "only be read together with the plain network: TunableModel.from_pretrained(source, network=plain), or "
+                "--network package.module:Class on the command line; share its code too",
+                stacklevel=2,
+            )
         save(self.net, file, architecture=self.architecture, arguments=self.arguments)
 
     def _metadata(self, file: Path) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class SharedNetwork:
                 numbers.
             base_model: Repository of the network that it was made of.
 
+        Warns:
+            UserWarning: The architecture is none of `models`: whoever loads it must pass ``network=``.
+
         Raises:
             ModuleNotFoundError: huggingface_hub is not installed.
             TypeError: As `serialization.save`; a text or `measured` of another type.

@@ -110,7 +110,7 @@ def find(model: str | os.PathLike[str]) -> Found:
     if path.is_dir():
         return _in_folder(path)
     raise FileNotFoundError(
-        f"pretrained: model must be an existing file or one of {', '.join(names())}, or one of the bases "
+        f"pretrained: model must be an existing file or folder, or one of {', '.join(names())}, or one of the bases "
         f"{', '.join(BASES)}; got {name!r}"
     )
 
