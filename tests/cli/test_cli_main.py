@@ -41,8 +41,13 @@ def test_every_command_has_help(capsys, command):
         (["tune"], "tunable-ops: error: the command 'tune' is now called 'autotune'"),
         (["aply"], "tunable-ops: error: argument COMMAND: invalid choice: 'aply'"),
         (["apply", "a.png"], "tunable-ops apply: error: the following arguments are required: --model"),
-        (["apply", "a.png", "--model", "m", "--sweep", "two"], "argument --sweep: invalid int value: 'two'"),
-        (["apply", "a.png", "--model", "m", "--sweep", "2", "--lam", "1"], "--lam: not allowed with argument --sweep"),
+        *(
+            (
+                ["apply", "a.png", "--model", "m", "--sweep", wrong],
+                f"argument --sweep: must be a number of positions such as 5, or name=5; got {wrong!r}",
+            )
+            for wrong in ("two", "", "=5", "texture=", "texture=1.5")
+        ),
         (["fold", "m"], "tunable-ops fold: error: the following arguments are required: --lam"),
     ],
 )
