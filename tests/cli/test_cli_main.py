@@ -10,6 +10,8 @@ import pytest
 
 from tunable_ops import cli
 
+KNOWN = ", ".join(cli.COMMANDS)
+
 
 def test_help_lists_the_commands_and_imports_none(capsys):
     before = set(sys.modules)
@@ -39,7 +41,9 @@ def test_every_command_has_help(capsys, command):
     ("words", "text"),
     [
         (["tune"], "tunable-ops: error: the command 'tune' is now called 'autotune'"),
-        (["aply"], "tunable-ops: error: argument COMMAND: invalid choice: 'aply'"),
+        (["aply"], f"tunable-ops: error: COMMAND must be one of {KNOWN}; got 'aply'; did you mean 'apply'?"),
+        (["--debug", "aply", "a.png"], "got 'aply'; did you mean 'apply'?"),
+        (["zzz"], f"tunable-ops: error: COMMAND must be one of {KNOWN}; got 'zzz' (see tunable-ops --help)"),
         (["apply", "a.png"], "tunable-ops apply: error: the following arguments are required: --model"),
         *(
             (
