@@ -52,8 +52,12 @@ def test_left_out_names_share_the_rest_or_take_their_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.3", r"--lam must have 2 values: denoise 0 to 1 \(default 0.5\), keep 0 to 1 \(default 0.5\); got '0.3'"),
-        ("0.3,0.3,0.4", r"--lam must have 2 values: denoise 0 to 1"),
+        (
+            "0.3",
+            r"--lam must have 2 values: denoise 0 to 1 \(default 0.5\), keep 0 to 1 \(default 0.5\); got '0.3': some "
+            r"can be given by name, such as denoise=0.3$",
+        ),
+        ("0.3,0.3,0.4", r"--lam must have 2 values: .*; got '0.3,0.3,0.4'$"),
         ("0.3,nan", r"--lam must be finite numbers; got '0.3,nan'"),
         ("0.3,inf", r"--lam must be finite numbers"),
         ("denoise=nan", r"--lam must be finite numbers"),

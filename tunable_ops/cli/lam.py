@@ -134,7 +134,9 @@ def parse(
         values = fill(spec, _named(text, parts, spec, auto))
     else:
         if len(parts) != spec.num_params:
-            raise ValueError(f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}")
+            raise ValueError(
+                f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}{_by_name(parts, spec)}"
+            )
         values = tuple(_number(part, text) for part in parts)
     if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
         if sum(values) <= _SLACK:
@@ -246,6 +248,15 @@ def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dic
             _check_auto(name, spec, auto, text)
         given[name] = AUTO if number == AUTO else _number(number, text)
     return given
+
+
+def _by_name(parts: Sequence[str], spec: LambdaSpec) -> str:
+    """Return the end of an error about too few numbers: how to give them by name."""
+    try:
+        named = [f"{name}={float(part):g}" for name, part in zip(spec.names, parts, strict=False)]
+    except ValueError:
+        return ""
+    return f": some can be given by name, such as {','.join(named)}" if len(parts) < spec.num_params else ""
 
 
 def _check_auto(name: str, spec: LambdaSpec, auto: bool, text: str) -> None:
