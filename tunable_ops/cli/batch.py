@@ -97,7 +97,8 @@ class Batch:
         stopped = "stopped: " if full else ""
         before = f" ({self.done_before} before)" if self.done_before else ""
         where = printable(self.args.out) + (f", by process {self.shard}" if self.shard.several else "")
-        print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
+        if done or full or not self.single:  # else the line about the one picture says all
+            print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
         if self.shard.several:
             self.shard.write_failed(self.args.out, self.failed)
             return 2 if full else int(bool(self.failed))
