@@ -1,6 +1,7 @@
 """The networks that ship: published ones bit for bit at 0, complete, small, and free."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,8 @@ def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     assert read_image(tmp_path / "photo_lam0.50.png").shape == (3, 128, 160)
     capsys.readouterr()
     assert main([*words, "denoiser"]) == 2
-    assert "model must be an existing file or folder, or one of denoise, denoise_deblur," in capsys.readouterr().err
+    assert "model must be an existing file or folder, or one of denoise, denoise_deblur," in (err := capsys.readouterr().err)
+    assert err.endswith("got 'denoiser'; did you mean 'denoise'?\n")
 
 
 def test_a_base_is_taken_by_name_with_a_knob_and_not_without(photo, tmp_path: Path, capsys) -> None:
@@ -272,8 +274,18 @@ def test_a_file_is_taken_too(tmp_path: Path) -> None:
         FileNotFoundError, match=r"pretrained: model must be an existing file or folder, or one of denoise, "
     ):
         pretrained.load(tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match=r"pretrained: name must be one of carn_m, .*; got 'denoise_blur'"):
+    with pytest.raises(
+        ValueError,
+        match=r"name must be one of carn_m, .*; got 'denoise_blur'; did you mean 'denoise_deblur'\?$",
+    ):
         pretrained.load_base("denoise_blur")
+    for wrong, near in (
+        ("denois", "; did you mean 'denoise'?"),
+        ("ffdnet", "; did you mean 'ffdnet_color'?"),
+        ("qq", ""),
+    ):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"got {wrong!r}{near}") + "$"):
+            pretrained.load(wrong)
 
 
 def test_a_network_that_ships_is_no_checkpoint_to_make_a_knob_of(tmp_path: Path, capsys) -> None:

@@ -92,6 +92,20 @@ def test_sweep_over_a_box_moves_one_parameter_at_a_time(run, save_network, photo
     close_to_file(tmp_path / "out" / "photo_lam0.50-2.00.png", through(path, photo, (0.5, 2.0)))
 
 
+def test_sweep_of_one_parameter_beside_one_that_is_held(run, save_network, photo, tmp_path):
+    path = tmp_path / "box.safetensors"
+    save_network(path, domain="box", names=("noise", "blur/2"), ranges=((0.0, 1.0), (0.0, 2.0)), defaults=(0.5, 0.25))
+    for words in (["--lam", "noise=0.125", "--sweep", 2], ["--lam", "noise=0.125", "--sweep", "blur/2=2"]):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        code, _, err = run("apply", photo, "--model", path, *words, "--out", out)
+        assert code == 0, err
+        # the strip is called after its parameter, as that of a sweep of all: they may lie in one folder
+        assert names(out) == ["photo_lam0.12-0.00.png", "photo_lam0.12-2.00.png", "photo_sweep-blur_2.png"]
+        close_to_file(out / "photo_lam0.12-2.00.png", through(path, photo, (0.125, 2.0)))
+    assert run("apply", photo, "--model", path, "--sweep", "noise=2", "--out", tmp_path / "one")[0] == 0
+    assert names(tmp_path / "one") == ["photo_lam0.00-0.25.png", "photo_lam1.00-0.25.png", "photo_sweep-noise.png"]
+
+
 def test_tiles_do_not_show(run, model, tmp_path):
     torch.manual_seed(3)
     photo = images.write_image(torch.rand(3, 83, 117), tmp_path / "noise.png")
@@ -214,6 +228,8 @@ def test_outputs_of_different_inputs_have_different_names():
             "--lam must name parameters of the network (denoise, keep); got 'denoice'; did you mean",
         ),
         (["--sweep", "1"], "--sweep must be at least 2 positions; got 1"),
+        (["--sweep", "kep=3"], "--sweep must name parameters of the network (denoise, keep); got 'kep'; did you mean"),
+        (["--sweep", "keep=3", "--lam", "keep=1"], "--lam must leave out 'keep', which --sweep moves; got 'keep=1'"),
         (["--tile", "100"], "--tile must be 0 or a positive multiple of 16; got 100"),
         (["--tile", "-16"], "--tile must be 0 or a positive multiple of 16; got -16"),
         (["--tile", "64", "--overlap", "64"], "--overlap must lie in 0..48 (--tile - 16); got 64"),

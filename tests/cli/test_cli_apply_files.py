@@ -191,6 +191,15 @@ def test_a_file_cannot_hold_several_images(apply, run, same, photo, tmp_path):
     before = photo.read_bytes()
     code, _, err = apply(photo, out=photo)
     assert code == 2 and "--out must not replace another picture; got" in err and photo.read_bytes() == before
+    assert "images done" not in err
+
+
+def test_a_picture_in_colour_as_a_gif_loses_colours(apply, photo, tmp_path):
+    code, _, err = apply(photo, out=tmp_path / "out.gif")
+    assert code == 0 and f"{photo}: gif has 256 colours a frame: the nearest are taken; png and webp keep all" in err
+    grey = images.write_image(torch.linspace(0, 1, 256).expand(1, 20, 256), tmp_path / "grey.png")
+    code, _, err = apply(grey, out=tmp_path / "grey.gif")
+    assert code == 0 and "256 colours" not in err
 
 
 # -- batches go on ----------------------------------------------------------------------------------------------------

@@ -168,6 +168,26 @@ def test_apply_warns_where_the_knob_is_far_off(model, folder, tmp_path, capsys):
     assert "estimated" not in capsys.readouterr().err
 
 
+def test_a_sweep_at_the_noise_of_each_picture(model, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["apply", str(folder), "--model", model, "--out", str(out), "--quiet"]
+    assert main([*words, "--lam", "sigma=auto", "--sweep", "blur=3"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("noise estimated at") == 2 and "warning" not in err
+    for picture, sigma in (("s5", 5), ("s30", 30)):
+        found = [path.stem.partition("_lam")[2].split("-") for path in sorted(out.glob(f"{picture}_lam*"))]
+        assert [float(blur) for _, blur in found] == [0, 1, 2] and len({level for level, _ in found}) == 1
+        assert float(found[0][0]) == pytest.approx(sigma, abs=4)
+        assert (out / f"{picture}_sweep-blur.png").exists()
+
+
+def test_a_sweep_at_one_level_compares_it_with_the_noise(model, folder, tmp_path, capsys):
+    words = ["apply", str(folder), "--model", model, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*words, "--lam", "sigma=30", "--sweep", "2"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1 and "s5.png: sigma is 30 of 255, but the noise is estimated at" in err
+
+
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_out_of_range_is_said_once(model, folder, tmp_path, capsys):
     words = ["apply", str(folder / "s30.png"), "--model", model, "--out", str(tmp_path / "out"), "--quiet"]

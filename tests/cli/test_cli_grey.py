@@ -85,6 +85,10 @@ def test_a_sweep_moves_what_the_picture_does_not_set(run, box, tmp_path):
     assert code == 0, err
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert found == ["scan_lam0.00-1.00.png", "scan_lam1.00-1.00.png", "scan_sweep.png"]
+    # by its name it is the sweep's
+    assert run("apply", scan, "--model", box, "--sweep", "grey=2", "--out", tmp_path / "grey")[0] == 0
+    found = sorted(path.name for path in (tmp_path / "grey").iterdir())
+    assert found == ["scan_lam0.00-0.00.png", "scan_lam0.00-1.00.png", "scan_sweep-grey.png"]
 
 
 def test_a_single_pixel_of_colour_is_colour(run, box, tmp_path):

@@ -1,5 +1,7 @@
 """Lambda on the command line: every way to write it, sweeps, names."""
 
+from dataclasses import replace
+
 import pytest
 
 from tunable_ops import LambdaSpec, positions
@@ -50,8 +52,12 @@ def test_left_out_names_share_the_rest_or_take_their_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.3", r"--lam must have 2 values: denoise 0 to 1 \(default 0.5\), keep 0 to 1 \(default 0.5\); got '0.3'"),
-        ("0.3,0.3,0.4", r"--lam must have 2 values: denoise 0 to 1"),
+        (
+            "0.3",
+            r"--lam must have 2 values: denoise 0 to 1 \(default 0.5\), keep 0 to 1 \(default 0.5\); got '0.3': some "
+            r"can be given by name, such as denoise=0.3$",
+        ),
+        ("0.3,0.3,0.4", r"--lam must have 2 values: .*; got '0.3,0.3,0.4'$"),
         ("0.3,nan", r"--lam must be finite numbers; got '0.3,nan'"),
         ("0.3,inf", r"--lam must be finite numbers"),
         ("denoise=nan", r"--lam must be finite numbers"),
@@ -116,6 +122,67 @@ def test_bad_sweeps():
         positions.sweep(spec(), 1)
     with pytest.raises(ValueError, match=r"^sweep: spec must have a parameter that moves; got one parameter"):
         positions.sweep(spec(("only",)), 2)
+
+
+BOX = spec(("a", "b"), domain="box", ranges=[(0.0, 1.0), (-1.0, 1.0)], defaults=(0.5, 0.25))
+THREE = spec(("a", "b", "c"), defaults=(0.2, 0.2, 0.6))
+
+
+def test_sweeps_of_one_parameter_with_others_held():
+    row = ("b", [(0.125, -1.0), (0.125, 0.0), (0.125, 1.0)])
+    assert lambdas.sweep(BOX, 3, lam="a=0.125") == lambdas.sweep(BOX, 3, "b", "a=0.125") == [row]
+    assert lambdas.sweep(BOX, 2, "a") == [("a", [(0.0, 0.25), (1.0, 0.25)])]
+    noisy = spec(("sigma", "texture"), domain="box", ranges=[(0.0, 50.0), (0.0, 1.0)], defaults=(25.0, 0.0))
+    noisy = replace(noisy, units=("of 255", ""))
+    for text in ("auto", "sigma=auto"):
+        assert lambdas.sweep(noisy, 2, lam=text) == [("texture", [("auto", 0.0), ("auto", 1.0)])]
+    # on the simplex the held ones take their part of 1, and the others share the rest
+    assert lambdas.sweep(spec(), 2, "denoise") == [("denoise", [(0.0, 1.0), (1.0, 0.0)])]
+    assert lambdas.sweep(THREE, 3, lam="c=0.5") == [("a", [(0.5, 0.0, 0.5), (0.25, 0.25, 0.5), (0.0, 0.5, 0.5)])]
+    (name, lams), *others = lambdas.sweep(THREE, 2, "b", "a=0.2")
+    assert name == "b" and not others
+    assert lams == [pytest.approx((0.2, 0.0, 0.8)), pytest.approx((0.2, 0.8, 0.0))]
+
+
+def test_a_parameter_for_grey_moves_only_by_its_name():
+    grey = spec(("sigma", "grey"), domain="box")
+    assert [name for name, _ in lambdas.sweep(grey, 2)] == ["sigma"]
+    assert lambdas.sweep(grey, 2, "grey") == [("grey", [(0.0, 0.0), (0.0, 1.0)])]
+    with pytest.raises(ValueError, match="--lam must leave --sweep a parameter to move"):
+        lambdas.sweep(grey, 2, lam="sigma=0.5")
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "lam", "message"),
+    [
+        (BOX, "b", "b=0", "--lam must leave out 'b', which --sweep moves; got 'b=0'"),
+        (BOX, "b", "0.5,0", "--lam must leave out 'b', which --sweep moves; got '0.5,0'"),
+        (BOX, None, "0.5,0", "--lam must leave --sweep a parameter to move, of a, b; got '0.5,0': name the others"),
+        (BOX, "c", None, r"--sweep must name parameters of the network \(a, b\); got 'c'"),
+        (BOX, "a", "c=1", r"--lam must name parameters of the network \(a, b\); got 'c'"),
+        (spec(), None, "keep=0.3", r"--sweep a parameter to move, of denoise, keep \(they sum to 1\); got 'keep=0.3'"),
+        (THREE, "a", "b=0.3,c=0.3", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got"),
+        (THREE, None, "c=1", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got 'c=1'"),
+    ],
+)
+def test_a_sweep_and_what_is_held_must_fit(which, name, lam, message):
+    with pytest.raises(ValueError, match=message):
+        lambdas.sweep(which, 2, name, lam)
+
+
+def test_a_sweep_by_a_name_of_before_is_told_the_new_one():
+    with pytest.raises(ValueError, match=r"--sweep must name perceptual; got 'accurate', which is now 1 - perceptual"):
+        lambdas.sweep(spec(("perceptual",), domain="box"), 3, "accurate", replaced={"accurate": "1 - perceptual"})
+    with pytest.raises(
+        ValueError, match=r"^sweep: held must leave a parameter that can move; got \{'a': 1\} and name 'a'"
+    ):
+        positions.sweep(BOX, 2, "a", {"a": 1})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("5", (5, None)), (" blur/2 = 3", (3, "blur/2")), ("-3", (-3, None))])
+def test_the_argument_of_sweep(text, expected):
+    assert lambdas.Sweep.read(text) == lambdas.Sweep(*expected)
+    assert lambdas.Sweep.read(str(lambdas.Sweep(*expected))) == lambdas.Sweep(*expected)
 
 
 def test_numbers_for_file_names_are_exact_alone_and_differ_together():

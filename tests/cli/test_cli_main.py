@@ -10,6 +10,8 @@ import pytest
 
 from tunable_ops import cli
 
+KNOWN = ", ".join(cli.COMMANDS)
+
 
 def test_help_lists_the_commands_and_imports_none(capsys):
     before = set(sys.modules)
@@ -39,10 +41,17 @@ def test_every_command_has_help(capsys, command):
     ("words", "text"),
     [
         (["tune"], "tunable-ops: error: the command 'tune' is now called 'autotune'"),
-        (["aply"], "tunable-ops: error: argument COMMAND: invalid choice: 'aply'"),
+        (["aply"], f"tunable-ops: error: COMMAND must be one of {KNOWN}; got 'aply'; did you mean 'apply'?"),
+        (["--debug", "aply", "a.png"], "got 'aply'; did you mean 'apply'?"),
+        (["zzz"], f"tunable-ops: error: COMMAND must be one of {KNOWN}; got 'zzz' (see tunable-ops --help)"),
         (["apply", "a.png"], "tunable-ops apply: error: the following arguments are required: --model"),
-        (["apply", "a.png", "--model", "m", "--sweep", "two"], "argument --sweep: invalid int value: 'two'"),
-        (["apply", "a.png", "--model", "m", "--sweep", "2", "--lam", "1"], "--lam: not allowed with argument --sweep"),
+        *(
+            (
+                ["apply", "a.png", "--model", "m", "--sweep", wrong],
+                f"argument --sweep: must be a number of positions such as 5, or name=5; got {wrong!r}",
+            )
+            for wrong in ("two", "", "=5", "texture=", "texture=1.5")
+        ),
         (["fold", "m"], "tunable-ops fold: error: the following arguments are required: --lam"),
     ],
 )

@@ -126,7 +126,7 @@ def test_noise_is_estimated_over_the_video(run, save_network, tmp_path, pixel_fo
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--sweep", "3"], "--sweep must be left out for videos; got 3"),
+        (["--sweep", "3"], "--sweep must be left out for videos; got '3'"),
         (["--noise", "10"], "--noise must be left out for videos"),
         (["--rate", "25"], "--rate must be left out for a video file"),
         (["--out", "film.xyz"], "path must end in one of .mp4"),

@@ -227,7 +227,7 @@ def test_packaged_configs_are_right_and_mistakes_are_named() -> None:
         load_config("pgn_unet_vgg16_small", ["optim.stepz=1"])
     with pytest.raises(FileNotFoundError, match=r"one of .*, pgn_unet_published, pgn_.*small, pgn_unet_vgg19, "):
         load_config("nothing")
-    with pytest.raises(FileNotFoundError, match=r"got 'unet_vgg19': did you mean pgn_unet_vgg19\?"):
+    with pytest.raises(FileNotFoundError, match=r"got 'unet_vgg19'; did you mean 'pgn_unet_vgg19'\?"):
         load_config("unet_vgg19")
 
 

@@ -18,6 +18,7 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from tunable_ops.extras import install
+from tunable_ops.nearest import hint
 
 __all__ = ["main", "parser_of"]
 
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in _RENAMED:
             raise ValueError(f"the command {name!r} is now called {_RENAMED[name]}")
         parser, module = _parser(name)
+        if name and name not in COMMANDS and words[0] == name:
+            parser.error(f"COMMAND must be one of {', '.join(COMMANDS)}; got {name!r}{hint(name, COMMANDS)}")
         args = parser.parse_args(words)
         if module is None:
             parser.print_help()

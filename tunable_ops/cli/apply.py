@@ -18,7 +18,7 @@ _FORMATS = ("png", "jpg", "webp", "tiff")
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand's arguments."""
     from tunable_ops.cli.curve import CURVE_HELP
-    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB, Once
+    from tunable_ops.cli.lam import AUTO_HELP, HELP, KNOB, Once, Sweep
     from tunable_ops.cli.mask import add_mask
     from tunable_ops.cli.video_options import add_video
 
@@ -55,19 +55,20 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--knob", action="append", default=[], metavar="FILE", help=KNOB)
     add_network(parser)
-    position = parser.add_mutually_exclusive_group()
-    position.add_argument(
+    parser.add_argument(
         "--lam",
         action=Once,
         metavar="LAM",
-        help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default",
+        help=f"{HELP}; {AUTO_HELP}; {CURVE_HELP}. Default: the network's default. With --sweep: the parameters that do "
+        "not move",
     )
-    position.add_argument(
+    parser.add_argument(
         "--sweep",
-        type=int,
+        type=Sweep.read,
         metavar="N",
-        help="N positions. Two weights that sum to one: from (1,0) to (0,1). Otherwise one strip per parameter, over "
-        "its range, with the others at their defaults (or sharing the rest)",
+        help="N positions; `texture=N`: of this parameter. Without a name, two weights that sum to one go from (1,0) "
+        "to (0,1); otherwise there is one strip per parameter that --lam does not set, over its range. The others are "
+        "as --lam says, at their defaults, or share the rest",
     )
     add_mask(parser)
     _add_output(parser)
@@ -172,10 +173,10 @@ def _run_pictures(args: argparse.Namespace) -> int:
     elif args.sweep is None:
         was = replaced(args.model)
         lam = spec.defaults if args.lam is None else lambdas.parse(args.lam, spec, auto=True, replaced=was)
-        lambdas.already_warned()
         rows = [("", [tuple(lam)])]
     else:
-        rows = lambdas.sweep(spec, args.sweep)
+        rows = lambdas.sweep(spec, args.sweep.count, args.sweep.name, args.lam, replaced(args.model))
+    lambdas.already_warned()
     masked = read_masked(args, spec, restorer.fixed is not None)
     if masked is not None:
         sources, ignored = without_mask(sources, args.mask, args.input)

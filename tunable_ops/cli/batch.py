@@ -97,7 +97,8 @@ class Batch:
         stopped = "stopped: " if full else ""
         before = f" ({self.done_before} before)" if self.done_before else ""
         where = printable(self.args.out) + (f", by process {self.shard}" if self.shard.several else "")
-        print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
+        if done or full or not self.single:  # else the line about the one picture says all
+            print(f"{stopped}{done} of {len(sources)} images done{before}, in {where}", file=sys.stderr)
         if self.shard.several:
             self.shard.write_failed(self.args.out, self.failed)
             return 2 if full else int(bool(self.failed))
@@ -185,23 +186,27 @@ class Batch:
     def _settled(self, picture: Picture, source: Source, grey: bool, progress: Progress) -> list[tuple[str, list[Any]]]:
         """Return the rows with the noise of the picture estimated where that is asked for; compare others with it.
 
-        An animation or a document is as noisy as its first frame.
+        Where a sweep moves the noise level there is nothing to estimate or compare. An animation or a document is as
+        noisy as its first frame.
         """
         from tunable_ops.cli import noise
         from tunable_ops.cli.lam import AUTO
 
-        if (
-            self.args.sweep is not None
-            or getattr(self.spec, "domain", None) != "box"
-            or "of 255" not in self.spec.units
-        ):
+        if getattr(self.spec, "domain", None) != "box" or "of 255" not in self.spec.units:
             return self.rows
-        ((name, (lam,)),) = self.rows
+        levels = {
+            tuple(value for value, unit in zip(lam, self.spec.units, strict=True) if unit == "of 255")
+            for _, lams in self.rows
+            for lam in lams
+        }
+        if len(levels) > 1:
+            return self.rows
+        lam = self.rows[0][1][0]
         frame, given = next(iter(_given(picture, self.args, grey)))
         sigma = noise.estimate(given, frame.subsampled)
         if AUTO in lam:
             progress.write(f"{source.path}: {noise.finding(sigma, self.spec)}", sys.stderr)
-            return [(name, [noise.settle(lam, self.spec, sigma)])]
+            return [(name, [noise.settle(lam, self.spec, sigma) for lam in lams]) for name, lams in self.rows]
         if text := noise.advice(lam, self.spec, [sigma]):
             progress.write(f"warning: {source.path}: {text}", sys.stderr)
         return self.rows
@@ -247,9 +252,11 @@ class Batch:
         folder = out / source.folder
         base, strip_base = output_base(source.name, suffix), output_base(source.name, ".png")
         rows, end = [], f"{inside}{suffix}"
+        sweep = self.args.sweep
+        several = len(self.rows) > 1 or (sweep is not None and (sweep.name or self.args.lam) is not None)
         for (name, _), texts in zip(self.rows, numbers, strict=True):
             paths = [folder / f"{base}_{f'lam{text}' if text else 'plain'}{end}" for text in texts]
-            mark = f"-{_safe(name)}" if len(self.rows) > 1 else ""
+            mark = f"-{_safe(name)}" if several else ""
             rows.append((paths, folder / f"{strip_base}_sweep{mark}.png"))
         if self.single:
             rows, folder = [([out], out)], out.parent

@@ -6,10 +6,11 @@ import argparse
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops import positions
-from tunable_ops.positions import AUTO, describe, numbers
+from tunable_ops.positions import AUTO, describe, fill, numbers
 
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
@@ -20,6 +21,7 @@ __all__ = [
     "HELP",
     "KNOB",
     "Once",
+    "Sweep",
     "already_warned",
     "describe",
     "describe_spec",
@@ -61,6 +63,35 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Argument of --sweep.
+
+    Args:
+        count: Number of positions.
+        name: The parameter that moves; None where it is not said.
+    """
+
+    count: int
+    name: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Sweep:
+        """Read `5` or `texture=5`.
+
+        Raises:
+            argparse.ArgumentTypeError: It is neither.
+        """
+        name, equals, count = (part.strip() for part in text.rpartition("="))
+        if not count.lstrip("+-").isdecimal() or (equals and not name):
+            raise argparse.ArgumentTypeError(f"must be a number of positions such as 5, or name=5; got {text!r}")
+        return cls(int(count), name or None)
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return str(self.count) if self.name is None else f"{self.name}={self.count}"
+
+
 def parse(
     text: str,
     spec: LambdaSpec,
@@ -90,21 +121,22 @@ def parse(
     if text.strip() == AUTO:
         name = spec.names[noise_knob(spec)]
         _check_auto(name, spec, auto, text)
-        return _fill(spec, {name: AUTO})
+        return fill(spec, {name: AUTO})
     if ":" in text:
         raise ValueError(f"--lam must be numbers: only a video has a lambda that moves (SECONDS:VALUE); got {text!r}")
     parts = [part.strip() for part in text.split(",")]
     for name in (part.partition("=")[0].strip() for part in parts if "=" in part):
-        if replaced and name in replaced and name not in spec.names:
-            raise ValueError(f"--lam must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
+        _check_replaced("--lam", name, spec, replaced)
     named = ["=" in part for part in parts]
     if any(named) and not all(named):
         raise ValueError(f"--lam must be all numbers or all name=number; got {text!r}")
     if all(named):
-        values = _fill(spec, _named(text, parts, spec, auto))
+        values = fill(spec, _named(text, parts, spec, auto))
     else:
         if len(parts) != spec.num_params:
-            raise ValueError(f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}")
+            raise ValueError(
+                f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}{_by_name(parts, spec)}"
+            )
         values = tuple(_number(part, text) for part in parts)
     if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
         if sum(values) <= _SLACK:
@@ -118,21 +150,52 @@ def parse(
     return values
 
 
-def sweep(spec: LambdaSpec, count: int) -> list[tuple[str, list[tuple[float, ...]]]]:
+def sweep(
+    spec: LambdaSpec,
+    count: int,
+    name: str | None = None,
+    lam: str | None = None,
+    replaced: Mapping[str, str] | None = None,
+) -> list[tuple[str, list[tuple[Any, ...]]]]:
     """List the positions of --sweep, as `positions.sweep`.
 
+    Args:
+        spec: Names, ranges, defaults and domain.
+        count: Number of positions.
+        name: The one parameter that moves.
+        lam: Argument of --lam, with the parameters that do not move.
+        replaced: As for `parse`.
+
     Raises:
-        ValueError: `count` is below 2, or the slider cannot move.
+        ValueError: `count` is below 2, the slider cannot move, `name` is unknown or set by `lam`, `lam` leaves nothing
+            to move, or as `parse`.
     """
     if count < 2:
         raise ValueError(f"--sweep must be at least 2 positions; got {count}")
     if not positions.can_move(spec):
         raise ValueError("--sweep must have a parameter to move; got a network whose only parameter is always 1")
-    return positions.sweep(spec, count)
+    if name is not None and name not in spec.names:
+        _check_replaced("--sweep", name, spec, replaced)
+        raise ValueError(f"--sweep must name {spec.unknown(name)}")
+    if lam is None:
+        return positions.sweep(spec, count, name)
+    values = zip(spec.names, parse(lam, spec, auto=True, replaced=replaced), strict=True)
+    held = {each: value for each, value in values if sets(lam, each, spec)}
+    if name in held:
+        raise ValueError(f"--lam must leave out {name!r}, which --sweep moves; got {lam!r}")
+    if not positions.moving(spec, name, held):
+        one = " (they sum to 1)" if spec.domain == "simplex" else ""
+        raise ValueError(
+            f"--lam must leave --sweep a parameter to move, of {', '.join(spec.names)}{one}; got {lam!r}: name the "
+            "others alone"
+        )
+    return positions.sweep(spec, count, name, held)
 
 
 def sets(text: str, name: str, spec: LambdaSpec) -> bool:
     """Return True if the argument of --lam gives a value to a parameter: by its name, or with one for each."""
+    if text.strip() == AUTO:
+        return name == spec.names[noise_knob(spec)]
     parts = text.split(",")
     if "=" in text:
         return name in (part.partition("=")[0].strip() for part in parts)
@@ -167,11 +230,10 @@ def describe_spec(spec: LambdaSpec) -> str:
     )
 
 
-def _fill(spec: LambdaSpec, given: dict[str, Any]) -> tuple[Any, ...]:
-    """Complete a lambda as `LambdaSpec.fill`; `AUTO` stays."""
-    numbers = {name: 0.0 if value == AUTO else value for name, value in given.items()}
-    filled = zip(spec.names, spec.fill(numbers), strict=True)
-    return tuple(AUTO if given.get(name) == AUTO else value for name, value in filled)
+def _check_replaced(option: str, name: str, spec: LambdaSpec, replaced: Mapping[str, str] | None) -> None:
+    """Refuse a name that a parameter had before."""
+    if replaced and name in replaced and name not in spec.names:
+        raise ValueError(f"{option} must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
 
 
 def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dict[str, Any]:
@@ -186,6 +248,15 @@ def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dic
             _check_auto(name, spec, auto, text)
         given[name] = AUTO if number == AUTO else _number(number, text)
     return given
+
+
+def _by_name(parts: Sequence[str], spec: LambdaSpec) -> str:
+    """Return the end of an error about too few numbers: how to give them by name."""
+    try:
+        named = [f"{name}={float(part):g}" for name, part in zip(spec.names, parts, strict=False)]
+    except ValueError:
+        return ""
+    return f": some can be given by name, such as {','.join(named)}" if len(parts) < spec.num_params else ""
 
 
 def _check_auto(name: str, spec: LambdaSpec, auto: bool, text: str) -> None:

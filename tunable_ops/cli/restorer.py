@@ -36,6 +36,6 @@ def sets_grey(args: argparse.Namespace, spec: Any) -> bool:
     from tunable_ops.cli.lam import sets
     from tunable_ops.grey import PARAMETER
 
-    if args.sweep is not None:
-        return spec.num_params == 1
+    if args.sweep is not None and (spec.num_params == 1 or args.sweep.name == PARAMETER):
+        return True
     return args.lam is not None and sets(args.lam, PARAMETER, spec)

@@ -81,7 +81,7 @@ def check_options(args: argparse.Namespace, kind: str) -> None:
         "--damaged": args.damaged,
         "--segment": args.segment,
     }
-    pictures = {"--sweep": args.sweep, "--noise": args.noise, "--recursive": args.recursive or None}
+    pictures = {"--sweep": args.sweep and str(args.sweep), "--noise": args.noise, "--recursive": args.recursive or None}
     pictures |= {"--mask": args.mask, "--inside": args.inside}
     refused = dict(pictures if kind != "pictures" else {}) | (videos if kind != "videos" else {})
     if kind != "tars":

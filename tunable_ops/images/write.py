@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,7 +210,7 @@ def losses(picture: Picture, kind: str, bits: int | None = None, colours: int | 
         colours: Channels without alpha that are written, 1 or 3; None for those of the picture.
     """
     bits = picture.bits if bits is None else 8
-    lost = _losses_of(kind, picture.metadata, bits, picture.alpha, picture.count, picture.animated)
+    lost = _losses_of(kind, picture.metadata, bits, picture.alpha, picture.count, picture.animated, colours == 3)
     if colours == 3 and picture.metadata.icc is not None and picture.metadata.icc[16:20] == b"GRAY":
         lost.append("the ICC profile is one for grey and does not fit the picture in colour: left out")
     return [*picture.notes, *lost]
@@ -218,17 +219,25 @@ def losses(picture: Picture, kind: str, bits: int | None = None, colours: int | 
 def _losses(frames: Sequence[Frame], count: int, kind: str) -> list[str]:
     alpha, bits = any(frame.has_alpha for frame in frames), max(frame.bits for frame in frames)
     animated = any(frame.duration is not None for frame in frames)
-    return _losses_of(kind, frames[0].metadata, bits, alpha, count, animated)
+    many = kind == "gif" and any(_has_many_colours(frame) for frame in frames)
+    return _losses_of(kind, frames[0].metadata, bits, alpha, count, animated, many)
 
 
-def _losses_of(kind: str, metadata: Metadata, bits: int, alpha: bool, count: int, animated: bool) -> list[str]:
+def _has_many_colours(frame: Frame) -> bool:
+    """Return True if a frame has more colours than the palette of a GIF."""
+    return frame.colours == 3 and len(np.unique(frame.pixels[..., :3].reshape(-1, 3), axis=0)) > 256
+
+
+def _losses_of(
+    kind: str, metadata: Metadata, bits: int, alpha: bool, count: int, animated: bool, many_colours: bool
+) -> list[str]:
     can = KINDS[kind]
     lost = []
     if alpha and not can.alpha:
         lost.append(f"{kind} has no transparency: laid on white; png, tiff and webp keep it")
     if bits > can.bits:
         lost.append(f"{kind} has 8 bits: 16 are rounded; png and tiff keep them")
-    if count > 1 and kind == "gif":
+    if (count > 1 or many_colours) and kind == "gif":
         lost.append("gif has 256 colours a frame: the nearest are taken; png and webp keep all")
     if count > 1 and animated and kind == "tiff":
         lost.append("tiff has no durations: frames become pages; png and webp keep them")

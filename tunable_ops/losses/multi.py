@@ -1,6 +1,5 @@
 """The parametric multi-loss: objectives weighted by lambda."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.losses.perceptual_gradient import Corrected
+from tunable_ops.nearest import hint
 
 Objective = Callable[[Tensor, Any], Tensor]
 Scales = Mapping[str, float] | Sequence[float]
@@ -309,10 +309,9 @@ def _check_names(argument: str, given: Mapping[str, Any], names: tuple[str, ...]
     """Reject names that are not objectives and, if `missing`, objectives without an entry."""
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = hint(str(name), names)
             raise ValueError(
-                f"MultiLoss: {argument} must have the objectives' names {', '.join(names)}; got {name!r}{hint}"
+                f"MultiLoss: {argument} must have the objectives' names {', '.join(names)}; got {name!r}{near}"
             )
     for name in names:
         if missing and name not in given:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -19,6 +17,7 @@ from tunable_ops.models.nafnet import NAFNet
 from tunable_ops.models.rlfn import RLFN
 from tunable_ops.models.stylenet import StyleNet
 from tunable_ops.models.swinir import SwinIR
+from tunable_ops.nearest import hint
 
 __all__ = [
     "ARCHITECTURES",
@@ -72,7 +71,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     for key in arguments:
         if key not in known:
             raise ValueError(
-                f"models: arguments of {name} must be among {', '.join(known)}; got {key!r}{_nearest(key, known)}"
+                f"models: arguments of {name} must be among {', '.join(known)}; got {key!r}{hint(key, known)}"
             )
     return ARCHITECTURES[name](**arguments)
 
@@ -115,8 +114,3 @@ def build_imported(name: str, **arguments: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"models: name must make an nn.Module; got {name!r}, which made {type(network).__name__}")
     return network
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,6 +1,5 @@
 """Which layers `convert` converts, and why the others stay plain."""
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrize
 from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
+from tunable_ops.nearest import hint
 
 TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
     nn.Conv1d: TunableConv1d,
@@ -132,6 +132,4 @@ def check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str],
         raise TypeError(f"convert: {argument} must be a sequence of patterns; got the string {patterns!r}")
     for pattern in patterns:
         if pattern not in USUAL_PARAMETERS and not matches(names, [pattern]):
-            near = difflib.get_close_matches(pattern, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"convert: {argument} must match a {what}; got {pattern!r}{hint}")
+            raise ValueError(f"convert: {argument} must match a {what}; got {pattern!r}{hint(pattern, names)}")

@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled
 
 from tunable_ops import checks, functional
 from tunable_ops.modules.kernel_stacks import BlendedKernels, Group, KernelStacks, Recipe, blend_stacks, find_recipe
 from tunable_ops.modules.kernels_in_place import Kept, Ready, Shown, ShownBlends, Workspace
 from tunable_ops.modules.tuning import PhiLayout, Tuning
+
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_are_functorch_transforms_active = torch._C._are_functorch_transforms_active
 
 # Bytes of blended kernels in a group. CPU: stacks and blends of a group stay in the caches of a few MB per core.
 GROUP_BYTES = {"cpu": 2 << 20}

@@ -1,6 +1,5 @@
 """What lambda is: names, units, ranges, defaults and the domain it lives in."""
 
-import difflib
 import functools
 import math
 import sys
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tunable_ops.modules.read_lambda import Lambda, read_values, refuse_infinite, to_device, to_tensor
+from tunable_ops.nearest import hint
 
 DOMAINS = ("simplex", "box")
 _RANGE_SLACK = 1e-6  # of the scale, for values that were typed with few digits
@@ -236,9 +236,7 @@ class LambdaSpec:
 
     def unknown(self, name: str) -> str:
         """Return the end of an error about a name that there is not, with the nearest that there is."""
-        near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"parameters of the network ({', '.join(self.names)}); got {name!r}{hint}"
+        return f"parameters of the network ({', '.join(self.names)}); got {name!r}{hint(str(name), self.names, 0.5)}"
 
     def outside(self, values: Sequence[float], slack: float = _RANGE_SLACK) -> list[str]:
         """Return a remark for each parameter of a lambda whose value is outside its range."""

@@ -23,6 +23,7 @@ from tunable_ops import models
 from tunable_ops.knob_files import fingerprint, load_knob, read_knob_metadata
 from tunable_ops.knob_files import load_base as _load_base
 from tunable_ops.modules import TunableModel, convert
+from tunable_ops.nearest import hint
 from tunable_ops.pretrained.table import BASES, NETWORKS, Base, Network
 from tunable_ops.serialization import FORMAT, KNOB_FORMAT, fill, read_weights
 from tunable_ops.serialization import load as _load
@@ -111,7 +112,7 @@ def find(model: str | os.PathLike[str]) -> Found:
         return _in_folder(path)
     raise FileNotFoundError(
         f"pretrained: model must be an existing file or folder, or one of {', '.join(names())}, or one of the bases "
-        f"{', '.join(BASES)}; got {name!r}"
+        f"{', '.join(BASES)}; got {name!r}{hint(name, [*NETWORKS, *BASES])}"
     )
 
 
@@ -245,7 +246,7 @@ def load_base(name: str) -> nn.Module:
     """
     known = {**{each: each for each in BASES}, **{each: network.base for each, network in NETWORKS.items()}}
     if name not in known:
-        raise ValueError(f"pretrained: name must be one of {', '.join(known)}; got {name!r}")
+        raise ValueError(f"pretrained: name must be one of {', '.join(known)}; got {name!r}{hint(name, known)}")
     base = known[name]
     file = _FOLDER / f"{base}.safetensors"
     network = models.build(BASES[base].architecture, **BASES[base].arguments)

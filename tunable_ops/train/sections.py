@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tunable_ops.nearest import hint
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -151,10 +153,9 @@ def read_tree(path: str | Path, packaged: dict[str, Path], overrides: Sequence[s
     file = Path(path)
     if not file.is_file():
         if str(path) not in packaged:
-            close = difflib.get_close_matches(str(path), packaged, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
+            near = hint(str(path), packaged)
             raise FileNotFoundError(
-                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}{hint}"
+                f"config: path must be a file or one of {', '.join(sorted(packaged))}; got {str(path)!r}{near}"
             )
         file = packaged[str(path)]
     try:
@@ -260,8 +261,8 @@ def _explain(schema: type[BaseModel], problem: Any, moved: Mapping[str, str]) ->
         known = _keys_at(schema, parents)
         close = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parents)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"config: {where} must be a known key; got {last!r}: {hint}"
+        near = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"config: {where} must be a known key; got {last!r}: {near}"
     if problem["type"] == "missing":
         return f"config: {where} must be given; got nothing"
     message = problem["msg"].removeprefix("Value error, ")
