@@ -174,7 +174,9 @@ def test_apply_by_name(photo, tmp_path: Path, capsys) -> None:
     assert read_image(tmp_path / "photo_lam0.50.png").shape == (3, 128, 160)
     capsys.readouterr()
     assert main([*words, "denoiser"]) == 2
-    assert "model must be an existing file or folder, or one of denoise, denoise_deblur," in (err := capsys.readouterr().err)
+    assert "model must be an existing file or folder, or one of denoise, denoise_deblur," in (
+        err := capsys.readouterr().err
+    )
     assert err.endswith("got 'denoiser'; did you mean 'denoise'?\n")
 
 

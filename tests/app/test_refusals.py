@@ -81,7 +81,8 @@ def test_strokes_that_are_no_canvas(url):
 
 def test_no_network_of_that_name(session):
     with pytest.raises(
-        Refused, match=r"must be an existing file or folder, or one of denoise, .*; got 'denoize'; did you mean 'denoise'\?$"
+        Refused,
+        match=r"must be an existing file or folder, or one of denoise, .*; got 'denoize'; did you mean 'denoise'\?$",
     ):
         session.choose(Choice("denoize"))
 
