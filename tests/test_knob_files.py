@@ -288,7 +288,8 @@ def test_another_base(tmp_path, base):
     with pytest.raises(ValueError, match=wanted + r"[0-9a-f]{16}; got fingerprint [0-9a-f]{16}, other values in ") as e:
         load_knob(other, file)
     assert "'blocks.1.conv1', the first layer that differs" in str(e.value)
-    with pytest.raises(ValueError, match=r"without the layer 'gamma'"):
+    assert str(e.value).endswith(": the knob is for the network net, and the one given is Net")
+    with pytest.raises(ValueError, match=r"without the layer 'gamma': .* for the network net, .* is Sequential$"):
         load_knob(nn.Sequential(nn.Conv2d(3, 4, 3)), file)
     bigger = copy.deepcopy(base)
     bigger.more = nn.Linear(2, 2).to(DTYPE)
@@ -298,6 +299,17 @@ def test_another_base(tmp_path, base):
         load_knob(turn(plain_net(), 1), file)  # the base of a tunable network, too
     with pytest.raises(ValueError, match=r"other values in 'gamma'"):
         load_knob(plain_net(channels=2), file)
+
+
+def test_another_base_in_words(tmp_path):
+    """By the class of its architecture, as the network that was given is named."""
+    first, second = (models.build("dncnn", channels=3, features=4, depth=3) for _ in range(2))
+    net = tunable_ops.convert(first, 1, domain="box")
+    save_knob(net, tmp_path / "knob.safetensors", architecture="dncnn", arguments={"features": 4, "depth": 3})
+    with pytest.raises(ValueError, match=r": the knob is for another DnCNN than this one, with other weights or arg"):
+        load_knob(second, tmp_path / "knob.safetensors")
+    with pytest.raises(ValueError, match=r": the knob is for the network DnCNN, and the one given is EDSR$"):
+        load_knob(models.build("edsr", scale=2, num_blocks=1, features=3), tmp_path / "knob.safetensors")
 
 
 def test_a_base_that_was_trained_too(tmp_path, base):

@@ -268,6 +268,14 @@ def test_a_parameter_that_is_gone_says_what_replaced_it(command: str, photo, tmp
     assert "--lam must name perceptual; got 'accurate', which is now 1 - perceptual" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_refused_in_words(name: str) -> None:
+    net = pretrained.load(name)
+    kind = type(net.network).__name__
+    with pytest.raises(TypeError, match=f"^{kind}: x must be of a floating-point type; got torch.uint8$"):
+        net(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), net.spec.defaults)
+
+
 def test_a_file_is_taken_too(tmp_path: Path) -> None:
     file = pretrained.find("denoise_deblur").file
     assert pretrained.find(file).file == file and pretrained.find(file).base is None

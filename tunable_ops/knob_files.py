@@ -179,7 +179,7 @@ def load_knob(
     read = [_read(file) for file in paths]
     _check_rename(rename or {}, [knob for knob, _ in read])
     for file, (knob, metadata) in zip(paths, read, strict=True):
-        _check_base(file, metadata, found)
+        _check_base(file, metadata, found, plain)
         _check_read(file, knob, entries_read(plain))
         names = tuple((rename or {}).get(name, name) for name in knob.spec.names)
         knobs.append(knob._replace(spec=replace(knob.spec, names=names)))
@@ -305,14 +305,26 @@ def _own_notes(net: TunableModel, licence: str | None) -> tuple[Mapping[str, Any
     return {**rest, **entries[0]["notes"]}, licence or entries[0]["licence"]
 
 
-def _check_base(path: str | os.PathLike[str], metadata: Mapping[str, Any], found: Mapping[str, str]) -> None:
+def _check_base(
+    path: str | os.PathLike[str], metadata: Mapping[str, Any], found: Mapping[str, str], network: nn.Module
+) -> None:
     difference = _difference(metadata["base"], found)
     if difference:
         arguments = ", ".join(f"{key}={value!r}" for key, value in (metadata["arguments"] or {}).items())
         raise ValueError(
             f"load_knob: network must be the base of {str(path)!r}, {metadata['architecture']}({arguments}) with "
             f"fingerprint {whole_fingerprint(metadata['base'])}; got {difference}"
+            f": {_in_words(metadata['architecture'], network)}"
         )
+
+
+def _in_words(architecture: str, network: nn.Module) -> str:
+    """Say which network a knob is for and which was given."""
+    wanted = getattr(models.ARCHITECTURES.get(architecture), "__name__", architecture)
+    given = type(network).__name__
+    if wanted == given:
+        return f"the knob is for another {wanted} than this one, with other weights or arguments"
+    return f"the knob is for the network {wanted}, and the one given is {given}"
 
 
 def _check_read(path: str | os.PathLike[str], knob: Knob, read: Sequence[int]) -> None:

@@ -284,3 +284,37 @@ def test_gradients_reach_everything(phi):
     inputs = [t.detach().clone().requires_grad_() for t in inputs]
     torch.autograd.gradcheck(run, inputs)
     torch.autograd.gradgradcheck(run, inputs)
+
+
+MISFITS = {
+    "conv1d": (tunable_ops.TunableConv1d, (3, 4, 3), (2, 1, 9), "3 channels in dimension -2, the layer's in_channels"),
+    "conv2d": (
+        tunable_ops.TunableConv2d,
+        (3, 4, 3),
+        (2, 1, 9, 8),
+        "3 channels in dimension -3, the layer's in_channels",
+    ),
+    "conv3d": (tunable_ops.TunableConv3d, (3, 4, 3), (2, 1, 6, 5, 7), "3 channels in dimension -4, the layer's in_ch"),
+    "transposed": (tunable_ops.TunableConvTranspose2d, (3, 4, 3), (2, 1, 9, 8), "3 channels in dimension -3, the lay"),
+    "linear": (tunable_ops.TunableLinear, (3, 4), (2, 1), "3 channels in dimension -1, the layer's in_features"),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", MISFITS)
+def test_an_input_that_does_not_fit_is_the_inputs_fault(name, rows, grad):
+    """The operator, which knows no layer, would name its weight."""
+    kind, arguments, shape, text = MISFITS[name]
+    layer = kind(*arguments, num_params=2)
+    plain = nn.Sequential(nn.Identity(), layer.plain())
+    lam = torch.tensor([0.5, 0.5]) if rows == 1 else torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    for call, title in ((layer, kind.__name__), (tunable_ops.convert(plain, 2), f"{kind.__name__} 1")):
+        with torch.set_grad_enabled(grad):
+            with pytest.raises(ValueError, match=f"^{title}: input must have {text}.*; got 1, in shape") as caught:
+                call(torch.zeros(shape), lam)
+            assert str(caught.value).endswith(str(list(shape)))
+            fits = [n if n != 1 else 3 for n in shape]
+            with pytest.raises(TypeError, match=f"^{title}: input must be of a floating-point type; got torch.uint8$"):
+                call(torch.zeros(fits, dtype=torch.uint8), lam)
+            assert call(torch.zeros(fits), lam).shape[0] == 2

@@ -43,7 +43,10 @@ def check_input(model: str, x: Tensor, channels: int) -> None:
     """Check that x is a batch of pictures with `channels` channels.
 
     Raises:
+        TypeError: x is not of a floating-point type.
         ValueError: x is not [B, channels, H, W].
     """
+    if not x.is_floating_point():
+        raise TypeError(f"{model}: x must be of a floating-point type; got {x.dtype}")
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"{model}: x must be [B, {channels}, H, W]; got {list(x.shape)}")

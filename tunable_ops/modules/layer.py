@@ -102,6 +102,27 @@ class TunableLayer(nn.Module):
             return None
         return frames.blended(self, input.dtype)
 
+    def check_input(self, input: Tensor, dim: int, argument: str) -> None:
+        """Check what no blend of the whole model serves, before the layer blends by itself.
+
+        Args:
+            input: The layer's input.
+            dim: The dimension of the channels, counted from the last.
+            argument: The layer's attribute that says how many there must be: "in_channels" or "in_features".
+
+        Raises:
+            TypeError: It is not of a floating-point type.
+            ValueError: It has another number of channels. Other ranks are left to the operator.
+        """
+        if not input.is_floating_point():
+            raise TypeError(f"{self.title}: input must be of a floating-point type; got {input.dtype}")
+        channels = getattr(self, argument)
+        if input.dim() >= -dim and input.shape[dim] != channels:
+            raise ValueError(
+                f"{self.title}: input must have {channels} channels in dimension {dim}, the layer's {argument}; got "
+                f"{input.shape[dim]}, in shape {list(input.shape)}"
+            )
+
     def kernel_stacks(self) -> KernelStacks | None:
         """Return what the blend of a whole network needs to know; None for a layer that always blends by itself."""
         return None

@@ -162,6 +162,9 @@ class _TunableConv(_TunableConvNd):
 
         Returns:
             [B, O, *grid] or [O, *grid].
+
+        Raises:
+            TypeError, ValueError: As `check_input`, or as the operator.
         """
         if lam is None:
             ready = frames.ready(self, input.dtype)
@@ -181,6 +184,7 @@ class _TunableConv(_TunableConvNd):
                     return self._convolve(input, *ready.kernels)
             elif (blended := self.blended_for(input, -self.ndim - 1, self.in_channels)) is not None:
                 return self._convolve(input, *blended)
+        self.check_input(input, -self.ndim - 1, "in_channels")
         alpha = self.alpha(lam, self._batch(input), lambda: self._grid(input))
         padding: Any = self.padding
         if self.padding_mode != "zeros":
@@ -348,6 +352,7 @@ class TunableConvTranspose2d(_TunableConvNd):
             bias = blended[1] if len(blended) > 1 else None
             options = (self.stride, self.start, extra, self.groups, self.dilation)
             return convolve_transposed(input, blended[0], bias, *options)
+        self.check_input(input, -3, "in_channels")
         grid = [n + e for n, e in zip(smallest, extra, strict=True)]
         return functional.tunable_conv_transpose2d(
             input,

@@ -71,6 +71,7 @@ class TunableLinear(StackedLayer):
         """
         if lam is None and (blended := self.blended_for(input, -1, self.in_features)) is not None:
             return F.linear(input, *blended)
+        self.check_input(input, -1, "in_features")
         alpha = self.alpha(lam, input.shape[0] if input.dim() > 1 else None)
         return functional.tunable_linear(input, self.stack("weight"), self.stack("bias"), alpha)
 
