@@ -174,6 +174,36 @@ raise SystemExit(0 if same else 3)
 """
 
 
+NARROW = """
+import torch, tunable_ops
+torch.manual_seed(0)
+worst = 0.0
+for stride, dilation in ((2, 2), (3, 1), (3, 2), ((1, 2), 2), ((1, 3), (2, 1))):
+    for batch, alpha in ((3, torch.rand(3, 2)), (3, torch.rand(2))):
+        x = torch.randn(batch, 16, 12, 5).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(2, 16, 16, 3, 3)
+        options = dict(stride=stride, dilation=dilation)
+        x, w = x.bfloat16(), w.bfloat16()
+        want = tunable_ops.reference.tunable_conv2d(x.double(), w.double(), None, alpha.double(), **options)
+        found = {call}
+        error = (found.double() - want).abs().max() / want.abs().max()
+        worst = max(worst, float("inf") if error.isnan() else error.item())
+assert worst < 0.05, worst
+"""
+
+
+@pytest.mark.parametrize("backend", [None, "torch", "cpp"])
+def test_bfloat16_one_pixel_wide(backend: str | None) -> None:
+    if backend == "cpp" and tunable_ops.backends.cpp.unavailable_reason("tunable_conv2d") is not None:
+        pytest.skip("no compiled operators")
+    ours = process(NARROW.format(call=f"tunable_ops.tunable_conv2d(x, w, None, alpha, backend={backend!r}, **options)"))
+    assert ours.returncode == 0, ours.stderr
+    blended = "torch.einsum('bp,poihw->boihw', alpha.expand(3, 2), w.float()).bfloat16()"
+    each = f"[torch.conv2d(s[None], k, None, **options) for s, k in zip(x, {blended})]"
+    if process(NARROW.format(call=f"torch.cat({each})")).returncode == 0:
+        pytest.skip(f"gone, in {WHERE}")
+
+
 def test_kernels_of_one_row() -> None:
     """A kernel [8, 2, 1, 3] whose second dimension from the end has a stride of 7: torch's values are wrong."""
     x, w = torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last), torch.randn(1, 8, 2, 1, 3)

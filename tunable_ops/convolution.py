@@ -4,6 +4,8 @@
   choices give wrong values or errors. Inputs and kernels therefore get the strides that a new tensor has.
 - oneDNN's backward of a 1x1 convolution with a stride writes outside its memory. Such a convolution takes the pixels
   that it needs first and convolves without a stride.
+- oneDNN's convolution in bfloat16 with AMX gives wrong values where the output is one pixel wide and there is a stride
+  along the width. Such a stride moves nothing: the convolution goes without it.
 """
 
 from collections.abc import Sequence
@@ -51,6 +53,8 @@ def convolve(
         stride, padding, dilation = 1, 0, 1
     if 1 in shape:
         kernel = with_new_strides(kernel)
+    if input.dtype is torch.bfloat16 and _is_one_wide(input, shape, stride, padding, dilation):
+        return convolve(input, kernel, bias, (*_each(stride, ndim)[:-1], 1), padding, dilation, groups)[..., :1]
     return _PLAIN[ndim](with_new_strides(input), kernel, bias, stride, padding, dilation, groups)
 
 
@@ -113,6 +117,16 @@ def convolve_backward(
         wanted,
     )
     return tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))  # type: ignore[return-value]
+
+
+def _is_one_wide(input: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any) -> bool:
+    """Return True on a CPU for an output of one pixel along the last dimension, and a stride there; False in graphs."""
+    ndim = len(shape) - 2
+    if input.device.type != "cpu" or isinstance(padding, str) or torch.compiler.is_compiling():
+        return False
+    step, edge, spread = (_each(value, ndim)[-1] for value in (stride, padding, dilation))
+    reach = input.shape[-1] + 2 * edge - spread * (shape[-1] - 1) - 1
+    return step > 1 and 0 <= reach < step
 
 
 def is_strided_pointwise(taps: Sequence[int], stride: Sequence[int]) -> bool:

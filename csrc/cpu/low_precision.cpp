@@ -1,6 +1,6 @@
 // If the machine multiplies the type natively, calls use aten's convolution in that type: one for the batch with one
-// alpha, and in inference one per sample otherwise. Everything else runs in float32 workspaces and rounds once:
-// emulating the type takes several times as long.
+// alpha, and forward one per sample otherwise. Everything else runs in float32 workspaces and rounds once: emulating the
+// type takes several times as long.
 #include "low_precision.h"
 
 #include "aten_convolution.h"
@@ -28,6 +28,8 @@ void check_rank(const Tensor& alpha) {
 bool aten_is_fastest(const Call& call, const Tensor& weight, MemoryFormat format) {
   if (call.conv.batch == 0 || format != MemoryFormat::ChannelsLast || !prefers_aten(call, weight)) return false;
   const ScalarType type = weight.scalar_type();
+  // oneDNN's values are wrong there (docs/known_faults.md).
+  if (type == ScalarType::BFloat16 && call.conv.out_w == 1 && call.conv.stride_w > 1) return false;
   return multiplies_natively(number_type(type)) || (call.depthwise && type == ScalarType::BFloat16);
 }
 

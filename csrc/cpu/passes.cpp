@@ -58,7 +58,9 @@ struct Phases {
 // tiles. The input of a row stays in the L1 cache.
 void join_rows(Conv& c) {
   const bool pointwise = c.taps_h == 1 && c.taps_w == 1 && c.stride_h == 1 && c.stride_w == 1 && !c.pad_h && !c.pad_w;
-  if (!pointwise || c.in_row != c.in_w * c.in_pixel || c.out_row != c.out_w * c.out_pixel) return;
+  // The phases of an input gradient may have more pixels on one side than on the other.
+  if (!pointwise || c.in_w != c.out_w || c.in_h != c.out_h) return;
+  if (c.in_row != c.in_w * c.in_pixel || c.out_row != c.out_w * c.out_pixel) return;
   while (c.out_h % 2 == 0 && 8 * c.in_row <= kJoinedBytes) {
     c.in_h /= 2, c.out_h /= 2;
     c.in_w *= 2, c.out_w *= 2;

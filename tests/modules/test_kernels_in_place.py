@@ -166,6 +166,22 @@ def test_what_changes_between_calls_shows_in_the_next(change: Callable[..., None
     torch.testing.assert_close(after, expected)
 
 
+def test_a_hook_on_what_computes_an_attribute_shows_in_every_call() -> None:
+    """Also in the second call with a lambda, which makes the blends that are kept."""
+    net, x = tunable_ops.convert(_Keeps(), 2, parameters=("gamma",)), torch.rand(1, 2, 3, 3)
+    perturb(net)
+    net.remember = True
+    with torch.no_grad():
+        plain = net(x, [0.3, 0.7])
+        net.network.parametrizations.gamma.register_forward_hook(lambda module, inputs, value: 2 * value)
+        hooked = [net(x, [0.6, 0.4]) for _ in range(4)]
+        net.remember = False
+        expected = net(x, [0.6, 0.4])
+    assert not torch.allclose(expected, plain)
+    for each in hooked:
+        torch.testing.assert_close(each, expected)
+
+
 def test_a_hook_on_what_computes_an_attribute_shows_in_the_next_call() -> None:
     net, x = tunable_ops.convert(_Keeps(), 2, parameters=("gamma",)), torch.rand(1, 2, 3, 3)
     perturb(net)

@@ -48,6 +48,8 @@ TAILS = [
     Case(channels=35, outputs=35, groups=35, size=(7, 12), kernels=2, taps=(3, 5), padding=(4, 0)),
     Case(channels=9, outputs=9, groups=9, size=(8, 11), kernels=2, taps=(5, 7), padding=(2, 5)),
     Case(channels=24, outputs=24, groups=24, size=(9, 21), kernels=2, stride=(2, 2)),
+    # Phases of the input gradient that are wider than the output.
+    Case(channels=4, outputs=8, size=(8, 9), taps=(1, 3), stride=(1, 3), padding=(0, 0), dilation=(1, 2)),
 ]
 
 

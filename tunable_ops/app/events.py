@@ -151,11 +151,13 @@ class Events:
         yield from self._both(session, request)
 
     def _sliders(self, session: Session) -> Updates:
-        assert session.engine is not None
         page = self.page
-        updates = dict(zip(page.knobs, shown.knob_updates(session.engine, session.values), strict=True))
-        inside = shown.knob_updates(session.engine, session.inside)
-        return {page.turn: str(session.turn), **updates, **dict(zip(page.mask_knobs, inside, strict=True))}
+        with session.lock:
+            assert session.engine is not None
+            turn, engine, values, inside = session.turn, session.engine, session.values, session.inside
+        updates = dict(zip(page.knobs, shown.knob_updates(engine, values), strict=True))
+        others = dict(zip(page.mask_knobs, shown.knob_updates(engine, inside), strict=True))
+        return {page.turn: str(turn), **updates, **others}
 
     # Sliders
 

@@ -46,8 +46,8 @@ class Session:
         choice: How a command names it.
         values: Lambda; empty for a plain network.
         inside: Lambda where the mask is 1.
-        turn: How often sliders were made anew, for another network or at their defaults: what the page sends names it,
-            so that no number of former sliders reaches others.
+        turn: How often the app itself has set sliders, as for another network or to their defaults: what the page sends
+            names it, so that no number of former sliders reaches others.
         lock: Held while the picture, the network, the sliders or the mask change, and while they are read together.
         mask: [1, H, W] in [0, 1], or None.
         under: The mask from a file that strokes lie on, or None.
@@ -107,7 +107,9 @@ class Session:
             self.given, self.sample, self.whole, self.mask, self.under = given, sample, None, None, None
             self.centre = (0.5, 0.5)
             self._changes += 1
+            before = self.values
             self._settle_grey()
+            self.turn += self.values != before
         return given
 
     def add_noise(self, noise: float) -> None:
@@ -161,6 +163,7 @@ class Session:
         value = round(min(max(sigma, low), high), 2)
         with self.lock:
             if self.engine is engine:
+                self.turn += 1
                 self.values = tuple(value if i == place else old for i, old in enumerate(self.values))
         return sigma
 

@@ -191,7 +191,10 @@ class Kept:
         kernel = blended.kernels[0]
         if home is None or list(home._parameters) != ["original"] or kernel.is_inference():
             return False
-        self.shown[home] = Shown(stacks, home, shape, len(self._blends), 0)
+        shown = Shown(stacks, home, shape, len(self._blends), 0)
+        if shown.is_watched():
+            return False
+        self.shown[home] = shown
         blend = kernel.view(shape)
         self._blends.append((blend, blend._version))
         return True
