@@ -126,6 +126,7 @@ def test_bad_sweeps():
 
 BOX = spec(("a", "b"), domain="box", ranges=[(0.0, 1.0), (-1.0, 1.0)], defaults=(0.5, 0.25))
 THREE = spec(("a", "b", "c"), defaults=(0.2, 0.2, 0.6))
+FIVE = spec(("a", "b", "c", "d", "e"))
 
 
 def test_sweeps_of_one_parameter_with_others_held():
@@ -163,6 +164,9 @@ def test_a_parameter_for_grey_moves_only_by_its_name():
         (spec(), None, "keep=0.3", r"--sweep a parameter to move, of denoise, keep \(they sum to 1\); got 'keep=0.3'"),
         (THREE, "a", "b=0.3,c=0.3", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got"),
         (THREE, None, "c=1", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got 'c=1'"),
+        # whose sum in floating point is 0.9999999999999999
+        (FIVE, None, "a=0.7,b=0.2,c=0.1", r"to move, of a, b, c, d, e \(they sum to 1\); got 'a=0.7,b=0.2,c=0.1'"),
+        (FIVE, "e", "a=0.7,b=0.2,c=0.1", r"to move, of a, b, c, d, e \(they sum to 1\); got 'a=0.7,b=0.2,c=0.1'"),
     ],
 )
 def test_a_sweep_and_what_is_held_must_fit(which, name, lam, message):

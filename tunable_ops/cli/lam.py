@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops import positions
-from tunable_ops.positions import AUTO, describe, fill, numbers
+from tunable_ops.positions import AUTO, SLACK, describe, fill, numbers
 
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
@@ -42,7 +42,6 @@ KNOB = (
     "file of a knob that was trained on the network, or its folder of `save_pretrained`; the network may then be a "
     "file of published weights; repeat it for several knobs"
 )
-_SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
 class Once(argparse.Action):
@@ -138,8 +137,8 @@ def parse(
                 f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}{_by_name(parts, spec)}"
             )
         values = tuple(_number(part, text) for part in parts)
-    if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
-        if sum(values) <= _SLACK:
+    if spec.domain == "simplex" and abs(sum(values) - 1) > SLACK:
+        if sum(values) <= SLACK:
             raise ValueError(f"--lam must sum to 1 ({', '.join(spec.names)}); got {text!r}")
         total = sum(values)
         values = tuple(value / total for value in values)
