@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Sweep:
             argparse.ArgumentTypeError: It is neither.
         """
         name, equals, count = (part.strip() for part in text.rpartition("="))
-        if not count.lstrip("+-").isdecimal() or (equals and not name):
+        if not re.fullmatch(r"[+-]?\d+", count) or (equals and not name):
             raise argparse.ArgumentTypeError(f"must be a number of positions such as 5, or name=5; got {text!r}")
         return cls(int(count), name or None)
 
