@@ -184,11 +184,7 @@ def sweep(
     if name in held:
         raise ValueError(f"--lam must leave out {name!r}, which --sweep moves; got {lam!r}")
     if not positions.moving(spec, name, held):
-        one = " (they sum to 1)" if spec.domain == "simplex" else ""
-        raise ValueError(
-            f"--lam must leave --sweep a parameter to move, of {', '.join(spec.names)}{one}; got {lam!r}: name the "
-            "others alone"
-        )
+        raise ValueError(_nothing_moves(spec, held, lam))
     return positions.sweep(spec, count, name, held)
 
 
@@ -234,6 +230,19 @@ def _check_replaced(option: str, name: str, spec: LambdaSpec, replaced: Mapping[
     """Refuse a name that a parameter had before."""
     if replaced and name in replaced and name not in spec.names:
         raise ValueError(f"{option} must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
+
+
+def _nothing_moves(spec: LambdaSpec, held: Mapping[str, Any], lam: str) -> str:
+    """Return the error about values of --lam that leave --sweep nothing to move, with what to do instead."""
+    simplex = spec.domain == "simplex"
+    names = spec.names if simplex else positions.moving(spec)
+    one = " (they sum to 1)" if simplex else ""
+    free = [each for each in spec.names if each not in names and each not in held]  # moves only by its name: grey
+    if free:
+        advice = f": --sweep {free[0]}=N moves {free[0]}"
+    else:
+        advice = ": name the others alone" if spec.num_params > 1 else ""
+    return f"--lam must leave --sweep a parameter to move, of {', '.join(names)}{one}; got {lam!r}{advice}"
 
 
 def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dict[str, Any]:
