@@ -319,9 +319,10 @@ def _check_base(
 
 
 def _in_words(architecture: str, network: nn.Module) -> str:
-    """Say which network a knob is for and which was given."""
-    wanted = getattr(models.ARCHITECTURES.get(architecture), "__name__", architecture)
-    given = type(network).__name__
+    """Say which network a knob is for and which was given; only the names of `models.ARCHITECTURES` tell its class."""
+    if architecture not in models.ARCHITECTURES:
+        return "the knob is for another network than this one, or for one with other weights"
+    wanted, given = models.ARCHITECTURES[architecture].__name__, type(network).__name__
     if wanted == given:
         return f"the knob is for another {wanted} than this one, with other weights or arguments"
     return f"the knob is for the network {wanted}, and the one given is {given}"

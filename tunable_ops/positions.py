@@ -10,9 +10,10 @@ from tunable_ops.grey import PARAMETER, has_knob
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
 
-__all__ = ["AUTO", "can_move", "describe", "fill", "moving", "numbers", "sweep"]
+__all__ = ["AUTO", "SLACK", "can_move", "describe", "fill", "moving", "numbers", "sweep"]
 
 AUTO = "auto"  # in the place of a number: what the noise of each picture is estimated at
+SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
 def sweep(
@@ -56,7 +57,7 @@ def moving(spec: LambdaSpec, name: str | None = None, held: Mapping[str, Any] | 
     """Return the parameters that a sweep moves, one after the other, with arguments as `sweep`; none if none can."""
     held = held or {}
     free = tuple(each for each in spec.names if each not in held)
-    if spec.domain == "simplex" and (len(free) < 2 or sum(held.values()) >= 1):
+    if spec.domain == "simplex" and (len(free) < 2 or 1 - sum(held.values()) <= SLACK):
         return ()
     if name is not None:
         return (name,) if name in free else ()

@@ -126,6 +126,8 @@ def test_bad_sweeps():
 
 BOX = spec(("a", "b"), domain="box", ranges=[(0.0, 1.0), (-1.0, 1.0)], defaults=(0.5, 0.25))
 THREE = spec(("a", "b", "c"), defaults=(0.2, 0.2, 0.6))
+GREY = spec(("sigma", "grey"), domain="box")
+FIVE = spec(("a", "b", "c", "d", "e"))
 
 
 def test_sweeps_of_one_parameter_with_others_held():
@@ -145,11 +147,9 @@ def test_sweeps_of_one_parameter_with_others_held():
 
 
 def test_a_parameter_for_grey_moves_only_by_its_name():
-    grey = spec(("sigma", "grey"), domain="box")
-    assert [name for name, _ in lambdas.sweep(grey, 2)] == ["sigma"]
-    assert lambdas.sweep(grey, 2, "grey") == [("grey", [(0.0, 0.0), (0.0, 1.0)])]
-    with pytest.raises(ValueError, match="--lam must leave --sweep a parameter to move"):
-        lambdas.sweep(grey, 2, lam="sigma=0.5")
+    assert [name for name, _ in lambdas.sweep(GREY, 2)] == ["sigma"]
+    assert lambdas.sweep(GREY, 2, "grey") == [("grey", [(0.0, 0.0), (0.0, 1.0)])]
+    assert lambdas.sweep(GREY, 2, "grey", "sigma=0.5") == [("grey", [(0.5, 0.0), (0.5, 1.0)])]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,13 @@ def test_a_parameter_for_grey_moves_only_by_its_name():
         (spec(), None, "keep=0.3", r"--sweep a parameter to move, of denoise, keep \(they sum to 1\); got 'keep=0.3'"),
         (THREE, "a", "b=0.3,c=0.3", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got"),
         (THREE, None, "c=1", r"--sweep a parameter to move, of a, b, c \(they sum to 1\); got 'c=1'"),
+        (GREY, None, "sigma=0.5", "a parameter to move, of sigma; got 'sigma=0.5': --sweep grey=N moves grey$"),
+        (GREY, None, "0.5,0", "a parameter to move, of sigma; got '0.5,0': name the others alone$"),
+        (spec(("sigma",), "box"), None, "0.5", "a parameter to move, of sigma; got '0.5'$"),
+        (spec(("grey",), "box"), None, "grey=0.5", "a parameter to move, of grey; got 'grey=0.5'$"),
+        # whose sum in floating point is 0.9999999999999999
+        (FIVE, None, "a=0.7,b=0.2,c=0.1", r"to move, of a, b, c, d, e \(they sum to 1\); got 'a=0.7,b=0.2,c=0.1'"),
+        (FIVE, "e", "a=0.7,b=0.2,c=0.1", r"to move, of a, b, c, d, e \(they sum to 1\); got 'a=0.7,b=0.2,c=0.1'"),
     ],
 )
 def test_a_sweep_and_what_is_held_must_fit(which, name, lam, message):

@@ -47,10 +47,10 @@ def test_every_command_has_help(capsys, command):
         (["apply", "a.png"], "tunable-ops apply: error: the following arguments are required: --model"),
         *(
             (
-                ["apply", "a.png", "--model", "m", "--sweep", wrong],
+                ["apply", "a.png", "--model", "m", f"--sweep={wrong}"],
                 f"argument --sweep: must be a number of positions such as 5, or name=5; got {wrong!r}",
             )
-            for wrong in ("two", "", "=5", "texture=", "texture=1.5")
+            for wrong in ("two", "", "=5", "texture=", "texture=1.5", "--5", "+-3")
         ),
         (["fold", "m"], "tunable-ops fold: error: the following arguments are required: --lam"),
     ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunable_ops import positions
-from tunable_ops.positions import AUTO, describe, fill, numbers
+from tunable_ops.positions import AUTO, SLACK, describe, fill, numbers
 
 if TYPE_CHECKING:
     from tunable_ops.modules import LambdaSpec
@@ -42,7 +43,6 @@ KNOB = (
     "file of a knob that was trained on the network, or its folder of `save_pretrained`; the network may then be a "
     "file of published weights; repeat it for several knobs"
 )
-_SLACK = 1e-6  # tolerance of ranges and sums, for values typed with few digits
 
 
 class Once(argparse.Action):
@@ -83,7 +83,7 @@ class Sweep:
             argparse.ArgumentTypeError: It is neither.
         """
         name, equals, count = (part.strip() for part in text.rpartition("="))
-        if not count.lstrip("+-").isdecimal() or (equals and not name):
+        if not re.fullmatch(r"[+-]?\d+", count) or (equals and not name):
             raise argparse.ArgumentTypeError(f"must be a number of positions such as 5, or name=5; got {text!r}")
         return cls(int(count), name or None)
 
@@ -138,8 +138,8 @@ def parse(
                 f"--lam must have {spec.num_params} values: {describe_spec(spec)}; got {text!r}{_by_name(parts, spec)}"
             )
         values = tuple(_number(part, text) for part in parts)
-    if spec.domain == "simplex" and abs(sum(values) - 1) > _SLACK:
-        if sum(values) <= _SLACK:
+    if spec.domain == "simplex" and abs(sum(values) - 1) > SLACK:
+        if sum(values) <= SLACK:
             raise ValueError(f"--lam must sum to 1 ({', '.join(spec.names)}); got {text!r}")
         total = sum(values)
         values = tuple(value / total for value in values)
@@ -184,11 +184,7 @@ def sweep(
     if name in held:
         raise ValueError(f"--lam must leave out {name!r}, which --sweep moves; got {lam!r}")
     if not positions.moving(spec, name, held):
-        one = " (they sum to 1)" if spec.domain == "simplex" else ""
-        raise ValueError(
-            f"--lam must leave --sweep a parameter to move, of {', '.join(spec.names)}{one}; got {lam!r}: name the "
-            "others alone"
-        )
+        raise ValueError(_nothing_moves(spec, held, lam))
     return positions.sweep(spec, count, name, held)
 
 
@@ -234,6 +230,19 @@ def _check_replaced(option: str, name: str, spec: LambdaSpec, replaced: Mapping[
     """Refuse a name that a parameter had before."""
     if replaced and name in replaced and name not in spec.names:
         raise ValueError(f"{option} must name {', '.join(spec.names)}; got {name!r}, which is now {replaced[name]}")
+
+
+def _nothing_moves(spec: LambdaSpec, held: Mapping[str, Any], lam: str) -> str:
+    """Return the error about values of --lam that leave --sweep nothing to move, with what to do instead."""
+    simplex = spec.domain == "simplex"
+    names = spec.names if simplex else positions.moving(spec)
+    one = " (they sum to 1)" if simplex else ""
+    free = [each for each in spec.names if each not in names and each not in held]  # moves only by its name: grey
+    if free:
+        advice = f": --sweep {free[0]}=N moves {free[0]}"
+    else:
+        advice = ": name the others alone" if spec.num_params > 1 else ""
+    return f"--lam must leave --sweep a parameter to move, of {', '.join(names)}{one}; got {lam!r}{advice}"
 
 
 def _named(text: str, parts: Sequence[str], spec: LambdaSpec, auto: bool) -> dict[str, Any]:
