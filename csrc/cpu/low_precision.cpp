@@ -1,6 +1,6 @@
 // If the machine multiplies the type natively, calls use aten's convolution in that type: one for the batch with one
-// alpha, and forward one per sample otherwise. Everything else runs in float32 workspaces and rounds once: emulating the
-// type takes several times as long.
+// alpha, and forward one per sample otherwise. Everything else runs in float32 workspaces and rounds once: emulating
+// the type takes several times as long.
 #include "low_precision.h"
 
 #include "aten_convolution.h"
