@@ -19,6 +19,7 @@ from tunable_ops.losses.pgn import PGN
 from tunable_ops.train import agreement
 from tunable_ops.train.config import PGNConfig
 from tunable_ops.train.data import Photographs, draw_crop, find_training_files
+from tunable_ops.train.distortions import distort
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.generators import Generator, Tangent, tangent
@@ -70,13 +71,13 @@ class Ride(NamedTuple):
     """A toy at a step: its output x with its graph, and the pictures y that x is to become.
 
     Attributes:
-        toy: The toy.
+        toy: The toy; None for a distorted picture, which follows nothing.
         output: [n, 3, H, W].
         which: Places of the n pictures among those of the step.
         lam: [n, 2] of a generator.
     """
 
-    toy: Toy
+    toy: Toy | None
     output: Tensor
     which: list[int]
     lam: Tensor | None = None
@@ -197,17 +198,22 @@ class PerceptualGradient(Task):
 
     def _rides(self, y: Tensor, step: int) -> tuple[list[Ride], Tensor]:
         """Return the toys of a step with their outputs, and the pictures of all of them."""
-        toys, rides, own = self.config.toys, [], list(range(len(y)))
+        toys, rides, pictures, own = self.config.toys, [], y, list(range(len(y)))
         if self.generators:
-            generator = self.generators[step % len(self.generators)]
-            lam = generator.draw(len(y), step)
-            rides.append(Ride(generator, generator.output(y, lam), own, lam))
+            toy = self.generators[step % len(self.generators)]
+            lam = toy.draw(len(y), step)
+            rides.append(Ride(toy, toy.output(y, lam), own, lam))
+        source = generator(self.config.seed, "distorted", step)
+        for _ in range(toys.distorted):
+            crop = draw_crop(self.photographs, self.config.data, source).unsqueeze(0)
+            rides.append(Ride(None, distort(crop, source).to(self.device), [len(y)]))
+            y = torch.cat((y, crop.to(self.device)))
         turn, rest = divmod(step, toys.others_every)
         if rest:
             return rides, y
         for k in range(toys.autoencoders):
-            toy = self.autoencoders[(toys.autoencoders * turn + k) % len(self.autoencoders)]
-            rides.append(Ride(toy, toy.net(y), own))
+            autoencoder = self.autoencoders[(toys.autoencoders * turn + k) % len(self.autoencoders)]
+            rides.append(Ride(autoencoder, autoencoder.net(pictures), own))
         if self.priors:
             index = turn % len(self.priors)
             crop = draw_crop(self.photographs, self.config.data, self._life(index, "crop"))
@@ -266,6 +272,8 @@ class PerceptualGradient(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.config.seed, "reset", step))
             for (toy, x, _, lam), ours, exact, wanted in zip(rides, *fields, strict=True):
+                if toy is None:
+                    continue
                 draw = torch.rand(())
                 if isinstance(toy, ImagePrior):
                     draw = torch.rand((), generator=self._life(self.priors.index(toy), "life"))

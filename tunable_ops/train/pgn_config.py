@@ -73,7 +73,9 @@ class Toys(Section):
         generator_lr: Learning rate of the generators; RLFN takes a tenth of it.
         direct: Share of the generators' lives that follow the true gradient instead of the predicted one.
         generator_l1: Share of the generators' lives with an L1 objective beside the perceptual one.
-        others_every: With generators, autoencoders and priors take part at every so many-th step only.
+        distorted: Distorted pictures at every step (`tunable_ops.train.distortions`): what a restoration begins with.
+            They follow no gradient.
+        others_every: With generators or distorted pictures, autoencoders and priors take part at every so many-th step only.
     """
 
     autoencoders: int = Field(default=3, ge=0, le=3)
@@ -84,6 +86,7 @@ class Toys(Section):
     generator_lr: float = Field(default=1e-3, gt=0)
     direct: float = Field(default=0.5, ge=0, le=1)
     generator_l1: float = Field(default=0.5, ge=0, le=1)
+    distorted: int = Field(default=0, ge=0)
     others_every: int = Field(default=1, ge=1)
 
 
@@ -141,10 +144,12 @@ class PGNConfig(RunConfig):
     @model_validator(mode="after")
     def _consistent(self) -> PGNConfig:
         toys, terms = self.toys, self.terms
-        if not (toys.autoencoders or toys.priors or toys.generators):
-            raise ValueError("toys must have autoencoders, priors or generators; got none")
-        if toys.others_every > 1 and not toys.generators:
-            raise ValueError(f"toys.others_every must be 1 without toys.generators; got {toys.others_every}")
+        if not (toys.autoencoders or toys.priors or toys.generators or toys.distorted):
+            raise ValueError("toys must have autoencoders, priors, generators or distorted; got none")
+        if toys.others_every > 1 and not (toys.generators or toys.distorted):
+            raise ValueError(
+                f"toys.others_every must be 1 without toys.generators and toys.distorted; got {toys.others_every}"
+            )
         if terms.tangent and not toys.generators:
             raise ValueError(f"terms.tangent must be 0 without toys.generators; got {terms.tangent:g}")
         if not any((terms.field, terms.proxy, terms.l1, terms.relative, terms.tangent)):
