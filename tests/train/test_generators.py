@@ -43,7 +43,14 @@ def tree(data: Path, **toys: object) -> dict:
     }
 
 
-@pytest.mark.parametrize("others", [{}, {"autoencoders": 1, "priors": 1, "others_every": 2}])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"autoencoders": 1, "priors": 1, "others_every": 2},
+        {"autoencoders": 1, "priors": 1, "others_every": 2, "distorted": 2},
+    ],
+)
 def test_stopped_and_resumed_to_the_same_bits(data: Path, tmp_path: Path, monkeypatch, others: dict) -> None:
     monkeypatch.setattr("tunable_ops.train.generators.LIVES", (1, 3))  # so that generators begin anew within the run
     config = PGNConfig.model_validate(tree(data, **others))
@@ -70,6 +77,21 @@ def test_the_relative_term_and_the_tangent_are_what_they_say(data: Path) -> None
     assert float(total.detach()) == pytest.approx(float(parts["relative"] + parts["tangent"]), rel=1e-5)
     assert "proxy" not in parts
     assert set(task.after_step(0)) == {"agreement/angle", "agreement/ratio", "agreement/parameters"}
+
+
+def test_every_ride_has_the_picture_that_it_was_made_of(data: Path) -> None:
+    toys = {"autoencoders": 1, "priors": 1, "others_every": 2, "distorted": 2}
+    task = PerceptualGradient(PGNConfig.model_validate(tree(data, **toys)), HERE)
+    y = torch.rand(2, 3, 16, 16)
+    for step, count in ((0, 2 + 2 + 2 + 1), (1, 2 + 2)):  # a generator, distorted ones, autoencoder and prior
+        task.loss(y, step)
+        driven = task.driven
+        assert driven is not None and len(driven.y) == count
+        of_y = [ride for ride in driven.rides if ride.toy is not None and len(ride.which) == 2]
+        assert all(ride.which == [0, 1] for ride in of_y) and torch.equal(driven.y[:2], y)
+        alone = [ride.which for ride in driven.rides if ride.toy is None]
+        assert alone == [[2], [3]] and not torch.equal(driven.y[2], driven.y[3])
+        task.after_step(step)
 
 
 def test_the_l1_term_ends(data: Path) -> None:

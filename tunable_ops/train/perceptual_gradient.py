@@ -33,6 +33,7 @@ __all__ = ["PerceptualGradient", "RunningClip"]
 
 _log = logging.getLogger(__name__)
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+_LEAST = 0.01  # of the step's mean squared norm: below it an error is no longer relative, for at x = y the gradient is 0
 _REFERENCE = 3 * 224 * 224  # values of the pictures for which the weights of the terms are published
 
 
@@ -242,7 +243,8 @@ class PerceptualGradient(Task):
             # its value is known already, so only its gradient goes back, by the product rule's linear part
             total = total + parts["proxy"] + terms.proxy * ((target - target.detach()) * pull).sum() / count
         if terms.relative:
-            norms = ((true * self.net.std) ** 2).flatten(1).sum(1).clamp_min(1e-30)
+            norms = ((true * self.net.std) ** 2).flatten(1).sum(1)
+            norms = torch.maximum(norms, _LEAST * norms.mean()).clamp_min(1e-30)
             parts["relative"] = terms.relative * ((difference**2).flatten(1).sum(1) / norms).mean()
             total = total + parts["relative"]
         return total, {k: v.detach() for k, v in parts.items()}, true

@@ -45,7 +45,8 @@ class Terms(Section):
         l1: Of the proxy's L1 distance.
         l1_steps: Steps after which the L1 term is left out; left out: never. From random weights the relative error
             alone does not find a direction for hundreds of steps; the L1 term leads to that of y, and then is a bias.
-        relative: Of the relative error of the field, ``|g - g_true|**2 / |g_true|**2``, mean over the samples.
+        relative: Of the relative error of the field, ``|g - g_true|**2 / |g_true|**2``, mean over the samples; the
+            denominator is at least 1/100 of its mean over the step.
         tangent: Of the relative error of what the parameters of a generator gather over its samples of a step,
             ``|J^T (g - g_true)|**2 / (|J^T g_true|**2 + |J^T g|**2)``; needs ``toys.generators``.
     """
