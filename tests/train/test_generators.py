@@ -94,6 +94,22 @@ def test_every_ride_has_the_picture_that_it_was_made_of(data: Path) -> None:
         task.after_step(step)
 
 
+def test_a_picture_that_is_reached_does_not_decide_the_relative_error(data: Path) -> None:
+    config = tree(data)
+    config["terms"]["tangent"] = 0
+    task = PerceptualGradient(PGNConfig.model_validate(config), HERE)
+    y = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.stack((y[0], 1 - y[1]))  # where x = y the true gradient is 0
+    target = task.net(x, y)
+    predicted = task.net.field(x, target)
+    _, parts, true = task.terms(x, y, [0, 1], target, predicted)
+    assert float(true[0].abs().max()) == 0
+    squares = ((predicted - true) * task.net.std).square().flatten(1).sum(1)
+    norm = (true[1] * task.net.std).square().sum()
+    wanted = 0.5 * (squares[0] / (norm / 200) + squares[1] / norm)
+    assert float(parts["relative"]) == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_the_l1_term_ends(data: Path) -> None:
     config = tree(data)
     config["terms"] |= {"l1": 0.5, "l1_steps": 2, "tangent": 0}
