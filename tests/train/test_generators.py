@@ -198,7 +198,10 @@ def test_a_start_is_taken_over_and_checked(data: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"toys": {"autoencoders": 0}}, "toys must have autoencoders, priors, generators or distorted; got none"),
-        ({"toys": {"others_every": 2}}, "toys.others_every must be 1 without toys.generators and toys.distorted; got 2"),
+        (
+            {"toys": {"others_every": 2}},
+            "toys.others_every must be 1 without toys.generators and toys.distorted; got 2",
+        ),
         ({"terms": {"tangent": 1}}, "terms.tangent must be 0 without toys.generators; got 1"),
         ({"terms": {"field": 0, "proxy": 0, "l1": 0}}, "terms must have a weight above 0; got none"),
         (

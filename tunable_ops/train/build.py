@@ -21,11 +21,12 @@ from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_
 from tunable_ops.pretrained import weights_file
 from tunable_ops.serialization import fill, read_weights
 from tunable_ops.train.adversarial import Adversary
-from tunable_ops.train.config import Config, Optim
+from tunable_ops.train.config import Config
 from tunable_ops.train.data import skimage_files
 from tunable_ops.train.distributed import Process
 from tunable_ops.train.measure import in_colour
 from tunable_ops.train.objectives import Objective
+from tunable_ops.train.optim import Optim
 from tunable_ops.train.seeding import derive_seed
 
 __all__ = [

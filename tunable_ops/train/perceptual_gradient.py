@@ -33,7 +33,7 @@ __all__ = ["PerceptualGradient", "RunningClip"]
 
 _log = logging.getLogger(__name__)
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
-_LEAST = 0.01  # of the step's mean squared norm: below it an error is no longer relative, for at x = y the gradient is 0
+_LEAST = 0.01  # of the step's mean squared norm, for the denominator of a relative error: at x = y the gradient is 0
 _REFERENCE = 3 * 224 * 224  # values of the pictures for which the weights of the terms are published
 
 

@@ -76,7 +76,8 @@ class Toys(Section):
         generator_l1: Share of the generators' lives with an L1 objective beside the perceptual one.
         distorted: Distorted pictures at every step (`tunable_ops.train.distortions`): what a restoration begins with.
             They follow no gradient.
-        others_every: With generators or distorted pictures, autoencoders and priors take part at every so many-th step only.
+        others_every: With generators or distorted pictures, autoencoders and priors take part at every so many-th step
+            only.
     """
 
     autoencoders: int = Field(default=3, ge=0, le=3)

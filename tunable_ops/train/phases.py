@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tunable_ops.train.config import Config, Optim
+from tunable_ops.train.config import Config
+from tunable_ops.train.optim import Optim
 
 __all__ = ["Phase", "Schedule"]
 
