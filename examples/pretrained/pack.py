@@ -1,9 +1,12 @@
-"""Turn a finished training into the knob file of a network that ships: half precision, low rank, notes.
+"""Turn a finished training into what ships: the knob file of a network, or the perceptual gradient network.
+
+Both in half precision, a knob at low rank, with notes.
 
 The file holds what training added to its base; its notes have the steps, the configuration and the pictures, with the
 authors that their licences want named, from a table with the columns file, author and licence.
 
 python examples/pretrained/pack.py runs/x2 super_resolution_x2.perceptual --rank 16 --sources FREE_SOURCES.tsv
+python examples/pretrained/pack.py runs/pgn pgn --sources FREE_SOURCES.tsv
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 
 from tunable_ops import TunableModel, knob_files, models, pretrained, serialization
+from tunable_ops.losses.pgn import network as pgn
 from tunable_ops.serialization import fill, read_weights
 
 LICENCE = "Apache-2.0, as this package"
@@ -148,11 +152,28 @@ def pack(
     return file
 
 
+def pack_pgn(run: Path, found: dict[str, Any], out: Path) -> Path:
+    """Write the perceptual gradient network that ships.
+
+    Args:
+        run: Folder of the training.
+        found: The pictures, as `pictures` returns them.
+        out: Folder of the file.
+    """
+    net = pgn.PGN.load(run / "model.safetensors")
+    step, config = net.notes["step"], without_folders(net.notes["config"])
+    side, count = config["data.crop"], found["count"]
+    sentence = f"{step} steps, crops of {side}x{side} from {count} photographs under free licences"
+    file = out / pgn.SHIPPED
+    net.save(file, {"trained_on": sentence, "licence": LICENCE, "pictures": found, "step": step, "config": config})
+    return file
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("name", help="network and its knobs, such as super_resolution_x2.perceptual")
+    parser.add_argument("name", help='network and its knobs, such as super_resolution_x2.perceptual; or "pgn"')
     parser.add_argument("--sources", type=Path, required=True, help="table of the pictures: file, author, licence")
     parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
     parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")
@@ -165,10 +186,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--end", type=float, default=1.0, help="position of the training's knob that becomes 1")
     parser.add_argument("--start", help="what the first training began with, where that is not the bare base")
-    parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).parent)
+    parser.add_argument("--out", type=Path, help="folder of the file (default: where the package has it)")
     args = parser.parse_args(argv)
     found = pictures(args.sources, args.pictures)
-    file = pack(args.run, args.name, found, args.out, args.rank, args.earlier, args.end, args.start)
+    if args.name == "pgn":
+        file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights")
+    else:
+        out = args.out or Path(pretrained.__file__).parent
+        file = pack(args.run, args.name, found, out, args.rank, args.earlier, args.end, args.start)
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
 
 

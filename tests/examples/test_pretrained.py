@@ -10,6 +10,7 @@ import torch
 from tunable_ops import pretrained, serialization
 from tunable_ops.images import write_image
 from tunable_ops.knob_files import read_knob_metadata
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.train import load_config, train
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pretrained"
@@ -88,6 +89,21 @@ def test_pack_refuses(run: Path, tmp_path: Path, name: str, folder: str, message
     words = [str(run), name, "--sources", str(tmp_path / "sources.tsv"), "--pictures", folder, "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=message):
         program("pack.py")["main"](words)
+
+
+def test_pack_a_perceptual_gradient_network(tmp_path: Path) -> None:
+    (tmp_path / "sources.tsv").write_text(SOURCES)
+    net = PGN("unet")
+    config = {"data.source": "/somewhere/free", "data.crop": 64, "loss.network": "vgg16"}
+    net.save(tmp_path / "run" / "model.safetensors", {"step": 12, "config": config})
+    words = [str(tmp_path / "run"), "pgn", "--sources", str(tmp_path / "sources.tsv"), "--out", str(tmp_path)]
+    program("pack.py")["main"](words)
+    packed = PGN.load(tmp_path / "unet_vgg16.safetensors")
+    assert packed.notes["trained_on"] == "12 steps, crops of 64x64 from 3 photographs under free licences"
+    assert packed.notes["licence"].startswith("Apache-2.0") and packed.notes["config"]["data.source"] == "free"
+    assert packed.notes["pictures"]["authors"] == ["A. Person (CC-BY-4.0)"]
+    for name, value in packed.state_dict().items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 def test_estimates_of_noise(
