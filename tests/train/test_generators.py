@@ -218,5 +218,5 @@ def test_bad_configurations_are_named(changes: dict, message: str) -> None:
 
 
 def test_the_packaged_configuration_is_right() -> None:
-    config = load_config("pgn_unet_generators")
-    assert config.toys.generators and config.terms.relative and not config.terms.proxy
+    config = load_config("pgn_unet_vgg16_small")
+    assert config.toys.generators and config.toys.distorted and config.terms.relative and not config.terms.proxy
