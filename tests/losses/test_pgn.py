@@ -166,10 +166,11 @@ def test_saved_and_loaded(unet: PGN, tmp_path) -> None:
         PGN.load(tmp_path / "none.safetensors")
 
 
-def test_the_one_that_ships_is_small_and_names_its_pictures_licence() -> None:
+def test_the_one_that_ships_is_small_and_names_whose_pictures_it_saw() -> None:
     pgn = PGN.pretrained()
     assert pgn.name == "unet" and pgn.notes["config"]["loss.network"] == "vgg16"
-    assert "non-commercial" in pgn.notes["licence"]
+    assert pgn.notes["licence"].startswith("Apache-2.0") and pgn.notes["pictures"]["count"] == 93
+    assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
     x, y = pair(1, 64, 64)
     field = pgn.gradient(x, y)
     assert field.isfinite().all()

@@ -1,4 +1,4 @@
-"""How well a predicted gradient agrees with the true one, on pictures changed in ways that training never saw."""
+"""How well a predicted gradient agrees with the true one, on changed pictures."""
 
 from __future__ import annotations
 
@@ -40,14 +40,21 @@ def _resampled(y: Tensor, source: torch.Generator) -> Tensor:
     return F.interpolate(small, size=y.shape[-2:], mode="bicubic").clamp(0, 1)
 
 
+def _moved(y: Tensor, source: torch.Generator) -> Tensor:
+    """Blur along the rows, over 9 pixels."""
+    return F.avg_pool2d(F.pad(y, (4, 4, 0, 0), mode="replicate"), (1, 9), stride=1)
+
+
 CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "noise 25/255": lambda y, source: (y + 25 / 255 * torch.randn(y.shape, generator=source)).clamp(0, 1),
     "bicubic x4 and back": _resampled,
     "half contrast": lambda y, source: 0.5 + 0.5 * (y - 0.5),
     "its mean colour": lambda y, source: y.mean((2, 3), keepdim=True).expand_as(y),
     "uniform noise": lambda y, source: torch.rand(y.shape, generator=source),
+    "motion blur, 9 pixels": _moved,
+    "red and blue swapped": lambda y, source: y.flip(1),
 }
-"""What is made of a picture y to have an x."""
+"""What is made of a picture y to have an x. `distortions` knows nothing like the last two."""
 
 
 class Agreement(NamedTuple):

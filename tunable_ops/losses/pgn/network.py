@@ -167,9 +167,9 @@ class PGN(nn.Module):
 
     @classmethod
     def pretrained(cls, bounded: bool = True, anchored: bool = False) -> PGN:
-        """Read the UNet that ships, trained on VGG16's perceptual loss; ``notes`` say how, and under which licence.
+        """Read the UNet that ships, trained on VGG16's perceptual loss and photographs under free licences.
 
-        Its training pictures are the Berkeley segmentation data set's, for non-commercial research.
+        ``notes`` say how it was trained, and on whose photographs.
         """
         return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded, anchored)
 
