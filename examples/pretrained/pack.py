@@ -152,20 +152,22 @@ def pack(
     return file
 
 
-def pack_pgn(run: Path, found: dict[str, Any], out: Path) -> Path:
+def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path] = ()) -> Path:
     """Write the perceptual gradient network that ships.
 
     Args:
         run: Folder of the training.
         found: The pictures, as `pictures` returns them.
         out: Folder of the file.
+        earlier: Folders of the trainings whose results this one began with, in their order.
     """
-    net = pgn.PGN.load(run / "model.safetensors")
-    step, config = net.notes["step"], without_folders(net.notes["config"])
-    side, count = config["data.crop"], found["count"]
-    sentence = f"{step} steps, crops of {side}x{side} from {count} photographs under free licences"
+    net, *before = (pgn.PGN.load(folder / "model.safetensors") for folder in (run, *earlier))
+    trainings = [{"step": n.notes["step"], "config": without_folders(n.notes["config"])} for n in (*before, net)]
+    steps, side = sum(training["step"] for training in trainings), trainings[-1]["config"]["data.crop"]
+    sentence = f"{steps} steps, crops of {side}x{side} from {found['count']} photographs under free licences"
+    notes = {"trained_on": sentence, "licence": LICENCE, "pictures": found, **trainings[-1], "earlier": trainings[:-1]}
     file = out / pgn.SHIPPED
-    net.save(file, {"trained_on": sentence, "licence": LICENCE, "pictures": found, "step": step, "config": config})
+    net.save(file, notes)
     return file
 
 
@@ -190,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found = pictures(args.sources, args.pictures)
     if args.name == "pgn":
-        file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights")
+        file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights", args.earlier)
     else:
         out = args.out or Path(pretrained.__file__).parent
         file = pack(args.run, args.name, found, out, args.rank, args.earlier, args.end, args.start)
