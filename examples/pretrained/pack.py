@@ -153,7 +153,7 @@ def pack(
 
 
 def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path] = ()) -> Path:
-    """Write the perceptual gradient network that ships.
+    """Write the perceptual gradient network that ships and was trained on free pictures.
 
     Args:
         run: Folder of the training.
@@ -166,7 +166,7 @@ def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path
     steps, side = sum(training["step"] for training in trainings), trainings[-1]["config"]["data.crop"]
     sentence = f"{steps} steps, crops of {side}x{side} from {found['count']} photographs under free licences"
     notes = {"trained_on": sentence, "licence": LICENCE, "pictures": found, **trainings[-1], "earlier": trainings[:-1]}
-    file = out / pgn.SHIPPED
+    file = out / f"{pgn.SHIPPED[1]}.safetensors"
     net.save(file, notes)
     return file
 

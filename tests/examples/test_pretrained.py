@@ -100,7 +100,7 @@ def test_pack_a_perceptual_gradient_network(tmp_path: Path) -> None:
     words = [str(tmp_path / "run"), "pgn", "--sources", str(tmp_path / "sources.tsv"), "--out", str(tmp_path)]
     words += ["--earlier", str(tmp_path / "first")]
     program("pack.py")["main"](words)
-    packed = PGN.load(tmp_path / "unet_vgg16.safetensors")
+    packed = PGN.load(tmp_path / "unet_vgg16_free.safetensors")
     assert packed.notes["trained_on"] == "17 steps, crops of 64x64 from 3 photographs under free licences"
     assert packed.notes["licence"].startswith("Apache-2.0") and packed.notes["config"]["data.source"] == "free"
     assert packed.notes["pictures"]["authors"] == ["A. Person (CC-BY-4.0)"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunable_ops import losses
-from tunable_ops.losses.pgn import PGN
+from tunable_ops.losses.pgn import PGN, SHIPPED
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -166,11 +166,17 @@ def test_saved_and_loaded(unet: PGN, tmp_path) -> None:
         PGN.load(tmp_path / "none.safetensors")
 
 
-def test_the_one_that_ships_is_small_and_names_whose_pictures_it_saw() -> None:
-    pgn = PGN.pretrained()
+@pytest.mark.parametrize("name", SHIPPED)
+def test_those_that_ship_are_small_and_name_the_pictures_that_they_saw(name: str) -> None:
+    pgn = PGN.pretrained(name=name)
     assert pgn.name == "unet" and pgn.notes["config"]["loss.network"] == "vgg16"
-    assert pgn.notes["licence"].startswith("Apache-2.0") and pgn.notes["pictures"]["count"] == 93
-    assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
+    if name == "unet_vgg16_free":
+        assert pgn.notes["licence"].startswith("Apache-2.0") and pgn.notes["pictures"]["count"] == 93
+        assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
+    else:
+        assert "non-commercial" in pgn.notes["licence"]
+    loaded = PGN.load(name).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in pgn.state_dict().items())
     x, y = pair(1, 64, 64)
     field = pgn.gradient(x, y)
     assert field.isfinite().all()
@@ -208,3 +214,8 @@ def test_a_field_without_weight_does_not_spoil_the_others() -> None:
     (found,) = torch.autograd.grad(total, x)
     (of_l1,) = torch.autograd.grad(losses.l1(x, y).mean(), x)
     assert torch.equal(found, of_l1)
+
+
+def test_a_name_that_does_not_ship_is_refused() -> None:
+    with pytest.raises(ValueError, match="PGN: name must be one of unet_vgg16, unet_vgg16_free; got 'resnet4'"):
+        PGN.pretrained(name="resnet4")

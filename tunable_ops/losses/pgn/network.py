@@ -18,7 +18,8 @@ from tunable_ops.serialization import read_file, write_file
 
 FORMAT = "tunable_ops.pgn"
 VERSION = 1
-SHIPPED = "unet_vgg16.safetensors"
+SHIPPED = ("unet_vgg16", "unet_vgg16_free")
+"""Names of the networks that ship."""
 STRETCH = 1.1  # of the proxy target, so that black and white lie inside the sigmoid's range
 _SCALES = {"resnet4": 0.025, "resnet6": 0.025, "resnet8": 0.025, "unet": 0.048, "unet_published": 0.048}
 
@@ -151,12 +152,18 @@ class PGN(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], bounded: bool = True, anchored: bool = False) -> PGN:
-        """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU; arguments as for the class.
+        """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU.
+
+        Args:
+            path: The file, or a name in `SHIPPED`.
+            bounded: As for the class.
+            anchored: As for the class.
 
         Raises:
             FileNotFoundError, ValueError: No such file, or not a file of `save`.
         """
-        tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
+        file = shipped_file(path) if path in SHIPPED else path
+        tensors, metadata = read_file(file, kind=FORMAT, version=VERSION)
         pgn = cls(metadata["network"], bounded, anchored)
         try:
             pgn.load_state_dict(tensors)
@@ -166,12 +173,27 @@ class PGN(nn.Module):
         return pgn.requires_grad_(False).eval()
 
     @classmethod
-    def pretrained(cls, bounded: bool = True, anchored: bool = False) -> PGN:
-        """Read the UNet that ships, trained on VGG16's perceptual loss and photographs under free licences.
+    def pretrained(cls, bounded: bool = True, anchored: bool = False, name: str = SHIPPED[0]) -> PGN:
+        """Read a UNet that ships, trained on VGG16's perceptual loss; ``notes`` say how, and on whose photographs.
 
-        ``notes`` say how it was trained, and on whose photographs.
+        Args:
+            bounded: As for the class.
+            anchored: As for the class.
+            name: "unet_vgg16", whose training pictures are the Berkeley segmentation data set's, for non-commercial
+                research; or "unet_vgg16_free", trained on photographs under free licences: nearer to the true
+                gradient, but an image prior that it leads for long ends farther from its picture (docs/pgn.md).
+
+        Raises:
+            ValueError: No network of that name ships.
         """
-        return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded, anchored)
+        if name not in SHIPPED:
+            raise ValueError(f"PGN: name must be one of {', '.join(SHIPPED)}; got {name!r}")
+        return cls.load(name, bounded, anchored)
+
+
+def shipped_file(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a network in `SHIPPED`."""
+    return Path(str(resources.files(__package__))) / "weights" / f"{name}.safetensors"
 
 
 def _build(network: str) -> nn.Module:
