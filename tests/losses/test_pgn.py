@@ -1,6 +1,7 @@
 """Perceptual gradient networks: the networks, the closed form of the field, and the file."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,8 +176,9 @@ def test_those_that_ship_are_small_and_name_the_pictures_that_they_saw(name: str
         assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
     else:
         assert "non-commercial" in pgn.notes["licence"]
-    loaded = PGN.load(name).state_dict()
-    assert all(torch.equal(value, loaded[key]) for key, value in pgn.state_dict().items())
+    for given in (name, Path(name)):  # as --pgn gives it
+        loaded = PGN.load(given).state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in pgn.state_dict().items())
     x, y = pair(1, 64, 64)
     field = pgn.gradient(x, y)
     assert field.isfinite().all()

@@ -8,11 +8,12 @@ import torch
 
 from tunable_ops import losses
 from tunable_ops.train import train
-from tunable_ops.train.build import build_criterion, build_sampler, objective_weights
+from tunable_ops.train.build import build_criterion, build_sampler, named_files, objective_weights
 from tunable_ops.train.config import Config
 from tunable_ops.train.data import Batches, Photographs, find_training_files
 from tunable_ops.train.degradations import Blur, Degradation, Downsample, Noise, degrade
 from tunable_ops.train.distributed import Process
+from tunable_ops.train.fingerprint import fingerprints
 from tunable_ops.train.restoration import Restoration
 from tunable_ops.train.sections import flatten
 from tunable_ops.train.seeding import generator
@@ -203,3 +204,14 @@ def test_lpips_is_an_objective(net, make_config) -> None:
     wanted = (weights[:, 0] * decibels + 0.5 * weights[:, 1] * lpips).mean()
     torch.testing.assert_close(total, wanted)
     torch.testing.assert_close(torch.autograd.grad(total, output), torch.autograd.grad(wanted, output))
+
+
+def test_an_objective_takes_a_perceptual_gradient_network_that_ships_by_name(make_config) -> None:
+    objectives = [
+        {"name": "a", "loss": "l1"},
+        {"name": "b", "loss": "perceptual_gradient", "arguments": {"path": "unet_vgg16_free"}},
+    ]
+    config = make_config(objectives=objectives)
+    (field,) = [m for m in build_criterion(config).modules() if isinstance(m, losses.PGN)]
+    assert "free licences" in field.notes["trained_on"]
+    assert not fingerprints(named_files(config))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
-from tunable_ops.losses.pgn import PGN, SHIPPED
+from tunable_ops.losses.pgn import PGN
 from tunable_ops.models import zoo
 from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_but_new, optimizer_groups
 from tunable_ops.pretrained import weights_file
@@ -310,7 +310,7 @@ def named_files(config: Config) -> dict[str, Sequence[Path] | str | None]:
         for place, arguments in sources.items():
             for key in ("path", "weights"):
                 given = arguments.get(key)
-                if isinstance(given, str) and given not in SHIPPED:
+                if isinstance(given, str):
                     found[f"objectives.{index}.{place}.{key}"] = given
     return found
 

@@ -162,7 +162,7 @@ class PGN(nn.Module):
         Raises:
             FileNotFoundError, ValueError: No such file, or not a file of `save`.
         """
-        file = shipped_file(path) if path in SHIPPED else path
+        file = shipped_file(os.fspath(path)) if os.fspath(path) in SHIPPED else path
         tensors, metadata = read_file(file, kind=FORMAT, version=VERSION)
         pgn = cls(metadata["network"], bounded, anchored)
         try:
@@ -191,7 +191,7 @@ class PGN(nn.Module):
         return cls.load(name, bounded, anchored)
 
 
-def shipped_file(name: str | os.PathLike[str]) -> Path:
+def shipped_file(name: str) -> Path:
     """Return the file of a network in `SHIPPED`."""
     return Path(str(resources.files(__package__))) / "weights" / f"{name}.safetensors"
 
