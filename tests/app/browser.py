@@ -21,7 +21,7 @@ def find_chromium():
     pytest.importorskip("playwright", reason="Playwright is not installed (tunable-ops[dev])")
     found = os.environ.get("TUNABLE_OPS_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
-        pytest.skip("there is no Chromium here (apt-get install chromium)")
+        pytest.skip("there is no Chromium here (apt-get install chromium)", allow_module_level=True)
     return found
 
 
