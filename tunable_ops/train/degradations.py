@@ -176,12 +176,12 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     return out.view(batch, channels, height, width)
 
 
-def bicubic_downsample(x: Tensor, factor: int, *, enlarge: bool = False) -> Tensor:
+def bicubic_downsample(x: Tensor, factor: float, *, enlarge: bool = False) -> Tensor:
     """Resize by 1/factor, bicubic with an anti-aliasing filter; with ``enlarge`` back to the old size, also bicubic.
 
     Args:
         x: [B, C, H, W]; where H or W is not a multiple of the factor, the border beyond the last multiple counts, too.
-        factor: 1, 2 or 4.
+        factor: 1 or more.
         enlarge: Resize back.
     """
     if factor == 1:

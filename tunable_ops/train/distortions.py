@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tunable_ops.train.degradations import add_noise, bicubic_downsample
 
 __all__ = ["distort"]
 
@@ -54,17 +55,12 @@ def _log_uniform(source: torch.Generator, low: float, high: float) -> float:
 
 def _noisy(x: Tensor, source: torch.Generator) -> Tensor:
     """Add white noise of 2 to 100 / 255."""
-    return x + _log_uniform(source, 2, 100) / 255 * torch.randn(x.shape, generator=source)
-
-
-def _resampled(x: Tensor, factor: float) -> Tensor:
-    size = [max(1, round(side / factor)) for side in x.shape[-2:]]
-    return F.interpolate(F.interpolate(x, size, mode="bicubic", antialias=True), x.shape[-2:], mode="bicubic")
+    return add_noise(x, torch.tensor([_log_uniform(source, 2, 100)]), source)
 
 
 def _coarse(x: Tensor, source: torch.Generator) -> Tensor:
     """Shrink by 1.5 to 8, and enlarge again."""
-    return _resampled(x, _log_uniform(source, 1.5, 8))
+    return bicubic_downsample(x, _log_uniform(source, 1.5, 8), enlarge=True)
 
 
 def _sharpened(x: Tensor, source: torch.Generator) -> Tensor:
