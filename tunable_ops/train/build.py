@@ -221,10 +221,9 @@ def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tenso
     if objective.loss == "adversarial":  # of scores in place of pictures
         return functools.partial(losses.generator_loss, form=config.adversarial.form)
     if objective.loss == "perceptual_gradient":
-        _check_arguments(objective.loss, given, objective.name, ("path", "anchored"))
-        anchored = bool(given.get("anchored", False))
+        _check_arguments(objective.loss, given, objective.name, ("path",))
         path = given.get("path")
-        pgn = PGN.pretrained(False, anchored) if path is None else PGN.load(str(path), False, anchored)
+        pgn = PGN.pretrained(False) if path is None else PGN.load(str(path), False)
         loss: nn.Module = losses.PerceptualGradient(pgn)
         if config.channels == 1:
             loss = _OnGrey(loss)

@@ -153,7 +153,7 @@ class PerceptualGradient(Task):
 
     def _build_network(self, fresh: bool) -> PGN:
         """Return the network with the weights to begin with."""
-        net, start = PGN(self.config.network, bounded=False), self.config.start
+        net, start = PGN(self.config.network, False, self.config.contraction), self.config.start
         if start is not None and fresh:
             found = PGN.pretrained() if start == "shipped" else PGN.load(start)
             if found.name != net.name:

@@ -131,11 +131,14 @@ class PGNConfig(RunConfig):
         network: Size of the network.
         start: The weights to begin with: a file of `losses.PGN`, or "shipped" for the network that ships; left out:
             random ones.
+        contraction: The proxy target is at most so many times as far from y as x is (`losses.PGN`), while the network
+            learns and in its file; left out: the network's own target, as published.
     """
 
     task: Literal["perceptual_gradient"] = "perceptual_gradient"
     network: Literal["resnet4", "resnet6", "resnet8", "unet", "unet_published"] = "unet"
     start: str | None = None
+    contraction: float | None = Field(default=None, gt=0, le=1)
     loss: PerceptualLoss = PerceptualLoss()
     terms: Terms = Terms()
     toys: Toys = Toys()

@@ -37,21 +37,27 @@ class PGN(nn.Module):
     logit of x is added before the sigmoid, so that a net of zeros gives t = x and g = 0: a choice of ours, which spares
     the network learning to copy its input.
 
+    With ``contraction = c`` the target is moved towards y until it is at most c times as far from y as x is::
+
+        t_n <- y_n + (t_n - y_n) * min(1, c * |x_n - y_n| / |t_n - y_n|)         norms over the sample
+
+    Then g is 0 at x = y, as the true gradient is, and ``<g, x - y> > 0`` elsewhere for c < 1: what follows the field never
+    moves away from y on a small enough step, and comes to rest at y alone. Without it a network that is not exact near y
+    leads past it, or stops short of it. An addition of ours.
+
     Args:
         network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters), "unet" (1.81 million, an
             arrangement of ours) or "unet_published" (1.77 million).
         bounded: Refuse x outside [0, 1]; False for the raw output of a network in training. y is checked in any case.
             Both only on the CPU, outside compilation and transforms.
-        anchored: Subtract what the network answers for (y, y), ``t(x, y) - t(y, y) + y``: the true gradient is 0 at
-            x = y, and so is the field then. An addition of ours at the price of a second forward pass; a network that
-            was trained for a short time leads past y without it.
+        contraction: The c above, in (0, 1]; None for the network's own target, as published.
 
     Attributes:
         scale: The s of the formulas.
         notes: What `save` was told, such as the loss and the pictures of the training.
 
     Raises:
-        ValueError: An unknown network.
+        ValueError: An unknown network, or a contraction outside (0, 1].
 
     Source: Nikulin et al., "Perceptual Gradient Networks", 2021 (arXiv 2105.01957).
 
@@ -65,11 +71,13 @@ class PGN(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: str = "unet", bounded: bool = True, anchored: bool = False) -> None:
+    def __init__(self, network: str = "unet", bounded: bool = True, contraction: float | None = None) -> None:
         super().__init__()
         if network not in _SCALES:
             raise ValueError(f"PGN: network must be one of {', '.join(_SCALES)}; got {network!r}")
-        self.name, self.scale, self.bounded, self.anchored = network, _SCALES[network], bounded, anchored
+        if contraction is not None and not 0 < contraction <= 1:
+            raise ValueError(f"PGN: contraction must be in (0, 1] or None; got {contraction!r}")
+        self.name, self.scale, self.bounded, self.contraction = network, _SCALES[network], bounded, contraction
         self.notes: dict[str, Any] = {}
         self.net = _build(network)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -82,11 +90,17 @@ class PGN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return `proxy_target` as the network writes it: without the checks, never anchored."""
+        """Return `proxy_target` without the checks."""
         x, y = x.to(self.mean.dtype), y.to(self.mean.dtype)
         pictures = torch.cat(((x - self.mean) / self.std, (y - self.mean) / self.std), dim=1)
         own = (self.mean + (x - self.mean) / STRETCH).clamp(0.01, 0.99)
-        return self.mean + STRETCH * (torch.sigmoid(self.net(pictures) + torch.logit(own)) - self.mean)
+        target = self.mean + STRETCH * (torch.sigmoid(self.net(pictures) + torch.logit(own)) - self.mean)
+        return target if self.contraction is None else self._contracted(x, y, target, self.contraction)
+
+    def _contracted(self, x: Tensor, y: Tensor, target: Tensor, contraction: float) -> Tensor:
+        """Return the target, moved towards y where it is farther than ``contraction * |x - y|``."""
+        reach, away = (((v - y) / self.std).flatten(1).norm(dim=1).view(-1, 1, 1, 1) for v in (x, target))
+        return y + (target - y) * (contraction * reach / away.clamp_min(1e-12)).clamp(max=1)
 
     def proxy_target(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the picture t towards which the predicted gradient pulls x.
@@ -96,17 +110,14 @@ class PGN(nn.Module):
             y: The same shape and device, the picture that it is compared with.
 
         Returns:
-            [B, 3, H, W], in about [-0.05, 1.06] (wider if anchored).
+            [B, 3, H, W], in about [-0.05, 1.06].
 
         Raises:
             TypeError: An input is not a floating point tensor.
             ValueError: Shapes or devices differ, not RGB, or outside [0, 1].
         """
         self._check(x, y)
-        if not self.anchored:
-            return self(x, y)
-        moved, still = self(torch.cat((x, y.to(x.dtype))), torch.cat((y, y))).chunk(2)
-        return moved - still + y
+        return self(x, y)
 
     @torch.no_grad()
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
@@ -147,24 +158,25 @@ class PGN(nn.Module):
             notes: JSON values, kept as ``notes``; default those it already has.
         """
         half = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        metadata = {"network": self.name, "notes": dict(self.notes if notes is None else notes)}
+        metadata: dict[str, Any] = {"network": self.name, "notes": dict(self.notes if notes is None else notes)}
+        if self.contraction is not None:
+            metadata["contraction"] = self.contraction
         write_file(path, half, metadata, kind=FORMAT, version=VERSION)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], bounded: bool = True, anchored: bool = False) -> PGN:
+    def load(cls, path: str | os.PathLike[str], bounded: bool = True) -> PGN:
         """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU.
 
         Args:
             path: The file, or a name in `SHIPPED`.
             bounded: As for the class.
-            anchored: As for the class.
 
         Raises:
             FileNotFoundError, ValueError: No such file, or not a file of `save`.
         """
         file = shipped_file(os.fspath(path)) if os.fspath(path) in SHIPPED else path
         tensors, metadata = read_file(file, kind=FORMAT, version=VERSION)
-        pgn = cls(metadata["network"], bounded, anchored)
+        pgn = cls(metadata["network"], bounded, metadata.get("contraction"))
         try:
             pgn.load_state_dict(tensors)
         except RuntimeError as error:
@@ -173,12 +185,11 @@ class PGN(nn.Module):
         return pgn.requires_grad_(False).eval()
 
     @classmethod
-    def pretrained(cls, bounded: bool = True, anchored: bool = False, name: str = SHIPPED[0]) -> PGN:
+    def pretrained(cls, bounded: bool = True, name: str = SHIPPED[0]) -> PGN:
         """Read a UNet that ships, trained on VGG16's perceptual loss; ``notes`` say how, and on whose photographs.
 
         Args:
             bounded: As for the class.
-            anchored: As for the class.
             name: "unet_vgg16", whose training pictures are the Berkeley segmentation data set's, for non-commercial
                 research; or "unet_vgg16_free", trained on photographs under free licences: nearer to the true
                 gradient, but an image prior that it leads for long ends farther from its picture (docs/pgn.md).
@@ -188,7 +199,7 @@ class PGN(nn.Module):
         """
         if name not in SHIPPED:
             raise ValueError(f"PGN: name must be one of {', '.join(SHIPPED)}; got {name!r}")
-        return cls.load(name, bounded, anchored)
+        return cls.load(name, bounded)
 
 
 def shipped_file(name: str) -> Path:
