@@ -1,4 +1,4 @@
-"""Deep image prior with four guides: MSE, the true perceptual gradient, that of a PGN, and that of an anchored PGN.
+"""Deep image prior with three guides: MSE, the true perceptual gradient, and that of a PGN.
 
 A small network turns fixed noise into one picture (Ulyanov et al., 2018), trained only by the guide's gradient. Every
 run writes ``<picture>-<guide>.json`` (PSNR, perceptual loss and LPIPS over iterations) and a picture. Finished runs
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +22,8 @@ from tunable_ops import losses
 from tunable_ops.images import read_image, strip, write_image
 from tunable_ops.losses.pgn import PGN
 
-GUIDES = ("mse", "true", "pgn", "anchored")
-COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange", "anchored": "tab:green"}
+GUIDES = ("mse", "true", "pgn")
+COLOURS = {"mse": "tab:gray", "true": "tab:blue", "pgn": "tab:orange"}
 
 
 class Prior(nn.Module):
@@ -53,7 +52,7 @@ class Prior(nn.Module):
         return torch.sigmoid(self.last(torch.cat((x, first), 1)))
 
 
-def guides(pgns: dict[str, PGN], true: losses.Perceptual, target: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def guides(pgn: PGN, true: losses.Perceptual, target: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return functions by guide, from the current picture to its gradient."""
 
     def perceptual(x: Tensor) -> Tensor:
@@ -62,12 +61,7 @@ def guides(pgns: dict[str, PGN], true: losses.Perceptual, target: Tensor) -> dic
         return gradient
 
     wanted = true.features.extract(target)
-    fields = {name: partial(_field, pgn, target) for name, pgn in pgns.items()}
-    return {"mse": lambda x: 2 * (x - target) / x.numel(), "true": perceptual, **fields}
-
-
-def _field(pgn: PGN, target: Tensor, x: Tensor) -> Tensor:
-    return pgn.gradient(x, target)
+    return {"mse": lambda x: 2 * (x - target) / x.numel(), "true": perceptual, "pgn": lambda x: pgn.gradient(x, target)}
 
 
 def optimise(
@@ -90,11 +84,7 @@ def optimise(
 
 def run(args: argparse.Namespace) -> None:
     """Run every guide on every picture."""
-    pgns = {
-        name: PGN.load(args.pgn, anchored=anchored) if args.pgn else PGN.pretrained(anchored=anchored)
-        for name, anchored in (("pgn", False), ("anchored", True))
-        if name in args.guides
-    }
+    pgn = PGN.load(args.pgn) if args.pgn else PGN.pretrained()
     true = losses.Perceptual("vgg16", weights=args.weights)
     lpips = losses.LPIPS() if args.weights != "random" else None
     for path in args.pictures:
@@ -112,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
                     found["lpips"] = lpips(x, target)
                 return {key: round(float(value), 5) for key, value in found.items()}
 
-            curve, x = optimise(guides(pgns, true, target)[name], target, measure, iterations, args.every)
+            curve, x = optimise(guides(pgn, true, target)[name], target, measure, iterations, args.every)
             write_image(x[0], args.out / f"{path.stem}-{name}.png")
             file.write_text(json.dumps(curve))
             print(f"{path.stem} {name}: {curve[-1]}", flush=True)
@@ -163,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pgn", type=Path, help="file of `tunable-ops train pgn_...` (default: the shipped one)")
     parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
     parser.add_argument(
-        "--iterations", nargs=4, type=int, default=(1350, 600, 1800, 1350), metavar=tuple(map(str.upper, GUIDES))
+        "--iterations", nargs=3, type=int, default=(1350, 600, 1800), metavar=tuple(map(str.upper, GUIDES))
     )
     parser.add_argument("--every", type=int, default=25, help="iterations between measurements")
     parser.add_argument("--size", type=int, default=64, help="use the central square of this side")
@@ -174,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="run a few iterations, to see that it works")
     args = parser.parse_args(argv)
     if args.quick:
-        args.iterations, args.every = (3, 3, 9, 3), 3
+        args.iterations, args.every = (3, 3, 9), 3
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     plot(args) if args.plot else run(args)

@@ -3,7 +3,6 @@
 true       losses.Perceptual with VGG16: every step passes the output through VGG and back
 sparse     the same at every N-th step only, with N times its weight
 pgn        the gradient that a PGN predicts
-anchored   the same less what it predicts at x = y
 corrected  the PGN at every step, and N times what it lacks at every N-th
 alex       LPIPS with AlexNet
 squeeze    LPIPS with SqueezeNet 1.1
@@ -17,7 +16,7 @@ from torch import nn
 
 from tunable_ops import losses
 
-OBJECTIVES = ("true", "sparse", "pgn", "anchored", "corrected", "alex", "squeeze")
+OBJECTIVES = ("true", "sparse", "pgn", "corrected", "alex", "squeeze")
 PERIODIC = ("sparse", "corrected")  # these use N
 SCALES = {"alex": 0.022, "squeeze": 0.02}  # their gradients then have about the norm of 0.01 * the true loss's
 SCALE = 0.01  # of all others: the gradient then has about the norm of L1's
@@ -36,8 +35,7 @@ def build_objective(name: str, pgn: str | None, weights: str | None) -> nn.Modul
     true = losses.Perceptual("vgg16", weights=weights, bounded=False) if name in ("true", *PERIODIC) else None
     if true is not None and name != "corrected":
         return true
-    options = {"bounded": False, "anchored": name == "anchored"}
-    field = losses.PGN.load(pgn, **options) if pgn else losses.PGN.pretrained(**options)
+    field = losses.PGN.load(pgn, bounded=False) if pgn else losses.PGN.pretrained(bounded=False)
     predicted = losses.PerceptualGradient(field)
     return predicted if true is None else losses.Corrected(predicted, true)
 

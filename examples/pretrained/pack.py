@@ -153,20 +153,23 @@ def pack(
 
 
 def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path] = ()) -> Path:
-    """Write the perceptual gradient network that ships and was trained on free pictures.
+    """Write the perceptual gradient network that ships.
 
     Args:
         run: Folder of the training.
         found: The pictures, as `pictures` returns them.
         out: Folder of the file.
-        earlier: Folders of the trainings whose results this one began with, in their order.
+        earlier: Folders of the trainings whose results this one began with, in their order, or a file packed from them.
     """
-    net, *before = (pgn.PGN.load(folder / "model.safetensors") for folder in (run, *earlier))
-    trainings = [{"step": n.notes["step"], "config": without_folders(n.notes["config"])} for n in (*before, net)]
+    *before, net = (pgn.PGN.load(f / "model.safetensors" if f.is_dir() else f) for f in (*earlier, run))
+    trainings: list[dict[str, Any]] = []
+    for each in (*before, net):
+        last = {"step": each.notes["step"], "config": without_folders(each.notes["config"])}
+        trainings += [*each.notes.get("earlier", []), last]
     steps, side = sum(training["step"] for training in trainings), trainings[-1]["config"]["data.crop"]
     sentence = f"{steps} steps, crops of {side}x{side} from {found['count']} photographs under free licences"
     notes = {"trained_on": sentence, "licence": LICENCE, "pictures": found, **trainings[-1], "earlier": trainings[:-1]}
-    file = out / f"{pgn.SHIPPED[1]}.safetensors"
+    file = out / pgn.SHIPPED
     net.save(file, notes)
     return file
 

@@ -97,14 +97,16 @@ def test_pack_a_perceptual_gradient_network(tmp_path: Path) -> None:
     config = {"data.source": "/somewhere/free", "data.crop": 64, "loss.network": "vgg16"}
     net.save(tmp_path / "run" / "model.safetensors", {"step": 12, "config": config})
     PGN("unet").save(tmp_path / "first" / "model.safetensors", {"step": 5, "config": config})
+    second = {"step": 4, "config": config, "earlier": [{"step": 3, "config": config}]}
+    PGN("unet").save(tmp_path / "packed.safetensors", second)
     words = [str(tmp_path / "run"), "pgn", "--sources", str(tmp_path / "sources.tsv"), "--out", str(tmp_path)]
-    words += ["--earlier", str(tmp_path / "first")]
+    words += ["--earlier", str(tmp_path / "first"), str(tmp_path / "packed.safetensors")]
     program("pack.py")["main"](words)
-    packed = PGN.load(tmp_path / "unet_vgg16_free.safetensors")
-    assert packed.notes["trained_on"] == "17 steps, crops of 64x64 from 3 photographs under free licences"
+    packed = PGN.load(tmp_path / "unet_vgg16.safetensors")
+    assert packed.notes["trained_on"] == "24 steps, crops of 64x64 from 3 photographs under free licences"
     assert packed.notes["licence"].startswith("Apache-2.0") and packed.notes["config"]["data.source"] == "free"
     assert packed.notes["pictures"]["authors"] == ["A. Person (CC-BY-4.0)"]
-    assert packed.notes["step"] == 12 and [training["step"] for training in packed.notes["earlier"]] == [5]
+    assert packed.notes["step"] == 12 and [training["step"] for training in packed.notes["earlier"]] == [5, 3, 4]
     for name, value in packed.state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-4)
 

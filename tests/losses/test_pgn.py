@@ -1,13 +1,12 @@
 """Perceptual gradient networks: the networks, the closed form of the field, and the file."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from tunable_ops import losses
-from tunable_ops.losses.pgn import PGN, SHIPPED
+from tunable_ops.losses.pgn import PGN
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -93,16 +92,53 @@ def test_the_field_is_the_gradient_of_the_distance_to_the_proxy(name, s) -> None
     torch.testing.assert_close(pgn.true_proxy(x.detach(), field), target, rtol=0, atol=1e-5)
 
 
-def test_an_anchored_field_vanishes_at_the_target(unet: PGN, tmp_path) -> None:
-    unet.save(tmp_path / "p.safetensors")
-    anchored = PGN.load(tmp_path / "p.safetensors", anchored=True)
-    free = PGN.load(tmp_path / "p.safetensors")
-    x, y = pair()
-    assert free.gradient(y, y).abs().max() > 1e-6
-    torch.testing.assert_close(anchored.gradient(y, y), torch.zeros_like(y), rtol=0, atol=1e-6)
-    wanted = free.gradient(x, y) - free.gradient(y, y)
-    torch.testing.assert_close(anchored.gradient(x, y), wanted, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(anchored.objective(x, y)[0], anchored.gradient(x, y))
+def wild(contraction: float | None) -> PGN:
+    """Return a network whose own target is far from y everywhere."""
+    torch.manual_seed(3)
+    pgn = PGN("unet", contraction=contraction).requires_grad_(False).eval()
+    pgn.net.last.weight.mul_(30)
+    return pgn
+
+
+def test_a_contracted_target_lies_on_the_way_to_the_own_one_no_farther_from_y_than_it_may() -> None:
+    x, y = pair(3)
+    x[1], x[2] = y[1] + 1e-4, y[2]
+    own, held = wild(None).proxy_target(x, y), wild(0.8).proxy_target(x, y)
+    reach, away, kept = (((v - y) / STD).flatten(1).norm(dim=1) for v in (x, own, held))
+    assert (away[1:] > 10 * reach[1:]).all()
+    torch.testing.assert_close(kept, torch.minimum(0.8 * reach, away), rtol=1e-4, atol=1e-6)
+    share = (kept / away)[:, None, None, None]
+    torch.testing.assert_close(held, y + share * (own - y), rtol=0, atol=1e-6)
+    assert wild(0.8).gradient(y, y).abs().max() == 0 < wild(None).gradient(y, y).abs().max()
+
+
+def test_what_follows_a_contracted_field_comes_to_rest_at_y_alone() -> None:
+    x, y = pair(2, 16, 16)
+    for contraction in (0.8, None):
+        pgn, moved = wild(contraction), x.clone()
+        pgn.bounded = False
+        rate = 0.25 * pgn.scale * STD.square().min() * moved[0].numel()  # half of the way to the target at most
+        for _ in range(100):
+            field = pgn.gradient(moved, y)
+            if contraction:
+                assert (((moved - y) * field).flatten(1).sum(1) >= 0).all()
+            moved -= rate * field
+        left = (moved - y).square().mean().sqrt()
+        assert left < 1e-4 if contraction else left > 0.1
+
+
+def test_gradients_of_a_contracted_target_are_finite_at_y() -> None:
+    pgn = PGN("unet", contraction=0.5)
+    x, y = pair(2)
+    x[1] = y[1]
+    pgn(x, y).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in pgn.parameters())
+
+
+@pytest.mark.parametrize("contraction", [0, -0.5, 1.5, math.nan])
+def test_bad_contractions(contraction: float) -> None:
+    with pytest.raises(ValueError, match=r"PGN: contraction must be in \(0, 1\] or None; got"):
+        PGN("unet", contraction=contraction)
 
 
 def test_the_proxy_target_has_the_published_range(unet: PGN) -> None:
@@ -161,24 +197,21 @@ def test_saved_and_loaded(unet: PGN, tmp_path) -> None:
     assert (tmp_path / "p.safetensors").stat().st_size < 8e6
     loaded = PGN.load(tmp_path / "p.safetensors")
     assert loaded.notes == {"step": 3} and loaded.name == "unet" and not loaded.training
+    assert loaded.contraction is None
     x, y = pair()
     torch.testing.assert_close(loaded.proxy_target(x, y), unet.proxy_target(x, y), rtol=0, atol=5e-3)
+    PGN("unet", contraction=0.7).save(tmp_path / "c.safetensors")
+    assert PGN.load(tmp_path / "c.safetensors").contraction == 0.7
     with pytest.raises(FileNotFoundError):
         PGN.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_those_that_ship_are_small_and_name_the_pictures_that_they_saw(name: str) -> None:
-    pgn = PGN.pretrained(name=name)
-    assert pgn.name == "unet" and pgn.notes["config"]["loss.network"] == "vgg16"
-    if name == "unet_vgg16_free":
-        assert pgn.notes["licence"].startswith("Apache-2.0") and pgn.notes["pictures"]["count"] == 93
-        assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
-    else:
-        assert "non-commercial" in pgn.notes["licence"]
-    for given in (name, Path(name)):  # as --pgn gives it
-        loaded = PGN.load(given).state_dict()
-        assert all(torch.equal(value, loaded[key]) for key, value in pgn.state_dict().items())
+def test_the_one_that_ships_is_small_and_names_the_pictures_that_it_saw() -> None:
+    pgn = PGN.pretrained()
+    assert pgn.name == "unet" and pgn.contraction == 0.8 and pgn.notes["config"]["loss.network"] == "vgg16"
+    assert pgn.notes["licence"].startswith("Apache-2.0") and pgn.notes["pictures"]["count"] == 93
+    assert "Tony Webster (CC-BY-2.0)" in pgn.notes["pictures"]["authors"]
+    assert "/" not in str(pgn.notes["config"])
     x, y = pair(1, 64, 64)
     field = pgn.gradient(x, y)
     assert field.isfinite().all()
@@ -216,8 +249,3 @@ def test_a_field_without_weight_does_not_spoil_the_others() -> None:
     (found,) = torch.autograd.grad(total, x)
     (of_l1,) = torch.autograd.grad(losses.l1(x, y).mean(), x)
     assert torch.equal(found, of_l1)
-
-
-def test_a_name_that_does_not_ship_is_refused() -> None:
-    with pytest.raises(ValueError, match="PGN: name must be one of unet_vgg16, unet_vgg16_free; got 'resnet4'"):
-        PGN.pretrained(name="resnet4")

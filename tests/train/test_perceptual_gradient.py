@@ -323,3 +323,16 @@ def test_an_automatic_dtype_is_kept(config: PGNConfig, tmp_path: Path, monkeypat
     train(config, tmp_path / "x", resume=True, progress=False)
     one, two = (load_file(tmp_path / name / STATE) for name in ("x", "whole"))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_a_contraction_holds_in_training_and_comes_with_the_file(config: PGNConfig, tmp_path: Path) -> None:
+    config = changed(config, optim={"steps": 2}).model_copy(update={"contraction": 0.6})
+    train(config, tmp_path, progress=False)
+    trained = PGN.load(tmp_path / MODEL)
+    assert trained.contraction == 0.6 and trained.notes["config"]["contraction"] == 0.6
+    y = torch.rand(1, 3, 16, 16)
+    x = (y + 0.01 * torch.rand_like(y)).clamp(0, 1)
+    distances = [(((v - y) / trained.std) ** 2).sum().sqrt() for v in (trained.proxy_target(x, y), x)]
+    assert distances[0] <= 0.6001 * distances[1]
+    with pytest.raises(ValueError, match="contraction"):
+        PGNConfig.model_validate({"contraction": 1.5})

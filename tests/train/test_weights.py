@@ -206,12 +206,8 @@ def test_lpips_is_an_objective(net, make_config) -> None:
     torch.testing.assert_close(torch.autograd.grad(total, output), torch.autograd.grad(wanted, output))
 
 
-def test_an_objective_takes_a_perceptual_gradient_network_that_ships_by_name(make_config) -> None:
-    objectives = [
-        {"name": "a", "loss": "l1"},
-        {"name": "b", "loss": "perceptual_gradient", "arguments": {"path": "unet_vgg16_free"}},
-    ]
-    config = make_config(objectives=objectives)
+def test_an_objective_takes_the_perceptual_gradient_network_that_ships(make_config) -> None:
+    config = make_config(objectives=[{"name": "a", "loss": "l1"}, {"name": "b", "loss": "perceptual_gradient"}])
     (field,) = [m for m in build_criterion(config).modules() if isinstance(m, losses.PGN)]
     assert "free licences" in field.notes["trained_on"]
     assert not fingerprints(named_files(config))

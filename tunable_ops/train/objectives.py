@@ -49,7 +49,7 @@ class Objective(Section):
             noisy picture, at its corner of two knobs, ``{ keep = [0, 1], deblur = [0, 1] }``.
         arguments: Of the loss; those on features take the arguments of their class ("perceptual": network "vgg16" if
             none is given; "lpips": net "alex" if none is given, "vgg" or "squeeze"; "perceptual_gradient": ``path``, a
-            file of `losses.PGN` or "unet_vgg16_free", default "unet_vgg16", and ``anchored``). Empty for "style".
+            file of `losses.PGN`, default the one that ships). Empty for "style".
         picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
         every: Compute the objective at every so many-th step only, with so many times its weight: its gradient is the
             same in the mean, and most steps are spared a dear loss. Steps are counted from the beginning of the run,

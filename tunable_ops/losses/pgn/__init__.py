@@ -7,6 +7,6 @@ objective = losses.PerceptualGradient(pgn)        # as an objective of losses.Mu
 `tunable_ops.train` trains one (its task "perceptual_gradient").
 """
 
-from tunable_ops.losses.pgn.network import PGN, SHIPPED
+from tunable_ops.losses.pgn.network import PGN
 
-__all__ = ["PGN", "SHIPPED"]
+__all__ = ["PGN"]

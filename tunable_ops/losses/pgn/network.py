@@ -18,8 +18,7 @@ from tunable_ops.serialization import read_file, write_file
 
 FORMAT = "tunable_ops.pgn"
 VERSION = 1
-SHIPPED = ("unet_vgg16", "unet_vgg16_free")
-"""Names of the networks that ship."""
+SHIPPED = "unet_vgg16.safetensors"
 STRETCH = 1.1  # of the proxy target, so that black and white lie inside the sigmoid's range
 _SCALES = {"resnet4": 0.025, "resnet6": 0.025, "resnet8": 0.025, "unet": 0.048, "unet_published": 0.048}
 
@@ -41,9 +40,9 @@ class PGN(nn.Module):
 
         t_n <- y_n + (t_n - y_n) * min(1, c * |x_n - y_n| / |t_n - y_n|)         norms over the sample
 
-    Then g is 0 at x = y, as the true gradient is, and ``<g, x - y> > 0`` elsewhere for c < 1: what follows the field never
-    moves away from y on a small enough step, and comes to rest at y alone. Without it a network that is not exact near y
-    leads past it, or stops short of it. An addition of ours.
+    Then g is 0 at x = y, as the true gradient is, and ``<g, x - y> > 0`` elsewhere for c < 1: what follows the field
+    never moves away from y on a small enough step, and comes to rest at y alone. Without it a network that is not exact
+    near y leads past it, or stops short of it. An addition of ours.
 
     Args:
         network: "resnet4", "resnet6", "resnet8" (1.34, 1.93, 2.52 million parameters), "unet" (1.81 million, an
@@ -168,14 +167,13 @@ class PGN(nn.Module):
         """Read what `save` wrote: float32, frozen, in evaluation mode, on the CPU.
 
         Args:
-            path: The file, or a name in `SHIPPED`.
+            path: The file.
             bounded: As for the class.
 
         Raises:
             FileNotFoundError, ValueError: No such file, or not a file of `save`.
         """
-        file = shipped_file(os.fspath(path)) if os.fspath(path) in SHIPPED else path
-        tensors, metadata = read_file(file, kind=FORMAT, version=VERSION)
+        tensors, metadata = read_file(path, kind=FORMAT, version=VERSION)
         pgn = cls(metadata["network"], bounded, metadata.get("contraction"))
         try:
             pgn.load_state_dict(tensors)
@@ -185,26 +183,16 @@ class PGN(nn.Module):
         return pgn.requires_grad_(False).eval()
 
     @classmethod
-    def pretrained(cls, bounded: bool = True, name: str = SHIPPED[0]) -> PGN:
-        """Read a UNet that ships, trained on VGG16's perceptual loss; ``notes`` say how, and on whose photographs.
+    def pretrained(cls, bounded: bool = True) -> PGN:
+        """Read the UNet that ships, trained on VGG16's perceptual loss and photographs under free licences.
+
+        ``notes`` say how it was trained, and name the photographers. Its ``contraction`` is 0.8, as in its training;
+        with ``pgn.contraction = None`` it gives its own target.
 
         Args:
             bounded: As for the class.
-            name: "unet_vgg16", whose training pictures are the Berkeley segmentation data set's, for non-commercial
-                research; or "unet_vgg16_free", trained on photographs under free licences: nearer to the true
-                gradient, but an image prior that it leads for long ends farther from its picture (docs/pgn.md).
-
-        Raises:
-            ValueError: No network of that name ships.
         """
-        if name not in SHIPPED:
-            raise ValueError(f"PGN: name must be one of {', '.join(SHIPPED)}; got {name!r}")
-        return cls.load(name, bounded)
-
-
-def shipped_file(name: str) -> Path:
-    """Return the file of a network in `SHIPPED`."""
-    return Path(str(resources.files(__package__))) / "weights" / f"{name}.safetensors"
+        return cls.load(Path(str(resources.files(__package__))) / "weights" / SHIPPED, bounded)
 
 
 def _build(network: str) -> nn.Module:
