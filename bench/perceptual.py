@@ -18,6 +18,8 @@ from tunable_ops.bench.networks import NetworkCase, timed
 from tunable_ops import losses, tunable_conv2d
 from tunable_ops.losses.pgn import PGN
 
+CONTRACTION = 0.8  # of the network that ships
+
 
 class _Own(nn.Module):
     """A convolution by the package's own operator, with a single kernel."""
@@ -35,7 +37,7 @@ class _Own(nn.Module):
 
 def _with_own_operators() -> PGN:
     """Return the UNet whose depthwise and 1x1 layers run on the package's operators."""
-    pgn = PGN("unet", bounded=False)
+    pgn = PGN("unet", bounded=False, contraction=CONTRACTION)
     for module in list(pgn.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d) and (child.groups > 1 or child.kernel_size == (1, 1)):
@@ -46,7 +48,7 @@ def _with_own_operators() -> PGN:
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: losses.Perceptual("vgg16", weights="random", bounded=False),
     "true-vgg19": lambda: losses.Perceptual("vgg19", weights="random", bounded=False),
-    "pgn-unet": lambda: losses.PerceptualGradient(PGN("unet", bounded=False)),
+    "pgn-unet": lambda: losses.PerceptualGradient(PGN("unet", bounded=False, contraction=CONTRACTION)),
     "pgn-unet-own": lambda: losses.PerceptualGradient(_with_own_operators()),
     "pgn-unet-published": lambda: losses.PerceptualGradient(PGN("unet_published", bounded=False).eval()),
     "pgn-resnet4": lambda: losses.PerceptualGradient(PGN("resnet4", bounded=False)),
