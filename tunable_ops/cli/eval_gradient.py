@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     loss = Perceptual(network, config.get("loss.layers", "relus"), config.get("loss.pool", "avg"), weights=args.weights)
     size = 0 if args.generator else crop
     pictures = [picture for _, picture in held_out(args.pictures, size)][: args.count]
-    print(f"{pgn.name}, {pgn.notes.get('step', '?')} steps; {network}; {len(pictures)} pictures")
+    trained = pgn.notes.get("trained_on") or f"{pgn.notes.get('step', '?')} steps"
+    print(f"{pgn.name}, {trained}; {network}; {len(pictures)} pictures")
     if args.generator:
         _print_cosines(pgn, loss, generators, pictures, crop, args.crops)
     else:
