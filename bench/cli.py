@@ -32,6 +32,7 @@ DESCRIPTION = "Compare the speed of tunable and plain convolutions on this machi
 _OF_TIMINGS = ("device", "cases", "case", "providers", "quick", "list", "budget", "cpu_time", "readme", "compare")
 _CHOICES = ("backbone", "tasks", "methods", "seeds", "steps")  # attributes of the comparison's setting
 _OF_COMPARISON = ("runs", "setting", "data", "test", "every", "weights", "jobs", *_CHOICES)
+_PARTS = ("tasks", "methods", "seeds")  # of a comparison folder, to show a part of it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         type=Path,
-        help="measure nothing: show the results of this file or comparison folder",
+        help="measure nothing: show the results of this file or comparison folder; of a folder, a part with --tasks, "
+        "--methods and --seeds",
     )
     timings = parser.add_argument_group("timings", "all suites but comparison")
     timings.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -130,6 +132,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"bench: --suite must be one of {', '.join(SUITES)}; got {args.suite!r}")
     if args.source is None:
         _refuse_others(args, args.suite)
+    for name in _OF_COMPARISON if args.source is not None else ():
+        if _given(args, name) and not (name in _PARTS and args.source.is_dir()):
+            raise ValueError(f"bench: --{name} must be left out with --from {args.source}; got {getattr(args, name)}")
     if args.rounds is not None and args.rounds < 3:
         raise ValueError(f"bench: --rounds must be at least 3; got {args.rounds}")
     if args.threads is not None and args.threads < 1:
@@ -151,9 +156,8 @@ def _train_knobs(args: argparse.Namespace) -> int:
         raise ValueError("bench: --runs must name a folder for the trainings of the comparison; got nothing")
     given = {"train": args.data, "test": args.test, "every": args.every, "weights": args.weights}
     data = Data(**{name: value for name, value in given.items() if value is not None})
-    changes = {name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    setting, jobs = setting_named(args.setting or "cpu", **changes), 1 if args.jobs is None else args.jobs
+    setting = setting_named(args.setting or "cpu", **_changes(args, _CHOICES))
+    jobs = 1 if args.jobs is None else args.jobs
     try:
         if run_all(setting, data, args.runs, jobs=jobs, threads=args.threads or 1, progress=sys.stderr.isatty()):
             return 0
@@ -164,12 +168,18 @@ def _train_knobs(args: argparse.Namespace) -> int:
     return 130
 
 
+def _changes(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return what the options say of a setting's attributes."""
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
 def _stored(args: argparse.Namespace) -> dict[str, Any]:
     if args.source.is_dir():
         from tunable_ops.bench.comparison.collect import collect
 
         _refuse_others(args, "comparison")
-        return collect(args.source, rounds=args.rounds or 15)
+        return collect(args.source, rounds=args.rounds or 15, **_changes(args, _PARTS))
     results = results_file.read(args.source)
     _refuse_others(args, results["suite"])
     return results

@@ -24,6 +24,7 @@ from tunable_ops.bench.comparison.plan import (
     Method,
     Setting,
     Unit,
+    check,
     lam_for,
     methods_of,
     mixes,
@@ -37,21 +38,23 @@ from tunable_ops.control import PhasedModel
 from tunable_ops.modules import LambdaWarning, TunableModel
 
 
-def collect(out: Path, *, size: int = 256, rounds: int = 15) -> dict[str, Any]:
+def collect(out: Path, *, size: int = 256, rounds: int = 15, **part: Any) -> dict[str, Any]:
     """Gather what `run_all` left in a folder, and time the networks.
 
     Args:
         out: The folder.
         size: Side of the picture that is timed, in pixels.
         rounds: Of the interleaved timing.
+        **part: Of the setting: tasks, methods or seeds in the place of those of the folder's last call.
 
     Raises:
-        ValueError: Units are missing, or were evaluated on different pictures.
+        ValueError: A part that cannot be, units are missing, or were evaluated on different pictures.
     """
     if not (out / "plan.json").is_file():
         raise ValueError(f"comparison: --from must name a results file or a folder with plan.json; got {str(out)!r}")
     plan = results_file.read_json(out / "plan.json")
-    setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["setting"].items()})
+    setting = Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan["setting"].items()} | part)
+    check(setting)
     found = {unit.id: unit for unit in units(setting) + mixes(setting)}
     missing = [name for name, unit in found.items() if not result_file(out, unit).exists()]
     if missing:

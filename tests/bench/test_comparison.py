@@ -110,6 +110,19 @@ def test_a_signal_stops_and_what_is_there_is_kept(data: plan.Data, tmp_path: Pat
     assert cli.main(["--from", str(tmp_path)]) == 2
 
 
+def test_a_part_of_a_folder_is_shown(done: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["--from", str(done), "--rounds", "3", "--tasks", "level", "--seeds"]
+    assert cli.main([*words, "1", "--methods", "dni", "--out", str(tmp_path / "part.json")]) == 0
+    part = results_file.read(tmp_path / "part.json")
+    (task,) = part["tasks"].values()
+    assert set(task) == {"affine", "dni", "separate"} and set(task["dni"]["seeds"]) == {"0"}
+    assert "FiLM" not in capsys.readouterr().out
+    assert cli.main([*words, "3"]) == 2
+    assert "must name a folder with all" in capsys.readouterr().err
+    assert cli.main([*words, "0"]) == 2
+    assert "--seeds must be at least 1; got 0" in capsys.readouterr().err
+
+
 def test_another_comparison_is_refused(done: Path, data: plan.Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--runs must hold this comparison; got plan.json with"):
         run.run_all(dataclasses.replace(TINY, steps=5), data, done)
@@ -182,6 +195,8 @@ def test_incomplete_or_inconsistent_results_are_refused(done: Path, collected: d
         (["--runs", "OUT", "--compare", "x.json"], "--compare must be left out for 'comparison' results; got x.json"),
         (["--from", "EMPTY"], "--from must name a results file or a folder with plan.json"),
         (["--from", __file__], "must hold JSON"),
+        (["--from", "EMPTY", "--steps", "3"], "--steps must be left out with --from .*empty; got 3"),
+        (["--from", __file__, "--seeds", "2"], "--seeds must be left out with --from .*py; got 2"),
     ],
 )
 def test_bad_input_is_refused(words: list[str], message: str, data: plan.Data, tmp_path: Path, capsys: Any) -> None:
