@@ -132,9 +132,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"bench: --suite must be one of {', '.join(SUITES)}; got {args.suite!r}")
     if args.source is None:
         _refuse_others(args, args.suite)
-    for name in _OF_COMPARISON if args.source is not None else ():
-        if _given(args, name) and not (name in _PARTS and args.source.is_dir()):
-            raise ValueError(f"bench: --{name} must be left out with --from {args.source}; got {getattr(args, name)}")
+    else:
+        parts = _PARTS if args.source.is_dir() else ()
+        _refuse(args, [name for name in _OF_COMPARISON if name not in parts], f"with --from {args.source}")
     if args.rounds is not None and args.rounds < 3:
         raise ValueError(f"bench: --rounds must be at least 3; got {args.rounds}")
     if args.threads is not None and args.threads < 1:
@@ -143,9 +143,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _refuse_others(args: argparse.Namespace, suite: str) -> None:
-    for name in _OF_TIMINGS if suite == "comparison" else _OF_COMPARISON:
+    _refuse(args, _OF_TIMINGS if suite == "comparison" else _OF_COMPARISON, f"for {suite!r} results")
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    for name in names:
         if _given(args, name):
-            raise ValueError(f"bench: --{name} must be left out for {suite!r} results; got {getattr(args, name)}")
+            raise ValueError(f"bench: --{name} must be left out {where}; got {getattr(args, name)}")
 
 
 def _train_knobs(args: argparse.Namespace) -> int:

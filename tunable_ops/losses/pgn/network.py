@@ -94,12 +94,14 @@ class PGN(nn.Module):
         pictures = torch.cat(((x - self.mean) / self.std, (y - self.mean) / self.std), dim=1)
         own = (self.mean + (x - self.mean) / STRETCH).clamp(0.01, 0.99)
         target = self.mean + STRETCH * (torch.sigmoid(self.net(pictures) + torch.logit(own)) - self.mean)
-        return target if self.contraction is None else self._contracted(x, y, target, self.contraction)
+        return self._contracted(x, y, target)
 
-    def _contracted(self, x: Tensor, y: Tensor, target: Tensor, contraction: float) -> Tensor:
+    def _contracted(self, x: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """Return the target, moved towards y where it is farther than ``contraction * |x - y|``."""
+        if self.contraction is None:
+            return target
         reach, away = (((v - y) / self.std).flatten(1).norm(dim=1).view(-1, 1, 1, 1) for v in (x, target))
-        return y + (target - y) * (contraction * reach / away.clamp_min(1e-12)).clamp(max=1)
+        return y + (target - y) * (self.contraction * reach / away.clamp_min(1e-12)).clamp(max=1)
 
     def proxy_target(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the picture t towards which the predicted gradient pulls x.
