@@ -230,6 +230,15 @@ def test_pytest_reports_failures_when_it_is_terminated(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in output
 
 
+def test_a_missing_package_stops_the_tests_of_its_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "test_b.py").write_text("def test_runs(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", *plans.TEST_OPTIONS, "--rootdir", tmp_path, tmp_path]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout
+    assert "1 passed, 1 error" in result.stdout and "a_package_that_is_not_there" in result.stdout
+
+
 @pytest.mark.parametrize("option, filled", [([], True), (["--leave-uninitialized"], False)])
 def test_memory_is_filled_unless_it_is_left_uninitialized(tmp_path: Path, option: list[str], filled: bool) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
