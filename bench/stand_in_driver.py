@@ -76,6 +76,8 @@ def unavailable_reason() -> str | None:
     """Return why there is no stand-in here, or None if there is one."""
     if torch.cuda.is_available():
         return "the driver of a GPU is there"
+    if "tunable_ops._launcher" in sys.modules:
+        return "the launcher of this installation is loaded, and a second one would not be called"
     return None if (ROOT / "csrc" / "tests" / "stand_in_cuda.cpp").exists() else "only the repository has its sources"
 
 
@@ -100,7 +102,8 @@ def _build() -> Path:
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1"]
         subprocess.run([*builder.compiler(), *flags, str(driver), "-o", str(partial)], check=True)
         partial.rename(folder / "libcuda.so.1")
-        builder.build_launcher(partial, Path(torch.__file__).parent, torch.__version__)
+        stream = "-Daoti_torch_get_current_cuda_stream=stand_in_current_stream"
+        builder.build_launcher(partial, Path(torch.__file__).parent, torch.__version__, stream)
         partial.rename(library)
     return folder
 

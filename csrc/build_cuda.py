@@ -230,8 +230,15 @@ def launcher_sources() -> list[Path]:
     return [*sorted((SOURCES.parent / "launcher").glob("*.cpp")), SOURCES / "cuda_driver.cpp"]
 
 
-def build_launcher(output: Path, torch_folder: Path, version: str) -> None:
-    """Build the launcher at `output` for the torch of that version alone: it uses more than the stable ABI."""
+def build_launcher(output: Path, torch_folder: Path, version: str, *more: str) -> None:
+    """Build the launcher at `output` for the torch of that version alone: it uses more than the stable ABI.
+
+    Args:
+        output: The library's file.
+        torch_folder: Of the installed torch.
+        version: Of it.
+        more: Further flags of the compiler.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     include = torch_folder / "include"
     folders = [include, include / "torch" / "csrc" / "api" / "include", Path(sysconfig.get_path("include"))]
@@ -242,6 +249,7 @@ def build_launcher(output: Path, torch_folder: Path, version: str) -> None:
         "-fPIC",
         "-fvisibility=hidden",
         f"-DTO_TORCH_VERSION={version.replace('+', '.')}",
+        *more,
     ]
     flags += [part for folder in folders for part in ("-isystem", str(folder))]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -217,3 +217,28 @@ def test_kernels_of_one_row() -> None:
     if theirs.returncode == 0:
         pytest.skip(f"gone in {WHERE}")
     assert theirs.returncode == 3, theirs.stderr
+
+
+COMPILED = """
+import torch, tunable_ops.losses
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        y = x * 1
+        return y.add_(x)
+    @staticmethod
+    def setup_context(ctx, inputs, output): pass
+    @staticmethod
+    def backward(ctx, grad): return grad * 2
+x, y = torch.rand(1, 1, 12, 12, requires_grad=True), torch.rand(1, 1, 12, 12)
+call = {call}
+(want,), (found,) = (torch.autograd.grad(f(x, y).sum(), x) for f in (call, torch.compile(call, backend="aot_eager")))
+assert torch.allclose(found, want), (found - want).abs().max()
+"""
+
+
+def test_a_compiled_function_that_writes_in_place() -> None:
+    ours = process(COMPILED.format(call="tunable_ops.losses.ssim"))
+    assert ours.returncode == 0, ours.stderr
+    if process(COMPILED.format(call="lambda x, y: Double.apply(x)")).returncode == 0:
+        pytest.skip(f"gone in {WHERE}")

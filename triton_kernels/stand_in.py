@@ -51,8 +51,10 @@ class Launching(StandIn):
         super().__init__()
         utils = CudaUtils()
         self.launcher_cls = CudaLauncher
-        for name in ("launch", "build_signature_metadata", "load_binary"):
-            setattr(self, name, getattr(utils, name))
+        self.load_binary = utils.load_binary
+        for name in ("launch", "build_signature_metadata"):  # since Triton 3.7; before, each kernel has a launcher in C
+            if hasattr(utils, name):
+                setattr(self, name, getattr(utils, name))
 
 
 Driver = TypeVar("Driver", bound=StandIn)

@@ -131,8 +131,8 @@ TO_REFUSE(cuStreamSynchronize)
 TO_REFUSE(cuStreamDestroy_v2)
 TO_REFUSE(cuThreadExchangeStreamCaptureMode)
 
-// Torch's function, which a build without CUDA lacks.
-EXPORTED int32_t aoti_torch_get_current_cuda_stream(int32_t, void** current) { return *current = stream, 0; }
+// In the place of aoti_torch_get_current_cuda_stream, which needs a GPU or, in a torch without CUDA, is not there.
+EXPORTED int32_t stand_in_current_stream(int32_t, void** current) { return *current = stream, 0; }
 
 EXPORTED void stand_in_stream(uint64_t current) { stream = reinterpret_cast<void*>(current); }
 EXPORTED uint64_t stand_in_count() { return count; }

@@ -23,13 +23,13 @@ def toolkits() -> list[Path]:
 
 
 def find_nvrtc() -> Path | None:
-    """Return NVRTC of torch, of NVIDIA's own packages or of the CUDA toolkit."""
+    """Return NVRTC of NVIDIA's own packages, of the CUDA toolkit, or of torch, which loads where there is a driver."""
     own = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
     spec = importlib.util.find_spec("nvidia")
     packages = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     found = [f for p in packages for f in sorted(p.glob("*/lib/libnvrtc.so.*"))]
     found += [f for toolkit in toolkits() for f in sorted(toolkit.glob("lib64/libnvrtc.so.*"))]
-    return next((f for f in [own, *found] if f.exists()), None)
+    return next((f for f in [*found, own] if f.exists()), None)
 
 
 NVRTC = find_nvrtc()

@@ -255,7 +255,12 @@ def test_writing_to_a_blend_raises(write) -> None:
         lambda w: w.detach().requires_grad_(),
         lambda w: nn.Parameter(w),
         lambda w: torch.cat([w, w]).zero_(),
-        lambda w: torch.compile(lambda v: v.mT * 2, backend="eager", fullgraph=True)(w),
+        pytest.param(
+            lambda w: torch.compile(lambda v: v.mT * 2, backend="eager", fullgraph=True)(w),
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.11."), reason="torch 2.11 looks for a base without end"
+            ),
+        ),
         lambda w: w.cpu().double().numpy(),
         repr,
     ],

@@ -51,7 +51,7 @@ def matrix(name: str, m: int, n: int, k: int, num_warps: int = 4, num_stages: in
     return AuditCase(name, Launch(_blend_and_multiply, (1,), (*tensors(3), 64), constants, num_warps, num_stages), m)
 
 
-GOOD = matrix("good", 128, 64, 64)
+GOOD = matrix("good", 128, 64, 32)
 SPILLING = AuditCase("spilling", Launch(_hoard, (1,), tensors(2, torch.float32), {"BLOCK": 16384}, 1, 3))
 TOO_MUCH_SHARED = matrix("too-much-shared", 128, 128, 128, num_stages=6, num_warps=8)
 PLAIN = AuditCase("plain", Launch(_scale, (1,), tensors(2), {"BLOCK": 1024}, 4, 3), rows=128)

@@ -201,6 +201,7 @@ def test_a_chain_of_hooks_that_is_replaced_is_found_by_the_next_call_in_python(
 def test_a_torch_that_does_not_tell_its_stream_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     library = SimpleNamespace(torch=torch.__version__, finds_stream=lambda: False)
     monkeypatch.setattr(native, "_missing", None)
+    monkeypatch.setattr(native, "_served", {})
     monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(native.importlib, "import_module", lambda name: library)
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -90,7 +90,8 @@ class _GaussianPass(torch.autograd.Function):
         size = values.shape[dim] - WINDOW + 1
         out = values.narrow(dim, 0, size) * _TAPS[0]
         for k in range(1, WINDOW):
-            out.add_(values.narrow(dim, k, size), alpha=_TAPS[k])
+            # not in place: torch.compile of torch 2.11 would lose the gradient
+            out = torch.add(out, values.narrow(dim, k, size), alpha=_TAPS[k])
         return out
 
     @staticmethod

@@ -213,8 +213,10 @@ def open_container(path: Path) -> Any:
 
     if not path.is_file():
         raise FileNotFoundError(2, "No such file", str(path))
+    # before 19 PyAV refuses a file with metadata that are no UTF-8, unless it is told not to
+    options: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(str(path), **options)
     except av.FFmpegError as error:
         raise ValueError(f"video: path must be a video file; got {str(path)!r} ({error.strerror or error})") from error
 
