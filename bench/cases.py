@@ -283,7 +283,8 @@ def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
 
     Args:
         cases: Of a suite: anything with `id` and `to_dict()`.
-        filters: Each ``field=value[,value...]`` (say ``kind=3x3,1x1``) or a pattern for the id (``3x3-*-shared-*``).
+        filters: Each ``field=value[,value...]`` (say ``kind=3x3,1x1``) or a pattern for the id (``3x3-*-shared-*``), or
+            a part of it (``shared``).
 
     Raises:
         ValueError: A filter that names no field, or matches none of the cases; the message lists what is known.
@@ -301,13 +302,14 @@ def select(cases: Sequence[Any], filters: Sequence[str]) -> list[Any]:
                     raise ValueError(f"bench: {name} must be one of {', '.join(known)} in this suite; got {value!r}")
             chosen = [case for case in chosen if str(case.to_dict().get(name)) in values.split(",")]
         else:
-            if not any(fnmatch.fnmatch(case.id, text) for case in cases):
+            pattern = text if set(text) & set("*?[") or any(case.id == text for case in cases) else f"*{text}*"
+            if not any(fnmatch.fnmatch(case.id, pattern) for case in cases):
                 near = difflib.get_close_matches(text.strip("*"), [case.id for case in cases], n=5, cutoff=0)
                 listed = "".join(f"\n  {name}" for name in near)
                 raise ValueError(
                     f"bench: --cases must match a case of the suite; got {text!r}. Nearest (--list prints all):{listed}"
                 )
-            chosen = [case for case in chosen if fnmatch.fnmatch(case.id, text)]
+            chosen = [case for case in chosen if fnmatch.fnmatch(case.id, pattern)]
     if not chosen:
         raise ValueError(f"bench: --cases must leave at least one case; got {' '.join(filters)}, which leave none")
     return chosen

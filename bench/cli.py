@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     timings = parser.add_argument_group("timings", "all suites but comparison")
     timings.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    timings.add_argument("--cases", nargs="+", default=[], help="field=value[,value] or id patterns; all must match")
+    timings.add_argument(
+        "--cases", nargs="+", default=[], help="field=value[,value], patterns or parts of the id; all must match"
+    )
     timings.add_argument(
         "--case",
         action="append",

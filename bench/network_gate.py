@@ -137,6 +137,26 @@ def check(
             _compare(name, want, base, got, BOUNDS[precision])
 
 
+def check_accelerated(
+    plain: nn.Module,
+    fast: nn.Module,
+    x: Tensor,
+    training: bool,
+    precision: str,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Check what `accelerate` makes of a plain network against that network, as `check` does."""
+    wide = copy.deepcopy(plain).float()
+    for gradients in (False, True) if training else (False,):
+        with smooth() if gradients else nullcontext():
+            with ieee(Case("1x1", 1, 1, 1)):
+                want = results(lambda: wide(x.float()), dict(wide.named_parameters()), gradients)
+            with context():
+                base = results(lambda: plain(x), dict(plain.named_parameters()), gradients)
+                got = results(lambda: fast(x), dict(fast.named_parameters()), gradients)
+        _compare("accelerated", want, base, got, BOUNDS[precision])
+
+
 def _compare(
     name: str, want: Mapping[str, Tensor], base: Mapping[str, Tensor], got: Mapping[str, Tensor], bound: float
 ) -> None:

@@ -78,7 +78,7 @@ def measure(case: NetworkCase, device: str, settings: Settings) -> dict[str, Any
     """Return the results of a network, in the form of `bench.measure.measure`."""
     row: dict[str, Any] = {"id": case.id, "network": case.to_dict()}
     names = ("plain", "tunable", "tunable-per-sample", "tunable-remembered", "folded", "live-fold", "memory-floor")
-    names += ("cast-kernels",)
+    names += ("cast-kernels", "accelerated")
     if case.mode == "graph" and device != "cuda":
         reason = {"status": "unsupported", "reason": "graph replay needs a GPU"}
         return {**row, "providers": dict.fromkeys(names, reason)}
@@ -141,6 +141,9 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         calls["folded"] = (folded, lambda: folded(x))
         calls["live-fold"] = (net, lambda: live(x))
     variants = {name: _step(case, device, module, call) for name, (module, call) in calls.items()}
+    fast = tunable_ops.accelerate(copy.deepcopy(plain)) if device == "cpu" else None
+    if fast is not None:
+        variants["accelerated"] = _step(case, device, fast, lambda: fast(x))
     if not training:
         variants["memory-floor"] = _memory_step(net)
     if case.autocast:
@@ -151,6 +154,8 @@ def _variants(case: NetworkCase, device: str) -> tuple[dict[str, steps.Step], Ca
         del tunable["plain"]
         precision = case.autocast or case.dtype
         network_gate.check(plain, net, tunable, x, training, precision, lambda: _autocast(case, device))
+        if fast is not None:
+            network_gate.check_accelerated(plain, fast, x, training, precision, lambda: _autocast(case, device))
 
     return variants, gate
 

@@ -121,6 +121,8 @@ def test_filters() -> None:
     picked = cases.select(suite, ["3x3-C64-*", "alpha=per_sample", "direction=both"])
     assert picked and all(c.channels == 64 and c.direction == "both" and c.alpha == "per_sample" for c in picked)
     assert cases.select(suite, []) == suite
+    assert cases.select(suite, ["3x3-C64", "per_sample"]) == cases.select(suite, ["*3x3-C64*", "*-per_sample-*"])
+    assert cases.select(suite, [suite[0].id]) == [suite[0]]
     with pytest.raises(ValueError, match=r"--cases must name a field of kind, channels, size, .*; got 'shape'"):
         cases.select(suite, ["shape=3x3"])
     with pytest.raises(ValueError, match=r"kind must be one of 3x3, 1x1, 5x5, .*; got '7x7'"):

@@ -1,5 +1,6 @@
 """The gate of whole networks: it passes the networks, and sees a wrong kernel inside a block."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_wrong_kernel_inside_a_block_is_not_timed(
     found = statuses(networks.NetworkCase("nafnet", 8, 2, "both", autocast=autocast), fault, monkeypatch)
     assert {result["status"] for result in found.values()} == {"wrong"}
     assert all("rms error" in result["reason"] for result in found.values())
+
+
+@pytest.mark.parametrize("fault", [wrong_value, wrong_gradient], ids=lambda f: f.__name__)
+def test_a_fault_of_the_accelerated_network_is_not_timed(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate = tunable_ops.accelerate
+
+    def faulty(net: Any) -> Any:
+        fault(SimpleNamespace(network=net))
+        return accelerate(net)
+
+    monkeypatch.setattr(tunable_ops, "accelerate", faulty)
+    row = networks.measure(networks.NetworkCase("nafnet", 16, 2, "both"), "cpu", FAST)
+    assert {p["status"] for p in row["providers"].values()} == {"wrong"}
+    assert all("accelerated: rms error of " in p["reason"] for p in row["providers"].values())
 
 
 def test_gradients_are_compared_where_they_are_smooth() -> None:

@@ -127,6 +127,15 @@ def test_a_folded_network_and_a_model() -> None:
         torch.testing.assert_close(live(x), net(x, [0.9, 0.1]), rtol=1e-4, atol=1e-5)
 
 
+def test_an_accelerated_network_is_converted() -> None:
+    plain = network()
+    tunable, expected = (tunable_ops.convert(n, 2) for n in (tunable_ops.accelerate(copy.deepcopy(plain)), plain))
+    assert [type(m) for m in tunable.modules()] == [type(m) for m in expected.modules()]
+    x = picture()
+    torch.testing.assert_close(tunable(x, [0.3, 0.7]), plain(x), rtol=1e-4, atol=1e-5)
+    assert not [m for m in tunable_ops.fold(tunable, [0.3, 0.7]).modules() if isinstance(m, FilteredConv2d)]
+
+
 @needs_cpp
 def test_second_order() -> None:
     x = torch.randn(1, 16, 48, 48).to(memory_format=LAST).requires_grad_()

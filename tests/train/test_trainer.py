@@ -18,11 +18,14 @@ from torch import nn
 
 from tunable_ops import losses
 from tunable_ops.modules import TunableModel
+from tunable_ops.modules.accelerate import FilteredConv2d
 from tunable_ops.serialization import load, load_folded
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, learning_rate
+from tunable_ops.train.distributed import Process
 from tunable_ops.train.ema import Ema
 from tunable_ops.train.log import LOG
+from tunable_ops.train.restoration import Restoration
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -274,6 +277,14 @@ def test_the_plain_network_trains_on_one_objective(make_config, tmp_path: Path) 
     x = torch.rand(1, 3, 8, 8)
     # the same start: the comparison of the two is fair
     torch.testing.assert_close(tunable(x, [0.3, 0.7]), plain(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "film"])
+def test_plain_layers_train_through_the_filtering(make_config, kind: str) -> None:
+    model = {"arguments": {"features": 16, "depth": 4}}
+    for device, filtered in (("cpu", 3), ("meta", 0)):
+        task = Restoration(make_config(tuning={"kind": kind}, model=model), Process(0, 1, torch.device(device)))
+        assert sum(isinstance(module, FilteredConv2d) for module in task.net.modules()) == filtered
 
 
 def test_box_domain_with_separate_groups(make_config, tmp_path: Path) -> None:

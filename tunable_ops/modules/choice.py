@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from tunable_ops.modules.accelerate import FilteredConv2d
 from tunable_ops.modules.layer import StackedLayer
 from tunable_ops.modules.tunable_conv import TunableConv1d, TunableConv2d, TunableConv3d, TunableConvTranspose2d
 from tunable_ops.modules.tunable_linear import TunableLinear
@@ -15,6 +16,7 @@ from tunable_ops.nearest import hint
 TUNABLE: dict[type[nn.Module], type[StackedLayer]] = {
     nn.Conv1d: TunableConv1d,
     nn.Conv2d: TunableConv2d,
+    FilteredConv2d: TunableConv2d,
     nn.Conv3d: TunableConv3d,
     nn.ConvTranspose2d: TunableConvTranspose2d,
     nn.Linear: TunableLinear,

@@ -15,7 +15,7 @@ from tunable_ops.control import PhasedModel
 from tunable_ops.images import strip
 from tunable_ops.knob_files import save_knob
 from tunable_ops.losses import MultiLoss
-from tunable_ops.modules import TunableModel
+from tunable_ops.modules import TunableModel, accelerate
 from tunable_ops.serialization import save
 from tunable_ops.train.adversarial import Adversary
 from tunable_ops.train.build import (
@@ -59,6 +59,8 @@ class Restoration(Task):
         self.layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         self.net = build_network(config, fresh).to(here.device)
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if here.device.type == "cpu":
+            accelerate(self.net)
         if isinstance(self.net, TunableModel):  # what its lambda says of noise, for grey pictures of the validation
             self.net.notes = {"config": config.model_dump(mode="json")}
         self.criterion = build_criterion(config).to(here.device)
