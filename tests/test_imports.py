@@ -39,7 +39,12 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.geometry",
         "tunable_ops.nearest",
     },
-    "tunable_ops.losses": {"tunable_ops.checks", "tunable_ops.nearest", "tunable_ops.serialization"},
+    "tunable_ops.losses": {
+        "tunable_ops.checks",
+        "tunable_ops.modules",
+        "tunable_ops.nearest",
+        "tunable_ops.serialization",
+    },
     "tunable_ops.models": {"tunable_ops.extras", "tunable_ops.modules", "tunable_ops.nearest"},
     "tunable_ops.control": {"tunable_ops.modules"},
     "tunable_ops.serialization": {"tunable_ops.control", "tunable_ops.models", "tunable_ops.modules"},

@@ -75,7 +75,7 @@ def test_outputs_and_gradients_agree_and_exact_are_torchs() -> None:
         lambda net, x: (net.to(memory_format=torch.contiguous_format), x.contiguous()),
         lambda net, x: (net, x[0]),
         lambda net, x: (net, x[:0]),
-        lambda net, x: (torch.compile(net, backend="eager"), x),
+        lambda net, x: (torch.compile(net, backend="eager", fullgraph=True), x),
         lambda net, x: (torch.jit.trace(net, x), x),
     ],
     ids=["fp64", "bf16", "contiguous", "unbatched", "empty", "compile", "trace"],

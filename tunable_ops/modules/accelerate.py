@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tunable_ops import functional
@@ -15,6 +16,9 @@ class FilteredConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling():
+            compiled: Tensor = super()._conv_forward(input, weight, bias)
+            return compiled
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             padding = 0
