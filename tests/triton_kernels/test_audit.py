@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import pytest
-import triton
 from tunable_ops.triton_kernels import audit, unavailable_reason
 
 if unavailable_reason() is not None:
@@ -98,6 +97,8 @@ def test_every_case_has_a_source() -> None:
 
 def test_representative_cases() -> None:
     """Run the audit as users do, in its own process."""
+    import triton
+
     result = subprocess.run(
         [sys.executable, "-m", "tunable_ops.triton_kernels.audit", "--quick"], capture_output=True, text=True
     )

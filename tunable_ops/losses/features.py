@@ -106,7 +106,7 @@ class Features(nn.Module):
             found = read_weights(op, self.network, list(self.state_dict()), weights)
             _check_shapes(op, found, self.state_dict())
             self.load_state_dict({name: value.to(self.mean.device) for name, value in found.items()}, assign=True)
-        # on a CPU channels_last makes the convolutions about twice as fast, and the filtering those of VGG again
+        # On a CPU channels_last halves the time of the convolutions, and the filtering takes a quarter of VGG's again.
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         accelerate(self)
 

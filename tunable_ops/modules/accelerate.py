@@ -44,7 +44,8 @@ def accelerate(net: nn.Module) -> nn.Module:
     (``net.to(memory_format=torch.channels_last)``, and the input likewise), outside autocast and torch.compile; all
     others are torch's. Results differ from torch's within the rounding that docs/winograd.md shows, gradients too;
     inside ``tunable_ops.exact()`` they are torch's. Layers inside a TunableModel profit without this; for a `LiveFold`
-    and what `fold` returns call it once. Saving and loading state dicts, deepcopy and pickle work as before.
+    and what `fold` returns call it once. The trainer does, on a CPU, and so do the feature networks of the losses.
+    Saving and loading state dicts, deepcopy, pickle and `convert` work as before.
 
     Args:
         net: A network, or one layer.
