@@ -52,7 +52,7 @@ def batch(args: argparse.Namespace, photographs: Photographs, step: int) -> tupl
 
 def train(args: argparse.Namespace) -> None:
     """Train the network with one objective, from the saved state if there is one."""
-    net, loss = build(), multi_loss(args.objective, args.period, args.pgn, args.weights)
+    net, loss = build(), multi_loss(args.objective, args.period, args.pgn, args.weights, args.side)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     photographs = Photographs(find_images(args.pictures), CROP)
     name = args.name or args.objective
@@ -60,6 +60,7 @@ def train(args: argparse.Namespace) -> None:
     first, spent = load(file, net, optimizer) if file.exists() else (0, 0.0)
     started = time.perf_counter()
     for step in range(first, args.steps):
+        torch.manual_seed(step)  # for the places of crops
         y, lam = batch(args, photographs, step)
         total, terms = loss(net(reduced(y), lam), {"l1": y, "perceptual": y}, lam, step)
         optimizer.zero_grad(set_to_none=True)
@@ -83,7 +84,7 @@ def measure(args: argparse.Namespace) -> None:
     y, lam = torch.rand(args.batch, 3, CROP, CROP), torch.tensor([[0.5, 0.5]] * args.batch)
     x, calls = reduced(y), {}
     for name in args.objectives:
-        net, loss = build(), multi_loss(name, args.period, args.pgn, args.weights)
+        net, loss = build(), multi_loss(name, args.period, args.pgn, args.weights, args.side)
 
         def call(net: nn.Module = net, loss: losses.MultiLoss = loss, steps: Sequence[int] = (0,)) -> None:
             for step in steps:
@@ -169,9 +170,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=OBJECTIVES, default="pgn")
     parser.add_argument("--name", help="of the run's file in --out (default: the objective)")
-    parser.add_argument("--period", type=int, default=4, help="N of the objectives sparse and corrected")
+    parser.add_argument("--period", type=int, default=4, help="N of the objectives that have one")
+    parser.add_argument("--side", type=int, default=32, help="of the crops of the objectives that have them")
     parser.add_argument(
-        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:4]), help="to time; the first is 1"
+        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:6]), help="to time; the first is 1"
     )
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
     parser.add_argument("--cpu-time", action="store_true", help="time the processor, not the clock: where it is shared")

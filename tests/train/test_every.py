@@ -1,6 +1,7 @@
-"""Objectives of a configuration that are computed at some steps only, or corrected there."""
+"""Objectives of a configuration that are computed at some steps only or on crops, or corrected there."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunable_ops.images import write_image
-from tunable_ops.losses import PGN, Corrected, MultiLoss, VGG16Features
+from tunable_ops.losses import PGN, Corrected, Cropped, MultiLoss, Perceptual, VGG16Features
 from tunable_ops.train import MODEL, STATE, Config, train
 from tunable_ops.train.build import build_criterion, named_files
+from tunable_ops.train.distributed import Process
 from tunable_ops.train.log import LOG
+from tunable_ops.train.restoration import Restoration
 
 LAYERS = ["relu1_1"]
 
@@ -33,10 +36,12 @@ def objective(data: Path, kind: str) -> dict:
     exact = {"network": "vgg16", "layers": LAYERS, "weights": str(data / "vgg.safetensors")}
     if kind == "sparse":
         return {"name": "look", "loss": "perceptual", "scale": 0.1, "every": 3, "arguments": exact}
+    if kind == "crop":
+        return {"name": "look", "loss": "perceptual", "scale": 0.1, "crop": 8, "arguments": exact}
     return {
         "name": "look",
         "loss": "perceptual_gradient",
-        "every": 3,
+        **({"crop": 8} if kind == "corrected on crops" else {"every": 3}),
         "arguments": {"path": str(data / "pgn.safetensors")},
         "correct_with": {"loss": "perceptual", "arguments": exact},
     }
@@ -57,7 +62,7 @@ def config(data: Path, kind: str) -> Config:
     )
 
 
-@pytest.mark.parametrize("kind", ["sparse", "corrected"])
+@pytest.mark.parametrize("kind", ["sparse", "corrected", "crop", "corrected on crops"])
 def test_stopped_between_two_computed_steps_and_resumed_to_the_same_bits(data: Path, tmp_path: Path, kind: str) -> None:
     run = config(data, kind)
     train(run, tmp_path / "one", progress=False)
@@ -67,12 +72,27 @@ def test_stopped_between_two_computed_steps_and_resumed_to_the_same_bits(data: P
         one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     lines = [json.loads(line) for line in (tmp_path / "one" / LOG).read_text().splitlines()]
-    assert all(line["loss/look"] > 0 for line in lines)
-    other = run.model_copy(
-        update={"objectives": [run.objectives[0], run.objectives[1].model_copy(update={"every": 2})]}
-    )
-    with pytest.raises(ValueError, match=r"got objectives\.1\.every was 3, is 2"):
+    assert all(math.isfinite(line["loss/look"]) for line in lines)
+    key, was, now = ("crop", 8, 6) if "crop" in kind else ("every", 3, 2)
+    other = run.model_copy(update={"objectives": [run.objectives[0], run.objectives[1].model_copy(update={key: now})]})
+    with pytest.raises(ValueError, match=rf"got objectives\.1\.{key} was {was}, is {now}"):
         train(other, tmp_path / "two", resume=True, progress=False)
+
+
+def test_what_a_correction_has_fitted_is_kept(data: Path, tmp_path: Path) -> None:
+    run = config(data, "corrected on crops")
+    here = Process(0, 1, torch.device("cpu"))
+    task = Restoration(run, here)
+    assert task.counters() == {"look": [0.0, 0.0, 0.0]}
+    for step in range(3):
+        task.loss(task.batches[step], step)
+    kept = task.counters()
+    assert all(number != 0 for number in kept["look"])
+    other = Restoration(run, here)
+    other.restore(json.loads(json.dumps(kept)))
+    assert other.counters() == kept
+    other.restore({})  # as states of before have it
+    assert other.counters() == {"look": [0.0, 0.0, 0.0]}
 
 
 def test_the_log_has_the_mean_over_the_steps_that_computed_it(data: Path, tmp_path: Path) -> None:
@@ -89,7 +109,12 @@ def test_the_log_has_the_mean_over_the_steps_that_computed_it(data: Path, tmp_pa
 def test_the_criterion_is_as_configured(data: Path) -> None:
     criterion = build_criterion(config(data, "corrected"))
     assert isinstance(criterion, MultiLoss) and criterion.every == {"exact": 1, "look": 3}
-    assert isinstance(criterion.objectives["look"], Corrected)
+    look = criterion.objectives["look"]
+    assert isinstance(look, Corrected) and look.crop is None
+    look = build_criterion(config(data, "corrected on crops")).objectives["look"]
+    assert isinstance(look, Corrected) and look.crop == 8
+    look = build_criterion(config(data, "crop")).objectives["look"]
+    assert isinstance(look, Cropped) and look.side == 8 and isinstance(look.loss, Perceptual)
     assert {"objectives.1.arguments.path", "objectives.1.correct_with.arguments.weights"} <= named_files(
         config(data, "corrected")
     ).keys()
@@ -101,7 +126,13 @@ def test_the_criterion_is_as_configured(data: Path) -> None:
         ({"every": 0}, "objectives.1.every must be valid; got 0"),
         ({"loss": "adversarial", "every": 2}, "objectives.every must be 1 for the loss 'adversarial'; got 2"),
         ({"correct_with": {}, "every": 4}, "objectives.correct_with must be left out for a loss other than"),
-        ({"loss": "perceptual_gradient", "correct_with": {}}, "objectives.every must be above 1 with correct_with"),
+        (
+            {"loss": "perceptual_gradient", "correct_with": {}},
+            "objectives.every must be above 1, or crop given, with correct_with",
+        ),
+        ({"crop": 0}, "objectives.1.crop must be valid; got 0"),
+        ({"crop": 65}, "objectives.crop must be at most data.crop, 64; got 65 for 'look'"),
+        ({"loss": "adversarial", "crop": 32}, "objectives.crop must be left out for the loss 'adversarial'; got 32"),
         (
             {"loss": "perceptual_gradient", "every": 2, "correct_with": {"loss": "l1"}},
             "correct_with.loss must be valid",

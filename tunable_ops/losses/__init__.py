@@ -9,12 +9,14 @@ batch last; `StyleTransfer` does so for styles, with one pass through the featur
 from typing import TYPE_CHECKING
 
 from tunable_ops.losses.adversarial import PatchDiscriminator, discriminator_loss, generator_loss, r1_penalty
+from tunable_ops.losses.corrected import Corrected
+from tunable_ops.losses.cropped import Cropped
 from tunable_ops.losses.features import AlexNetFeatures, SqueezeNetFeatures, VGG16Features, VGG19Features
 from tunable_ops.losses.grid import grid
 from tunable_ops.losses.lpips import DISTS, LPIPS
 from tunable_ops.losses.multi import MultiLoss
 from tunable_ops.losses.perceptual import GramStyle, Perceptual
-from tunable_ops.losses.perceptual_gradient import Corrected, PerceptualGradient
+from tunable_ops.losses.perceptual_gradient import PerceptualGradient
 from tunable_ops.losses.pixel import charbonnier, l1, log_mse, mse, tv
 from tunable_ops.losses.samplers import Sampler, sampler
 from tunable_ops.losses.ssim import WINDOW as SSIM_WINDOW
@@ -31,6 +33,7 @@ __all__ = [
     "SSIM_WINDOW",
     "AlexNetFeatures",
     "Corrected",
+    "Cropped",
     "GramStyle",
     "MultiLoss",
     "PatchDiscriminator",

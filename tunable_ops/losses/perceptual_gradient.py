@@ -1,12 +1,9 @@
 """A loss whose gradient is predicted by a network instead of computed by differentiation."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-Loss = Callable[[Tensor, Any], Tensor]
 
 
 class GradientField(Protocol):
@@ -66,45 +63,3 @@ class PerceptualGradient(nn.Module):
     def train(self, mode: bool = True) -> "PerceptualGradient":
         """Stay in evaluation mode."""
         return super().train(False)
-
-
-class Corrected(nn.Module):
-    """A cheap loss, corrected by the exact one at some steps: a control variate of `MultiLoss`.
-
-    With ``every={name: N}`` the multi-loss takes ``cheap`` at every step, and at every N-th one ``cheap + N * (exact -
-    cheap)``. The mean over N steps at one output is that of ``exact``, value and gradient alike, and the nearer
-    ``cheap`` comes to ``exact``, the less the steps differ. Only the N-th steps pay for ``exact``.
-
-    Args:
-        cheap: ``f(output, target) -> [B]``, such as a `PerceptualGradient`.
-        exact: The loss that it stands for, such as `losses.Perceptual`.
-
-    Example:
-        >>> from tunable_ops import losses
-        >>> cheap = losses.PerceptualGradient(losses.PGN("unet"))
-        >>> exact = losses.Perceptual("vgg16", ["relu1_2"], weights="random")
-        >>> pair = losses.Corrected(cheap, exact)
-        >>> criterion = losses.MultiLoss({"l1": losses.l1, "perceptual": pair}, every={"perceptual": 4})
-        >>> x, y = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
-        >>> total, terms = criterion(x, y, [0.5, 0.5], step=0)
-    """
-
-    def __init__(self, cheap: Loss, exact: Loss) -> None:
-        super().__init__()
-        for name, loss in (("cheap", cheap), ("exact", exact)):
-            if not callable(loss):
-                raise TypeError(f"Corrected: {name} must be callable; got {type(loss).__name__}")
-        self.cheap, self.exact = cheap, exact
-
-    def forward(self, output: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
-        """Return ``cheap + weight * (exact - cheap)`` of each sample, [B]; with weight 0 or 1 the other is spared.
-
-        Args:
-            output: As for both losses.
-            target: As for both losses.
-            weight: Of the correction; 1 is the exact loss.
-        """
-        if weight == 1:
-            return self.exact(output, target)
-        value = self.cheap(output, target)
-        return value if weight == 0 else value + weight * (self.exact(output, target) - value)

@@ -216,7 +216,14 @@ class _OnGrey(nn.Module):
 
 
 def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:
-    """Return the function or module of an objective, with its arguments."""
+    """Return the function or module of an objective, with its arguments and its crop."""
+    loss = _whole_loss(objective, config)
+    if objective.crop is None or objective.correct_with is not None:
+        return loss
+    return losses.Cropped(loss, objective.crop)
+
+
+def _whole_loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:
     given = objective.arguments
     if objective.loss == "adversarial":  # of scores in place of pictures
         return functools.partial(losses.generator_loss, form=config.adversarial.form)
@@ -230,7 +237,7 @@ def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tenso
         exact = objective.correct_with
         if exact is None:
             return loss
-        return losses.Corrected(loss, _on_features(exact.loss, exact.arguments, objective.name, config))
+        return losses.Corrected(loss, _on_features(exact.loss, exact.arguments, objective.name, config), objective.crop)
     if objective.loss in _FEATURES:
         return _on_features(objective.loss, given, objective.name, config)
     function = getattr(losses, objective.loss)

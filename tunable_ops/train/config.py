@@ -212,6 +212,12 @@ def _check_batches(config: Config) -> None:
     if config.tuning.phased and config.optim.weight_decay:
         # kernels of other phases get a gradient of 0; the decay would move them all the same
         raise ValueError(f"optim.weight_decay must be 0 for tuning.kind {config.tuning.kind!r}")
+    for objective in config.objectives:
+        if objective.crop is not None and objective.crop > config.data.crop:
+            raise ValueError(
+                f"objectives.crop must be at most data.crop, {config.data.crop}; got {objective.crop} for "
+                f"{objective.name!r}"
+            )
     groups = config.sampler.groups
     if groups is not None and config.data.batch % groups:
         raise ValueError(f"sampler.groups must divide data.batch, {config.data.batch}; got {groups}")

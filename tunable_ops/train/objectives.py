@@ -54,9 +54,11 @@ class Objective(Section):
         every: Compute the objective at every so many-th step only, with so many times its weight: its gradient is the
             same in the mean, and most steps are spared a dear loss. Steps are counted from the beginning of the run,
             so a resumed one goes on as it would have. Not for "style" and "adversarial".
-        correct_with: For "perceptual_gradient" with ``every`` = N above 1: the loss whose gradient is predicted, such
-            as ``{ loss = "perceptual" }``. The predicted gradient then acts at every step, and N times what it lacks
-            at every N-th: the mean over N steps is the true gradient, whatever the network predicts.
+        crop: Compute the objective on a random crop of this side of each sample, in pixels (`losses.Cropped`): a share
+            of the work at every step, in place of all of it at some (``every``). Not for "style" and "adversarial".
+        correct_with: For "perceptual_gradient" with ``crop``, or with ``every`` = N above 1: the loss whose gradient is
+            predicted, such as ``{ loss = "perceptual" }``. The predicted gradient then acts at every step on all of
+            the output, and what it lacks is added on the crop, or N times at every N-th step (`losses.Corrected`).
     """
 
     name: str
@@ -82,12 +84,15 @@ class Objective(Section):
     arguments: dict[str, float | int | str | bool | list[str] | dict[str, float]] = Field(default_factory=dict)
     picture: str | None = None
     every: int = Field(default=1, ge=1)
+    crop: int | None = Field(default=None, ge=1)
     correct_with: Correction | None = None
 
     @model_validator(mode="after")
-    def _sometimes(self) -> Objective:
+    def _in_part(self) -> Objective:
         if self.every > 1 and self.loss in ("style", "adversarial"):
             raise ValueError(f"objectives.every must be 1 for the loss {self.loss!r}; got {self.every}")
+        if self.crop is not None and self.loss in ("style", "adversarial"):
+            raise ValueError(f"objectives.crop must be left out for the loss {self.loss!r}; got {self.crop}")
         if self.correct_with is None:
             return self
         if self.loss != "perceptual_gradient":
@@ -95,10 +100,10 @@ class Objective(Section):
                 f"objectives.correct_with must be left out for a loss other than 'perceptual_gradient'; got it for "
                 f"{self.loss!r} of {self.name!r}"
             )
-        if self.every == 1:
+        if self.every == 1 and self.crop is None:
             raise ValueError(
-                f"objectives.every must be above 1 with correct_with; got 1 for {self.name!r}: corrected at every "
-                "step, the objective is the loss of correct_with itself"
+                f"objectives.every must be above 1, or crop given, with correct_with; got 1 for {self.name!r}: "
+                "corrected at every step, the objective is the loss of correct_with itself"
             )
         return self
 

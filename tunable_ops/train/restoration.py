@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tunable_ops.control import PhasedModel
 from tunable_ops.images import strip
 from tunable_ops.knob_files import save_knob
-from tunable_ops.losses import MultiLoss
+from tunable_ops.losses import Corrected, MultiLoss
 from tunable_ops.modules import TunableModel, accelerate
 from tunable_ops.serialization import save
 from tunable_ops.train.adversarial import Adversary
@@ -156,8 +157,29 @@ class Restoration(Task):
         return total, terms
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Let the discriminator, where there is one, do its step."""
+        """Let the discriminator, where there is one, do its step, and all processes share what corrections learnt."""
+        if self.here.world_size > 1:
+            for loss in self._corrected().values():
+                dist.all_reduce(loss.fit)
+                loss.fit /= self.here.world_size
         return {} if self.adversary is None else self.adversary.learn(step)
+
+    def _corrected(self) -> dict[str, Corrected]:
+        """Return the objectives that fit a coefficient, by name."""
+        if not isinstance(self.criterion, MultiLoss):
+            return {}
+        return {k: loss for k, loss in self.criterion.objectives.items() if isinstance(loss, Corrected)}
+
+    def counters(self) -> dict[str, Any]:
+        """Return what the objectives have fitted."""
+        return {name: [*loss.fit.tolist(), float(loss.coefficient)] for name, loss in self._corrected().items()}
+
+    def restore(self, counters: dict[str, Any]) -> None:
+        """Give the objectives what they had fitted; the state of a run from before there were fits has none."""
+        for name, loss in self._corrected().items():
+            *sums, coefficient = counters.get(name, (0.0, 0.0, 0.0))
+            loss.fit.copy_(torch.tensor(sums))
+            loss.coefficient.fill_(coefficient)
 
     def parts(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
         """Return the network and the discriminator, where there is one, with their optimisers."""
