@@ -46,6 +46,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--crops", type=int, default=64, help="crops to sum over, reported at 1, 4, 16, ... (default %(default)s)"
     )
+    parser.add_argument(
+        "--correct-on",
+        type=int,
+        metavar="SIDE",
+        help="measure predicted gradients that are corrected on crops of this side, too",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
 
 
@@ -60,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
     for name, value in (("crop", crop), ("count", args.count), ("crops", args.crops)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1; got {value}")
-    if args.lam is not None and args.generator is None:
-        raise ValueError(f"--lam must be left out without --generator; got {args.lam!r}")
+    for name, given in (("lam", args.lam), ("correct-on", args.correct_on)):
+        if given is not None and args.generator is None:
+            raise ValueError(f"--{name} must be left out without --generator; got {given!r}")
+    if args.correct_on is not None and not 1 <= args.correct_on <= crop:
+        raise ValueError(f"--correct-on must be from 1 to the crop's {crop}; got {args.correct_on}")
     set_threads(args.threads)
     generators = {} if args.generator is None else _generators(args.generator, args.lam)
     pgn = PGN.load(args.model) if args.model else PGN.pretrained()
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     trained = pgn.notes.get("trained_on") or f"{pgn.notes.get('step', '?')} steps"
     print(f"{pgn.name}, {trained}; {network}; {len(pictures)} pictures")
     if args.generator:
-        _print_cosines(pgn, loss, generators, pictures, crop, args.crops)
+        _print_cosines(pgn, loss, generators, pictures, crop, args)
     else:
         _print_angles(pgn, loss, pictures)
     return 0
@@ -88,23 +97,30 @@ def _print_angles(pgn: PGN, loss: Perceptual, pictures: list[Tensor]) -> None:
 
 
 def _print_cosines(
-    pgn: PGN, loss: Perceptual, generators: dict[str, nn.Module | None], pictures: list[Tensor], crop: int, total: int
+    pgn: PGN,
+    loss: Perceptual,
+    generators: dict[str, nn.Module | None],
+    pictures: list[Tensor],
+    crop: int,
+    args: argparse.Namespace,
 ) -> None:
     """Print the parameter cosines of each generator; None stands for the toy of the depth that ends its name."""
     from tunable_ops.train.parameter_cosine import crops, enlargement, parameter_cosine, trained_toy
 
+    total, side = args.crops, args.correct_on
     counts = sorted({4**k for k in range(total.bit_length()) if 4**k <= total} | {total})
     pgn.bounded = loss.bounded = False  # a generator's output may leave [0, 1]
-    print(f"{'generator':24} {'crops':>6} {'true, PGN':>10} {'true, MSE':>10} {'PGN, MSE':>9} {'norm ratio':>11}")
+    print(
+        f"{'generator':24} {'crops':>6} {'true, PGN':>10} {'true, MSE':>10} {'PGN, MSE':>9} {'norm ratio':>11}"
+        + (f" {'true, corrected':>16}" if side else "")
+    )
     for name, given in generators.items():
         net = trained_toy(int(name[-1]), pictures, crop) if given is None else given
         factor = enlargement(net, name)
-        found = parameter_cosine(pgn, loss, net, crops(pictures, crop, factor), counts, name)
+        found = parameter_cosine(pgn, loss, net, crops(pictures, crop, factor), counts, name, side)
         for count, row in found.items():
-            print(
-                f"{name:24} {count:6} {row.predicted:10.3f} {row.squares:10.3f} {row.bias:9.3f} {row.ratio:11.3f}",
-                flush=True,
-            )
+            line = f"{name:24} {count:6} {row.predicted:10.3f} {row.squares:10.3f} {row.bias:9.3f} {row.ratio:11.3f}"
+            print(line if row.corrected is None else f"{line} {row.corrected:16.3f}", flush=True)
 
 
 def _generators(name: str, lam: str | None) -> dict[str, nn.Module | None]:

@@ -18,7 +18,7 @@ from tunable_ops.train.seeding import generator
 __all__ = ["CHANGES", "Agreement", "agreement", "evaluate", "true_gradient"]
 
 
-def true_gradient(loss: Perceptual, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def true_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return (the gradient of each sample's loss for its x, [B, 3, H, W]; the losses [B])."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunable_ops.losses import Perceptual
+from tunable_ops.losses import Corrected, Perceptual, PerceptualGradient
 from tunable_ops.losses.pgn import PGN
 from tunable_ops.train.agreement import true_gradient
 from tunable_ops.train.seeding import derive_seed, generator
@@ -34,12 +34,15 @@ class ParameterCosine(NamedTuple):
         squares: Between the true gradients and those of mean squares.
         bias: Between the predicted gradients and those of mean squares.
         ratio: Norm of the predicted gradients over that of the true ones.
+        corrected: Between the true gradients and the predicted ones that are corrected on crops; None where that was
+            not asked for.
     """
 
     predicted: float
     squares: float
     bias: float
     ratio: float
+    corrected: float | None = None
 
 
 def parameter_cosine(
@@ -49,6 +52,7 @@ def parameter_cosine(
     pairs: Iterator[tuple[Tensor, Tensor]],
     counts: Sequence[int],
     name: str = "net",
+    correct_on: int | None = None,
 ) -> dict[int, ParameterCosine]:
     """Compare the gradients for a generator's parameters, summed over crops, by their source.
 
@@ -62,6 +66,7 @@ def parameter_cosine(
         pairs: (input [B, C, h, w], target y [B, 3, H, W] in [0, 1]) for each step; at least max(counts) samples.
         counts: Numbers of samples after which cosines are computed, rising.
         name: What errors call the generator.
+        correct_on: Side of the crops on which `losses.Corrected` corrects the prediction, to measure that too.
 
     Returns:
         Count -> `ParameterCosine`.
@@ -77,18 +82,18 @@ def parameter_cosine(
         raise ValueError(f"parameter_cosine: net must have parameters; got {name} without any")
     wanted = [p.requires_grad for p in parameters]
     found: dict[int, ParameterCosine] = {}
-    sums = [torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(3)]
+    pair = None if correct_on is None else Corrected(PerceptualGradient(pgn), loss, correct_on)
+    sums = [
+        torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(3 if pair is None else 4)
+    ]
     seen = 0
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         for source, y in pairs:
             output = _output(net, source, y, name)
-            x = output.detach()
-            true, _ = true_gradient(loss, x, y)
-            fields = (true, pgn.gradient(x, y), x - y)
-            for total, field, last in zip(sums, fields, (False, False, True), strict=True):
-                total += _pulled_back(output, parameters, field, last, name)
+            for total, field in zip(sums, _fields(pgn, loss, pair, output.detach(), y, seen), strict=True):
+                total += _pulled_back(output, parameters, field, name)
             seen += len(y)
             if seen in counts:
                 found[seen] = _cosines(*sums)
@@ -101,6 +106,17 @@ def parameter_cosine(
     if missing:
         raise ValueError(f"parameter_cosine: pairs must meet the counts {list(counts)}; got {seen} samples")
     return found
+
+
+def _fields(pgn: PGN, loss: Perceptual, pair: Corrected | None, x: Tensor, y: Tensor, seen: int) -> Iterator[Tensor]:
+    """Yield the true gradient, the predicted one, that of mean squares and, with a pair, the corrected one."""
+    yield true_gradient(loss, x, y)[0]
+    yield pgn.gradient(x, y)
+    yield x - y
+    if pair is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(0, "parameter cosine", "crop", seen))
+            yield true_gradient(pair, x, y)[0]
 
 
 def _output(net: nn.Module, source: Tensor, y: Tensor, name: str) -> Tensor:
@@ -116,10 +132,10 @@ def _output(net: nn.Module, source: Tensor, y: Tensor, name: str) -> Tensor:
     return output
 
 
-def _pulled_back(output: Tensor, parameters: list[nn.Parameter], field: Tensor, last: bool, name: str) -> Tensor:
+def _pulled_back(output: Tensor, parameters: list[nn.Parameter], field: Tensor, name: str) -> Tensor:
     """Return ``J^T field`` for all parameters, flat, in float64."""
     try:
-        gradients = torch.autograd.grad(output, parameters, field, retain_graph=not last, allow_unused=True)
+        gradients = torch.autograd.grad(output, parameters, field, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise ValueError(
             f"parameter_cosine: net must be differentiable in its parameters; got {name}, of which torch says: {error}"
@@ -131,12 +147,18 @@ def _pulled_back(output: Tensor, parameters: list[nn.Parameter], field: Tensor, 
     return flat
 
 
-def _cosines(true: Tensor, predicted: Tensor, squares: Tensor) -> ParameterCosine:
+def _cosines(true: Tensor, predicted: Tensor, squares: Tensor, corrected: Tensor | None = None) -> ParameterCosine:
     def cosine(a: Tensor, b: Tensor) -> float:
         return float(a @ b / (a.norm() * b.norm()).clamp_min(1e-300))
 
     ratio = float(predicted.norm() / true.norm().clamp_min(1e-300))
-    return ParameterCosine(cosine(true, predicted), cosine(true, squares), cosine(predicted, squares), ratio)
+    return ParameterCosine(
+        predicted=cosine(true, predicted),
+        squares=cosine(true, squares),
+        bias=cosine(predicted, squares),
+        ratio=ratio,
+        corrected=None if corrected is None else cosine(true, corrected),
+    )
 
 
 def enlargement(net: nn.Module, name: str = "net") -> int:
