@@ -129,7 +129,7 @@ def test_a_cheap_gradient_that_grows_with_the_distance_is_held_back() -> None:
 def test_the_mean_over_all_crops_is_the_exact_loss_whatever_was_fitted() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(1, 3, 8, 12, dtype=torch.float64, requires_grad=True), torch.rand(1, 3, 8, 12)
-    pair = losses.Corrected(lambda x, y: (0.3 * (x - y) + 0.01).square().flatten(1).mean(1), losses.l1, crop=4)
+    pair = losses.Corrected(lambda x, y: (0.3 * (x - y) + 0.01).pow(4).sum((1, 2, 3)).sqrt(), losses.l1, crop=4)
     noted, found = losses.Cropped(Noted(), 4), {}
     places = torch.arange(96.0).view(1, 1, 8, 12)
     for seed in range(60):
@@ -167,7 +167,7 @@ def test_the_value_is_the_formula() -> None:
     losses.Cropped(noted, 5)(x, y)
     p, q = noted.given
     torch.manual_seed(7)
-    wanted = 3 * cheap(x, y) + 2 * (losses.l1(p, q) - 3 * cheap(p, q))
+    wanted = 3 * cheap(x, y) + 2 * (losses.l1(p, q) - 3 * cheap(x, y))
     torch.testing.assert_close(pair(x, y, 2), wanted)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.losses.cropped import Crops, Loss, check_side, draw_crops, same_crops
+from tunable_ops.losses.cropped import Loss, check_side, draw_crops, same_crops
 
 _MEMORY = 0.95  # of the fit, from one correction to the next
 
@@ -11,14 +11,16 @@ _MEMORY = 0.95  # of the fit, from one correction to the next
 class Corrected(nn.Module):
     """A cheap loss, corrected by the exact one at some steps, or on random crops: a control variate of `MultiLoss`.
 
-    Formula, with a weight w, a coefficient c and crops p of the pictures (without ``crop``: the whole pictures)::
+    Formula, with a weight w and a coefficient c::
 
-        c * cheap(whole) + w * (exact(p) - c * cheap(p))
+        c * cheap + w * (exact - c * cheap)
 
     With ``every={name: N}`` the multi-loss has w = N at every N-th step and 0 at the others. Over N steps from such a
-    step on the sum is N times ``exact``, were the outputs the same: what the cheap loss says wrong goes out again. With
-    ``crop`` this holds in the mean over crops, at every step, as far as a loss is the mean of those of its crops
-    (`Cropped`).
+    step on the sum is N times ``exact``, were the outputs the same: what the cheap loss says wrong goes out again.
+
+    With ``crop`` the correction is made on a random crop of each sample, as of `Cropped`: ``exact`` is that of the
+    crop, and the gradient of ``cheap``, which is of the whole output at every step, is taken back there alone, as many
+    times as there are crops. So w = 1 at every step, and it is the mean over crops from which the cheap loss goes out.
 
     **c is fitted**: it is the factor with which the gradients of ``cheap`` for the output come nearest to those of
     ``exact``, by least squares over the corrections before the last one, each 0.95 times the next one's weight. So
@@ -79,23 +81,26 @@ class Corrected(nn.Module):
             return self.exact(output, target)
         if weight == 0:
             return self.coefficient * self.cheap(output, target)
-        c = self._next_coefficient() if torch.is_grad_enabled() else self.coefficient
+        learns = torch.is_grad_enabled()
+        c = self._next_coefficient() if learns else self.coefficient
         x = output.detach()
         value, field = _differentiated(self.cheap, x, target)
         if self.crop is None:
-            crops, (part, field_of_part) = None, (value, field)
+            crops, part = None, field
             exact, true = _differentiated(self.exact, x, target)
         else:
             crops = draw_crops("Corrected", "crop", self.crop, output)
-            p, q = crops.of(x), same_crops("Corrected", crops, output, target)
-            exact, true = _differentiated(self.exact, p, q)
-            part, field_of_part = _differentiated(self.cheap, p, q)
-        if torch.is_grad_enabled():
-            self._learn(true, field_of_part)
-        field = c * field
-        _add(field, crops, weight * (true - c * field_of_part))
+            exact, true = _differentiated(self.exact, crops.of(x), same_crops("Corrected", crops, output, target))
+            part = crops.of(field) * (x[0, 0].numel() / self.crop**2)
+        if learns:
+            self._learn(true, part)
+        correction, field = weight * (true - c * part), c * field
+        if crops is None:
+            field += correction
+        else:
+            crops.add(field, correction)
         step = (output - x).to(field.dtype)  # zeros
-        return c * value + weight * (exact - c * part) + (step * field).flatten(1).sum(1)
+        return c * value + weight * (exact - c * value) + (step * field).flatten(1).sum(1)
 
     def extra_repr(self) -> str:
         """Return the crop's side, if there is one."""
@@ -124,10 +129,3 @@ def _differentiated(loss: Loss, x: Tensor, target: Tensor | None) -> tuple[Tenso
         values = loss(leaf, target)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), gradient
-
-
-def _add(field: Tensor, crops: Crops | None, values: Tensor) -> None:
-    if crops is None:
-        field += values
-    else:
-        crops.add(field, values)

@@ -17,6 +17,9 @@ from tunable_ops.reference.activation import CODES
 # Multiply-adds from which on a call is worth more than its 20 us in Python, and channels that fill a vector.
 LEAST_MACS = 1 << 22
 LEAST_CHANNELS = 16
+# Pixels of the batch from which on the filtering saves more than transforming the kernel takes, or as many as there are
+# channels, if these are more; half of them where the transformed kernel is kept.
+LEAST_PIXELS = 256
 TAPS = (3, 5)  # of the square kernels that the filtering serves
 _TYPES = (Tensor, torch.nn.Parameter)
 
@@ -58,7 +61,7 @@ def conv2d(
     keeps = kept is not None and _may_be_kept(input, kernel, bias)
     if kept is not None and not keeps:
         kept.release()  # what trains changes at every call
-    if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
+    if not _may_be_filtered(input, kernel, bias, stride, dilation, groups, keeps):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
         padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
@@ -109,7 +112,7 @@ def _may_be_kept(input: Tensor, kernel: Tensor, bias: Tensor | None) -> bool:
 
 
 def _may_be_filtered(
-    input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int
+    input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int, keeps: bool
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
     shape = kernel.shape  # first, since it alone refuses most calls
@@ -120,7 +123,8 @@ def _may_be_filtered(
         return False
     if any(v != 1 and tuple(v) != (1, 1) for v in (stride, dilation)) or input.shape[1] != shape[1] * groups:
         return False
-    if kernel.numel() * input.shape[0] * input.shape[2] * input.shape[3] < LEAST_MACS:
+    pixels = input.shape[0] * input.shape[2] * input.shape[3]
+    if kernel.numel() * pixels < LEAST_MACS or pixels * (2 if keeps else 1) < max(LEAST_PIXELS, shape[1]):
         return False
     tensors = (input, kernel) if bias is None else (input, kernel, bias)
     if any(t.dtype is not torch.float32 or t.device.type != "cpu" or type(t) not in _TYPES for t in tensors):
