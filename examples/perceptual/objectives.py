@@ -6,20 +6,19 @@ sparse            the same at every N-th step only, with N times its weight
 pgn               the gradient that a PGN predicts
 corrected_crop    the PGN on all of the output, and what it lacks on a random crop
 corrected_sparse  the PGN at every step, and N times what it lacks at every N-th
+corrected_both    the same on a random crop at every 2nd step
 alex              LPIPS with AlexNet
 squeeze           LPIPS with SqueezeNet 1.1
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from tunable_ops import losses
 
-OBJECTIVES = ("true", "crop", "sparse", "pgn", "corrected_crop", "corrected_sparse", "alex", "squeeze")
-PERIODIC = ("sparse", "corrected_sparse")  # these use N
+CORRECTED = ("corrected_crop", "corrected_sparse", "corrected_both")
+OBJECTIVES = ("true", "crop", "sparse", "pgn", *CORRECTED, "alex", "squeeze")
 SCALE = 0.01  # the gradient then has about the norm of L1's
 SCALES = {"pgn": 0.024, "alex": 0.022, "squeeze": 0.02}  # theirs then have about the norm of SCALE * the true loss's
 
@@ -43,7 +42,12 @@ def build_objective(name: str, pgn: str | None, weights: str | None, crop: int =
     if name == "pgn":
         return predicted
     true = losses.Perceptual("vgg16", weights=weights, bounded=False)
-    return losses.Corrected(predicted, true, crop if name == "corrected_crop" else None)
+    return losses.Corrected(predicted, true, None if name == "corrected_sparse" else crop)
+
+
+def period_of(name: str, period: int) -> int:
+    """Return at every how many steps an objective passes through VGG; ``period`` is the N of those that have one."""
+    return {"sparse": period, "corrected_sparse": period, "corrected_both": 2}.get(name, 1)
 
 
 def multi_loss(
@@ -51,10 +55,5 @@ def multi_loss(
 ) -> losses.MultiLoss:
     """Return L1 and the perceptual objective of a name; ``period`` is the N of those that need one."""
     objective = (build_objective(name, pgn, weights, crop), SCALES.get(name, SCALE))
-    every = {"perceptual": period if name in PERIODIC else 1}
+    every = {"perceptual": period_of(name, period)}
     return losses.MultiLoss({"l1": losses.l1, "perceptual": objective}, every=every)
-
-
-def steps_of(period: int, name: str) -> Sequence[int]:
-    """Return the steps of one period of an objective, for its mean cost."""
-    return range(period if name in PERIODIC else 1)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from objectives import OBJECTIVES, multi_loss, steps_of
+from objectives import OBJECTIVES, multi_loss, period_of
 from state import load, save
 from torch import Tensor, nn
 
@@ -91,11 +91,11 @@ def measure(args: argparse.Namespace) -> None:
                 total, _ = loss(net(x, lam), {"l1": y, "perceptual": y}, lam, step)
                 torch.autograd.grad(total, [p for p in net.parameters() if p.requires_grad])
 
-        calls[name] = functools.partial(call, steps=steps_of(args.period, name))
+        calls[name] = functools.partial(call, steps=range(period_of(name, args.period)))
     timings = compare(calls, rounds=args.rounds, clock=ProcessClock() if args.cpu_time else None)
-    first = timings[args.objectives[0]].seconds / len(steps_of(args.period, args.objectives[0]))
+    first = timings[args.objectives[0]].seconds / period_of(args.objectives[0], args.period)
     for name, call in calls.items():
-        seconds = timings[name].seconds / len(steps_of(args.period, name))
+        seconds = timings[name].seconds / period_of(name, args.period)
         memory = peak_bytes(call, "cpu") / 2**20
         print(f"{name}: {seconds * 1e3:.1f} ms, ratio {seconds / first:.2f}, {memory:.1f} MiB", flush=True)
 
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--period", type=int, default=4, help="N of the objectives that have one")
     parser.add_argument("--side", type=int, default=32, help="of the crops of the objectives that have them")
     parser.add_argument(
-        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:6]), help="to time; the first is 1"
+        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:7]), help="to time; the first is 1"
     )
     parser.add_argument("--rounds", type=int, default=7, help="of the timing")
     parser.add_argument("--cpu-time", action="store_true", help="time the processor, not the clock: where it is shared")
