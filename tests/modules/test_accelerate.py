@@ -88,6 +88,24 @@ def test_other_calls_are_torchs(change: Any) -> None:
 
 
 @needs_cpp
+@pytest.mark.parametrize(
+    ("channels", "size", "kept"), [(64, (8, 16), True), (64, (16, 16), False), (320, (16, 20), False)]
+)
+def test_calls_of_few_pixels_are_torchs(channels: int, size: tuple[int, int], kept: bool) -> None:
+    """They start at 256 pixels or as many as there are channels, and at half of that where kernels are kept."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=LAST).requires_grad_(False)
+    layer = tunable_ops.accelerate(copy.deepcopy(plain))
+    before = tunable_ops.remember_transforms(kept)
+    try:
+        for height, is_torchs in ((size[0], False), (size[0] - 1, True)):
+            x = torch.rand(1, channels, height, size[1]).contiguous(memory_format=LAST)
+            assert torch.equal(layer(x), plain(x)) == is_torchs
+    finally:
+        tunable_ops.remember_transforms(before)
+
+
+@needs_cpp
 def test_copies_pickles_and_state_dicts() -> None:
     net, x = tunable_ops.accelerate(network()), picture()
     with torch.no_grad():
