@@ -132,7 +132,7 @@ def evaluate(args: argparse.Namespace) -> None:
     show = pictures[args.show]
     shown = [("original", show), ("bicubic", F.interpolate(reduced(show), scale_factor=4, mode="bicubic"))]
     for name, net in nets.items():
-        shown += [(f"{name}, {lam:g}", net(reduced(show), torch.tensor([1 - lam, lam]))) for lam in (0.0, 0.5, 1.0)]
+        shown += [(f"{name}, {lam:g}", net(reduced(show), torch.tensor([1 - lam, lam]))) for lam in args.lams]
     row = strip([x[0].clamp(0, 1) for _, x in shown], [label for label, _ in shown], height=192)
     write_image(row, args.out / "super_resolution_strip.png")
 
@@ -180,7 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--judges", nargs="+", choices=JUDGES, default=["lpips", "perceptual"], help="distances of the evaluation"
     )
-    parser.add_argument("--lams", type=float, nargs="+", default=list(LAMS), help="points of the evaluation")
+    parser.add_argument(
+        "--lams", type=float, nargs="+", default=list(LAMS), help="points of the evaluation and the strip"
+    )
     parser.add_argument("--pictures", type=Path, help="folder to train on")
     parser.add_argument("--held-out", type=Path, help="folder to evaluate on")
     parser.add_argument("--out", type=Path, required=True)
