@@ -57,7 +57,10 @@ def train(args: argparse.Namespace) -> None:
     photographs = Photographs(find_images(args.pictures), CROP)
     name = args.name or args.objective
     file = args.out / f"{name}.safetensors"
-    first, spent = load(file, net, optimizer) if file.exists() else (0, 0.0)
+    objective = loss.objectives["perceptual"]
+    fitted = objective.state_dict() if isinstance(objective, losses.Corrected) else {}
+    fitted = {key: fitted[key] for key in ("fit", "coefficient") if key in fitted}
+    first, spent = load(file, net, optimizer, fitted) if file.exists() else (0, 0.0)
     started = time.perf_counter()
     for step in range(first, args.steps):
         torch.manual_seed(step)  # for the places of crops
@@ -68,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             seconds = spent + time.perf_counter() - started
-            save(file, net, optimizer, step + 1, seconds)
+            save(file, net, optimizer, step + 1, seconds, fitted)
             values = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
             print(f"{name} {step + 1}: {values}, {seconds / (step + 1):.3f} s/step", flush=True)
 

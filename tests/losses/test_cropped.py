@@ -1,5 +1,7 @@
 """Losses on random crops, and corrections on them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,13 +128,15 @@ def test_a_cheap_gradient_that_grows_with_the_distance_is_held_back() -> None:
         torch.testing.assert_close(cheap, exact, rtol=2e-2, atol=0)
 
 
-def test_the_mean_over_all_crops_is_the_exact_loss_whatever_was_fitted() -> None:
+@pytest.mark.parametrize(("size", "exact"), [((8, 12), losses.l1), ((10, 7), lambda x, y: 0 * losses.l1(x, y))])
+def test_the_errors_of_the_cheap_gradient_cancel_over_all_crops(size: tuple[int, int], exact: Any) -> None:
+    """Whatever the cheap loss is and the fit says, and for sides that do not divide the picture's."""
     torch.manual_seed(0)
-    x, y = torch.rand(1, 3, 8, 12, dtype=torch.float64, requires_grad=True), torch.rand(1, 3, 8, 12)
-    pair = losses.Corrected(lambda x, y: (0.3 * (x - y) + 0.01).pow(4).sum((1, 2, 3)).sqrt(), losses.l1, crop=4)
+    x, y = torch.rand(1, 3, *size, dtype=torch.float64, requires_grad=True), torch.rand(1, 3, *size)
+    pair = losses.Corrected(lambda x, y: (0.3 * (x - y) + 0.01).pow(4).sum((1, 2, 3)).sqrt(), exact, crop=4)
     noted, found = losses.Cropped(Noted(), 4), {}
-    places = torch.arange(96.0).view(1, 1, 8, 12)
-    for seed in range(60):
+    places = torch.arange(float(size[0] * size[1])).view(1, 1, *size)
+    for seed in range(80):
         torch.manual_seed(seed)
         noted(places, None)
         torch.manual_seed(seed)
@@ -141,20 +145,58 @@ def test_the_mean_over_all_crops_is_the_exact_loss_whatever_was_fitted() -> None
         found[int(noted.loss.given[0][0, 0, 0, 0])] = value.detach(), torch.autograd.grad(value.sum(), x)[0]
     assert len(found) == 6
     values, gradients = (torch.stack(rows).mean(0) for rows in zip(*found.values(), strict=True))
-    wanted = losses.l1(x, y)
+    wanted = exact(x, y)
     torch.testing.assert_close(values, wanted.detach(), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(gradients, torch.autograd.grad(wanted.sum(), x)[0], rtol=1e-6, atol=1e-8)
 
 
-def test_nothing_is_learnt_without_gradients() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, None])
+def test_nothing_is_learnt_without_gradients_and_in_evaluation_mode(mode: Any) -> None:
     x, y = pictures()
     pair = losses.Corrected(losses.PerceptualGradient(Field(0.25)), losses.mse, crop=4)
-    pair.fit.copy_(torch.tensor([2.0, 1.0]))
+    pair.coefficient.fill_(2.0)
     before = {name: value.clone() for name, value in pair.state_dict().items()}
-    with torch.no_grad():
-        assert pair(x, y).shape == (3,)
+    if mode is None:
+        assert pair(x.detach(), y).shape == (3,)
+        assert pair.eval()(x, y).requires_grad
+    else:
+        with mode():
+            assert pair(x, y).shape == (3,)
     assert all(torch.equal(before[name], value) for name, value in pair.state_dict().items())
     assert before.keys() == {"coefficient", "fit"}
+
+
+def test_a_sample_without_a_finite_gradient_is_left_out_of_the_fit() -> None:
+    x, y = pictures()
+    pair = losses.Corrected(losses.PerceptualGradient(Field(0.25)), losses.mse)
+    y[1, 0, 0, 0] = torch.nan
+    for _ in range(2):
+        pair(x, y, 4)
+    assert float(pair.coefficient) == pytest.approx(8, rel=1e-5)
+
+
+def test_an_infinite_cheap_loss_counts_for_nothing_until_something_is_fitted() -> None:
+    x, y = pictures()
+    pair = losses.Corrected(lambda x, y: (x * torch.inf).flatten(1).sum(1), losses.mse)
+    assert not pair(x, y, 0).any()
+    torch.testing.assert_close(pair(x, y, 4), 4 * losses.mse(x, y))
+
+
+def test_steps_are_accumulated_before_one_backward_pass() -> None:
+    x, y = pictures()
+    pair = losses.Corrected(losses.PerceptualGradient(Field(0.25)), losses.mse)
+    pair(x, y, 4)
+    apart = sum(torch.autograd.grad(pair(x, y, weight).sum(), x)[0] for weight in (0, 4))
+    again = losses.Corrected(losses.PerceptualGradient(Field(0.25)), losses.mse)
+    again(x, y, 4)
+    (together,) = torch.autograd.grad((again(x, y, 0) + again(x, y, 4)).sum(), x)
+    torch.testing.assert_close(together, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_fit_stays_in_float32(dtype: torch.dtype) -> None:
+    pair = losses.MultiLoss({"a": losses.Corrected(losses.l1, losses.mse)}).to(dtype).objectives["a"]
+    assert pair.fit.dtype == pair.coefficient.dtype == torch.float32
 
 
 def test_the_value_is_the_formula() -> None:
@@ -171,8 +213,19 @@ def test_the_value_is_the_formula() -> None:
     torch.testing.assert_close(pair(x, y, 2), wanted)
 
 
+def test_an_empty_batch_has_no_losses() -> None:
+    x = torch.rand(0, 3, 8, 9, requires_grad=True)
+    assert losses.Cropped(losses.mse, 4)(x, x).shape == (0,)
+    value = losses.Corrected(losses.l1, losses.mse, crop=4)(x, x.detach())
+    assert value.shape == (0,) and torch.autograd.grad(value.sum(), x)[0].shape == x.shape
+
+
 def test_bad_input_is_named() -> None:
     x, y = torch.rand(2, 3, 8, 9), torch.rand(2, 3, 8, 9)
+    with pytest.raises(TypeError, match="Cropped: target must be a Tensor; got list"):
+        losses.Cropped(losses.l1, 4)(x, [1])
+    with pytest.raises(TypeError, match="Corrected: output must be a Tensor; got NoneType"):
+        losses.Corrected(losses.l1, losses.mse, crop=4)(None, y)
     with pytest.raises(TypeError, match="Cropped: loss must be callable; got int"):
         losses.Cropped(3, 4)
     with pytest.raises(TypeError, match=r"Cropped: side must be an integer, in pixels; got 4\.0"):

@@ -89,9 +89,9 @@ def test_other_calls_are_torchs(change: Any) -> None:
 
 @needs_cpp
 @pytest.mark.parametrize(
-    ("channels", "size", "kept"), [(64, (8, 16), True), (64, (16, 16), False), (320, (16, 20), False)]
+    ("channels", "size", "kept"), [(128, (8, 16), True), (64, (16, 16), False), (320, (16, 20), False)]
 )
-def test_calls_of_few_pixels_are_torchs(channels: int, size: tuple[int, int], kept: bool) -> None:
+def test_pytorch_serves_calls_of_few_pixels(channels: int, size: tuple[int, int], kept: bool) -> None:
     """They start at 256 pixels or as many as there are channels, and at half of that where kernels are kept."""
     torch.manual_seed(0)
     plain = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=LAST).requires_grad_(False)

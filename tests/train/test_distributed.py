@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tunable_ops.losses import PGN, VGG16Features
 from tunable_ops.train import MODEL, STATE, train
 from tunable_ops.train.build import build_criterion, build_network, build_optimizer, build_sampler, learning_rate
 from tunable_ops.train.data import Batches, Photographs
@@ -93,3 +94,24 @@ def test_two_processes_share_one_discriminator(make_config, tmp_path: Path) -> N
     torchrun(tmp_path, tmp_path / "parts")
     whole, parts = (load_file(tmp_path / run / STATE) for run in ("whole", "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_one_coefficient(make_config, tmp_path: Path) -> None:
+    """As with the discriminator: the state is the first one's, and the run goes on with it."""
+    weights, pgn = tmp_path / "vgg.safetensors", tmp_path / "pgn.safetensors"
+    features = VGG16Features(["relu1_1"], weights="random")
+    save_file({k: v.contiguous() for k, v in features.state_dict().items()}, weights)
+    PGN("unet").save(pgn)
+    look = {"name": "look", "loss": "perceptual_gradient", "crop": 8, "arguments": {"path": str(pgn)}}
+    exact = {"network": "vgg16", "layers": ["relu1_1"], "weights": str(weights)}
+    look["correct_with"] = {"loss": "perceptual", "arguments": exact}
+    config = make_config(objectives=[{"name": "clean"}, look])
+    (tmp_path / "c.json").write_text(config.model_dump_json())
+    torchrun(tmp_path, tmp_path / "whole")
+    torchrun(tmp_path, tmp_path / "parts", "3")
+    torchrun(tmp_path, tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / run / STATE) for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    first, second = (load_file(tmp_path / "whole" / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -84,6 +84,7 @@ def test_what_is_corrected_comes_nearer_with_every_crop(loss: Perceptual, pictur
     assert found == again
     whole = parameter_cosine(pgn, loss, net, crops(pictures, 16, 1), [2], correct_on=16)[2]
     assert whole.corrected == pytest.approx(1, abs=1e-5)  # corrected everywhere
+    assert all(p.requires_grad for p in pgn.parameters())  # as it was
 
 
 def test_batches_count_their_samples(loss: Perceptual, pictures: list[Tensor]) -> None:

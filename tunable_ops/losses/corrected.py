@@ -1,9 +1,11 @@
 """A cheap loss that a dear one corrects now and then, or on a part of the picture: a control variate."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from tunable_ops.losses.cropped import Loss, check_side, draw_crops, same_crops
+from tunable_ops.losses.cropped import Loss, check_side, draw_crops
 
 _MEMORY = 0.95  # of the fit, from one correction to the next
 
@@ -16,16 +18,17 @@ class Corrected(nn.Module):
         c * cheap + w * (exact - c * cheap)
 
     With ``every={name: N}`` the multi-loss has w = N at every N-th step and 0 at the others. Over N steps from such a
-    step on the sum is N times ``exact``, were the outputs the same: what the cheap loss says wrong goes out again.
+    step on the sum is N times ``exact``, were the outputs the same: the errors of ``cheap`` cancel.
 
-    With ``crop`` the correction is made on a random crop of each sample, as of `Cropped`: ``exact`` is that of the
-    crop, and the gradient of ``cheap``, which is of the whole output at every step, is taken back there alone, as many
-    times as there are crops. So w = 1 at every step, and it is the mean over crops from which the cheap loss goes out.
+    With ``crop`` the correction is made on a random crop of each sample, as of `Cropped`, at every step: ``exact`` is
+    that of the crop, and the gradient of ``cheap``, which is of the whole output, is taken back on the crop alone, over
+    the probability with which a pixel is in one. So its errors cancel in the mean over crops.
 
-    **c is fitted**: it is the factor with which the gradients of ``cheap`` for the output come nearest to those of
-    ``exact``, by least squares over the corrections before the last one, each 0.95 times the next one's weight. So
-    ``cheap`` needs no scale of its own, and counts for little where it knows little: a fixed factor lets errors grow,
-    as `PerceptualGradient` grows with the distance to the target and `Perceptual` does not.
+    **c is fitted**: it is the factor, at least 0, with which the gradients of ``cheap`` for the output come nearest to
+    those of ``exact``, by least squares over the corrections before the last one, each with 0.95 times the weight of
+    the next. So ``cheap`` needs no scale of its own, and counts for little where it knows little. A fixed factor lets
+    errors grow: `PerceptualGradient` grows with the distance to the target, and `Perceptual` does not. Calls in
+    training mode with a gradient for the output learn; samples whose gradients are not finite are left out.
 
     Args:
         cheap: ``f(output, target) -> [B]``, such as a `PerceptualGradient`.
@@ -66,41 +69,41 @@ class Corrected(nn.Module):
         self.register_buffer("fit", torch.zeros(2))
 
     def forward(self, output: Tensor, target: Tensor, weight: float = 1.0) -> Tensor:
-        """Return the formula of each sample, [B]; only the first derivative exists, and only for the output.
+        """Return the formula of each sample, [B]; corrected, it has the first derivative for the output alone.
 
         Args:
             output: As for both losses.
             target: As for both losses.
             weight: Of the correction. 0 spares the exact loss; 1, without ``crop``, the cheap one: the result is then
-                the exact loss itself.
+                the exact loss itself, with all its derivatives.
 
         Raises:
+            TypeError: With ``crop``, output or target is no Tensor.
             ValueError: The crop does not fit, or output and target differ in size.
         """
         if weight == 1 and self.crop is None:
             return self.exact(output, target)
         if weight == 0:
-            return self.coefficient * self.cheap(output, target)
-        learns = torch.is_grad_enabled()
-        c = self._next_coefficient() if learns else self.coefficient
+            return _times(self.coefficient.clone(), self.cheap(output, target))
+        crops = None if self.crop is None else draw_crops("Corrected", "crop", self.crop, output, target)
         x = output.detach()
+        p, q = (x, target) if crops is None else (crops.of(x), None if target is None else crops.of(target))
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            value = _times(self.coefficient, self.cheap(x, target))
+            return value + weight * (self.exact(p, q) - value)
+        c = self._next_coefficient() if self.training else self.coefficient.clone()
         value, field = _differentiated(self.cheap, x, target)
-        if self.crop is None:
-            crops, part = None, field
-            exact, true = _differentiated(self.exact, x, target)
-        else:
-            crops = draw_crops("Corrected", "crop", self.crop, output)
-            exact, true = _differentiated(self.exact, crops.of(x), same_crops("Corrected", crops, output, target))
-            part = crops.of(field) * (x[0, 0].numel() / self.crop**2)
-        if learns:
+        exact, true = _differentiated(self.exact, p, q)
+        part = field if crops is None else crops.of(field / crops.share.to(field))
+        if self.training:
             self._learn(true, part)
-        correction, field = weight * (true - c * part), c * field
+        value, field, correction = _times(c, value), _times(c, field), weight * (true - _times(c, part))
         if crops is None:
             field += correction
         else:
             crops.add(field, correction)
         step = (output - x).to(field.dtype)  # zeros
-        return c * value + weight * (exact - c * value) + (step * field).flatten(1).sum(1)
+        return value + weight * (exact - value) + (step * field).flatten(1).sum(1)
 
     def extra_repr(self) -> str:
         """Return the crop's side, if there is one."""
@@ -117,9 +120,21 @@ class Corrected(nn.Module):
     @torch.no_grad()
     def _learn(self, true: Tensor, predicted: Tensor) -> None:
         """Add a correction to the fit."""
-        true, predicted = true.float(), predicted.float()
-        sums = torch.stack([(true * predicted).sum(), predicted.square().sum()])
-        self.fit.mul_(_MEMORY).add_(torch.where(sums.isfinite().all(), sums, 0))
+        true, predicted = true.flatten(1).float(), predicted.flatten(1).float()
+        sums = torch.stack([(true * predicted).sum(1), predicted.square().sum(1)])
+        self.fit.mul_(_MEMORY).add_(torch.where(sums.isfinite().all(0), sums, 0).sum(1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Corrected":
+        kept = self.coefficient, self.fit
+        super()._apply(fn, recurse)
+        if self.fit.dtype != torch.float32:  # sums of small squares, averaged over many steps
+            self.coefficient, self.fit = (value.to(self.fit.device) for value in kept)
+        return self
+
+
+def _times(c: Tensor, value: Tensor) -> Tensor:
+    """Return c times a value, and 0 with c = 0 whatever the value is."""
+    return torch.where(c > 0, c * value, 0)
 
 
 def _differentiated(loss: Loss, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,24 @@ Loss = Callable[[Tensor, Any], Tensor]
 
 
 class Crops(NamedTuple):
-    """Squares of one side, one in each sample of a batch."""
+    """Squares of one side, one in each sample of a batch.
+
+    Attributes:
+        tops: First rows, one a sample.
+        lefts: First columns.
+        side: Of all of them.
+        share: [H, W], probability with which a pixel is drawn.
+    """
 
     tops: list[int]
     lefts: list[int]
     side: int
+    share: Tensor
 
     def of(self, pictures: Tensor) -> Tensor:
         """Cut the squares out of [B, C, H, W]; return [B, C, side, side]."""
+        if not self.tops:
+            return pictures[..., : self.side, : self.side]
         corners = zip(self.tops, self.lefts, strict=True)
         samples = zip(pictures.unbind(0), corners, strict=True)
         return torch.stack([sample[:, a : a + self.side, b : b + self.side] for sample, (a, b) in samples])
@@ -37,40 +47,62 @@ def check_side(op: str, argument: str, side: int) -> None:
         raise ValueError(f"{op}: {argument} must be at least 1 pixel; got {side}")
 
 
-def draw_crops(op: str, argument: str, side: int, output: Tensor) -> Crops:
+def draw_crops(op: str, argument: str, side: int, output: Tensor, target: Tensor | None) -> Crops:
     """Draw one square for every sample of [B, C, H, W] from torch's global generator of the CPU.
 
     It is one of those that cover the sample in rows and columns, as few as can be. Where the side divides the sample's
     they do not overlap, so that no pixel is drawn more often than another: free places would prefer the middle.
 
     Raises:
-        ValueError: The output has other dimensions, or is smaller than the square.
+        TypeError: Output or target is no Tensor.
+        ValueError: The output has other dimensions, or is smaller than the square; the target differs in size.
     """
+    for name, given in (("output", output), ("target", target)):
+        if not isinstance(given, Tensor) and (name == "output" or given is not None):
+            raise TypeError(f"{op}: {name} must be a Tensor; got {type(given).__name__}")
     if output.ndim != 4:
         raise ValueError(f"{op}: output must be pictures, [B, C, H, W]; got {list(output.shape)}")
     batch, _, height, width = output.shape
     if min(height, width) < side:
         raise ValueError(f"{op}: {argument} must fit in the output of {height}x{width}; got {side}")
-    tops, lefts = (_drawn(extent, side, batch) for extent in (height, width))
-    return Crops(tops, lefts, side)
+    if target is not None and (target.ndim != 4 or (len(target), *target.shape[2:]) != (batch, height, width)):
+        raise ValueError(
+            f"{op}: target must have the batch and the size of the output, {list(output.shape)}; "
+            f"got {list(target.shape)}"
+        )
+    rows, columns = _starts(height, side), _starts(width, side)
+    share = torch.outer(_share(rows, height, side), _share(columns, width, side))
+    return Crops(_drawn(rows, batch), _drawn(columns, batch), side, share)
 
 
-def _drawn(extent: int, side: int, batch: int) -> list[int]:
-    """Draw where an interval begins, for every sample."""
+def _starts(extent: int, side: int) -> list[int]:
+    """Return where the intervals begin that cover an extent."""
     last = math.ceil(extent / side) - 1
-    return [round(k * (extent - side) / max(last, 1)) for k in torch.randint(last + 1, (batch,)).tolist()]
+    return [round(k * (extent - side) / max(last, 1)) for k in range(last + 1)]
+
+
+def _share(starts: list[int], extent: int, side: int) -> Tensor:
+    """Return how many of the intervals hold each place, of one."""
+    counts = torch.zeros(extent)
+    for start in starts:
+        counts[start : start + side] += 1
+    return counts / len(starts)
+
+
+def _drawn(starts: list[int], batch: int) -> list[int]:
+    return [starts[k] for k in torch.randint(len(starts), (batch,)).tolist()]
 
 
 class Cropped(nn.Module):
     """A loss on a random crop of each sample, at the same place in output and target.
 
-    Where a loss is a mean over the pixels, or over maps of features, its crops have the same mean in the long run, but
-    for what features see of the edges. The gradient is that of the crop, and 0 outside. A dear loss so costs the crop's
-    share of the pixels at *every* step, where ``MultiLoss(every=...)`` computes it whole at some: the same work, in a
-    gradient that changes less from step to step.
+    The crop is one of the tiles that cover a sample, drawn anew at every call from torch's global generator of the CPU.
+    Where ``side`` divides the sample's sides the tiles do not overlap, and a loss that is a mean over pixels, or over
+    maps of features, has the same mean over crops as over the whole, but for what features see of the edges; with other
+    sides, pixels where tiles overlap count more. The gradient is that of the crop, and 0 outside.
 
-    A crop is one of the tiles that cover a sample, which do not overlap where ``side`` divides the sample's. It is
-    drawn anew at every call, from torch's global generator of the CPU.
+    An expensive loss so costs the crop's share of the pixels at *every* step, where ``MultiLoss(every=...)`` computes
+    it whole at some of them: as much work, and a gradient that changes less from step to step.
 
     Args:
         loss: ``f(output, target) -> [B]``, such as `losses.Perceptual`.
@@ -102,24 +134,12 @@ class Cropped(nn.Module):
             target: [B, C, H, W], or None for a loss without one.
 
         Raises:
+            TypeError: Output or target is no Tensor.
             ValueError: The crop does not fit, or output and target differ in size.
         """
-        crops = draw_crops("Cropped", "side", self.side, output)
-        return self.loss(crops.of(output), same_crops("Cropped", crops, output, target))
+        crops = draw_crops("Cropped", "side", self.side, output, target)
+        return self.loss(crops.of(output), None if target is None else crops.of(target))
 
     def extra_repr(self) -> str:
         """Return the crop's side."""
         return f"side={self.side}"
-
-
-def same_crops(op: str, crops: Crops, output: Tensor, target: Tensor | None) -> Tensor | None:
-    """Cut a target where its output was cut."""
-    if target is None:
-        return None
-    same = target.ndim == 4 and target.shape[0] == output.shape[0] and target.shape[2:] == output.shape[2:]
-    if not same:
-        raise ValueError(
-            f"{op}: target must have the batch and the size of the output, {list(output.shape)}; "
-            f"got {list(target.shape)}"
-        )
-    return crops.of(target)

@@ -7,6 +7,7 @@ this measure says it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def parameter_cosine(
 
     Raises:
         ValueError: A generator without parameters, that cannot be differentiated, or whose output has another shape
-            than y; too few pairs; counts that do not rise.
+            than y; too few pairs; counts that do not rise; `correct_on` that does not fit in y, as of `Corrected`.
     """
     if not counts or counts[0] < 1 or list(counts) != sorted(set(counts)):
         raise ValueError(f"parameter_cosine: counts must rise from 1 or more; got {list(counts)}")
@@ -82,7 +83,9 @@ def parameter_cosine(
         raise ValueError(f"parameter_cosine: net must have parameters; got {name} without any")
     wanted = [p.requires_grad for p in parameters]
     found: dict[int, ParameterCosine] = {}
-    pair = None if correct_on is None else Corrected(PerceptualGradient(pgn), loss, correct_on)
+    pair = None
+    if correct_on is not None:  # of a copy, for it is frozen
+        pair = Corrected(PerceptualGradient(copy.deepcopy(pgn)), loss, correct_on)
     sums = [
         torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(3 if pair is None else 4)
     ]
@@ -94,6 +97,7 @@ def parameter_cosine(
             output = _output(net, source, y, name)
             for total, field in zip(sums, _fields(pgn, loss, pair, output.detach(), y, seen), strict=True):
                 total += _pulled_back(output, parameters, field, name)
+            del output  # the next one is not to stand beside its graph
             seen += len(y)
             if seen in counts:
                 found[seen] = _cosines(*sums)
@@ -108,15 +112,14 @@ def parameter_cosine(
     return found
 
 
-def _fields(pgn: PGN, loss: Perceptual, pair: Corrected | None, x: Tensor, y: Tensor, seen: int) -> Iterator[Tensor]:
-    """Yield the true gradient, the predicted one, that of mean squares and, with a pair, the corrected one."""
-    yield true_gradient(loss, x, y)[0]
-    yield pgn.gradient(x, y)
-    yield x - y
+def _fields(pgn: PGN, loss: Perceptual, pair: Corrected | None, x: Tensor, y: Tensor, seen: int) -> list[Tensor]:
+    """Return the true gradient, the predicted one, that of mean squares and, with a pair, the corrected one."""
+    fields = [true_gradient(loss, x, y)[0], pgn.gradient(x, y), x - y]
     if pair is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(0, "parameter cosine", "crop", seen))
-            yield true_gradient(pair, x, y)[0]
+            fields.append(true_gradient(pair, x, y)[0])
+    return fields
 
 
 def _output(net: nn.Module, source: Tensor, y: Tensor, name: str) -> Tensor:

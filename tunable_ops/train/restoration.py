@@ -158,10 +158,11 @@ class Restoration(Task):
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """Let the discriminator, where there is one, do its step, and all processes share what corrections learnt."""
-        if self.here.world_size > 1:
-            for loss in self._corrected().values():
-                dist.all_reduce(loss.fit)
-                loss.fit /= self.here.world_size
+        if self.here.world_size > 1 and isinstance(self.criterion, MultiLoss):
+            for name, loss in self._corrected().items():
+                if step % self.criterion.every[name] == 0:
+                    dist.all_reduce(loss.fit)
+                    loss.fit /= self.here.world_size
         return {} if self.adversary is None else self.adversary.learn(step)
 
     def _corrected(self) -> dict[str, Corrected]:
