@@ -1,4 +1,4 @@
-"""A cheap loss that a dear one corrects now and then, or on a part of the picture: a control variate."""
+"""A cheap loss that an expensive one corrects at some steps, or on a part of the picture: a control variate."""
 
 from collections.abc import Callable
 

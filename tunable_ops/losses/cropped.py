@@ -1,4 +1,4 @@
-"""A loss on a random crop of every sample: a share of the cost at every step."""
+"""A loss on a random crop of every sample, for a share of the cost."""
 
 import math
 from collections.abc import Callable

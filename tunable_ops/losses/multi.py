@@ -32,7 +32,7 @@ class MultiLoss(nn.Module):
 
     A dear objective may be computed at every N-th step only (`every`), with N times its weight: over any N steps in a
     row its gradient has the same sum, were the outputs the same. A `Corrected` one is computed at every step, and
-    corrected at every N-th. `Cropped` spares as much at every step.
+    corrected at every N-th. `Cropped` saves as much at every step.
 
     Args:
         objectives: Name -> ``f(output, target) -> [B]``, in lambda's order: a function, a module, or a pair of one of
