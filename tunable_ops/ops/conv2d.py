@@ -18,8 +18,9 @@ from tunable_ops.reference.activation import CODES
 LEAST_MACS = 1 << 22
 LEAST_CHANNELS = 16
 # Pixels of the batch from which on the filtering saves more than transforming the kernel takes, or as many as a group
-# has channels, if these are more; half of them where the transformed kernel is kept. Zen 3, 64 to 512 channels, one
-# thread: with fewer a call takes up to 1.9 times oneDNN's time, with more 0.5 to 1.0.
+# has channels, if these are more. Zen 3, 64 to 512 channels, one thread: with fewer a call takes up to 1.9 times
+# oneDNN's time, with more 0.5 to 1.0. Where the kernel is kept it would pay from half of them on, but a result must not
+# depend on whether a gradient is wanted: a loss of two feature maps has the sign of their difference as its gradient.
 LEAST_PIXELS = 256
 TAPS = (3, 5)  # of the square kernels that the filtering serves
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -62,7 +63,7 @@ def conv2d(
     keeps = kept is not None and _may_be_kept(input, kernel, bias)
     if kept is not None and not keeps:
         kept.release()  # what trains changes at every call
-    if not _may_be_filtered(input, kernel, bias, stride, dilation, groups, keeps):
+    if not _may_be_filtered(input, kernel, bias, stride, dilation, groups):
         return convolve(input, kernel, bias, stride, padding, dilation, groups)
     if isinstance(padding, str):
         padding = {"same": kernel.shape[2] // 2, "valid": 0}[padding]
@@ -113,7 +114,7 @@ def _may_be_kept(input: Tensor, kernel: Tensor, bias: Tensor | None) -> bool:
 
 
 def _may_be_filtered(
-    input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int, keeps: bool
+    input: Tensor, kernel: Tensor, bias: Tensor | None, stride: Any, dilation: Any, groups: int
 ) -> bool:
     """Return True for calls of a kind for which the C++ operator may take Winograd's filtering."""
     shape = kernel.shape  # first, since it alone refuses most calls
@@ -125,7 +126,7 @@ def _may_be_filtered(
     if any(v != 1 and tuple(v) != (1, 1) for v in (stride, dilation)) or input.shape[1] != shape[1] * groups:
         return False
     pixels = input.shape[0] * input.shape[2] * input.shape[3]
-    if kernel.numel() * pixels < LEAST_MACS or pixels * (2 if keeps else 1) < max(LEAST_PIXELS, shape[1]):
+    if kernel.numel() * pixels < LEAST_MACS or pixels < max(LEAST_PIXELS, shape[1]):
         return False
     tensors = (input, kernel) if bias is None else (input, kernel, bias)
     if any(t.dtype is not torch.float32 or t.device.type != "cpu" or type(t) not in _TYPES for t in tensors):
