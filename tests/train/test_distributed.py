@@ -42,6 +42,15 @@ def torchrun(tmp_path: Path, out: Path, *extra: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def assert_stopped_and_resumed_to_the_same_bits(tmp_path: Path, file: str) -> None:
+    """Run c.json in one piece into "whole", and stopped after 3 steps into "parts"."""
+    torchrun(tmp_path, tmp_path / "whole")
+    torchrun(tmp_path, tmp_path / "parts", "3")
+    torchrun(tmp_path, tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / run / file) for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 @pytest.mark.slow
 def test_two_processes_step_as_one_with_both_batches(make_config, tmp_path: Path) -> None:
     config = make_config(optim={"steps": 4, "clip": 0}, ema={"decay": 0}, compute={"channels_last": False})
@@ -72,11 +81,7 @@ def test_two_processes_step_as_one_with_both_batches(make_config, tmp_path: Path
 def test_two_processes_resume_to_the_same_bits(make_config, tmp_path: Path) -> None:
     config = make_config()
     (tmp_path / "c.json").write_text(config.model_dump_json())
-    torchrun(tmp_path, tmp_path / "whole")
-    torchrun(tmp_path, tmp_path / "parts", "3")
-    torchrun(tmp_path, tmp_path / "parts")
-    whole, parts = (load_file(tmp_path / run / MODEL) for run in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert_stopped_and_resumed_to_the_same_bits(tmp_path, MODEL)
     (tmp_path / "whole" / MODEL).unlink()
     with pytest.raises(ValueError, match="must have as many processes as before, 2; got 1"):
         train(config, tmp_path / "whole", resume=True, progress=False)
@@ -89,11 +94,7 @@ def test_two_processes_share_one_discriminator(make_config, tmp_path: Path) -> N
     objectives = [{"name": "clean"}, {"name": "real", "loss": "adversarial", "scale": 0.1}]
     config = make_config(objectives=objectives, adversarial={"features": 4, "depth": 2, "lr": 1e-2})
     (tmp_path / "c.json").write_text(config.model_dump_json())
-    torchrun(tmp_path, tmp_path / "whole")
-    torchrun(tmp_path, tmp_path / "parts", "3")
-    torchrun(tmp_path, tmp_path / "parts")
-    whole, parts = (load_file(tmp_path / run / STATE) for run in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert_stopped_and_resumed_to_the_same_bits(tmp_path, STATE)
 
 
 @pytest.mark.slow
@@ -108,10 +109,6 @@ def test_two_processes_fit_one_coefficient(make_config, tmp_path: Path) -> None:
     look["correct_with"] = {"loss": "perceptual", "arguments": exact}
     config = make_config(objectives=[{"name": "clean"}, look])
     (tmp_path / "c.json").write_text(config.model_dump_json())
-    torchrun(tmp_path, tmp_path / "whole")
-    torchrun(tmp_path, tmp_path / "parts", "3")
-    torchrun(tmp_path, tmp_path / "parts")
-    whole, parts = (load_file(tmp_path / run / STATE) for run in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert_stopped_and_resumed_to_the_same_bits(tmp_path, STATE)
     first, second = (load_file(tmp_path / "whole" / f"rank{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -67,7 +67,7 @@ def remember_transforms(enabled: bool) -> bool:
     In inference on a CPU, layers whose kernel seldom changes (those of `accelerate`, and of a TunableModel with
     `remember`) keep it in the form that Winograd's filtering needs, beside a copy by which changes show: 5 times the
     memory of a 3x3 kernel, 2.4 times that of a 5x5 one. They do so only for pictures so small that it saves time, for
-    3x3 kernels up to some 39x39 pixels in a batch. Results are the same to the last bit. A layer of `accelerate`
+    3x3 kernels of 16x16 to some 39x39 pixels in a batch. Results are the same to the last bit. A layer of `accelerate`
     releases it in calls with gradients or with this set to False, when it moves to another device or dtype, and when it
     dies; a model with the kernels that it remembers.
 
