@@ -17,7 +17,8 @@ from torch import Tensor
 from tunable_ops import losses
 from tunable_ops.images import read_image, strip, write_image
 from tunable_ops.losses.pgn import PGN
-from tunable_ops.train.agreement import agreement, true_gradient
+from tunable_ops.losses.reduction import value_and_gradient
+from tunable_ops.train.agreement import agreement
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     y = read_image(args.picture)[None, :, top : top + args.size, left : left + args.size]
     small = F.interpolate(y, scale_factor=0.25, mode="bicubic", antialias=True)
     x = F.interpolate(small, size=y.shape[-2:], mode="bicubic").clamp(0, 1)
-    true, _ = true_gradient(losses.Perceptual("vgg16", weights=args.weights), x, y)
+    _, true = value_and_gradient(losses.Perceptual("vgg16", weights=args.weights), x, y)
     predicted = pgn.gradient(x, y)
     angle, ratio = (float(value) for value in agreement(predicted, true))
     print(f"angle {angle:.1f} degrees, ratio of norms {ratio:.3f}")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tunable_ops import losses
 from tunable_ops.losses.perceptual import gram
 from tunable_ops.losses.pgn import PGN
+from tunable_ops.losses.reduction import value_and_gradient
 
 LAYERS = ["relu1_2", "relu2_1"]
 
@@ -287,3 +288,15 @@ def test_vmap_over_pictures(small) -> None:
     x, y = pair()
     mapped = torch.func.vmap(lambda a, b: small(a[None], b[None])[0])(x, y)
     torch.testing.assert_close(mapped, small(x, y))
+
+
+def test_value_and_gradient_are_those_of_the_loss(small) -> None:
+    x, y = pair()
+    values, gradient = value_and_gradient(small, x, y)
+    torch.testing.assert_close(values, small(x, y))
+    assert not values.requires_grad and not gradient.requires_grad and not x.requires_grad
+    step = 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    free = losses.Perceptual("vgg16", LAYERS, weights="random", bounded=False)
+    free.load_state_dict(small.state_dict())
+    moved = (free(x + step, y) - free(x - step, y)) / 2
+    torch.testing.assert_close((gradient * step).flatten(1).sum(1), moved, rtol=0.1, atol=1e-4)

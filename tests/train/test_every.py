@@ -155,3 +155,16 @@ def test_arguments_of_the_correction_are_checked(data: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"train: arguments of perceptual must be among .* got 'colour' in .*'look'"):
         build_criterion(run.model_copy(update={"objectives": [run.objectives[0], wrong]}))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "corrected", "crop", "corrected on crops"])
+def test_crops_too_small_for_the_features_are_named(data: Path, kind: str) -> None:
+    tree = config(data, kind).model_dump()
+    exact = tree["objectives"][1]["correct_with"] or tree["objectives"][1]
+    exact["arguments"].update(layers=["relu5_1"], weights="random")  # has a value from 16 pixels on
+    key = "objectives" if "crop" in kind else "data"
+    (tree["objectives"][1] if key == "objectives" else tree["data"])["crop"] = 16
+    build_criterion(Config.model_validate(tree))
+    (tree["objectives"][1] if key == "objectives" else tree["data"])["crop"] = 15
+    with pytest.raises(ValueError, match=rf"train: {key}.crop must be at least 16 for the features .*'look'; got 15"):
+        build_criterion(Config.model_validate(tree))

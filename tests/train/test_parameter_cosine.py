@@ -12,7 +12,7 @@ from tunable_ops.cli import main
 from tunable_ops.images import write_image
 from tunable_ops.losses import Perceptual, VGG16Features
 from tunable_ops.losses.pgn import PGN
-from tunable_ops.train.agreement import true_gradient
+from tunable_ops.losses.reduction import value_and_gradient
 from tunable_ops.train.parameter_cosine import NOISE, crops, enlargement, parameter_cosine, trained_toy
 
 LAYERS = ["relu1_1", "relu2_1"]
@@ -38,7 +38,7 @@ class Exact(PGN):
         self._truth, self.factor = (loss,), factor
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.factor * true_gradient(self._truth[0], x, y)[0]
+        return self.factor * value_and_gradient(self._truth[0], x, y)[1]
 
 
 def flat(value: Tensor, net: nn.Module) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tunable_ops.losses.cropped import Loss, check_side, draw_crops
+from tunable_ops.losses.reduction import value_and_gradient
 
 _MEMORY = 0.95  # of the fit, from one correction to the next
 
@@ -92,8 +93,8 @@ class Corrected(nn.Module):
             value = _times(self.coefficient, self.cheap(x, target))
             return value + weight * (self.exact(p, q) - value)
         c = self._next_coefficient() if self.training else self.coefficient.clone()
-        value, field = _differentiated(self.cheap, x, target)
-        exact, true = _differentiated(self.exact, p, q)
+        value, field = value_and_gradient(self.cheap, x, target)
+        exact, true = value_and_gradient(self.exact, p, q)
         part = field if crops is None else crops.of(field / crops.share.to(field))
         if self.training:
             self._learn(true, part)
@@ -135,12 +136,3 @@ class Corrected(nn.Module):
 def _times(c: Tensor, value: Tensor) -> Tensor:
     """Return c times a value, and 0 with c = 0 whatever the value is."""
     return torch.where(c > 0, c * value, 0)
-
-
-def _differentiated(loss: Loss, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the values of a loss, [B], and the gradient of their sum for x."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        values = loss(leaf, target)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return values.detach(), gradient

@@ -30,8 +30,8 @@ class MultiLoss(nn.Module):
     If an objective's lambda is 0, its value and its gradient for the output count as 0 even if they are inf or NaN.
     With any other lambda, inf and NaN propagate.
 
-    A dear objective may be computed at every N-th step only (`every`), with N times its weight: over any N steps in a
-    row its gradient has the same sum, were the outputs the same. A `Corrected` one is computed at every step, and
+    An expensive objective may be computed at every N-th step only (`every`), with N times its weight: over any N steps
+    in a row its gradient has the same sum, were the outputs the same. A `Corrected` one is computed at every step, and
     corrected at every N-th. `Cropped` saves as much at every step.
 
     Args:

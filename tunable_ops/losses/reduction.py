@@ -1,4 +1,6 @@
-"""What all losses share: checks of inputs, the dtype of the arithmetic, and the mean over all but the batch."""
+"""What all losses share: checks of inputs, the dtype of the arithmetic, the mean over a sample, the gradient."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -122,3 +124,14 @@ def mean_per_sample(value: Tensor) -> Tensor:
     if value.ndim == 1:  # torch reads an empty list of dimensions as "all"
         return value
     return value.mean(dim=tuple(range(1, value.ndim)))
+
+
+def value_and_gradient(
+    loss: Callable[[Tensor, Tensor | None], Tensor], output: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the values of a loss, [B], and the gradient of their sum for the output, both without a graph."""
+    with torch.enable_grad():
+        leaf = output.detach().requires_grad_()
+        values = loss(leaf, target)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), gradient

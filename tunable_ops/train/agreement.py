@@ -13,18 +13,10 @@ from torch import Tensor
 
 from tunable_ops.losses import Perceptual
 from tunable_ops.losses.pgn import PGN
+from tunable_ops.losses.reduction import value_and_gradient
 from tunable_ops.train.seeding import generator
 
-__all__ = ["CHANGES", "Agreement", "agreement", "evaluate", "true_gradient"]
-
-
-def true_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (the gradient of each sample's loss for its x, [B, 3, H, W]; the losses [B])."""
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        values = loss(leaf, y)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return gradient, values.detach()
+__all__ = ["CHANGES", "Agreement", "agreement", "evaluate"]
 
 
 def agreement(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +77,7 @@ def evaluate(pgn: PGN, loss: Perceptual, pictures: Sequence[Tensor], seed: int =
             y = picture.unsqueeze(0)
             x = change(y, generator(seed, name, index)).to(device)
             y = y.to(device)
-            true, _ = true_gradient(loss, x, y)
+            _, true = value_and_gradient(loss, x, y)
             angle, ratio = agreement(pgn.gradient(x, y), true)
             rows.append((float(angle), math.log(float(ratio)), float(agreement(x - y, true)[0])))
         angles, logs, pixels = zip(*rows, strict=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tunable_ops import control, losses, models
 from tunable_ops.images import read_image
+from tunable_ops.losses.features import Features
 from tunable_ops.losses.pgn import PGN
 from tunable_ops.models import zoo
 from tunable_ops.modules import LambdaPlanes, TunableModel, convert, freeze_all_but_new, optimizer_groups
@@ -218,9 +219,21 @@ class _OnGrey(nn.Module):
 def _loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:
     """Return the function or module of an objective, with its arguments and its crop."""
     loss = _whole_loss(objective, config)
+    _check_side(objective, loss, config)
     if objective.crop is None or objective.correct_with is not None:
         return loss
     return losses.Cropped(loss, objective.crop)
+
+
+def _check_side(objective: Objective, loss: object, config: Config) -> None:
+    """Refuse crops on which the deepest layer of a loss on features has no value."""
+    networks = (m for m in loss.modules() if isinstance(m, Features)) if isinstance(loss, nn.Module) else ()
+    least = max((network.min_size for network in networks), default=1)
+    key, side = ("data.crop", config.data.crop) if objective.crop is None else ("objectives.crop", objective.crop)
+    if side < least:
+        raise ValueError(
+            f"train: {key} must be at least {least} for the features of the objective {objective.name!r}; got {side}"
+        )
 
 
 def _whole_loss(objective: Objective, config: Config) -> Callable[[Tensor, Any], Tensor]:

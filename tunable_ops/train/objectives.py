@@ -52,8 +52,8 @@ class Objective(Section):
             file of `losses.PGN`, default the one that ships). Empty for "style".
         picture: For "style": a file, or "skimage:NAME" for one that scikit-image ships.
         every: Compute the objective at every so many-th step only, with so many times its weight: its gradient is the
-            same in the mean, and most steps are spared a dear loss. Steps are counted from the beginning of the run,
-            so a resumed one goes on as it would have. Not for "style" and "adversarial".
+            same in the mean, and most steps are spared an expensive loss. Steps are counted from the beginning of the
+            run, so a resumed one goes on as it would have. Not for "style" and "adversarial".
         crop: Compute the objective on a random crop of this side of each sample, in pixels (`losses.Cropped`): a share
             of the work at every step, in place of all of it at some (``every``). Not for "style" and "adversarial".
         correct_with: For "perceptual_gradient" with ``crop``, or with ``every`` = N above 1: the loss whose gradient is

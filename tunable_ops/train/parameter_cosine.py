@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunable_ops.losses import Corrected, Perceptual, PerceptualGradient
 from tunable_ops.losses.pgn import PGN
-from tunable_ops.train.agreement import true_gradient
+from tunable_ops.losses.reduction import value_and_gradient
 from tunable_ops.train.seeding import derive_seed, generator
 from tunable_ops.train.toys import DEPTHS, Autoencoder
 
@@ -114,11 +114,11 @@ def parameter_cosine(
 
 def _fields(pgn: PGN, loss: Perceptual, pair: Corrected | None, x: Tensor, y: Tensor, seen: int) -> list[Tensor]:
     """Return the true gradient, the predicted one, that of mean squares and, with a pair, the corrected one."""
-    fields = [true_gradient(loss, x, y)[0], pgn.gradient(x, y), x - y]
+    fields = [value_and_gradient(loss, x, y)[1], pgn.gradient(x, y), x - y]
     if pair is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(0, "parameter cosine", "crop", seen))
-            fields.append(true_gradient(pair, x, y)[0])
+            fields.append(value_and_gradient(pair, x, y)[1])
     return fields
 
 
