@@ -19,13 +19,14 @@ struct Costs {
   // saves 0.17 of the time at 64 tiles of 4x4 (128 channels), and nothing at 256 (64). The others follow by estimates.
   int64_t most_tiles;
 };
-constexpr Costs kCosts[] = {{120, 320, 20 << 20, 160}, {400, 400, 16 << 20, 96}, {340, 900, 16 << 20, 200}};
+constexpr Costs kCosts[] = {{120, 320, 40 << 20, 160}, {400, 400, 40 << 20, 96}, {340, 900, 40 << 20, 200}};
 
 // Tiles of 2x2 and 4x4 for 3x3 kernels, and of 2x2 for 5x5.
 const Costs& costs_of(const Conv& c, int64_t tile) { return kCosts[c.taps_h == 5 ? 2 : tile == 4]; }
 
-constexpr int64_t kNearBytes = 4 << 20;  // of transformed kernels: more of them are written and read from far away,
-constexpr int64_t kFar = 1000;           // at this cost per kernel; a training step does so three times
+// Of transformed kernels: more of them are written and read from far away, at a cost per kernel (Ice Lake, 256 and 512
+// channels); a training step does so three times.
+constexpr int64_t kNearBytes = 4 << 20, kFar = 1000, kFarBytes = 16 << 20, kFarther = 2800;
 
 double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends) {
   const Costs& costs = costs_of(c, tile);
@@ -34,7 +35,7 @@ double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends)
   const double kernels = static_cast<double>(c.channels) * outputs;
   const double bytes = 4 * points * kernels * c.groups;
   if (bytes > costs.most_bytes) return -1;
-  const int64_t transform = costs.transform + (bytes > kNearBytes ? kFar : 0);
+  const int64_t transform = costs.transform + (bytes > kFarBytes ? kFarther : bytes > kNearBytes ? kFar : 0);
   const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
   return c.groups * (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * transform);
 }

@@ -111,8 +111,8 @@ void blend(const Blend& args, int64_t begin, int64_t end) {
 }
 
 // Writes [channels][width] to where `gather` would read it.
-inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const float* slice, float* target, bool add) {
-  const bool blocks = stack.stride_channel == 1 && !add;
+inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const float* slice, float* target) {
+  const bool blocks = stack.stride_channel == 1;
   const int64_t block_channels = blocks ? channels / kLanes * kLanes : 0;
   const int64_t block_outputs = blocks ? s.outputs / kLanes * kLanes : 0;
   for (int64_t o = 0; o < block_outputs; o += kLanes) {
@@ -121,10 +121,8 @@ inline void scatter(const Stack& stack, const Slice& s, int64_t channels, const 
   }
   for (int64_t o = 0; o < s.outputs; ++o) {
     float* to = target + o * stack.stride_output;
-    for (int64_t c = o < block_outputs ? block_channels : 0; c < channels; ++c) {
-      float& value = to[c * stack.stride_channel];
-      value = slice[c * s.width + o] + (add ? value : 0.0f);
-    }
+    for (int64_t c = o < block_outputs ? block_channels : 0; c < channels; ++c)
+      to[c * stack.stride_channel] = slice[c * s.width + o];
   }
 }
 
@@ -143,7 +141,15 @@ void contract(const Contract& args, int64_t begin, int64_t end) {
                slices + p * s.size);
       }
     }
+    const Slice to = args.grad_data ? locate(panels, args.grad_stack, item) : s;
+    float* const target = args.grad_data + (args.grad_data ? to.position : 0);
+    if (args.grad_data && args.accumulate) {  // as if one call had all samples, to the last bit
+      for (int64_t p = 0; p < kernels; ++p) {
+        gather(args.grad_stack, to, panels.channels, target + p * args.grad_stack.stride_kernel, grads + p * s.size);
+      }
+    }
     for (int64_t b = 0; b < args.batch; ++b) {
+      const bool first = b == 0 && !args.accumulate;
       const float* gradient = args.gradient + b * args.segments * size + s.offset;
       if (args.segments > 1) {
         scale_add(whole, gradient, 1.0f, s.size, true);
@@ -153,14 +159,11 @@ void contract(const Contract& args, int64_t begin, int64_t end) {
       for (int64_t p = 0; p < kernels; ++p) {
         if (args.partial)
           args.partial[(item * args.batch + b) * kernels + p] = dot(gradient, slices + p * s.size, s.size);
-        if (args.grad_data) scale_add(grads + p * s.size, gradient, args.alpha[b * kernels + p], s.size, b == 0);
+        if (args.grad_data) scale_add(grads + p * s.size, gradient, args.alpha[b * kernels + p], s.size, first);
       }
     }
-    if (!args.grad_data) continue;
-    const Slice to = locate(panels, args.grad_stack, item);
-    for (int64_t p = 0; p < kernels; ++p) {
-      scatter(args.grad_stack, to, panels.channels, grads + p * s.size,
-              args.grad_data + to.position + p * args.grad_stack.stride_kernel, args.accumulate);
+    for (int64_t p = 0; args.grad_data && p < kernels; ++p) {
+      scatter(args.grad_stack, to, panels.channels, grads + p * s.size, target + p * args.grad_stack.stride_kernel);
     }
   }
   delete[] slices;

@@ -14,12 +14,18 @@ constexpr int64_t kTiles = 14;
 // Transformed inputs of a block of tiles: a quarter of a large L2 cache. In the kernels' gradient, with those of the
 // outputs; more tiles load and store the sums less often.
 constexpr int64_t kTileBytes = 256 << 10, kGradBytes = 512 << 10;
+// Of layers so wide that fewer than kTiles tiles fit there, the transformed kernels come from the L3 cache or from
+// farther: a block has more tiles, whose inputs at one point fit, and as many outputs are multiplied at a point before
+// the next one.
+constexpr int64_t kWideTiles = 56, kWideOutputs = 128;
 // Transformed kernels of the samples that are computed together: what stays in the L2 cache, but work for all threads.
 constexpr int64_t kKernelBytes = 1 << 20;
 // A line of the cache after each point: without it the points of one kernel share a set.
 constexpr int64_t kPad = 16;
 // Segments of the tiles whose sums are separate: a part for every thread of a small machine.
 constexpr int64_t kSegments = 4, kSegmentTiles = 64;
+// Of such sums: larger ones there are once only, and the threads share their outputs.
+constexpr int64_t kSumBytes = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -66,11 +72,12 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const Panels panels = panels_of(conv, tile + conv.taps_h - 1, kPad);
   const std::vector<float> shift = padded_bias(bias, panels, call.rows, conv.outputs);
   const bool shared = call.rows == 1;
-  WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0};
+  WinogradRun run{conv, panels, nullptr, nullptr, nullptr, 0, nullptr, 0, 0, 0, 0, 1};
   run.span = (shared ? conv.batch : 1) * tiles_of(conv, tile);
   const int64_t spans = shared ? 1 : together(call, 4 * panels.size());
   const int64_t bytes = 4 * panels.taps() * padded(conv.channels, panels.lanes);
-  const int64_t most = std::max<int64_t>(kTiles, kTileBytes / bytes / kTiles * kTiles);
+  const int64_t near = kTileBytes / bytes / kTiles * kTiles, most = near ? near : kWideTiles;
+  if (!near) run.abreast = std::max<int64_t>(1, kWideOutputs / (panels.lanes * panels.width));
   const int64_t wanted = std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans));
   run.blocks = std::max<int64_t>({1, wanted, ceil_div(run.span, most)});
   run.block = ceil_div(run.span, run.blocks);
@@ -96,12 +103,15 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
   const int64_t tile = winograd_tile(c, call.depthwise, call.rows), count = call.weight.kernels;
   const Panels points = panels_of(c, tile + c.taps_h - 1, kPad), panels = panels_of(c, c.taps_h, 0);
   const bool shared = call.rows == 1;
-  WinogradGradRun run{c, points, nullptr, nullptr, nullptr, nullptr, 0, 0, 0};
+  WinogradGradRun run{c, points, nullptr, nullptr, nullptr, nullptr, 0, 1, 1, 0};
   run.span = (shared ? c.batch : 1) * tiles_of(c, tile);
-  run.segments = std::clamp<int64_t>(run.span / kSegmentTiles, 1, ceil_div(kSegments, call.rows));
+  const bool large = 4 * points.size() > kSumBytes;
+  if (!large) run.segments = std::clamp<int64_t>(run.span / kSegmentTiles, 1, ceil_div(kSegments, call.rows));
   const int64_t bytes = 4 * points.taps() * (padded(c.channels, points.lanes) + padded(c.outputs, points.lanes));
-  run.block = std::clamp<int64_t>(kGradBytes / bytes, 2 * kTiles, 8 * kTiles);
+  const int64_t near = kGradBytes / bytes;
+  run.block = near < 2 * kTiles ? kWideTiles : std::min(near, 8 * kTiles);
   const int64_t chunk = together(call, 4 * run.segments * points.size());
+  if (large) run.parts = std::min(points.count(), ceil_div(call.threads.count, chunk));
   const Workspace sums(chunk * run.segments * points.size()), gradient(chunk * panels.size());
   const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);
   run.sums = sums.get();
@@ -111,7 +121,7 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
     run.input = call.input + first * c.in_sample;
     run.grad_output = grad_output + first * c.out_sample;
     const int64_t macs = points.taps() * c.groups * c.channels * c.outputs;
-    call.threads.parallel_for(spans * run.segments, grain(run.span / run.segments * macs),
+    call.threads.parallel_for(spans * run.segments * run.parts, grain(run.span / run.segments * macs / run.parts),
                               [&](int64_t begin, int64_t end) { kernels.winograd_grad(run, begin, end); });
     const int64_t taps = c.groups * panels.count();
     call.threads.parallel_for(spans * taps, grain(2 * run.segments * macs / taps),

@@ -87,10 +87,12 @@ struct WinogradRun {
   const float* bias;     // [spans, groups, vectors * lanes] or null
   int64_t bias_span;
   int64_t span, blocks, block;
+  int64_t abreast;  // panels whose products are computed at a point before the next point
 };
 
 // The gradient of blended kernels by Winograd's filtering. `winograd_grad` sums the products of each segment of a
-// span's tiles, work items (span, segment); `winograd_taps` adds the segments, work items (span, group, panel).
+// span's tiles, work items (span, segment, part of the panels); `winograd_taps` adds the segments, work items (span,
+// group, panel).
 struct WinogradGradRun {
   Conv conv;
   Panels panels;
@@ -98,7 +100,7 @@ struct WinogradGradRun {
   const float* grad_output;
   float* sums;      // [spans, segments, panels.size()]
   float* gradient;  // [spans], each in panels of the kernels' taps
-  int64_t span, segments, block;
+  int64_t span, segments, parts, block;
 };
 
 // G[b, segment] = the gradient of the blended kernel from a segment of the output rows, and the sums of grad_output.

@@ -1,5 +1,6 @@
 // AVX2 with FMA: 16 registers of 8 floats.
 #include "kernels.h"
+#include "workspace.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -1,5 +1,6 @@
 // Available on every machine: vectors of 4 floats (SSE2, NEON).
 #include "kernels.h"
+#include "workspace.h"
 
 #define TO_ISA portable
 #define TO_LANES 4

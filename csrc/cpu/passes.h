@@ -10,21 +10,9 @@
 #include <vector>
 
 #include "kernels.h"
+#include "workspace.h"
 
 namespace tunable_ops {
-
-// Uninitialised memory, aligned to a cache line.
-class Workspace {
- public:
-  explicit Workspace(int64_t floats)
-      : data_(static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 127) / 64 * 64)), &std::free) {
-    if (!data_) throw std::bad_alloc();
-  }
-  float* get() const { return data_.get(); }
-
- private:
-  std::unique_ptr<float, decltype(&std::free)> data_;
-};
 
 // Runs f(begin, end) over [0, count) on the caller's threads, with at least `grain` items on each.
 using ParallelFor = void (*)(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& f);

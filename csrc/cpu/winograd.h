@@ -95,9 +95,11 @@ inline void transform_output(const Conv& c, const float* products, int64_t point
 // Channels that are summed in registers at a time: short sums limit the rounding error.
 constexpr int64_t kSumChannels = 96;
 
-// One matrix product per point.
-inline void multiply(const TileBlock& block, const float* panel, int64_t slice, int64_t points, int64_t channels) {
-  const int64_t vectors = block.width / kLanes, parts = ceil_div(block.count, kRows[vectors]);
+// The matrix product of a block's inputs at one point with a panel of `vectors` vectors of outputs, to the products
+// from `output` on.
+inline void multiply(const TileBlock& block, int64_t point, const float* panel, int64_t vectors, int64_t channels,
+                     int64_t output) {
+  const int64_t width = vectors * kLanes, parts = ceil_div(block.count, kRows[vectors]);
   const int64_t chunks = ceil_div(channels, kSumChannels);
   const TileFunction* functions =
       vectors == 2 ? TileTable<2, TO_COUNT(TO_ROWS_2)>::functions : TileTable<1, TO_COUNT(TO_ROWS_1)>::functions;
@@ -110,20 +112,18 @@ inline void multiply(const TileBlock& block, const float* panel, int64_t slice, 
   tile.lanes = kLanes;
   tile.last = true;
   tile.activation = Activation::kNone;
-  for (int64_t point = 0; point < points; ++point) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t channel = channels * chunk / chunks;
-      tile.run = channels * (chunk + 1) / chunks - channel;
-      tile.first = chunk == 0;
-      tile.panel = panel + point * slice + channel * block.width;
-      tile.input = block.inputs + point * block.in_point + channel;
-      tile.output = block.products + point * block.out_point;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t count = block.count / parts + (part < block.count % parts);
-        functions[count](tile);
-        tile.input += count * block.channels;
-        tile.output += count * block.width;
-      }
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t channel = channels * chunk / chunks;
+    tile.run = channels * (chunk + 1) / chunks - channel;
+    tile.first = chunk == 0;
+    tile.panel = panel + channel * width;
+    tile.input = block.inputs + point * block.in_point + channel;
+    tile.output = block.products + point * block.out_point + output;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t count = block.count / parts + (part < block.count % parts);
+      functions[count](tile);
+      tile.input += count * block.channels;
+      tile.output += count * block.width;
     }
   }
 }
@@ -133,22 +133,26 @@ inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 1
 // The memory of a block of at most `tiles` tiles, and zeros for the pixels outside the image.
 struct TileMemory {
   TileBlock block;
-  float* memory;
+  Workspace memory;
   float* zeros;
 
-  TileMemory(int64_t tiles, int64_t channels, int64_t width, int64_t points) {
-    block.channels = ceil_div(channels, kLanes) * kLanes;
-    if (block.channels % 256 == 0) block.channels += 16;  // or the rows of a product share a set of the cache
-    block.in_point = odd_lines(tiles * block.channels);
-    block.out_point = odd_lines(tiles * width);
-    memory = new float[points * (block.in_point + block.out_point) + block.channels + 16];
-    block.inputs = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16);
-    block.products = block.inputs + points * block.in_point;
-    zeros = block.products + points * block.out_point;
-    clear(zeros, block.channels);
+  TileMemory(int64_t tiles, int64_t channels, int64_t width, int64_t points)
+      : TileMemory(points, tiles, row_of(channels), odd_lines(tiles * row_of(channels)), odd_lines(tiles * width)) {}
+
+ private:
+  // The channels of a tile: not a multiple of 256, or the rows of a product share a set of the cache.
+  static int64_t row_of(int64_t channels) {
+    const int64_t row = ceil_div(channels, kLanes) * kLanes;
+    return row % 256 == 0 ? row + 16 : row;
   }
-  TileMemory(const TileMemory&) = delete;
-  ~TileMemory() { delete[] memory; }
+
+  TileMemory(int64_t points, int64_t tiles, int64_t row, int64_t in_point, int64_t out_point)
+      : block{tiles, row, in_point, 0, out_point, nullptr, nullptr}, memory(points * (in_point + out_point) + row) {
+    block.inputs = memory.get();
+    block.products = block.inputs + points * in_point;
+    zeros = block.products + points * out_point;
+    clear(zeros, row);
+  }
 };
 
 template <class F>
@@ -156,7 +160,7 @@ void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
   constexpr int64_t kPoints = F::kPoints, kSquare = kPoints * kPoints;
   const Conv& c = run.conv;
   const Panels& p = run.panels;
-  TileMemory memory(run.block, c.channels, min(p.width, p.vectors()) * kLanes, kSquare);
+  TileMemory memory(run.block, c.channels, min(run.abreast * p.width, p.vectors()) * kLanes, kSquare);
   TileBlock& block = memory.block;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t span = item / run.blocks, part = item % run.blocks;
@@ -168,11 +172,17 @@ void winograd_of(const WinogradRun& run, int64_t begin, int64_t end) {
         transform_input<F>(c, run.input + at.sample * c.in_sample + group * c.channels, at.y - c.pad_h, at.x - c.pad_w,
                            memory.zeros, block.inputs + i * block.channels, block.in_point);
       }
-      for (int64_t panel = 0; panel < p.count(); ++panel) {
-        const int64_t vectors = p.panel_vectors(panel), output = panel * p.width * kLanes;
+      for (int64_t begin_panel = 0; begin_panel < p.count(); begin_panel += run.abreast) {
+        const int64_t end_panel = min(begin_panel + run.abreast, p.count()), output = begin_panel * p.width * kLanes;
+        const int64_t vectors = min(run.abreast * p.width, p.vectors() - begin_panel * p.width);
         block.width = vectors * kLanes;
-        multiply(block, run.kernels + span * run.kernels_span + p.offset(group, panel),
-                 c.channels * block.width + p.pad, kSquare, c.channels);
+        for (int64_t point = 0; point < kSquare; ++point) {
+          for (int64_t panel = begin_panel; panel < end_panel; ++panel) {
+            const int64_t slice = c.channels * p.panel_vectors(panel) * kLanes + p.pad;
+            multiply(block, point, run.kernels + span * run.kernels_span + p.offset(group, panel) + point * slice,
+                     p.panel_vectors(panel), c.channels, panel * p.width * kLanes - output);
+          }
+        }
         const float* bias =
             run.bias ? run.bias + span * run.bias_span + group * p.vectors() * kLanes + output : nullptr;
         for (int64_t i = 0; i < block.count; ++i) {

@@ -29,9 +29,9 @@ inline void transform_gradient(const Conv& c, const float* grad, int64_t rows, i
   }
 }
 
-// Adds the products of a block of tiles to those of a panel.
-inline void add_products(const TileBlock& block, const Panels& p, int64_t group, int64_t panel, bool first,
-                         float* sums) {
+// Adds the products of a block of tiles at a point to those of a panel. The block has the outputs from `output` on.
+inline void add_products(const TileBlock& block, const Panels& p, int64_t group, int64_t point, int64_t panel,
+                         int64_t output, bool first, float* sums) {
   const int64_t vectors = p.panel_vectors(panel), width = vectors * kLanes, tiles = channel_tiles(p, panel);
   GradTile tile;
   tile.rows = 1;
@@ -41,15 +41,13 @@ inline void add_products(const TileBlock& block, const Panels& p, int64_t group,
   tile.grad_pixel = block.width;
   tile.lanes = kLanes;
   tile.first = first;
-  float* target = sums + p.offset(group, panel);
-  for (int64_t point = 0; point < p.taps(); ++point, target += p.channels * width + p.pad) {
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t channel = p.channels * i / tiles, channels = p.channels * (i + 1) / tiles - channel;
-      tile.input = block.inputs + point * block.in_point + channel;
-      tile.grad = block.products + point * block.out_point + panel * p.width * kLanes;
-      tile.target = target + channel * width;
-      grad_function(vectors, channels)(tile);
-    }
+  float* target = sums + p.offset(group, panel) + point * (p.channels * width + p.pad);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t channel = p.channels * i / tiles, channels = p.channels * (i + 1) / tiles - channel;
+    tile.input = block.inputs + point * block.in_point + channel;
+    tile.grad = block.products + point * block.out_point + panel * p.width * kLanes - output;
+    tile.target = target + channel * width;
+    grad_function(vectors, channels)(tile);
   }
 }
 
@@ -58,11 +56,16 @@ void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
   constexpr int64_t kPoints = F::kPoints, kSquare = kPoints * kPoints;
   const Conv& c = run.conv;
   const Panels& p = run.panels;
-  TileMemory memory(run.block, c.channels, p.vectors() * kLanes, kSquare);
+  const int64_t widest = min(ceil_div(p.count(), run.parts) * p.width, p.vectors()) * kLanes;
+  TileMemory memory(run.block, c.channels, widest, kSquare);
   TileBlock& block = memory.block;
-  block.width = p.vectors() * kLanes;
+  block.width = widest;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t span = item / run.segments, segment = item % run.segments;
+    const int64_t sum = item / run.parts, part = item % run.parts;
+    const int64_t span = sum / run.segments, segment = sum % run.segments;
+    const int64_t first_panel = p.count() * part / run.parts, last_panel = p.count() * (part + 1) / run.parts;
+    const int64_t first_output = first_panel * p.width * kLanes;
+    const int64_t last_output = min(last_panel * p.width * kLanes, c.outputs);
     const int64_t first = run.span * segment / run.segments, last = run.span * (segment + 1) / run.segments;
     for (int64_t at = first; at < last; at += run.block) {
       block.count = min(run.block, last - at);
@@ -73,13 +76,15 @@ void winograd_grad_of(const WinogradGradRun& run, int64_t begin, int64_t end) {
                              place.x - c.pad_w, memory.zeros, block.inputs + i * block.channels, block.in_point);
           const float* grad = run.grad_output + place.sample * c.out_sample + place.y * c.out_row +
                               place.x * c.out_pixel + group * c.outputs;
-          for (int64_t output = 0; output < c.outputs; output += kLanes)
+          for (int64_t output = first_output; output < last_output; output += kLanes)
             transform_gradient<F>(c, grad + output, c.out_h - place.y, c.out_w - place.x,
-                                  min(kLanes, c.outputs - output), block.products + i * block.width + output,
-                                  block.out_point);
+                                  min(kLanes, c.outputs - output),
+                                  block.products + i * block.width + output - first_output, block.out_point);
         }
-        for (int64_t panel = 0; panel < p.count(); ++panel)
-          add_products(block, p, group, panel, at == first, run.sums + item * p.size());
+        for (int64_t point = 0; point < kSquare; ++point) {
+          for (int64_t panel = first_panel; panel < last_panel; ++panel)
+            add_products(block, p, group, point, panel, first_output, at == first, run.sums + sum * p.size());
+        }
       }
     }
   }
