@@ -19,8 +19,9 @@ LEAST_MACS = 1 << 22
 LEAST_CHANNELS = 16
 # Pixels of the batch from which on the filtering saves more than transforming the kernel takes, or as many as a group
 # has channels, if these are more. 64 to 512 channels, one thread: with fewer a call takes up to 1.9 times oneDNN's time
-# (Zen 3; 2.7 on Ice Lake), with more 0.5 to 1.0. Where the kernel is kept it would pay from half of them on, but a result must not
-# depend on whether a gradient is wanted: a loss of two feature maps has the sign of their difference as its gradient.
+# (Zen 3; 2.7 on Ice Lake), with more 0.5 to 1.0. Where the kernel is kept it would pay from half of them on, but a
+# result must not depend on whether a gradient is wanted: a loss of two feature maps has the sign of their difference as
+# its gradient.
 LEAST_PIXELS = 256
 TAPS = (3, 5)  # of the square kernels that the filtering serves
 _TYPES = (Tensor, torch.nn.Parameter)
