@@ -11,10 +11,10 @@ namespace tunable_ops {
 // Accumulates in fp32 and rounds once to the stack's type.
 void blend_kernels(const Tensor& stack, const float* alpha, const Tensor& blended);
 
-// True for calls with one alpha and kernels that are dense in memory, except layers that cut the image into patches
-// (2x2 with stride 2), unless the machine multiplies their 16-bit type, and depthwise ones of 3, 5 or 7 taps in
-// float32, which our kernels compute faster, and 1x1 kernels with a stride, whose backward in aten writes outside its
-// memory (docs/known_faults.md).
+// True for calls with one alpha and kernels that are dense in memory, except those which our kernels compute faster:
+// layers that cut the image into patches (2x2 with stride 2), unless the machine multiplies their 16-bit type, and in
+// float32 depthwise ones of 3, 5 or 7 taps and 1x1 kernels of few channels; and except 1x1 kernels with a stride, whose
+// backward in aten writes outside its memory (docs/known_faults.md).
 bool prefers_aten(const Call& call, const Tensor& weight);
 
 // `bias` is [O], already blended, or empty; the activation is relu, leaky_relu or none.

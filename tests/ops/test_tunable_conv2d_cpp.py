@@ -50,6 +50,8 @@ TAILS = [
     Case(channels=24, outputs=24, groups=24, size=(9, 21), kernels=2, stride=(2, 2)),
     # Phases of the input gradient that are wider than the output.
     Case(channels=4, outputs=8, size=(8, 9), taps=(1, 3), stride=(1, 3), padding=(0, 0), dilation=(1, 2)),
+    # Wide 1x1 layers are aten's with one alpha.
+    Case(channels=264, outputs=500, size=(5, 7), kernels=2, taps=(1, 1), padding=(0, 0)),
 ]
 
 
