@@ -110,7 +110,8 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
   const int64_t bytes = 4 * points.taps() * (padded(c.channels, points.lanes) + padded(c.outputs, points.lanes));
   const int64_t near = kGradBytes / bytes;
   run.block = near < 2 * kTiles ? kWideTiles : std::min(near, 8 * kTiles);
-  const int64_t chunk = together(call, 4 * run.segments * points.size());
+  const int64_t chunk = large ? std::clamp<int64_t>(ceil_div(call.threads.count, points.count()), 1, call.rows)
+                              : together(call, 4 * run.segments * points.size());
   if (large) run.parts = std::min(points.count(), ceil_div(call.threads.count, chunk));
   const Workspace sums(chunk * run.segments * points.size()), gradient(chunk * panels.size());
   const Workspace partial(to.grad_alpha ? panels.slices() * chunk * count : 0);

@@ -17,7 +17,7 @@ constexpr size_t kLine = 64, kHugePage = 2 << 20, kLarge = 4 << 20;
 Workspace::Workspace(int64_t floats) {
   const size_t bytes = floats * sizeof(float), alignment = bytes >= kLarge ? kHugePage : kLine;
   // Aligned by hand: before version 2.38, glibc does not find the memory again that its aligned_alloc gave away.
-  memory_ = std::malloc(bytes + alignment);
+  memory_ = std::malloc(bytes + kLine + alignment);
   if (!memory_) throw std::bad_alloc();
   const uintptr_t first = (reinterpret_cast<uintptr_t>(memory_) + alignment - 1) / alignment * alignment;
   data_ = reinterpret_cast<float*>(first);
