@@ -6,6 +6,8 @@
   that it needs first and convolves without a stride.
 - oneDNN's convolution in bfloat16 with AMX gives wrong values where the output is one pixel wide and there is a stride
   along the width. Such a stride moves nothing: the convolution goes without it.
+- oneDNN reads address 0 where a dimension of one tap has a dilation, and its outputs lie beside the picture. Of one tap
+  the dilation means nothing: the convolution goes without it.
 """
 
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ def convolve(
         input = pick(input, _each(stride, ndim), _each(0 if isinstance(padding, str) else padding, ndim))
         stride, padding, dilation = 1, 0, 1
     if 1 in shape:
-        kernel = with_new_strides(kernel)
+        kernel, dilation = with_new_strides(kernel), _dilation_of_taps(shape, dilation)
     if input.dtype is torch.bfloat16 and _is_one_wide(input, shape, stride, padding, dilation):
         return convolve(input, kernel, bias, (*_each(stride, ndim)[:-1], 1), padding, dilation, groups)[..., :1]
     return _PLAIN[ndim](with_new_strides(input), kernel, bias, stride, padding, dilation, groups)
@@ -98,7 +100,7 @@ def convolve_backward(
         groups: As in `convolve`.
         wanted: Of input, kernel and bias.
     """
-    stride, padding, _ = geometry
+    stride, padding, dilation = geometry
     ones = [1] * len(stride)
     if is_strided_pointwise(kernel.shape[2:], stride):
         plain = (ones, [0] * len(stride), ones)
@@ -110,7 +112,9 @@ def convolve_backward(
         with_new_strides(input),
         with_new_strides(kernel),
         [kernel.shape[0]],
-        *geometry,
+        stride,
+        padding,
+        _dilation_of_taps(kernel.shape, dilation),
         False,
         [0] * len(stride),
         groups,
@@ -127,6 +131,14 @@ def _is_one_wide(input: Tensor, shape: Sequence[int], stride: Any, padding: Any,
     step, edge, spread = (_each(value, ndim)[-1] for value in (stride, padding, dilation))
     reach = input.shape[-1] + 2 * edge - spread * (shape[-1] - 1) - 1
     return step > 1 and 0 <= reach < step
+
+
+def _dilation_of_taps(shape: Sequence[int], dilation: Any) -> Any:
+    """Return the dilation of a kernel [O, C/groups, *taps], with 1 where there is one tap."""
+    ndim = len(shape) - 2
+    if dilation == 1 or max(each := _each(dilation, ndim)) == 1:
+        return dilation
+    return tuple(1 if taps == 1 else d for taps, d in zip(shape[2:], each, strict=True))
 
 
 def is_strided_pointwise(taps: Sequence[int], stride: Sequence[int]) -> bool:

@@ -22,6 +22,7 @@ from tunable_ops import reference
 from tunable_ops.functional import KeptKernel
 
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48)
+WIDE = (48, 129, 144, 200, 301, 440)  # above 128, blocks of tiles are larger; wide 1x1 layers are aten's
 EXTENTS = (1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 16, 17, 25)
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,6 +64,8 @@ def convolution(rng: random.Random) -> str:
     inputs, outputs = (rng.choice(CHANNELS), rng.choice(CHANNELS)) if groups < 16 and not depthwise else (1, 1)
     if depthwise:
         groups = rng.choice(CHANNELS)
+    elif groups == 1 and rng.random() < 0.1:
+        inputs, outputs = rng.choice(WIDE), rng.choice(WIDE)
     inputs, outputs = inputs * groups, outputs * groups
     taps = [rng.choice((1, 1, 2, 3, 3, 4, 5, 7)) for _ in range(2)]
     dilation = [1, 1] if transposed else [rng.choice((1, 1, 1, 2, 3)) for _ in range(2)]
