@@ -23,6 +23,7 @@ from tunable_ops.bench import deploy, engines, machine, providers, report, resul
 from tunable_ops.bench.measure import Settings
 
 from tunable_ops.extras import install
+from tunable_ops.memory import keep_freed_memory
 
 SUITES = (*suites.SUITES, "comparison", "all")
 OWN = "own"  # what results of --case are called
@@ -210,7 +211,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     if device == "cpu":
-        machine.keep_freed_memory()
+        keep_freed_memory()
     rounds = args.rounds or Settings.rounds
     settings = Settings(rounds=rounds, budget=Settings.budget if args.budget is None else args.budget)
     if args.quick:

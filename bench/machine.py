@@ -1,6 +1,5 @@
 """What the figures were measured on: device, versions, commit, clocks, and the peaks that shares refer to."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -104,22 +103,6 @@ def peaks(device: str, dtypes: set[str]) -> dict[str, float]:
         finally:
             torch.backends.cuda.matmul.fp32_precision = before
     return found
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc's allocator keep freed memory, as a GPU's caching allocator does; return False without glibc.
-
-    Otherwise tensors of megabytes may be mapped anew at every call, page by page: 10 % of a convolution's time, which
-    hits one provider or another by chance.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    options = ((mmap_threshold, 32 << 20), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20))
-    done = [mallopt(option, value) == 1 for option, value in options]  # every one, whatever the others gave
-    return all(done)
 
 
 def _best(function: Callable[[], Any], gpu: bool, tries: int = 15) -> float:

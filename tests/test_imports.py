@@ -15,6 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "tunable_ops.extras": set(),
     "tunable_ops.reference": {"tunable_ops.convolution"},
     "tunable_ops.geometry": set(),
+    "tunable_ops.memory": set(),
     "tunable_ops.nearest": set(),
     "tunable_ops.checks": {"tunable_ops.geometry", "tunable_ops.reference"},
     "tunable_ops.backends": {
@@ -120,6 +121,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.extras",
         "tunable_ops.images",
         "tunable_ops.losses",
+        "tunable_ops.memory",
         "tunable_ops.models",
         "tunable_ops.modules",
         "tunable_ops.pretrained",
@@ -149,6 +151,7 @@ ARROWS: dict[str, set[str]] = {
         "tunable_ops.images",
         "tunable_ops.knob_files",
         "tunable_ops.losses",
+        "tunable_ops.memory",
         "tunable_ops.models",
         "tunable_ops.modules",
         "tunable_ops.nearest",

@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     """Train; return 0 when all steps are done."""
     from tunable_ops.cli.device import set_threads
     from tunable_ops.cli.shards import Shard
+    from tunable_ops.memory import keep_freed_memory
     from tunable_ops.train import MODEL, load_config, train
 
     if args.stop_at is not None and args.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1; got {args.stop_at}")
     set_threads(args.threads)
+    keep_freed_memory()
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / Path(args.config).stem
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
