@@ -195,7 +195,7 @@ def test_lpips_is_an_objective(net, make_config) -> None:
         pytest.skip("TUNABLE_OPS_DATA is not set: no published weights at hand")
     fading = {"name": "accurate", "loss": "log_mse", "weight": {"texture": [1, 0]}}
     seen = {"name": "seen", "loss": "lpips", "arguments": {"net": net}, "scale": 0.5, "weight": {"texture": [0, 1]}}
-    config = make_config(tuning=TEXTURE, objectives=[fading, seen], degradation=NOISE)
+    config = make_config(tuning=TEXTURE, objectives=[fading, seen], degradation=NOISE, data={"crop": 32})
     output, target = 1.2 * torch.rand(2, 3, 32, 32, generator=generator(0)) - 0.1, torch.rand(2, 3, 32, 32)
     output.requires_grad_()
     weights = objective_weights(config.objectives, config.param_names, torch.tensor([[0.0, 0.25], [0.0, 1.0]]))
