@@ -59,6 +59,14 @@ inline Options options_of(int64_t stride_h, int64_t stride_w, int64_t padding_h,
           static_cast<Activation>(activation)};
 }
 
+// Of one tap the dilation means nothing, and oneDNN reads address 0 with one of 2 (docs/known_faults.md).
+inline Options without_idle_dilation(Options o, const Tensor& weight) {
+  for (int d = 0; d < 2; ++d) {
+    if (weight.size(3 + d) == 1) o.dilation[d] = 1;
+  }
+  return o;
+}
+
 using Forward = Tensor (*)(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                            const Tensor& alpha, const Options& options);
 // Returns undefined tensors for the gradients that `mask` does not request.
@@ -70,9 +78,10 @@ template <Forward forward>
 Tensor forward_operator(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                         const Tensor& alpha, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
                         int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t activation) {
-  const Options options =
+  const Options given =
       options_of(stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, activation);
-  check_call(input, weight, bias, alpha, options);
+  check_call(input, weight, bias, alpha, given);
+  const Options options = without_idle_dilation(given, weight);
   return forward(input, weight, bias, alpha, options);
 }
 
@@ -82,9 +91,10 @@ Gradients backward_operator(const Tensor& grad_output, const std::optional<Tenso
                             int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
                             int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t activation,
                             const std::vector<bool>& mask) {
-  const Options options =
+  const Options given =
       options_of(stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, activation);
-  check_call(input, weight, bias, alpha, options);
+  check_call(input, weight, bias, alpha, given);
+  const Options options = without_idle_dilation(given, weight);
   STD_TORCH_CHECK(mask.size() == 4, "tunable_conv2d: mask must hold 4 values; got ", mask.size());
   STD_TORCH_CHECK(saved.has_value() == (options.activation != Activation::kNone),
                   "tunable_conv2d: saved must be given exactly if there is an activation");

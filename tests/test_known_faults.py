@@ -211,9 +211,10 @@ torch.set_num_threads(1)
 options = dict(stride=(1, 3), padding=(0, 2), dilation=(1, 2), groups=2)
 x, w, b = torch.randn(1, 16, 7, 1).to(memory_format=torch.channels_last), torch.randn(32, 8, 5, 1), torch.randn(32)
 x.requires_grad_(), w.requires_grad_()
-y = {call}
-y.sum().backward()
-assert torch.equal(y, b[None, :, None, None].expand_as(y)) and not x.grad.any() and not w.grad.any()
+for alpha in (torch.ones(1), torch.ones(1, 1), torch.ones(1, 1, 3, 2)):
+    y = {call}
+    y.sum().backward()
+    assert torch.equal(y, b[None, :, None, None].expand_as(y)) and not x.grad.any() and not w.grad.any()
 """
 
 
@@ -222,7 +223,7 @@ def test_a_dilation_of_one_tap(backend: str | None) -> None:
     """oneDNN reads address 0 on machines with AVX-512: no output sees the picture."""
     if backend == "cpp" and tunable_ops.backends.cpp.unavailable_reason("tunable_conv2d") is not None:
         pytest.skip("no compiled operators")
-    call = f"tunable_ops.tunable_conv2d(x, w[None], b[None], torch.ones(1), backend={backend!r}, **options)"
+    call = f"tunable_ops.tunable_conv2d(x, w[None], b[None], alpha, backend={backend!r}, **options)"
     ours = process(BESIDE.format(call=call))
     assert ours.returncode == 0, ours.stderr
     last = "memory_format=torch.channels_last"

@@ -75,7 +75,7 @@ def convolve_transposed(
         return convolve_transposed(input[None], kernel, bias, stride, padding, output_padding, groups, dilation)[0]
     strides, more = _each(stride, 2), _each(output_padding, 2)
     if not is_strided_pointwise(kernel.shape[2:], strides):
-        options = (stride, padding, output_padding, groups, dilation)
+        options = (stride, padding, output_padding, groups, _dilation_of_taps(kernel.shape, dilation))
         return F.conv_transpose2d(with_new_strides(input), with_new_strides(kernel), bias, *options)
     products = F.conv_transpose2d(with_new_strides(input), with_new_strides(kernel), None, groups=groups)
     # Each pixel becomes the first of a block of stride x stride; what is around the pixels is cut off or added.

@@ -1,6 +1,7 @@
 """How this process keeps the memory that tensors free."""
 
 import ctypes
+import sys
 
 __all__ = ["keep_freed_memory"]
 
@@ -8,10 +9,12 @@ __all__ = ["keep_freed_memory"]
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed memory, as a GPU's caching allocator does; return False without glibc.
 
-    Otherwise tensors of megabytes may be mapped anew at every call, page by page: 10 % of a convolution's time, and of
-    a training step on one CPU thread up to 16 %. It holds for the process and cannot be taken back, so that commands do
-    it, and no other function. Tensors of more than 32 MB are mapped anew all the same.
+    Otherwise tensors of megabytes may be mapped anew at every call, page by page: 10 % of a convolution's time, and
+    of a training step's on a CPU (docs/performance.md). It holds for the process and cannot be taken back, so that
+    commands do it, and no other function. Tensors of more than 32 MB are mapped anew all the same.
     """
+    if sys.platform != "linux":
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):

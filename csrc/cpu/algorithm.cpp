@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Costs {
   int64_t tile;        // transforms per tile and channel, of inputs or outputs
   int64_t transform;   // per kernel of a channel and an output: gather, blend, transform
-  int64_t most_bytes;  // of transformed kernels: beyond the caches they take longer to read than to multiply
+  int64_t most_bytes;  // of transformed kernels; 40 MB are 512 x 512 with tiles of 4x4, the largest that were measured
   // Of a call for which transformed kernels are kept. In networks of 3x3 layers that are larger than the L2 cache that
   // saves 0.17 of the time at 64 tiles of 4x4 (128 channels), and nothing at 256 (64). The others follow by estimates.
   int64_t most_tiles;
@@ -35,7 +35,7 @@ double winograd_cost(const Conv& c, int64_t tile, int64_t lanes, int64_t blends)
   const double kernels = static_cast<double>(c.channels) * outputs;
   const double bytes = 4 * points * kernels * c.groups;
   if (bytes > costs.most_bytes) return -1;
-  const int64_t transform = costs.transform + (bytes > kFarBytes ? kFarther : bytes > kNearBytes ? kFar : 0);
+  const int64_t transform = costs.transform + (bytes > kFarBytes ? kFarther : bytes >= kNearBytes ? kFar : 0);
   const double tiles = static_cast<double>(c.batch) * ceil_div(c.out_h, tile) * ceil_div(c.out_w, tile);
   return c.groups * (tiles * (points * kernels + costs.tile * (channels + outputs)) + blends * kernels * transform);
 }

@@ -78,12 +78,9 @@ Tensor with_layout_of(const Tensor& gradient, const Tensor& weight) {
   return torch::stable::contiguous(gradient, kernel_format(weight));
 }
 
-// Of one tap the dilation means nothing: oneDNN reads address 0 with one of 2 (docs/known_faults.md).
-int64_t dilation_of(int64_t taps, int64_t dilation) { return taps == 1 ? 1 : dilation; }
-
-// Channels times outputs of 1x1 kernels that aten computes faster. On Ice Lake a step of 512 x 512 takes 1.31 of the
-// plain layer's time by ours and 1.03 by aten, of 256 x 256 1.17 and 1.09, of 128 x 128 0.96 and 1.07; on Zen 4 aten
-// takes longer up to 256 channels.
+// Channels of a group times its outputs, of 1x1 kernels that aten computes faster. On Ice Lake a step of 512 x 512
+// takes 1.31 of the plain layer's time by ours and 1.03 by aten, of 256 x 256 1.17 and 1.09, of 128 x 128 0.96
+// and 1.07; on Zen 4 aten takes longer up to 256 channels.
 constexpr int64_t kWidePoints = 1 << 17;
 
 }  // namespace
@@ -126,8 +123,7 @@ Tensor shift_of(const std::vector<float>& bias, ScalarType type) {
 Tensor convolve_and_activate(const Conv& v, const Tensor& input, const Tensor& kernel, const Tensor& shift) {
   AtenTensorHandle shift_handle = shift.get(), result;
   const int64_t stride[] = {v.stride_h, v.stride_w}, padding[] = {v.pad_h, v.pad_w},
-                dilation[] = {dilation_of(v.taps_h, v.dilation_h), dilation_of(v.taps_w, v.dilation_w)},
-                none[] = {0, 0};
+                dilation[] = {v.dilation_h, v.dilation_w}, none[] = {0, 0};
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(input.get(), kernel.get(),
                                                            shift.defined() ? &shift_handle : nullptr, stride, 2,
                                                            padding, 2, dilation, 2, 0, none, 2, v.groups, &result));
@@ -170,8 +166,7 @@ Gradients gradients_with_aten(const Call& call, const Tensor& grad_output, const
   const int32_t wanted[] = {mask[0], mask[1] || mask[3], bias && (mask[2] || mask[3])};
   const Tensor kernel = blended_kernel(call, weight);
   const int64_t outputs[] = {weight.size(1)}, stride[] = {v.stride_h, v.stride_w}, padding[] = {v.pad_h, v.pad_w},
-                dilation[] = {dilation_of(v.taps_h, v.dilation_h), dilation_of(v.taps_w, v.dilation_w)},
-                none[] = {0, 0};
+                dilation[] = {v.dilation_h, v.dilation_w}, none[] = {0, 0};
   const int64_t* sizes = outputs;
   AtenTensorHandle handles[3];
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(

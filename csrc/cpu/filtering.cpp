@@ -14,9 +14,9 @@ constexpr int64_t kTiles = 14;
 // Transformed inputs of a block of tiles: a quarter of a large L2 cache. In the kernels' gradient, with those of the
 // outputs; more tiles load and store the sums less often.
 constexpr int64_t kTileBytes = 256 << 10, kGradBytes = 512 << 10;
-// Of layers so wide that fewer than kTiles tiles fit there, the transformed kernels come from the L3 cache or from
-// farther: a block has more tiles, whose inputs at one point fit, and as many outputs are multiplied at a point before
-// the next one.
+// For layers so wide that fewer than kTiles tiles fit there (in the kernels' gradient fewer than twice as many), the
+// transformed kernels come from the L3 cache or from farther: a block has up to kWideTiles tiles, whose inputs at one
+// point fit, and kWideOutputs outputs are multiplied at a point before the next one.
 constexpr int64_t kWideTiles = 56, kWideOutputs = 128;
 // Transformed kernels of the samples that are computed together: what stays in the L2 cache, but work for all threads.
 constexpr int64_t kKernelBytes = 1 << 20;
@@ -24,7 +24,7 @@ constexpr int64_t kKernelBytes = 1 << 20;
 constexpr int64_t kPad = 16;
 // Segments of the tiles whose sums are separate: a part for every thread of a small machine.
 constexpr int64_t kSegments = 4, kSegmentTiles = 64;
-// Of such sums: larger ones there are once only, and the threads share their outputs.
+// Above this size there is one copy of the sums, and the threads share the outputs, if these are enough for them.
 constexpr int64_t kSumBytes = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -78,7 +78,7 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const int64_t bytes = 4 * panels.taps() * padded(conv.channels, panels.lanes);
   const int64_t near = kTileBytes / bytes / kTiles * kTiles, most = near ? near : kWideTiles;
   if (!near) run.abreast = std::max<int64_t>(1, kWideOutputs / (panels.lanes * panels.width));
-  const int64_t wanted = std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans));
+  const int64_t wanted = std::min(run.span / kTiles, ceil_div((near ? 4 : 1) * call.threads.count, spans));
   run.blocks = std::max<int64_t>({1, wanted, ceil_div(run.span, most)});
   run.block = ceil_div(run.span, run.blocks);
   const Workspace blended(call.transformed ? 0 : spans * panels.size());
@@ -105,7 +105,7 @@ void kernel_gradients_by_filtering(const Call& call, const float* grad_output, c
   const bool shared = call.rows == 1;
   WinogradGradRun run{c, points, nullptr, nullptr, nullptr, nullptr, 0, 1, 1, 0};
   run.span = (shared ? c.batch : 1) * tiles_of(c, tile);
-  const bool large = 4 * points.size() > kSumBytes;
+  const bool large = 4 * points.size() > kSumBytes && points.count() >= kSegments;
   if (!large) run.segments = std::clamp<int64_t>(run.span / kSegmentTiles, 1, ceil_div(kSegments, call.rows));
   const int64_t bytes = 4 * points.taps() * (padded(c.channels, points.lanes) + padded(c.outputs, points.lanes));
   const int64_t near = kGradBytes / bytes;

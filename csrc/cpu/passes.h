@@ -3,10 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "kernels.h"

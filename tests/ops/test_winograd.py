@@ -30,13 +30,15 @@ CASES = [
     Case(channels=100, outputs=36, size=(9, 9), kernels=1, padding=(6, 5), bias=False),
     Case(channels=1, outputs=5, size=(40, 31), kernels=2),
 ]
-# Blocks of 56 tiles, with 128 outputs at a time, with tiles of 4x4 (the first; in its gradient of the input too) and of
-# both sizes; the sums of the first one's gradient of the kernels are there once, not for every segment of the tiles.
-# So many numbers resolve that F(4x4) has a gain of 4.5e-8, of the constants of its transforms: compared as integers.
+# More channels than let 14 tiles of 4x4 stay in the L2 cache, of the second case of 2x2 too: blocks of up to 56 tiles,
+# 128 outputs at a time. But for the second, one copy of the sums of the kernels' gradient, whose outputs the threads
+# share; the last has fewer parts of them than the test below has threads. So many numbers resolve that F(4x4) has a
+# gain of 4.5e-8, of the constants of its transforms: compared as integers.
 WIDE = [
     Case(channels=160, outputs=200, size=(30, 29), kernels=2, batch=2),
     Case(channels=300, outputs=36, size=(15, 17), kernels=2, batch=2, bias=False),
     Case(channels=320, outputs=300, groups=2, size=(17, 18), kernels=2, batch=3),
+    Case(channels=300, outputs=100, size=(9, 10), kernels=2, batch=4),
 ]
 
 # The same for 5x5 kernels, which tiles of 2x2 serve.
@@ -108,7 +110,7 @@ def test_kernels_in_unusual_strides() -> None:
             assert torch.equal(o.double(), r)
 
 
-@pytest.mark.parametrize("case", [Case(batch=5, channels=40, outputs=33, size=(33, 40), kernels=2), WIDE[2]], ids=str)
+@pytest.mark.parametrize("case", [Case(batch=5, channels=40, outputs=33, size=(33, 40), kernels=2), *WIDE[2:]], ids=str)
 def test_the_same_bits_with_every_number_of_threads_and_for_every_sample(case: Case) -> None:
     threads = torch.get_num_threads()
     for name in NAMED:
@@ -116,7 +118,7 @@ def test_the_same_bits_with_every_number_of_threads_and_for_every_sample(case: C
         for alpha in ("shared", "sample"):
             x, weight, bias, rows = case.tensors(alpha, torch.float32, channels_last=True)
             results = []
-            for count in (1, 2, 3, 5):
+            for count in (1, 2, 3, 5, 12):
                 torch.set_num_threads(count)
                 try:
                     results.append(run(cpp, [x, weight, bias, rows], case, "relu", None))

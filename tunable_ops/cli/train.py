@@ -53,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0 when all steps are done."""
+    import torch
+
     from tunable_ops.cli.device import set_threads
     from tunable_ops.cli.shards import Shard
     from tunable_ops.memory import keep_freed_memory
@@ -61,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if args.stop_at is not None and args.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1; got {args.stop_at}")
     set_threads(args.threads)
-    keep_freed_memory()
     config = load_config(args.config, args.set)
+    if config.compute.device == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     out = args.out or Path("runs") / Path(args.config).stem
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     progress = not args.quiet

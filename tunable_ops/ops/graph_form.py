@@ -37,6 +37,7 @@ def tunable_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, alpha: Te
     """Convolve, given the arguments of the operators' schemas: stride, padding, dilation, groups, activation."""
     *sizes, groups, activation = options
     stride, padding, dilation = (list(sizes[i : i + 2]) for i in (0, 2, 4))
+    dilation = [1 if taps == 1 else d for taps, d in zip(weight.shape[3:], dilation, strict=True)]  # known_faults.md
 
     def conv(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.conv2d(x, w, b, stride, padding, dilation, groups)
