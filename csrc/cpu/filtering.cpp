@@ -78,7 +78,7 @@ void convolve_by_filtering(const Call& call, const Conv& conv, const Stack& stac
   const int64_t bytes = 4 * panels.taps() * padded(conv.channels, panels.lanes);
   const int64_t near = kTileBytes / bytes / kTiles * kTiles, most = near ? near : kWideTiles;
   if (!near) run.abreast = std::max<int64_t>(1, kWideOutputs / (panels.lanes * panels.width));
-  const int64_t wanted = std::min(run.span / kTiles, ceil_div((near ? 4 : 1) * call.threads.count, spans));
+  const int64_t wanted = std::min(run.span / kTiles, ceil_div(4 * call.threads.count, spans));
   run.blocks = std::max<int64_t>({1, wanted, ceil_div(run.span, most)});
   run.block = ceil_div(run.span, run.blocks);
   const Workspace blended(call.transformed ? 0 : spans * panels.size());
