@@ -24,7 +24,7 @@ constexpr int64_t kKernelBytes = 1 << 20;
 constexpr int64_t kPad = 16;
 // Segments of the tiles whose sums are separate: a part for every thread of a small machine.
 constexpr int64_t kSegments = 4, kSegmentTiles = 64;
-// Above this size there is one copy of the sums, and the threads share the outputs, if these are enough for them.
+// Above this size there is one copy of the sums, and the threads share the outputs, where there are enough.
 constexpr int64_t kSumBytes = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
