@@ -80,6 +80,25 @@ def test_the_relative_term_and_the_tangent_are_what_they_say(data: Path) -> None
     assert set(task.after_step(0)) == {"agreement/angle", "agreement/ratio", "agreement/parameters"}
 
 
+def test_the_tangent_of_autoencoders_and_priors_has_its_own_weight(data: Path) -> None:
+    config = tree(data, autoencoders=1, priors=1, others_every=2, distorted=1)
+    config["terms"] |= {"relative": 0, "tangent": 0.5, "tangent_others": 0.25}
+    task = PerceptualGradient(PGNConfig.model_validate(config), HERE)
+    for step, weights in ((0, (0.5, 0.25, 0.25)), (1, (0.5,))):  # a generator, an autoencoder, a prior; a generator
+        total, parts = task.loss(torch.rand(2, 3, 16, 16), step)
+        assert task.driven is not None
+        values = [float(found.value) for found in task.driven.tangents]
+        wanted = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        assert float(total.detach()) == pytest.approx(wanted, rel=1e-5) == float(parts["tangent"])
+        (gradient,) = torch.autograd.grad(total, next(task.net.parameters()))
+        assert gradient.any()
+        task.after_step(step)
+    config["terms"] |= {"tangent": 0}
+    task = PerceptualGradient(PGNConfig.model_validate(config), HERE)
+    task.loss(torch.rand(2, 3, 16, 16), 0)
+    assert task.driven is not None and len(task.driven.tangents) == 2
+
+
 def test_every_ride_has_the_picture_that_it_was_made_of(data: Path) -> None:
     toys = {"autoencoders": 1, "priors": 1, "others_every": 2, "distorted": 2}
     task = PerceptualGradient(PGNConfig.model_validate(tree(data, **toys)), HERE)
@@ -208,6 +227,10 @@ def test_a_start_is_taken_over_and_checked(data: Path, tmp_path: Path) -> None:
             "toys.others_every must be 1 without toys.generators and toys.distorted; got 2",
         ),
         ({"terms": {"tangent": 1}}, "terms.tangent must be 0 without toys.generators; got 1"),
+        (
+            {"terms": {"tangent_others": 1}, "toys": {"autoencoders": 0, "generators": ["edsr_x4"]}},
+            "terms.tangent_others must be 0 without toys.autoencoders and toys.priors; got 1",
+        ),
         ({"terms": {"field": 0, "proxy": 0, "l1": 0}}, "terms must have a weight above 0; got none"),
         (
             {"toys": {"generators": ["rlfn_x4"]}, "data": {"crop": 48}},

@@ -184,16 +184,16 @@ class PerceptualGradient(Task):
         target = self.net(x, y[which])
         predicted = self.net.field(x, target)
         total, parts, true = self.terms(x, y, which, target, predicted, step)
-        tangents = []
-        if self.config.terms.tangent:
-            counts = [len(ride.which) for ride in rides]
-            for ride, ours, wanted in zip(rides, predicted.split(counts), true.split(counts), strict=True):
-                if isinstance(ride.toy, Generator):
-                    found = tangent(ride.output, ride.toy.net, ours.detach(), wanted)
-                    term = self.config.terms.tangent * found.value
-                    total = total + term + self.config.terms.tangent * ((ours - ours.detach()) * found.gradient).sum()
-                    parts["tangent"] = term
-                    tangents.append(found)
+        tangents, terms = [], self.config.terms
+        counts = [len(ride.which) for ride in rides]
+        for ride, ours, wanted in zip(rides, predicted.split(counts), true.split(counts), strict=True):
+            weight = terms.tangent if isinstance(ride.toy, Generator) else terms.tangent_others
+            if ride.toy is not None and weight:
+                found = tangent(ride.output, ride.toy.net, ours.detach(), wanted)
+                term = weight * found.value
+                total = total + term + weight * ((ours - ours.detach()) * found.gradient).sum()
+                parts["tangent"] = parts.get("tangent", 0) + term
+                tangents.append(found)
         self.driven = Driven(rides, y[which], predicted.detach(), true, tangents)
         return total, parts
 

@@ -49,6 +49,7 @@ class Terms(Section):
             denominator is at least 1/100 of its mean over the step.
         tangent: Of the relative error of what the parameters of a generator gather over its samples of a step,
             ``|J^T (g - g_true)|**2 / (|J^T g_true|**2 + |J^T g|**2)``; needs ``toys.generators``.
+        tangent_others: The same, of autoencoders and image priors.
     """
 
     field: float = Field(default=2.0**26, ge=0)
@@ -57,6 +58,7 @@ class Terms(Section):
     l1_steps: int | None = Field(default=None, ge=1)
     relative: float = Field(default=0.0, ge=0)
     tangent: float = Field(default=0.0, ge=0)
+    tangent_others: float = Field(default=0.0, ge=0)
 
 
 class Toys(Section):
@@ -158,7 +160,12 @@ class PGNConfig(RunConfig):
             )
         if terms.tangent and not toys.generators:
             raise ValueError(f"terms.tangent must be 0 without toys.generators; got {terms.tangent:g}")
-        if not any((terms.field, terms.proxy, terms.l1, terms.relative, terms.tangent)):
+        if terms.tangent_others and not (toys.autoencoders or toys.priors):
+            raise ValueError(
+                "terms.tangent_others must be 0 without toys.autoencoders and toys.priors; "
+                f"got {terms.tangent_others:g}"
+            )
+        if not any((terms.field, terms.proxy, terms.l1, terms.relative, terms.tangent, terms.tangent_others)):
             raise ValueError("terms must have a weight above 0; got none")
         for kind in toys.generators:
             if self.data.crop % FACTOR or self.data.crop < LEAST[kind]:
