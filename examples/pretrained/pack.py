@@ -28,20 +28,16 @@ from tunable_ops.serialization import fill, read_weights
 LICENCE = "Apache-2.0, as this package"
 
 
-def pictures(sources: Path, *folders: str) -> dict[str, Any]:
-    """Describe the pictures of some folders: how many, under which licences, and the authors of those under CC-BY.
+def pictures(sources: Path, folder: str) -> dict[str, Any]:
+    """Describe the pictures of a folder: how many, under which licences, and the authors of those under CC-BY.
 
     Raises:
-        ValueError: The table names no picture of a folder, one whose licence is not free, or a CC-BY without author.
+        ValueError: The table names no picture of the folder, one whose licence is not free, or a CC-BY without author.
     """
     with open(sources, newline="", encoding="utf-8") as file:
-        named = list(csv.DictReader(file, delimiter="\t"))
-    rows = []
-    for folder in folders:
-        inside = [row for row in named if row["file"].startswith(f"{folder}/")]
-        if not inside:
-            raise ValueError(f"pack: --pictures must be folders that --sources names; got {folder!r}")
-        rows += inside
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["file"].startswith(f"{folder}/")]
+    if not rows:
+        raise ValueError(f"pack: --pictures must be a folder that --sources names; got {folder!r}")
     for row in rows:
         if not row["licence"].startswith(("CC0", "CC-BY", "public domain")) or "-NC" in row["licence"]:
             raise ValueError(f"pack: pictures must be free; got {row['licence']!r} for {row['file']}")
@@ -184,9 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("name", help='network and its knobs, such as super_resolution_x2.perceptual; or "pgn"')
     parser.add_argument("--sources", type=Path, required=True, help="table of the pictures: file, author, licence")
-    parser.add_argument(
-        "--pictures", nargs="+", default=["free"], help="folders of the table that were trained on (default: free)"
-    )
+    parser.add_argument("--pictures", default="free", help="folder of the table that was trained on (default: free)")
     parser.add_argument("--rank", type=int, help="rank of the new kernels (default: as trained)")
     parser.add_argument(
         "--earlier",
@@ -199,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", help="what the first training began with, where that is not the bare base")
     parser.add_argument("--out", type=Path, help="folder of the file (default: where the package has it)")
     args = parser.parse_args(argv)
-    found = pictures(args.sources, *args.pictures)
+    found = pictures(args.sources, args.pictures)
     if args.name == "pgn":
         file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights", args.earlier)
     else:

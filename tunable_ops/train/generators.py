@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tunable_ops import pretrained
 from tunable_ops.losses import sampler
 from tunable_ops.models import EDSR
-from tunable_ops.modules import TunableModel, convert, fold
+from tunable_ops.modules import TunableModel, convert
 from tunable_ops.train.seeding import generator
 from tunable_ops.train.toys import LOST, Toy
 
@@ -24,7 +24,7 @@ FACTOR = 4  # of every generator
 SCALE = 0.01  # of the field beside L1: the gradients then have about the same norm
 LIVES = (100, 1500)  # steps that a generator lives, uniform in the logarithm
 CORNERS = 0.4  # of the sampler of lambda
-LEAST = {"edsr_x4": 4, "rlfn_x4": 60, "super_resolution_x4": 60}
+LEAST = {"edsr_x4": 4, "rlfn_x4": 60}
 """Kind of generator -> the smallest side of a crop."""
 
 
@@ -51,15 +51,9 @@ def reduced(y: Tensor) -> Tensor:
 def build_generator(kind: str) -> TunableModel:
     """Return a fresh generator of a kind in `LEAST`, tunable with the parameters "l1" and "perceptual".
 
-    "edsr_x4" is an `Enlarger`, whose weights come from torch's global generator; "rlfn_x4" the published RLFN;
-    "super_resolution_x4" what ships under that name at its sharpest, an RLFN that a perceptual loss has trained.
+    "edsr_x4" is an `Enlarger`, whose weights come from torch's global generator; "rlfn_x4" the published RLFN.
     """
-    if kind == "edsr_x4":
-        plain: nn.Module = Enlarger()
-    elif kind == "rlfn_x4":
-        plain = pretrained.load_base(kind)
-    else:
-        plain = fold(pretrained.load(kind), [1.0])
+    plain = Enlarger() if kind == "edsr_x4" else pretrained.load_base(kind)
     return convert(plain, num_params=2, names=["l1", "perceptual"])
 
 

@@ -70,11 +70,10 @@ class Toys(Section):
         priors: Image priors; one of them takes part at a step.
         prior_lr: Learning rate of the image priors.
         generators: Tunable super-resolution networks x4, of which one takes part at a step, in turn: "edsr_x4", the
-            small EDSR of examples/perceptual/super_resolution.py, "rlfn_x4", the published RLFN made tunable, and
-            "super_resolution_x4", an RLFN that a perceptual loss has trained before. Each is put back to its start
-            after 100 to 1500 steps; a kind may be named several times. ``data.crop`` must be a multiple of 4, for both
-            RLFNs at least 60.
-        generator_lr: Learning rate of the generators; the RLFNs take a tenth of it.
+            small EDSR of examples/perceptual/super_resolution.py, and "rlfn_x4", the published RLFN made tunable. Each
+            is put back to its start after 100 to 1500 steps; a kind may be named several times. ``data.crop`` must be
+            a multiple of 4, for RLFN at least 60.
+        generator_lr: Learning rate of the generators; RLFN takes a tenth of it.
         direct: Share of the generators' lives that follow the true gradient instead of the predicted one.
         generator_l1: Share of the generators' lives with an L1 objective beside the perceptual one.
         distorted: Distorted pictures at every step (`tunable_ops.train.distortions`): what a restoration begins with.
@@ -87,7 +86,7 @@ class Toys(Section):
     lr: float = Field(default=1e-3, gt=0)
     priors: int = Field(default=0, ge=0)
     prior_lr: float = Field(default=3e-3, gt=0)
-    generators: list[Literal["edsr_x4", "rlfn_x4", "super_resolution_x4"]] = Field(default_factory=list)
+    generators: list[Literal["edsr_x4", "rlfn_x4"]] = Field(default_factory=list)
     generator_lr: float = Field(default=1e-3, gt=0)
     direct: float = Field(default=0.5, ge=0, le=1)
     generator_l1: float = Field(default=0.5, ge=0, le=1)
