@@ -7,6 +7,7 @@ authors that their licences want named, from a table with the columns file, auth
 
 python examples/pretrained/pack.py runs/x2 super_resolution_x2.perceptual --rank 16 --sources FREE_SOURCES.tsv
 python examples/pretrained/pack.py runs/pgn pgn --sources FREE_SOURCES.tsv
+python examples/pretrained/pack.py runs/one pgn --average runs/two --earlier OLD.safetensors --sources FREE_SOURCES.tsv
 """
 
 from __future__ import annotations
@@ -152,7 +153,9 @@ def pack(
     return file
 
 
-def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path] = ()) -> Path:
+def pack_pgn(
+    run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path] = (), average: Sequence[Path] = ()
+) -> Path:
     """Write the perceptual gradient network that ships.
 
     Args:
@@ -160,15 +163,23 @@ def pack_pgn(run: Path, found: dict[str, Any], out: Path, earlier: Sequence[Path
         found: The pictures, as `pictures` returns them.
         out: Folder of the file.
         earlier: Folders of the trainings whose results this one began with, in their order, or a file packed from them.
+        average: Folders of other trainings from the same start; the file has the mean of all their weights.
     """
-    *before, net = (pgn.PGN.load(f / "model.safetensors" if f.is_dir() else f) for f in (*earlier, run))
+    loaded = [pgn.PGN.load(f / "model.safetensors" if f.is_dir() else f) for f in (*earlier, run, *average)]
+    before, (net, *others) = loaded[: len(earlier)], loaded[len(earlier) :]
+    weights = [each.state_dict() for each in (net, *others)]
+    net.load_state_dict({key: torch.stack([each[key] for each in weights]).mean(0) for key in weights[0]})
     trainings: list[dict[str, Any]] = []
-    for each in (*before, net):
+    for each in (*before, net, *others):
         last = {"step": each.notes["step"], "config": without_folders(each.notes["config"])}
         trainings += [*each.notes.get("earlier", []), last]
     steps, side = sum(training["step"] for training in trainings), trainings[-1]["config"]["data.crop"]
     sentence = f"{steps} steps, crops of {side}x{side} from {found['count']} photographs under free licences"
-    notes = {"trained_on": sentence, "licence": LICENCE, "pictures": found, **trainings[-1], "earlier": trainings[:-1]}
+    first = len(trainings) - len(others) - 1
+    notes = {"trained_on": sentence, "licence": LICENCE, "pictures": found, **trainings[first]}
+    notes["earlier"] = trainings[:first]
+    if others:
+        notes["averaged_with"] = trainings[first + 1 :]
     file = out / pgn.SHIPPED
     net.save(file, notes)
     return file
@@ -189,13 +200,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[],
         help="folders of the runs that this one went on from, or their knob file",
     )
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="folders of other runs from the same start, for pgn: the mean",
+    )
     parser.add_argument("--end", type=float, default=1.0, help="position of the training's knob that becomes 1")
     parser.add_argument("--start", help="what the first training began with, where that is not the bare base")
     parser.add_argument("--out", type=Path, help="folder of the file (default: where the package has it)")
     args = parser.parse_args(argv)
+    if args.average and args.name != "pgn":
+        raise ValueError(f"pack: --average must be left out for a knob; got it for {args.name!r}")
     found = pictures(args.sources, args.pictures)
     if args.name == "pgn":
-        file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights", args.earlier)
+        file = pack_pgn(args.run, found, args.out or Path(pgn.__file__).parent / "weights", args.earlier, args.average)
     else:
         out = args.out or Path(pretrained.__file__).parent
         file = pack(args.run, args.name, found, out, args.rank, args.earlier, args.end, args.start)

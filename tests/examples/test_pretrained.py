@@ -109,6 +109,18 @@ def test_pack_a_perceptual_gradient_network(tmp_path: Path) -> None:
     assert packed.notes["step"] == 12 and [training["step"] for training in packed.notes["earlier"]] == [5, 3, 4]
     for name, value in packed.state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-4)
+    other = PGN("unet")
+    other.save(tmp_path / "other" / "model.safetensors", {"step": 7, "config": config})
+    program("pack.py")["main"]([*words, "--average", str(tmp_path / "other")])
+    packed = PGN.load(tmp_path / "unet_vgg16.safetensors")
+    assert packed.notes["trained_on"].startswith("31 steps") and packed.notes["step"] == 12
+    assert [each["step"] for each in packed.notes["earlier"]] == [5, 3, 4]
+    assert [each["step"] for each in packed.notes["averaged_with"]] == [7]
+    for name, value in packed.state_dict().items():
+        mean = (net.state_dict()[name] + other.state_dict()[name]) / 2
+        torch.testing.assert_close(value, mean, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"pack: --average must be left out for a knob"):
+        program("pack.py")["main"]([words[0], "denoise.texture", *words[2:], "--average", str(tmp_path / "other")])
 
 
 def test_estimates_of_noise(
