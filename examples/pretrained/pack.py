@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         type=Path,
         default=[],
-        help="folders of other runs from the same start, for pgn: the mean",
+        help="of pgn: folders of other runs from the same start, to average the weights with",
     )
     parser.add_argument("--end", type=float, default=1.0, help="position of the training's knob that becomes 1")
     parser.add_argument("--start", help="what the first training began with, where that is not the bare base")
